@@ -1,0 +1,65 @@
+"""What a backbone is: images in, features out. Methods and plugins know no more than this."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import Component
+from ..data.base import ImageSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a backbone sees in a batch of images."""
+
+    pooled: Tensor  # (B, D)
+    patches: Tensor | None = None  # (B, N, D): patch tokens, or a CNN's last map, row-major
+    grid: tuple[int, int] | None = None  # N = grid[0] * grid[1]
+
+
+class Backbone(nn.Module, Component, ABC):
+    """A network from images (B, C, H, W) to features of width `embed_dim`.
+
+    Its state dict uses the key names of the library it comes from, so that the exported file loads there.
+    """
+
+    kind = "backbone"
+    embed_dim: int
+
+    def __init__(self, config: Any, image: ImageSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.image = image
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Features:
+        """Pooled features and, where the architecture has them, patch features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features (B, D)."""
+        return self.features(images).pooled
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided for the user, with the reason (an adapted stem, say)."""
+        return []
+
+
+class TokenBackbone(Backbone, ABC):
+    """A backbone over patch tokens: it can be shown some of them, or some of them replaced."""
+
+    patch_size: int
+
+    @abstractmethod
+    def features(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,  # (B, n) indices of the patches to encode: MAE, I-JEPA
+        mask: Tensor | None = None,  # (B, N) bool, patches to replace by `token`: iBOT, SimMIM
+        token: Tensor | None = None,  # (D,)
+    ) -> Features: ...

@@ -1,0 +1,155 @@
+"""Schemas: strict settings, components referred to by name at any depth, and errors a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from .errors import AksslError, ConfigError, did_you_mean
+
+
+class Schema(BaseModel):
+    """Base of every schema: an unknown key is an error, an instance never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, raw: Any) -> Any:
+        """Name the unknown key, the nearest right one and all that are allowed."""
+        if isinstance(raw, Mapping):
+            allowed = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in raw:
+                if key not in allowed and key not in cls.model_fields:
+                    settings = ", ".join(sorted(allowed)) or "none"
+                    hint = did_you_mean(str(key), allowed)
+                    message = f"unknown setting '{key}'.{hint} Settings here: {settings}."
+                    raise PydanticCustomError("akssl", "{message}", {"message": message})
+        return raw
+
+
+class Component:
+    """Something a plugin can register: it has a kind, a name and a schema."""
+
+    kind: ClassVar[str]  # "method", "backbone", "loss", "augmentation", "data", "optimizer", "callback"
+    name: ClassVar[str]  # what a user types
+    Config: ClassVar[type[Schema]] = Schema
+
+
+class Lookup(Protocol):
+    """What resolving a name takes: the registry, seen from below."""
+
+    def get(self, kind: str, name: str) -> type[Component]: ...
+
+
+class Ref(Schema):
+    """A component by name with its validated settings: `"resnet18"` or `{"name": "resnet18", ...}`."""
+
+    kind: ClassVar[str]
+    name: str
+    config: SerializeAsAny[Schema]
+    component: type[Component] = Field(exclude=True, repr=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _look_up(cls, raw: Any, handler: Any, info: ValidationInfo) -> Ref:
+        if isinstance(raw, cls):
+            return raw
+        if isinstance(raw, str):
+            raw = {"name": raw}
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
+            message = f"expected the name of a {cls.kind} or a table with a 'name', got {raw!r}"
+            raise PydanticCustomError("akssl", "{message}", {"message": message})
+        settings = {key: value for key, value in raw.items() if key != "name"}
+        registry: Lookup = (info.context or {})["registry"]
+        try:
+            component = registry.get(cls.kind, raw["name"])
+        except AksslError as error:
+            raise PydanticCustomError("akssl", "{message}", {"message": str(error)}) from error
+        config = component.Config.model_validate(settings, context=info.context)
+        return cls.model_construct(name=component.name, config=config, component=component)
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.config.model_dump(mode="json")}
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """The component itself, made from these settings."""
+        return self.component(self.config, *args, **kwargs)  # type: ignore[call-arg]
+
+
+class MethodRef(Ref):
+    """A method by name."""
+
+    kind = "method"
+
+
+class BackboneRef(Ref):
+    """A backbone by name."""
+
+    kind = "backbone"
+
+
+class LossRef(Ref):
+    """A loss by name."""
+
+    kind = "loss"
+
+
+class AugmentationRef(Ref):
+    """An augmentation by name."""
+
+    kind = "augmentation"
+
+
+class DataRef(Ref):
+    """A data source by name."""
+
+    kind = "data"
+
+
+class OptimizerRef(Ref):
+    """An optimizer by name."""
+
+    kind = "optimizer"
+
+
+class CallbackRef(Ref):
+    """A callback or logger by name."""
+
+    kind = "callback"
+
+
+S = TypeVar("S", bound=Schema)
+
+
+def validate(schema: type[S], raw: Mapping[str, Any], *, registry: Lookup) -> S:
+    """The settings as an instance of their schema; every mistake is one line of a `ConfigError`."""
+    try:
+        return schema.model_validate(raw, context={"registry": registry})
+    except ValidationError as error:
+        raise ConfigError("\n".join(readable(error))) from error
+
+
+def readable(error: ValidationError) -> list[str]:
+    """One line a mistake: the setting's path, what is allowed, and the value that was given."""
+    lines = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
+        if item["type"] != "akssl":
+            message = f"{message}, got {item['input']!r}"
+        lines.append(f"{path}: {message}" if path else message)
+    return lines

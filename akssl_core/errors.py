@@ -1,0 +1,44 @@
+"""The exceptions a user can cause, and the nearest right name for a misspelt one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AksslError(Exception):
+    """Something the user can mend. The command line prints it without a traceback and exits with 2."""
+
+
+class ConfigError(AksslError, ValueError):
+    """A setting has an unknown name or a value that is not allowed."""
+
+
+class DataError(AksslError, ValueError):
+    """The images cannot be found, read or used as asked."""
+
+
+class PluginError(AksslError, LookupError):
+    """A component is not installed, did not load, or two plugins claim its name."""
+
+
+class RunDirError(AksslError, OSError):
+    """A run folder cannot be created, opened or read."""
+
+
+def plain(name: str) -> str:
+    """The form in which names are compared: lower case without `-`, `_` and spaces."""
+    return name.lower().translate(str.maketrans("", "", "-_ "))
+
+
+def suggest(word: str, names: Iterable[str]) -> str | None:
+    """The name nearest to a misspelt word, or None when nothing is near."""
+    by_plain = {plain(name): name for name in names}
+    near = get_close_matches(plain(word), by_plain, n=1, cutoff=0.6)
+    return by_plain[near[0]] if near else None
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest name, or nothing; ready to be appended to a message."""
+    near = suggest(word, names)
+    return f" Did you mean '{near}'?" if near else ""

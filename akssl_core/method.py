@@ -1,0 +1,63 @@
+"""What a method is: a module whose forward pass is one training step's loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from .backbone.base import Backbone
+from .config import Component
+from .data.base import Batch
+from .schedule import Now
+
+
+@dataclass(frozen=True, slots=True)
+class ParamRule:
+    """How the parameters whose name matches a pattern are trained. Factors multiply the base value."""
+
+    match: str  # fnmatch over names: "predictor.*"
+    lr: float = 1.0
+    weight_decay: float = 1.0  # 0.0: exempt
+    fixed_lr: bool = False  # stays at the start value (SimSiam's predictor)
+    adapt: bool = True  # False: no LARS trust ratio
+    frozen_epochs: float = 0.0  # gradients dropped until then (SwAV's prototypes, DINO's last layer)
+
+
+class Method(nn.Module, Component, ABC):
+    """A self-supervised method. It is the module that DDP wraps, so its forward *is* the training step."""
+
+    kind = "method"
+    views: ClassVar[Mapping[str, int | range]] = {"global": 2}  # how many views of each group it takes
+    accepts: ClassVar[type[Backbone]] = Backbone  # TokenBackbone for methods that mask patches
+    uses_labels: ClassVar[bool] = False
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # partial runs: "default", "cifar", "imagenet"
+    paper: ClassVar[str] = ""  # authors, year, link
+
+    def __init__(self, config: Any, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+
+    @abstractmethod
+    def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """The terms of one step: "loss" (a scalar) is minimised, the others are logged."""
+
+    def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """`step`, under the name by which DDP sees one forward."""
+        return self.step(batch, now)
+
+    def param_rules(self) -> Sequence[ParamRule]:
+        """Exceptions from "every parameter is trained alike"; later rules multiply onto earlier ones."""
+        return ()
+
+    def after_step(self, now: Now) -> None:
+        """Called once after each real optimizer step, for slow state that no block covers."""
+
+    @property
+    def encoder(self) -> Backbone:
+        """The network that is probed and exported; momentum methods may return their teacher's."""
+        return self.backbone

@@ -1,0 +1,94 @@
+"""Time and the numbers that change with it. Schedules are pure functions of `now`: nothing to save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from .config import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """Where training stands: optimizer steps done, out of how many."""
+
+    step: int
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def epoch(self) -> float:
+        """12.5 is half-way through the 13th epoch."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def epochs(self) -> float:
+        """The length of the whole run in epochs."""
+        return self.total_steps / self.steps_per_epoch
+
+    def next(self) -> Now:
+        """One optimizer step later."""
+        return replace(self, step=self.step + 1)
+
+
+class Schedule(Schema):
+    """A number that may change while training; a plain number in a config is a constant one.
+
+    The value ramps linearly from `warmup_from` to `start` over `warmup` epochs, then moves from `start`
+    to `end` over the rest of the run (or over `over` epochs, after which it stays at `end`).
+    """
+
+    start: float = Field(description="value after the warm-up")
+    end: float | None = Field(None, description="value at the end; null: stays at start")
+    shape: Literal["cosine", "linear"] = Field("cosine", description="path from start to end")
+    warmup: float = Field(0.0, ge=0, description="epochs of linear ramp from warmup_from to start")
+    warmup_from: float = Field(0.0, description="value at step 0 when there is a warm-up")
+    over: float | None = Field(None, gt=0, description="epochs from start to end; null: the whole run")
+    per: Literal["step", "epoch"] = Field("step", description="how often the value changes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, raw: Any) -> Any:
+        return {"start": raw} if isinstance(raw, int | float) and not isinstance(raw, bool) else raw
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> float | dict[str, Any]:
+        full: Mapping[str, Any] = handler(self)
+        fields = type(self).model_fields
+        given = {k: v for k, v in full.items() if k == "start" or v != fields[k].default}
+        return self.start if given.keys() == {"start"} else given
+
+    def __call__(self, now: Now) -> float:
+        """The value at `now`; with `per="epoch"` the one of the epoch's first step."""
+        step = float(now.step)
+        if self.per == "epoch":
+            step = float(now.step // now.steps_per_epoch * now.steps_per_epoch)
+        ramp = self.warmup * now.steps_per_epoch
+        if step < ramp:
+            return self.warmup_from + (self.start - self.warmup_from) * step / ramp
+        if self.end is None:
+            return self.start
+        total = now.total_steps - ramp if self.over is None else self.over * now.steps_per_epoch
+        done = min((step - ramp) / total, 1.0) if total > 0 else 1.0
+        left = 0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1 - done
+        return self.end + (self.start - self.end) * left
+
+
+class LearningRate(Schedule):
+    """A learning rate: unless told otherwise it falls to zero by a cosine, the field's custom."""
+
+    end: float | None = Field(0.0, description="value at the end; null: stays at start")
+
+
+def cosine(start: float, end: float, *, warmup: float = 0.0) -> Schedule:
+    """A cosine from `start` to `end` over the run, for the default of a schema's field."""
+    return Schedule(start=start, end=end, warmup=warmup)
+
+
+def linear(start: float, end: float, *, over: float | None = None) -> Schedule:
+    """A straight line from `start` to `end`, over the run or over so many epochs."""
+    return Schedule(start=start, end=end, shape="linear", over=over)
