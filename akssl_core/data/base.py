@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -102,31 +102,31 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         return self.fetch([i]).image(0), label
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What the run asks of a source: how large its views are and how many channels the user wants."""
-
-    image_size: int | None = None
-    seed: int = 0
-    notes: list[str] = field(default_factory=list)  # a source appends what the user should be told
-
-
 class DatasetSource(Component, ABC):
-    """Where images come from: training images, and a labelled split for probes where one exists."""
+    """Where images come from: training images, and a labelled split for probes where one exists.
+
+    `image_size` is the side the run asks for, or None when it leaves the choice to the source. A source that
+    draws or decodes images makes them about that large; one that holds ready images may ignore it.
+    """
 
     kind = "data"
     family: ClassVar[str | None] = None  # names the recipe that suits this data: "cifar", "imagenet"
-    image_size: int | None = None  # natural side of its images; None: decided by what is found
     mean: tuple[float, ...] | None = None  # known statistics per channel; None: measured on a sample
     std: tuple[float, ...] | None = None
 
-    def __init__(self, config: Any, need: Need) -> None:
+    def __init__(self, config: Any, image_size: int | None = None) -> None:
         self.config = config
-        self.need = need
+        self.asked_size = image_size
+        self.notes: list[str] = []  # what was decided or found, for the user to read
+
+    @property
+    @abstractmethod
+    def natural_size(self) -> int:
+        """The side of view that suits these images when the user asks for none."""
 
     @abstractmethod
     def train(self) -> ImageSet:
-        """The images to train on."""
+        """The images to train on. Labels, where there are any, are for probes alone."""
 
     def probe(self) -> tuple[ImageSet, ImageSet] | None:
         """A labelled bank and labelled queries for k-NN and linear probes; None where labels are missing."""
