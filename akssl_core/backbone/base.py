@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..config import Component
 from ..data.base import ImageSpec
+
+if TYPE_CHECKING:
+    from ..data.preprocess import Preprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Backbone(nn.Module, Component, ABC):
 
     kind = "backbone"
     embed_dim: int
+    preprocess: Preprocess | None = None  # how images are fed; set on a backbone that comes out of a run
 
     def __init__(self, config: Any, image: ImageSpec) -> None:
         super().__init__()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Pixels:
 
     images: Tensor  # (B, C, H, W) uint8
     sizes: Tensor | None = None  # (B, 2) int64, height and width of each; None: all fill the canvas
-    unreadable: tuple[tuple[int, str], ...] = ()  # (index, reason) of those that another image stands in for
+    unreadable: tuple[tuple[int, str], ...] = ()  # (index in the set, reason); another image stands in for each
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,12 +83,16 @@ class Batch:
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     """Images that can be fetched many at once. Items are (uint8 (C, h, w), label or -1).
 
-    `labels` is (N,) int64, or None where there are none. `mean` and `std` are the known statistics of the
-    data; None means that they are measured on a sample.
+    `labels` is (N,) int64 with -1 for an image without one, or None where no image has any; `classes` are
+    their names where they have names. `loading` says what is worth doing while a batch is fetched: "direct",
+    nothing, the pixels are in memory; "thread", one background thread; "process", worker processes if the
+    user asks for some, for it runs code of the user's own.
     """
 
     labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
     channels: int = 3
+    loading: Literal["direct", "thread", "process"] = "thread"
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -97,9 +101,50 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     def fetch(self, index: Sequence[int]) -> Pixels:
         """The images at these positions, in this order."""
 
+    def id_of(self, i: int) -> str:
+        """The name of image i for people: a file's path where there is one, else its number."""
+        return str(i)
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """What could not be read so far: id -> reason. It grows while images are fetched."""
+        return {}
+
+    def subset(self, rows: Tensor) -> ImageSet:
+        """The images at `rows` (n,) alone, in that order."""
+        return Subset(self, rows)
+
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         label = -1 if self.labels is None else int(self.labels[i])
         return self.fetch([i]).image(0), label
+
+
+class Subset(ImageSet):
+    """Some images of another set; nothing is copied."""
+
+    def __init__(self, whole: ImageSet, rows: Tensor) -> None:
+        self.whole, self.rows = whole, rows
+        self.labels = None if whole.labels is None else whole.labels[rows]
+        self.classes, self.channels, self.loading = whole.classes, whole.channels, whole.loading
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: Sequence[int]) -> Pixels:
+        """The images at these positions of the subset, in this order."""
+        rows = self.rows[torch.as_tensor(index, dtype=torch.int64)].tolist()
+        pixels = self.whole.fetch(rows)
+        place = dict(zip(rows, index, strict=True))
+        return replace(pixels, unreadable=tuple((int(place[row]), reason) for row, reason in pixels.unreadable))
+
+    def id_of(self, i: int) -> str:
+        """The name that the image has in the whole set."""
+        return self.whole.id_of(int(self.rows[i]))
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """What could not be read so far, in the whole set."""
+        return self.whole.unreadable
 
 
 class DatasetSource(Component, ABC):
@@ -128,6 +173,16 @@ class DatasetSource(Component, ABC):
     def train(self) -> ImageSet:
         """The images to train on. Labels, where there are any, are for probes alone."""
 
+    def all(self) -> ImageSet:
+        """Every image in order, for embedding; by default the training images."""
+        return self.train()
+
     def probe(self) -> tuple[ImageSet, ImageSet] | None:
         """A labelled bank and labelled queries for k-NN and linear probes; None where labels are missing."""
         return None
+
+
+def suitable_size(shorter: int) -> int:
+    """The side of view for images with this shorter side: a round number, at most 224 and at least 8."""
+    side = min(shorter, 224)
+    return max(8, side - side % (32 if side >= 64 else 4))

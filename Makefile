@@ -1,0 +1,39 @@
+# Everything a newcomer needs: `make demo`, `make test`. Both work from a bare clone and may be repeated.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types docs bench slow install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements-dev.txt $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "akssl needs Python 3.10 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: install  ## train SimSiam on drawn shapes; scores and a report at the end
+	$(BIN)/akssl run simsiam
+
+test: install lint types  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+docs: install  ## write the generated parts of the documentation again
+	$(BIN)/python docs/generate.py
+
+bench: install  ## speed, as ratios measured side by side
+	$(BIN)/python benchmarks/overhead.py
+
+slow: install  ## learning runs that take minutes
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,97 @@
+"""AKSSL: self-supervised image backbones, every method an installable plugin.
+
+The names below are all that plugins and users need. They are imported on first use, so that listing plugins or
+asking for help never waits for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import dist as dist
+    from . import nn as nn
+    from .api import Installed as Installed
+    from .api import build as build
+    from .api import methods as methods
+    from .augment import Augmentation as Augmentation
+    from .augment import Draws as Draws
+    from .augment import ViewGroup as ViewGroup
+    from .augment import ViewPolicy as ViewPolicy
+    from .backbone import Backbone as Backbone
+    from .backbone import Features as Features
+    from .backbone import TokenBackbone as TokenBackbone
+    from .callbacks import Callback as Callback
+    from .callbacks import Logger as Logger
+    from .config import AugmentationRef as AugmentationRef
+    from .config import BackboneRef as BackboneRef
+    from .config import Component as Component
+    from .config import LossRef as LossRef
+    from .config import Schema as Schema
+    from .data import Batch as Batch
+    from .data import DatasetSource as DatasetSource
+    from .data import ImageSet as ImageSet
+    from .data import ImageSpec as ImageSpec
+    from .data import Pixels as Pixels
+    from .data import Preprocess as Preprocess
+    from .data import TensorImages as TensorImages
+    from .data import Views as Views
+    from .errors import AksslError as AksslError
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import PluginError as PluginError
+    from .errors import RunDirError as RunDirError
+    from .export import load_backbone as load_backbone
+    from .hookspecs import hookimpl as hookimpl
+    from .loss import Loss as Loss
+    from .method import Method as Method
+    from .method import ParamRule as ParamRule
+    from .plugins import Plugins as Plugins
+    from .plugins import Registry as Registry
+    from .launch import Result as Result
+    from .launch import resume as resume
+    from .launch import run as run
+    from .schedule import LearningRate as LearningRate
+    from .schedule import Now as Now
+    from .schedule import Schedule as Schedule
+    from .schedule import cosine as cosine
+    from .schedule import linear as linear
+
+_ROOMS = {
+    "api": ("Installed", "build", "methods"),
+    "augment": ("Augmentation", "Draws", "ViewGroup", "ViewPolicy"),
+    "backbone": ("Backbone", "Features", "TokenBackbone"),
+    "callbacks": ("Callback", "Logger"),
+    "config": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
+    "data": ("Batch", "DatasetSource", "ImageSet", "ImageSpec", "Pixels", "Preprocess", "TensorImages", "Views"),
+    "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError"),
+    "export": ("load_backbone",),
+    "hookspecs": ("hookimpl",),
+    "loss": ("Loss",),
+    "method": ("Method", "ParamRule"),
+    "plugins": ("Plugins", "Registry"),
+    "launch": ("Result", "resume", "run"),
+    "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULES = ("dist", "nn")
+
+__all__ = sorted([*_ROOM_OF, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module(".plugins", __name__).version("akssl-core")
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'akssl_core' has no attribute '{name}'")
+    room = importlib.import_module(f".{_ROOM_OF[name]}", __name__)
+    value = getattr(room, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

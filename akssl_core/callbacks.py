@@ -1,0 +1,245 @@
+"""What happens around training: rows of metrics, probes of the encoder, checkpoints, a progress bar."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from . import dist
+from .config import Component, Schema
+from .data.base import ImageSet
+from .data.preprocess import Preprocess
+from .evaluate import embed, knn, pixels_as_features, spectrum
+from .optim import state_by_name
+from .rundir import RunDir
+
+if TYPE_CHECKING:
+    from .engine import Engine, Terms
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Callback(Component):
+    """Something that happens around training, in the order in which the run lists it."""
+
+    kind = "callback"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def on_start(self, engine: Engine) -> None:
+        """Before the first step of this process; `engine.now` tells where a resumed run stands."""
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """After each optimizer step. Reading `terms` makes the host wait for the device."""
+
+    def on_epoch(self, engine: Engine) -> None:
+        """After each epoch, and when a run ends within one."""
+
+    def on_end(self, engine: Engine) -> None:
+        """After the last step."""
+
+
+class Logger(Callback):
+    """A callback that only observes: if it raises, it is dropped with one warning and the run goes on."""
+
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """Each row of `metrics.jsonl`, as it is written."""
+
+
+class EvaluateSpec(Schema):
+    """How the encoder is probed while it trains and at the end."""
+
+    every: float | None = Field(None, gt=0, description="epochs between probes; null: about ten in a run")
+    k: int = Field(20, ge=1, description="neighbours of the k-NN probe")
+    temperature: float = Field(0.07, gt=0, description="temperature of the k-NN votes")
+    online_bank: int = Field(2000, ge=2, description="labelled images an online probe searches")
+    online_queries: int = Field(1000, ge=2, description="images an online probe asks for")
+    bank: int = Field(20_000, ge=2, description="labelled images the final k-NN searches")
+    queries: int = Field(5000, ge=2, description="images the final k-NN asks for")
+    batch_size: int = Field(256, ge=1, description="images a forward pass of the probe")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeData:
+    """What an encoder is probed with."""
+
+    queries: ImageSet
+    bank: ImageSet | None  # None: no labels, so no k-NN
+    preprocess: Preprocess
+
+    def score(self, features: Callable[[ImageSet], Tensor], spec: EvaluateSpec) -> tuple[Tensor, dict[str, float]]:
+        """Features of the queries and the k-NN accuracy in percent, where labels exist."""
+        queries = features(self.queries)
+        if self.bank is None or self.bank.labels is None or self.queries.labels is None:
+            return queries, {}
+        accuracy = knn(
+            features(self.bank),
+            self.bank.labels,
+            queries,
+            self.queries.labels,
+            k=spec.k,
+            temperature=spec.temperature,
+        )
+        return queries, {"knn_top1": accuracy}
+
+    def encoder_scores(self, engine: Engine, spec: EvaluateSpec) -> dict[str, float]:
+        """k-NN accuracy and collapse numbers of the engine's encoder."""
+
+        def features(images: ImageSet) -> Tensor:
+            encoder = engine.method.encoder
+            return embed(encoder, images, self.preprocess, batch_size=spec.batch_size, device=engine.device)
+
+        queries, scores = self.score(features, spec)
+        shape = spectrum(queries)
+        return {**scores, "std_ratio": shape.std_ratio, "rankme": shape.rankme}
+
+    def pixel_scores(self, spec: EvaluateSpec) -> dict[str, float]:
+        """The same k-NN on raw pixels."""
+        return self.score(lambda images: pixels_as_features(images, self.preprocess), spec)[1]
+
+
+class Recorder(Callback):
+    """Writes the rows of `metrics.jsonl` and shows them: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, run_dir: RunDir, log_every: int, checkpoint_every: int, loggers: list[Logger]) -> None:
+        self.run_dir, self.loggers = run_dir, loggers
+        self.periods = (log_every, checkpoint_every)  # a row before each checkpoint, so that a resume repeats it
+        self._terms: dict[str, Tensor] = {}
+        self._count = 0
+        self._extra: dict[str, float] = {}
+        self._since = time.perf_counter()
+        self._bar: tqdm[Any] | None = None
+        self._shown = 0.0
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Numbers that belong into the row of this step."""
+        self._extra.update(values)
+
+    def on_start(self, engine: Engine) -> None:
+        """Open the progress bar."""
+        if dist.is_main():
+            hidden = not sys.stderr.isatty()
+            now = engine.now
+            self._bar = tqdm(total=now.total_steps, initial=now.step, unit="step", disable=hidden, file=sys.stderr)
+        self._since = time.perf_counter()
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """Add up the terms; write a row where one is due."""
+        for name, value in terms.items():
+            self._terms[name] = self._terms[name] + value if name in self._terms else value
+        self._count += 1
+        if self._bar is not None:
+            self._bar.update()
+        step, at_epoch_end = engine.now.step, engine.at_epoch_end
+        if not at_epoch_end and any(step % period == 0 for period in self.periods):
+            self._write(engine)
+
+    def on_epoch(self, engine: Engine) -> None:
+        """The row of an epoch's last step, with what the probes found."""
+        self._write(engine)
+
+    def on_end(self, engine: Engine) -> None:
+        """Close the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _write(self, engine: Engine) -> None:
+        seconds = time.perf_counter() - self._since
+        means = {name: float(value) / self._count for name, value in self._terms.items()}
+        if not math.isfinite(means.get("loss", 0.0)):
+            raise Diverged(
+                f"the loss became {means['loss']} by step {engine.now.step}. "
+                f"Lower optimizer.lr, set train.clip, or use --precision fp32."
+            )
+        row = {
+            "step": engine.now.step,
+            "epoch": round(engine.now.epoch, 6),
+            **means,
+            "lr": engine.optimizer.param_groups[0]["lr"],
+            "images_per_s": round(self._count * engine.batch_size / seconds, 2),
+            **{f"time_{part}": round(spent, 4) for part, spent in engine.clock.read().items()},
+            **self._extra,
+        }
+        self._terms, self._count, self._extra = {}, 0, {}
+        self._since = time.perf_counter()
+        if dist.is_main():
+            self.run_dir.log(row)
+            self._show(row, engine.now.total_steps)
+            self._observe(row)
+
+    def _show(self, row: Mapping[str, Any], total: int) -> None:
+        parts = [f"epoch {row['epoch']:g}"]
+        parts += [f"{name} {row[name]:.4g}" for name in ("loss", "knn_top1", "std_ratio", "rankme") if name in row]
+        text = ", ".join([*parts, f"{row['images_per_s']:.0f} images/s"])
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix_str(text)
+        elif "std_ratio" in row or row["step"] == total or time.perf_counter() - self._shown > 10:
+            self._shown = time.perf_counter()
+            sys.stderr.write(f"step {row['step']}/{total}: {text}\n")
+
+    def _observe(self, row: Mapping[str, Any]) -> None:
+        for logger in list(self.loggers):
+            try:
+                logger.on_row(row)
+            except Exception as error:  # an observer must not stop a run
+                self.loggers.remove(logger)
+                warnings.warn(f"logger '{logger.name}' failed and is dropped: {error!r}", stacklevel=2)
+
+
+class Probe(Callback):
+    """Every so many epochs: k-NN and collapse numbers of the encoder, without touching it."""
+
+    def __init__(self, data: ProbeData, spec: EvaluateSpec, every: float, recorder: Recorder) -> None:
+        self.data, self.spec, self.every, self.recorder = data, spec, every, recorder
+
+    def on_epoch(self, engine: Engine) -> None:
+        """Probe when a multiple of `every` epochs was passed, and at the end of the run."""
+        now = engine.now
+        due = now.epoch // self.every > max(now.epoch - 1, 0) // self.every
+        if dist.is_main() and (due or now.step >= now.total_steps):
+            self.recorder.note(self.data.encoder_scores(engine, self.spec))
+
+
+class Checkpoints(Callback):
+    """Saves everything that training needs to go on bit for bit."""
+
+    def __init__(self, run_dir: RunDir, every: int, keep: int, spec_hash: str) -> None:
+        self.run_dir, self.every, self.keep, self.spec_hash = run_dir, every, keep, spec_hash
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """Save within an epoch where one is due."""
+        if engine.now.step % self.every == 0 and not engine.at_epoch_end:
+            self.save(engine)
+
+    def on_epoch(self, engine: Engine) -> None:
+        """Save at the end of an epoch where one is due, and at the end of the run."""
+        if engine.now.step % self.every == 0 or engine.now.step >= engine.now.total_steps:
+            self.save(engine)
+
+    def save(self, engine: Engine) -> None:
+        """One checkpoint of the engine as it stands."""
+        if not dist.is_main():
+            return
+        last = self.run_dir.history[-1] if self.run_dir.history else {}
+        state = {
+            "step": engine.now.step,
+            "score": last.get("knn_top1") if last.get("step") == engine.now.step else None,
+            "spec_hash": self.spec_hash,
+            "scaler": engine.scaler.state_dict(),
+            "torch": torch.__version__,
+        }
+        model = engine.method.state_dict()
+        self.run_dir.save_checkpoint(model, state_by_name(engine.optimizer), state, keep=self.keep)

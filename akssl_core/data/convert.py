@@ -1,0 +1,222 @@
+"""Images of any kind as uint8 tensors: axis order, number of channels, value range, Pillow modes, size."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import DataError
+
+Layout = Literal["CHW", "HWC"]
+
+MAX_ASPECT = 4  # a longer image keeps its middle: one panorama must not blow up the canvas of its whole batch
+_CHUNK = 1024  # images converted at a time, so that a large float array is never doubled
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" uses
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def as_tensor(array: Any) -> Tensor:
+    """An array or tensor as a tensor on the CPU that shares its memory where it can (memory maps included)."""
+    if isinstance(array, Tensor):
+        return array.detach().cpu()
+    if array.dtype == object:
+        raise DataError(
+            "images: the array holds Python objects, so the images differ in size. "
+            "Wrap them in a torch.utils.data.Dataset, whose images may differ."
+        )
+    if array.dtype.kind not in "buif":
+        raise DataError(f"images: expected an array of uint8, got {array.dtype}. Convert it to uint8 in 0..255.")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))  # torch knows the machine's byte order alone
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)  # torch knows no negative strides
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # we only read
+        return torch.from_numpy(array)
+
+
+def find_layout(shape: Sequence[int]) -> Layout | None:
+    """Where the channels of a (.., a, b, c) image lie, or None when the shape does not tell.
+
+    The channel axis is the first or the last of the three when it is the smallest, else when the other two
+    are equal (13 bands of 8x8 pixels).
+    """
+    first, middle, last = shape[-3:]
+    if first < min(middle, last):
+        return "CHW"
+    if last < min(first, middle):
+        return "HWC"
+    if (middle == last) != (first == middle):
+        return "CHW" if middle == last else "HWC"
+    return None
+
+
+def channels_first(images: Tensor, layout: Layout | None = None) -> Tensor:
+    """(.., H, W, C) or (.., C, H, W) as a view (.., C, H, W).
+
+    Raises:
+        DataError: no layout was given and the shape fits both.
+    """
+    layout = layout or find_layout(images.shape)
+    if layout is None:
+        raise DataError(
+            f"images: the shape {tuple(images.shape)} does not tell which axis holds the channels. "
+            f"Say it: data=akssl_core.data.Arrays(images, layout='CHW') or layout='HWC'."
+        )
+    return images if layout == "CHW" else images.movedim(-1, -3)
+
+
+def to_uint8(images: Tensor, what: str = "images") -> Tensor:
+    """uint8 images as they are, float images in [0, 1] as uint8.
+
+    Raises:
+        DataError: another type or other values; the text says how to convert them.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    found = f"{what}: expected uint8 or float values in [0, 1], got {str(images.dtype).removeprefix('torch.')}"
+    if not images.is_floating_point():
+        raise DataError(f"{found}. Scale the values to 0..255 and convert them to uint8.")
+    low, high = (float(value) for value in torch.aminmax(images))
+    if 0 <= low and 1 < high <= 255:
+        raise DataError(f"{found} with values up to {high:g}. If they mean 0..255, convert them to uint8.")
+    if not (0 <= low and high <= 1):  # also true for NaN
+        raise DataError(
+            f"{found} with values from {low:g} to {high:g}. They look normalised or broken: "
+            f"pass raw images, akssl makes and normalises the views."
+        )
+    return torch.cat([part.mul(255).round_().to(torch.uint8) for part in images.split(_CHUNK)])
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """uint8 (.., c, H, W) with another number of channels: gray repeated, RGB to luma, alpha over white.
+
+    Raises:
+        DataError: there is no usual way from the one number to the other.
+    """
+    have = images.shape[-3]
+    if have == channels:
+        return images
+    if have == 1 and channels == 3:
+        return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
+    if have in (2, 4) and channels in (1, 3):
+        return to_channels(_over_white(images), channels)
+    if have == 3 and channels == 1:
+        weights = images.new_tensor(_LUMA, dtype=torch.float32)[:, None, None]
+        return (images * weights).sum(-3, keepdim=True).round_().to(torch.uint8)
+    raise DataError(f"images: cannot turn {have} channels into {channels}. Pass images with {channels} channels.")
+
+
+def _over_white(images: Tensor) -> Tensor:
+    """Colour on white where the last channel, alpha, lets it through."""
+    colour, alpha = images[..., :-1, :, :].float(), images[..., -1:, :, :].float() / 255
+    return (colour * alpha + 255 * (1 - alpha)).round_().to(torch.uint8)
+
+
+def shrink(image: Tensor, side: int) -> Tensor:
+    """A (C, H, W) uint8 image whose shorter side is at most `side`, antialiased; never enlarged."""
+    height, width = image.shape[-2:]
+    top, left, height, width = middle(height, width)
+    image = image[:, top : top + height, left : left + width]
+    if min(height, width) <= side:
+        return image
+    size = scaled(height, width, side)
+    small = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
+    return small[0].round_().clamp_(0, 255).to(torch.uint8)
+
+
+def middle(height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the part that stays when the long side is cut to 4 times the short."""
+    new_height, new_width = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
+    return (height - new_height) // 2, (width - new_width) // 2, new_height, new_width
+
+
+def scaled(height: int, width: int, side: int) -> tuple[int, int]:
+    """(height, width) when the shorter side becomes `side`; the longer is rounded down, as torchvision does."""
+    shorter = min(height, width)
+    return side * height // shorter, side * width // shorter
+
+
+def stored_side(view: int) -> int:
+    """The shorter side at which images are kept for views of this side: 8/7 of it (256 for 224)."""
+    return round(view * 8 / 7)
+
+
+def pil_channels(image: Image.Image) -> int:
+    """The channels that a Pillow image is worth: 1 for gray of any depth, else 3."""
+    return 1 if image.mode in ("1", "L", "LA", "F", *_SIXTEEN_BIT) else 3
+
+
+def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None) -> Tensor:
+    """A Pillow image of any mode, turned upright by its EXIF tag, as (channels, H, W) uint8.
+
+    With `side`, the shorter side is at most that and the longer at most 4 times the shorter.
+
+    Raises:
+        ValueError: a float image outside [0, 1], or a mode that Pillow cannot convert.
+        DataError: `channels` is neither 1 nor 3.
+    """
+    turn = _turn(image)
+    if side is not None:
+        top, left, height, width = middle(image.height, image.width)
+        image = image.crop((left, top, left + width, top + height)) if top or left else image
+    image = _to_mode(image, "L" if channels == 1 else "RGB")
+    if side is not None and min(image.size) > side:
+        height, width = scaled(image.height, image.width, side)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if turn is not None:
+        image = image.transpose(turn)  # last, on the small image
+    pixels = torch.from_numpy(np.array(image))
+    planes = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return to_channels(planes, channels)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings the image upright by its EXIF tag."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged tags raise nearly anything, and must not cost a good image
+        return None
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Any Pillow mode as "L" or "RGB": transparency over white, 16 bits scaled to 8."""
+    if image.mode == mode and not image.has_transparency_data:
+        return image
+    if image.mode in _SIXTEEN_BIT:
+        image = _eight_bits(image)
+    elif image.mode == "F":
+        image = _from_float(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray by the fixed scale 255 / 65535, so that two images stay comparable."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _from_float(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("a float image with values outside [0, 1]")
+    return Image.fromarray((values * 255).round().astype(np.uint8))

@@ -1,0 +1,62 @@
+"""Sources that hold one set of images, of which some labelled ones are kept from training for the probes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property
+
+from torch import Tensor
+
+from .base import DatasetSource, ImageSet
+from .labels import hold_out, without
+
+
+class HoldOutSource(DatasetSource):
+    """A source without an official split. Training leaves out the queries, so that no probe sees its answers."""
+
+    @abstractmethod
+    def make_images(self) -> ImageSet:
+        """All images, labelled or not; called once."""
+
+    @abstractmethod
+    def labels_of_all(self) -> Tensor | None:
+        """The labels of all images (N,), known before any image is made."""
+
+    @cached_property
+    def _images(self) -> ImageSet:
+        return self.make_images()
+
+    @cached_property
+    def _split(self) -> tuple[Tensor, Tensor] | None:
+        labels = self.labels_of_all()
+        return None if labels is None else hold_out(labels)
+
+    def note_split(self) -> None:
+        """Tell the user what is held out; called at the end of a constructor."""
+        labels = self.labels_of_all()
+        if labels is None:
+            self.notes.append("no labels: every image trains, and no accuracy is computed")
+        elif self._split is None:
+            self.notes.append("too few labels to hold some out: every image trains, and no accuracy is computed")
+        else:
+            queries = len(self._split[1])
+            self.notes.append(
+                f"{queries} of {len(labels)} labelled images (one in five of each class) are held out as "
+                f"queries for the probes; training does not see them"
+            )
+
+    def all(self) -> ImageSet:
+        """Every image, held out or not."""
+        return self._images
+
+    def train(self) -> ImageSet:
+        """The images that are not held out."""
+        images = self._images
+        return images if self._split is None else images.subset(without(self._split[1], len(images)))
+
+    def probe(self) -> tuple[ImageSet, ImageSet] | None:
+        """The labelled part of the training images, and the held-out queries."""
+        if self._split is None:
+            return None
+        bank, queries = self._split
+        return self._images.subset(bank), self._images.subset(queries)

@@ -1,0 +1,259 @@
+"""The training loop: one loss, one optimizer, and slow state that moves once after each real step."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from . import dist
+from .callbacks import Callback
+from .config import Schema
+from .data.base import Batch, Pixels, Views
+from .data.loader import Loader
+from .errors import ConfigError
+from .method import Method
+from .nn import StepState
+from .optim import Clip, Optimizer, clip, drop_frozen, set_group_values
+from .schedule import Now
+
+MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class TrainSpec(Schema):
+    """How long, in what batches and at what precision a run trains. Null means: decided by a stated rule."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the training images")
+    steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, even within an epoch")
+    batch_size: int | None = Field(None, ge=2, description="images a step, over all processes")
+    image_size: int | None = Field(None, ge=8, le=1024, description="side of the global views in pixels")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the forward pass")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    devices: int = Field(1, ge=1, description="processes; more than one are started by torchrun")
+    workers: int | None = Field(None, ge=0, description="processes that read a torch Dataset; folders use threads")
+    clip: Clip | None = Field(None, description="gradient clipping")
+    deterministic: bool = Field(False, description="only operations that give the same bits every time")
+    log_every: int | None = Field(None, ge=1, description="steps between rows of metrics.jsonl")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
+    keep: int = Field(2, ge=1, description="latest checkpoints to keep, beside the best")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where and in which number format a run computes, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def channels_last(self) -> bool:
+        """The memory layout that convolutions prefer at reduced precision and on GPUs."""
+        return self.dtype != torch.float32 or self.device.type == "cuda"
+
+    @property
+    def precision(self) -> str:
+        """The number format by its usual short name."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine()
+        threads = torch.get_num_threads()
+        return {"device": self.device.type, "name": name, "precision": self.precision, "threads": threads}
+
+
+def choose_hardware(spec: TrainSpec) -> Hardware:
+    """The device and the number format for a run: bf16 where the hardware computes in it, else fp32.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if spec.device == "cuda" and not cuda:
+        raise ConfigError("train.device: 'cuda' was asked for, but torch sees no CUDA device. Use cpu or auto.")
+    device = torch.device("cuda", dist.local_rank()) if cuda and spec.device != "cpu" else torch.device("cpu")
+    if spec.precision != "auto":
+        return Hardware(device, DTYPES[spec.precision], "set by the user")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Hardware(device, DTYPES["bf16" if native else "fp32"], f"the GPU has {'' if native else 'no '}bf16")
+    native = _cpu_has_bf16()
+    return Hardware(device, DTYPES["bf16" if native else "fp32"], f"the CPU has {'' if native else 'no '}bf16 units")
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AVX512-BF16 or AMX); elsewhere bf16 is slower than fp32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for them yet
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+class Terms:
+    """The averages of a step's terms over its micro-batches, kept on the device until somebody reads them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, terms: Mapping[str, Tensor], weight: float) -> None:
+        """Add one micro-batch's terms."""
+        for name, value in terms.items():
+            value = value.detach().float() * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Each term by name, as a scalar on the device; turning one into a number makes the host wait."""
+        return self._sums.items()
+
+
+class Clock:
+    """Seconds spent in each part of the loop since they were last read."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Book the time since the last lap under `part`."""
+        now = time.perf_counter()
+        self._spent[part] = self._spent.get(part, 0.0) + now - self._since
+        self._since = now
+
+    def read(self) -> dict[str, float]:
+        """Seconds by part, and start again."""
+        spent, self._spent = self._spent, {}
+        return spent
+
+
+class Engine:
+    """Trains a method. Everything that decides the numbers is in `method`, `optimizer`, `now` and the arguments."""
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: Optimizer,
+        loader: Loader,
+        views: MakeViews,
+        spec: TrainSpec,
+        hardware: Hardware,
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.method, self.optimizer, self.loader, self.spec = method, optimizer, loader, spec
+        self.hardware, self.device = hardware, hardware.device
+        self.views, self.seed, self.callbacks = views, seed, callbacks
+        self.batch_size = loader.batch_size
+        total = (spec.epochs or 1) * loader.steps_per_epoch
+        self.now = Now(0, loader.steps_per_epoch, min(total, spec.steps or total))
+        self.clock = Clock()
+        layout = torch.channels_last if hardware.channels_last else torch.preserve_format
+        method.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.model = dist.wrap(method)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.dtype == torch.float16)
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether `on_epoch` follows: the epoch is complete, or the run ends within it."""
+        return self.now.step % self.now.steps_per_epoch == 0 or self.now.step >= self.now.total_steps
+
+    def go_to(self, step: int) -> None:
+        """Stand where a checkpoint was taken."""
+        self.now = replace(self.now, step=step)
+
+    def fit(self) -> None:
+        """Train from `now` to the end."""
+        self._call("on_start")
+        self.method.train()
+        self.clock.read()
+        while self.now.step < self.now.total_steps:
+            epoch, start = divmod(self.now.step, self.now.steps_per_epoch)
+            self._epoch(epoch, start)
+        self._call("on_end")
+
+    def _epoch(self, epoch: int, start: int) -> None:
+        """Train from step `start` of an epoch to its end, or to the end of the run."""
+        batches = self.loader.epoch(epoch, start)
+        try:
+            for pixels, index, label in batches:
+                self.clock.lap("load")
+                self._step(list(self._micro_batches(pixels, index, label, epoch)))
+                if self.now.step >= self.now.total_steps:
+                    break
+        finally:
+            batches.close()
+        self._call("on_epoch")
+
+    def _micro_batches(self, pixels: Pixels, index: Tensor, label: Tensor | None, epoch: int) -> Iterator[Batch]:
+        """The views of one loaded batch, in as many parts as gradients are accumulated over."""
+        views = self.views(pixels.to(self.device), index.to(self.device), epoch)
+        if self.hardware.channels_last:
+            for group in views.values():
+                group[:] = [view.contiguous(memory_format=torch.channels_last) for view in group]
+        index = index.to(self.device)
+        label = None if label is None else label.to(self.device)
+        self.clock.lap("augment")
+        size = len(index) // self.spec.accumulate
+        for i in range(self.spec.accumulate):
+            part = slice(i * size, (i + 1) * size)
+            cut = Views({name: [view[part] for view in group] for name, group in views.items()})
+            yield Batch(cut, index[part], None if label is None else label[part])
+
+    def _step(self, micro: Sequence[Batch]) -> None:
+        """One optimizer step over one or more micro-batches."""
+        set_group_values(self.optimizer, self.now)  # lr and weight decay of every group
+        _reseed(self.seed, self.now.step, self.device)
+        terms = Terms()
+        for i, batch in enumerate(micro):
+            with self._sync(last=i == len(micro) - 1):
+                with self._autocast():
+                    out = self.model(batch, self.now)
+                self.scaler.scale(out["loss"] / len(micro)).backward()
+            terms.add(out, 1 / len(micro))
+        self.scaler.unscale_(self.optimizer)
+        drop_frozen(self.optimizer, self.now)
+        clip(self.optimizer, self.spec.clip)
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() >= before:  # smaller: the step was skipped, so slow state stays as well
+            for module in self.method.modules():  # includes the method itself
+                if isinstance(module, StepState | Method):
+                    module.after_step(self.now)
+        self.now = self.now.next()
+        self.clock.lap("step")
+        for callback in self.callbacks:
+            callback.on_step(self, terms)
+        self.clock.lap("record")
+
+    def _call(self, event: Literal["on_start", "on_epoch", "on_end"]) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+        self.clock.lap("evaluate")
+
+    def _sync(self, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients travel between processes on the last micro-batch alone."""
+        return nullcontext() if last else dist.no_sync(self.model)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        dtype = self.hardware.dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _reseed(seed: int, step: int, device: torch.device) -> None:
+    """Randomness inside a step (stochastic depth, masks) is a function of (seed, step, rank): nothing to save."""
+    key = (seed * 1_000_003 + step) * 65_536 + dist.rank()
+    torch.default_generator.manual_seed(key % 2**63)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key % 2**63)

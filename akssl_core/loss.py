@@ -1,0 +1,53 @@
+"""What a loss is: a module that always computes in float32. Losses of one method live in its plugin."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import Component
+
+
+class Loss(nn.Module, Component, ABC):
+    """A loss. It always runs in float32, whatever autocast does around it.
+
+    Rows of other ranks are its own business: a loss that compares rows calls `dist.gather`.
+    """
+
+    kind = "loss"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, a scalar; floating tensors arrive as float32, also those inside lists."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`forward` in float32."""
+        device = next(_tensors([*args, *kwargs.values()])).device.type
+        with torch.autocast(device, enabled=False):
+            named = {key: _float32(value) for key, value in kwargs.items()}
+            loss: Tensor = super().__call__(*map(_float32, args), **named)
+            return loss
+
+
+def _tensors(values: list[Any] | tuple[Any, ...]) -> Iterator[Tensor]:
+    """All tensors among the values and inside their lists and tuples."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _float32(value: Any) -> Any:
+    """The value with floating tensors as float32; lists and tuples become lists."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    return [_float32(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,202 @@
+"""Blocks that methods are made of: state that moves after the step, heads, and a few pure functions."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import dist
+from .schedule import Now, Schedule
+
+
+class StepState(nn.Module, ABC):
+    """A module whose state moves once per optimizer step, never inside forward.
+
+    All of the state is in persistent buffers or parameters, and it is the same on every rank.
+    """
+
+    @abstractmethod
+    def after_step(self, now: Now) -> None:
+        """Move the state. The engine calls it once after each real optimizer step, with that step's `now`."""
+
+
+class EMA(StepState):
+    """A slow copy of some modules: `EMA(momentum, backbone=b, head=h)` has `.backbone` and `.head`.
+
+    After each step every parameter becomes `m * slow + (1 - m) * fast` with `m = momentum(now)` (Mean Teacher,
+    Tarvainen and Valpola 2017, arXiv 1703.01780). Buffers are not averaged: batch norms of the copy stay in
+    training mode and keep running statistics of their own. All else in it is in evaluation mode, so that a
+    target has no dropout and no stochastic depth.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, momentum: Schedule, **modules: nn.Module) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self._tracked = modules  # in a dict, so that they are not registered a second time
+        for name, module in modules.items():
+            self.add_module(name, copy.deepcopy(module).requires_grad_(False))
+        self.train()
+
+    def train(self, mode: bool = True) -> EMA:
+        """Set the mode of the batch norms alone."""
+        super().train(mode)
+        for copied in self.children():
+            for module in copied.modules():
+                module.training = mode and isinstance(module, _BatchNorm)
+        return self
+
+    @torch.no_grad()
+    def after_step(self, now: Now) -> None:
+        """Move every parameter of the copies towards the tracked one."""
+        slow: list[Tensor] = [p for name in self._tracked for p in self.get_submodule(name).parameters()]
+        fast: list[Tensor] = [p for module in self._tracked.values() for p in module.parameters()]
+        torch._foreach_lerp_(slow, fast, 1 - self.momentum(now))
+
+
+class Queue(StepState):
+    """The newest `size` keys of width `dim`, the oldest first: MoCo's dictionary (He et al. 2020, arXiv 1911.05722).
+
+    `rows` (size, dim) starts as random unit rows, `filled` counts the rows that have been replaced by keys.
+    """
+
+    rows: Tensor
+    filled: Tensor  # () int64
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        self._pushed: list[Tensor] = []
+
+    def push(self, keys: Tensor) -> None:
+        """Remember keys (n, dim) of this rank, and those of all others; they are written after the step."""
+        if self.training:
+            self._pushed.append(dist.gather(keys.detach().float()))
+
+    @torch.no_grad()
+    def after_step(self, now: Now) -> None:
+        """Append what was pushed, in that order."""
+        if self._pushed:
+            rows = torch.cat([self.rows, *self._pushed])
+            self.filled.add_(len(rows) - len(self.rows)).clamp_(max=len(self.rows))
+            self.rows.copy_(rows[-len(self.rows) :])
+            self._pushed.clear()
+
+
+class Center(StepState):
+    """A running mean of rows, `value` (dim,), from zero: DINO's centre (Caron et al. 2021, arXiv 2104.14294)."""
+
+    value: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(dim))
+        self._pushed: list[tuple[Tensor, int]] = []  # sums of rows and their numbers
+
+    def push(self, rows: Tensor) -> None:
+        """Remember rows (n, dim) of this rank."""
+        if self.training:
+            self._pushed.append((rows.detach().float().sum(0), len(rows)))
+
+    @torch.no_grad()
+    def after_step(self, now: Now) -> None:
+        """`c = m c + (1 - m) mean` over all rows that were pushed on all ranks."""
+        if self._pushed:
+            sums, counts = zip(*self._pushed, strict=True)
+            mean = dist.mean(torch.stack(sums).sum(0) / sum(counts))
+            self.value.lerp_(mean, 1 - self.momentum)
+            self._pushed.clear()
+
+
+class Prototypes(StepState):
+    """Trainable unit vectors, `weight` (count, dim): SwAV's prototypes (Caron et al. 2020, arXiv 2006.09882)."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Cosines (n, count) of unit rows (n, dim) with every prototype."""
+        return F.linear(rows, self.weight)
+
+    @torch.no_grad()
+    def after_step(self, now: Now) -> None:
+        """Bring every prototype back to unit length."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
+    """Soft assignments (N, K) of samples to prototypes that use every prototype about equally.
+
+    Scores (N, K) are cosines; each row of the result sums to 1, each column to about N / K. Computed on
+    logarithms in float32, since exp(1 / epsilon) overflows shorter formats. Gather the rows of all ranks first:
+    the columns are balanced over what is given. (Cuturi 2013, arXiv 1306.0895; SwAV, arXiv 2006.09882.)
+    """
+    log = scores.float() / epsilon
+    for _ in range(iterations):
+        log = log - log.logsumexp(0, keepdim=True)
+        log = log - log.logsumexp(1, keepdim=True)
+    return log.exp()
+
+
+def mlp(
+    *widths: int,
+    batch_norm: bool = True,
+    bias: bool = True,
+    last_bias: bool = True,
+    last_batch_norm: Literal["affine", "scale", "plain"] | None = None,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """A head `widths[0] -> ... -> widths[-1]` with Linear, BatchNorm1d and activation in each hidden layer.
+
+    Args:
+        *widths: of the input, the hidden layers and the output.
+        batch_norm: whether hidden layers have a batch norm.
+        bias: whether the Linear of a hidden layer has one.
+        last_bias: whether the last Linear has one.
+        last_batch_norm: after the last Linear: "affine" (trainable scale and shift), "scale" (the shift stays
+            zero), "plain" (neither) or None (no batch norm).
+        activation: module class between the layers.
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise(widths[:-1]):
+        norm = [nn.BatchNorm1d(width_out)] if batch_norm else []
+        layers += [nn.Linear(width_in, width_out, bias=bias), *norm, activation()]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias))
+    if last_batch_norm is not None:
+        last = nn.BatchNorm1d(widths[-1], affine=last_batch_norm != "plain")
+        if last_batch_norm == "scale":
+            last.bias.requires_grad_(False)
+        layers.append(last)
+    return nn.Sequential(*layers)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens by their positions: x (B, N, D), index (B, n) int64 -> (B, n, D)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def sincos(grid: tuple[int, int], dim: int) -> Tensor:
+    """Fixed 2-D positions (rows * columns, dim) of a grid (rows, columns), row-major; `dim` is a multiple of 4.
+
+    A quarter of the channels each is sin x, cos x, sin y, cos y at frequencies 10000^(-4k/dim)
+    (Chen, Xie and He 2021, arXiv 2104.02057).
+    """
+    assert dim % 4 == 0, dim
+    frequencies = 10000.0 ** -(torch.arange(dim // 4) * 4 / dim)
+    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (x, y)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)

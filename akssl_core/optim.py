@@ -1,0 +1,309 @@
+"""Optimizers: which parameters are trained how, the values of each group over time, and state by parameter name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .config import Component, Schema
+from .errors import ConfigError, RunDirError, did_you_mean
+from .hookspecs import hookimpl
+from .method import ParamRule
+from .schedule import LearningRate, Now, Schedule
+
+if TYPE_CHECKING:
+    from .plugins import Registry
+
+Group = dict[str, Any]
+
+
+class OptimizerConfig(Schema):
+    """What every optimizer's settings hold."""
+
+    lr: LearningRate = Field(description="learning rate; a plain number falls to zero by a cosine")
+    weight_decay: Schedule = Field(description="weight decay; a plain number stays")
+    lr_per: int | None = Field(
+        None, gt=0, description="images: lr is multiplied by global batch / lr_per; null: lr is used as it is"
+    )
+    exempt_1d: bool = Field(True, description="biases and norms: no weight decay, no trust ratio")
+
+
+class Optimizer(Component, ABC):
+    """A recipe for an optimizer of torch: its settings, and how to build it over groups of parameters."""
+
+    kind = "optimizer"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build(self, groups: list[Group]) -> torch.optim.Optimizer:
+        """An optimizer over the groups that `parameter_groups` has made."""
+
+
+# -- groups ---------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Treatment:
+    """How the parameters of one group are trained."""
+
+    lr_factor: float
+    weight_decay_factor: float
+    fixed_lr: bool
+    adapt: bool
+    frozen_epochs: float
+
+
+_EXEMPT = ParamRule("*", weight_decay=0.0, adapt=False)
+
+
+def parameter_groups(module: nn.Module, rules: Sequence[ParamRule], config: OptimizerConfig) -> list[Group]:
+    """Trainable parameters grouped by how they are trained; each group holds their names under "names".
+
+    Rules combine: factors multiply, the longest freeze wins, and one rule is enough for `fixed_lr` or
+    `adapt=False`. A parameter that needs no gradient enters no group.
+
+    Raises:
+        ConfigError: a rule matches no parameter.
+    """
+    for rule in rules:
+        _refuse_unmatched(rule, module)
+    groups: dict[_Treatment, Group] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            treatment = _treatment(name, parameter, rules, exempt_1d=config.exempt_1d)
+            group = groups.setdefault(treatment, _new_group(treatment, config))
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return list(groups.values())
+
+
+def _treatment(name: str, parameter: Tensor, rules: Sequence[ParamRule], *, exempt_1d: bool) -> _Treatment:
+    matching = [rule for rule in rules if fnmatchcase(name, rule.match)]
+    if exempt_1d and parameter.ndim <= 1:
+        matching.append(_EXEMPT)
+    return _Treatment(
+        lr_factor=math.prod(rule.lr for rule in matching),
+        weight_decay_factor=math.prod(rule.weight_decay for rule in matching),
+        fixed_lr=any(rule.fixed_lr for rule in matching),
+        adapt=all(rule.adapt for rule in matching),
+        frozen_epochs=max((rule.frozen_epochs for rule in matching), default=0.0),
+    )
+
+
+def _new_group(treatment: _Treatment, config: OptimizerConfig) -> Group:
+    """A group without parameters, at the values that hold before the first step."""
+    lr = config.lr.start * treatment.lr_factor
+    decay = config.weight_decay.start * treatment.weight_decay_factor
+    return {"params": [], "names": [], "lr": lr, "weight_decay": decay, **asdict(treatment)}
+
+
+def _refuse_unmatched(rule: ParamRule, module: nn.Module) -> None:
+    names = [name for name, _ in module.named_parameters()]
+    if any(fnmatchcase(name, rule.match) for name in names):
+        return
+    paths = {".".join(parts[:i]) for parts in (name.split(".") for name in names) for i in range(1, len(parts) + 1)}
+    parts = sorted({name.split(".")[0] for name in names})
+    hint = did_you_mean(rule.match.removesuffix(".*"), sorted(paths))
+    raise ConfigError(
+        f"ParamRule('{rule.match}') matches no parameter of {type(module).__name__}.{hint} "
+        f"Its parts: {', '.join(parts)}."
+    )
+
+
+# -- one step, as the engine calls it -------------------------------------------------------------
+def set_group_values(optimizer: torch.optim.Optimizer, config: OptimizerConfig, now: Now, batch_size: int) -> None:
+    """Set learning rate and weight decay of every group for the step at `now`; `batch_size` is the global one."""
+    scale = 1.0 if config.lr_per is None else batch_size / config.lr_per
+    lr, decay = config.lr(now), config.weight_decay(now)
+    for group in optimizer.param_groups:
+        group["lr"] = (config.lr.start if group["fixed_lr"] else lr) * scale * group["lr_factor"]
+        group["weight_decay"] = decay * group["weight_decay_factor"]
+
+
+def drop_frozen(optimizer: torch.optim.Optimizer, now: Now) -> None:
+    """Drop the gradients of groups that are still frozen, so that the step passes them by."""
+    for group in optimizer.param_groups:
+        if now.epoch < group["frozen_epochs"]:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+class Clip(Schema):
+    """Gradient clipping: of the whole model's norm, or of each parameter's own (arXiv 2104.14294)."""
+
+    norm: float = Field(gt=0, description="largest L2 norm a gradient keeps")
+    per: Literal["model", "parameter"] = Field("model", description="whose norm is limited")
+
+
+def clip(optimizer: torch.optim.Optimizer, spec: Clip | None) -> None:
+    """Scale gradients down to the norm that `spec` allows; None: leave them."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if spec is None or not grads:
+        return
+    norms = torch.stack(torch._foreach_norm(grads))
+    if spec.per == "model":
+        norms = norms.norm().expand_as(norms)
+    factors = (spec.norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, list(factors.unbind()))
+
+
+# -- state by name --------------------------------------------------------------------------------
+def _named(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters by name, in the order in which torch numbers them."""
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+
+
+def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors, "parameter/key": it survives another order of the groups."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, parameter in _named(optimizer).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_state_by_name(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Put back what `state_by_name` has returned; the values are copied.
+
+    Raises:
+        RunDirError: the state is of a parameter that this optimizer does not train.
+    """
+    named = _named(optimizer)
+    numbers = {name: i for i, name in enumerate(named)}
+    by_number: dict[int, dict[str, Tensor]] = {}
+    for path, value in state.items():
+        name, _, key = path.rpartition("/")
+        if name not in named:
+            raise RunDirError(
+                f"the checkpoint's optimizer trains '{name}', which this run does not.{did_you_mean(name, named)}"
+            )
+        by_number.setdefault(numbers[name], {})[key] = _laid_out_as(named[name], value)
+    optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy in the parameter's memory layout, which fused kernels take for granted without a check."""
+    if value.shape != parameter.shape:
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+# -- the optimizers -------------------------------------------------------------------------------
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    name = "sgd"
+
+    class Config(OptimizerConfig):
+        """Settings of SGD."""
+
+        lr: LearningRate = Field(LearningRate(start=0.05), description="learning rate")
+        weight_decay: Schedule = Field(Schedule(start=1e-4), description="L2 penalty, added to the gradient")
+        momentum: float = Field(0.9, ge=0, lt=1, description="share of the last update that is kept")
+        nesterov: bool = Field(False, description="look ahead along the momentum")
+        exempt_1d: bool = Field(False, description="biases and norms: no weight decay")
+
+    def build(self, groups: list[Group]) -> torch.optim.Optimizer:
+        """Torch's SGD. Its fused kernel fails where only some parameters have had a gradient before."""
+        config = self.config
+        return torch.optim.SGD(groups, lr=config.lr.start, momentum=config.momentum, nesterov=config.nesterov)
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    name = "adamw"
+
+    class Config(OptimizerConfig):
+        """Settings of AdamW."""
+
+        lr: LearningRate = Field(LearningRate(start=5e-4), description="learning rate")
+        weight_decay: Schedule = Field(Schedule(start=0.05), description="share of each weight lost per step and lr")
+        betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and the second moment")
+
+    def build(self, groups: list[Group]) -> torch.optim.Optimizer:
+        """Torch's AdamW in one fused kernel: 3 times as fast as `foreach` on a CPU, 6 times as the plain loop."""
+        return torch.optim.AdamW(groups, lr=self.config.lr.start, betas=self.config.betas, fused=True)
+
+
+class LARS(Optimizer):
+    """SGD whose step per parameter is relative to its norm (You, Gitman and Ginsburg 2017, arXiv 1708.03888)."""
+
+    name = "lars"
+
+    class Config(OptimizerConfig):
+        """Settings of LARS."""
+
+        lr: LearningRate = Field(LearningRate(start=0.3), description="learning rate, outside the momentum")
+        weight_decay: Schedule = Field(Schedule(start=1e-6), description="L2 penalty, inside the trust ratio")
+        momentum: float = Field(0.9, ge=0, lt=1, description="share of the last update that is kept")
+        eta: float = Field(1e-3, gt=0, description="trust coefficient: step over weight norm at lr 1")
+
+    def build(self, groups: list[Group]) -> torch.optim.Optimizer:
+        """The variant of MoCo v3, Barlow Twins, VICReg and BYOL."""
+        return LayerwiseSGD(groups, self.config.lr.start, momentum=self.config.momentum, eta=self.config.eta)
+
+
+class LayerwiseSGD(torch.optim.Optimizer):
+    """LARS with the learning rate outside the momentum, over groups that have "weight_decay" and "adapt".
+
+    For a weight w with gradient g: d = g + weight_decay w, q = eta |w| / |d|, mu = momentum mu + q d,
+    w = w - lr mu. The ratio q is 1 where either norm is 0 and in groups without `adapt`.
+    """
+
+    def __init__(self, groups: list[Group], lr: float, *, momentum: float = 0.9, eta: float = 1e-3) -> None:
+        defaults = {"lr": lr, "weight_decay": 0.0, "adapt": True, "momentum": momentum, "eta": eta}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._step_group(group, parameters)
+
+    def _step_group(self, group: Group, parameters: list[Tensor]) -> None:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        update = list(torch._foreach_add(grads, parameters, alpha=group["weight_decay"]))
+        if group["adapt"]:
+            torch._foreach_mul_(update, _trust_ratios(parameters, update, group["eta"]))
+        momenta = [self._momentum(p) for p in parameters]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, update)
+        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def _trust_ratios(weights: list[Tensor], updates: list[Tensor], eta: float) -> list[Tensor]:
+    """`eta |w| / |d|` for each pair, 1 where either norm is 0."""
+    weight_norms = torch.stack(torch._foreach_norm(weights))
+    update_norms = torch.stack(torch._foreach_norm(updates))
+    both = (weight_norms > 0) & (update_norms > 0)
+    ratios = eta * weight_norms / update_norms.where(both, torch.ones_like(update_norms))
+    return list(ratios.where(both, torch.ones_like(ratios)).unbind())
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Register the core's optimizers."""
+    for component in (SGD, AdamW, LARS):
+        registry.add(component)

@@ -1,0 +1,284 @@
+"""From what a user gave to a complete configuration, with the origin of every value.
+
+Layers, later ones win: core defaults < the method's recipe < config file < keywords or flags. What nobody
+decided is then filled by rules that look at the data and the hardware, each with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from .callbacks import EvaluateSpec
+from .config import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, validate
+from .data import DEFAULT_SOURCE, no_such_data
+from .engine import TrainSpec
+from .errors import ConfigError, did_you_mean, plain
+from .method import Method
+from .plugins import Plugins
+from .rundir import read_yaml
+
+FLAT = {
+    name: ("train", name)
+    for name in ("epochs", "steps", "batch_size", "image_size", "precision", "device", "devices", "workers")
+}
+COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
+TABLES = ("train", "evaluate")
+PLAIN = ("seed", "recipe", "callbacks")
+
+
+class RunSpec(Schema):
+    """A whole run. Null means: decided by a rule once the data is known."""
+
+    method: MethodRef
+    backbone: BackboneRef | None = None
+    augmentation: AugmentationRef
+    data: DataRef
+    optimizer: OptimizerRef
+    callbacks: tuple[CallbackRef, ...] = ()
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    seed: int = Field(0, ge=0, description="decides weights, batches and views")
+    recipe: str = Field("default", description="the method's preset that was used")
+
+    def table(self) -> dict[str, Any]:
+        """The settings as plain values, as they stand in config.yaml."""
+        return self.model_dump(mode="json")
+
+
+CORE_DEFAULTS: Mapping[str, Any] = {
+    "augmentation": {"name": "pair"},
+    "optimizer": {"name": "sgd"},
+    "data": {"name": DEFAULT_SOURCE},
+    "seed": 0,
+}
+
+
+@dataclass
+class Layers:
+    """Settings laid over each other, each leaf with who set it."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+
+    def put(self, settings: Mapping[str, Any], who: str) -> None:
+        """Lay settings over those that are there."""
+        self._merge(self.values, settings, (), who)
+
+    def set(self, path: Sequence[str], value: Any, who: str) -> None:
+        """Set one value."""
+        nested: Any = value
+        for key in reversed(path):
+            nested = {key: nested}
+        self.put(nested, who)
+
+    def get(self, *path: str) -> Any:
+        """One value, or None where nothing was set."""
+        here: Any = self.values
+        for key in path:
+            here = here.get(key) if isinstance(here, Mapping) else None
+        return here
+
+    def _merge(self, base: dict[str, Any], new: Mapping[str, Any], path: tuple[str, ...], who: str) -> None:
+        for key, value in new.items():
+            here = (*path, key)
+            if isinstance(value, str) and here[0] in COMPONENTS and len(here) == 1:
+                value = {"name": value}
+            old = base.get(key)
+            if here == ("optimizer", "lr") and isinstance(old, dict) and isinstance(value, int | float):
+                value = {"start": value}  # a number is the peak; the recipe's warm-up and decay stay
+            if isinstance(value, Mapping):
+                if not isinstance(old, dict) or _other_component(old, value):
+                    self._forget(here)
+                    base[key] = old = {}
+                self._merge(old, value, here, who)
+            else:
+                self._forget(here)
+                base[key] = copy.deepcopy(value)
+                self.origin[".".join(here)] = who
+
+    def _forget(self, path: tuple[str, ...]) -> None:
+        """A replaced value takes its origins with it (no LARS settings left over under AdamW)."""
+        name = ".".join(path)
+        for key in [k for k in self.origin if k == name or k.startswith(name + ".")]:
+            del self.origin[key]
+
+
+def _other_component(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether both name a component and the names differ."""
+    names = old.get("name"), new.get("name")
+    return isinstance(names[0], str) and isinstance(names[1], str) and plain(names[0]) != plain(names[1])
+
+
+def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keywords moved into their sections.
+
+    Raises:
+        ConfigError: a name that is neither a flat keyword nor a section.
+    """
+    result: dict[str, Any] = {}
+    allowed = [*COMPONENTS, *TABLES, *PLAIN, *FLAT, "options"]
+    for key, value in settings.items():
+        if key in FLAT:
+            table, name = FLAT[key]
+            result.setdefault(table, {})[name] = value
+        elif key == "options":
+            result.setdefault("method", {}).update(_table(key, value))
+        elif key in TABLES:
+            result.setdefault(key, {}).update(_table(key, value))
+        elif key == "method":
+            result.setdefault(key, {}).update({"name": value} if isinstance(value, str) else _table(key, value))
+        elif key in (*COMPONENTS, *PLAIN):
+            result[key] = value
+        else:
+            hint = did_you_mean(key, allowed)
+            raise ConfigError(f"run: unknown setting '{key}'.{hint} Settings here: {', '.join(sorted(allowed))}.")
+    return result
+
+
+def _table(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: expected a table of settings (name: value), got {value!r}.")
+    return value
+
+
+def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """`[("optimizer.lr", 0.1)]` as nested tables, the form of `--set`.
+
+    Raises:
+        ConfigError: a path goes through something that is not a table.
+    """
+    result: dict[str, Any] = {}
+    for path, value in assignments:
+        *parents, leaf = path.split(".")
+        here = result
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"--set {path}={value}: '{parent}' was set to a value before, so it has no settings.")
+        here[leaf] = value
+    return result
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user asked for: settings in layers, and Python objects that stand beside them."""
+
+    layers: Sequence[tuple[str, Mapping[str, Any]]]  # (who, settings), lowest first
+    objects: Mapping[str, Any] = field(default_factory=dict)  # "data", "backbone", "augmentation"
+
+
+def collect(
+    method: str | Mapping[str, Any] | None,
+    config: Path | str | Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    plugins: Plugins,
+    *,
+    who: str = "user",
+) -> Given:
+    """Config file and keywords as layers; objects that have no name are set aside."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    objects = {}
+    for key in ("data", "backbone", "augmentation"):
+        if key in given and not isinstance(given[key], str | Mapping | Path):
+            objects[key] = given[key]
+            given[key] = {"name": "custom", "type": type(given[key]).__name__}
+    if method is not None:
+        given["method"] = method
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if config is not None:
+        table = config if isinstance(config, Mapping) else read_yaml(Path(config))
+        origin = "config" if isinstance(config, Mapping) else f"config file {Path(config).name}"
+        layers.append((origin, _name_data(sections(table), plugins)))
+    layers.append((who, _name_data(sections(given), plugins)))
+    return Given(layers, objects)
+
+
+def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """A data source's name stays; the path of a folder becomes the folder source."""
+    data = settings.get("data")
+    if not isinstance(data, str | Path):
+        return settings
+    names = plugins.names("data")
+    path = Path(data).expanduser()
+    if isinstance(data, str) and plain(data) in {plain(name) for name in names}:
+        return settings
+    if not path.exists():
+        raise no_such_data(str(data), names)
+    return {**settings, "data": {"name": "folder", "path": str(path)}}
+
+
+def layer(given: Given, plugins: Plugins) -> Layers:
+    """All layers merged: core defaults, recipe, config file, keywords.
+
+    Raises:
+        ConfigError: no method was named, or the recipe is unknown.
+    """
+    user = Layers()
+    for who, settings in given.layers:
+        user.put(settings, who)
+    name = user.get("method", "name")
+    if not isinstance(name, str):
+        installed = ", ".join(plugins.names("method")) or "none"
+        raise ConfigError(f"method: none was named. Installed: {installed}.")
+    method = plugins.get("method", name)
+    assert issubclass(method, Method)
+    recipe, reason = _recipe(method, user, plugins)
+    layers = Layers()
+    layers.put(CORE_DEFAULTS, "core default")
+    layers.put(method.recipes.get(recipe, {}), f"recipe '{recipe}' of {method.name}")
+    for who, settings in given.layers:
+        layers.put(settings, who)
+    layers.set(["recipe"], recipe, reason)
+    layers.values["method"]["name"] = method.name
+    return layers
+
+
+def _recipe(method: type[Method], user: Layers, plugins: Plugins) -> tuple[str, str]:
+    """Which recipe of the method applies, and why."""
+    asked = user.get("recipe")
+    if asked is not None:
+        if asked not in method.recipes:
+            known = ", ".join(method.recipes) or "none"
+            raise ConfigError(
+                f"recipe: {method.name} has no recipe '{asked}'.{did_you_mean(str(asked), method.recipes)} Known: {known}."
+            )
+        return asked, user.origin["recipe"]
+    source = user.get("data", "name")
+    family = plugins.get("data", source).family if isinstance(source, str) else None  # type: ignore[attr-defined]
+    if family in method.recipes:
+        return family, f"rule: {source} is {family} data"
+    return "default", "core default"
+
+
+def check(layers: Layers, plugins: Plugins) -> RunSpec:
+    """The merged settings, validated against the schema of every component."""
+    return validate(RunSpec, layers.values, registry=plugins)
+
+
+def provenance(spec: RunSpec, layers: Layers) -> dict[str, str]:
+    """Who decided each value of the resolved run; what nobody touched is its schema's default."""
+    return {path: _origin(path, layers.origin) for path, _ in leaves(spec.table())}
+
+
+def _origin(path: str, origin: Mapping[str, str]) -> str:
+    """The origin of a leaf: its own, that of a table above it, or (a number for a schedule) of its start."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        if found := origin.get(".".join(parts[:end])):
+            return found
+    return origin.get(path + ".start", "default")
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with its dotted path."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,65 @@
+"""A few pictures of a run for its report: views of some images, and what the encoder finds alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .augment.random import Draws
+from .backbone import Backbone
+from .data import ImageSet
+from .evaluate import embed, neighbours, sample
+from .plan import Plan
+
+IMAGES = 6  # rows of views
+QUERIES, NEAREST, POOL = 8, 6, 2000
+
+
+def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
+    """uint8 pictures by name: `originals` (R, C, S, S), `views.<group>` (R, V, C, s, s) and `neighbours`."""
+    return {**_views(plan), **_neighbours(plan, encoder)}
+
+
+def _views(plan: Plan) -> dict[str, Tensor]:
+    """The first epoch's views of some training images."""
+    count = min(IMAGES, len(plan.images))
+    index = torch.tensor([i * len(plan.images) // count for i in range(count)])
+    pixels = plan.images.fetch(index.tolist())
+    views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index))
+    result = {"originals": _pictures(plan, plan.preprocess.pixels(pixels))}
+    for name, group in views.items():
+        if group:
+            result[f"views.{name}"] = torch.stack([_pictures(plan, view) for view in group], dim=1)
+    return result
+
+
+def _neighbours(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
+    """Queries, each followed by the images whose features are nearest to its own."""
+    pair = plan.source.probe()
+    bank = sample(pair[0] if pair else plan.images, POOL)
+    queries = sample(pair[1] if pair else plan.images, QUERIES)
+    device = torch.device("cpu")
+    found = neighbours(
+        embed(encoder, bank, plan.preprocess, device=device),
+        embed(encoder, queries, plan.preprocess, device=device),
+        NEAREST,
+    )
+    rows = []
+    for i, nearest in enumerate(found.tolist()):
+        shown = torch.cat([_shown(plan, queries, [i]), _shown(plan, bank, nearest)])
+        rows.append(shown)
+    result = {"neighbours": torch.stack(rows)}
+    if bank.labels is not None and queries.labels is not None:
+        result["neighbour_labels"] = torch.cat([queries.labels[:, None], bank.labels[found]], dim=1)
+    return result
+
+
+def _shown(plan: Plan, images: ImageSet, index: list[int]) -> Tensor:
+    return _pictures(plan, plan.preprocess.pixels(images.fetch(index)))
+
+
+def _pictures(plan: Plan, images: Tensor) -> Tensor:
+    """Normalised images (N, C, S, S) as uint8 pictures."""
+    mean = torch.tensor(plan.image.mean)[:, None, None]
+    std = torch.tensor(plan.image.std)[:, None, None]
+    return ((images.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,85 @@
+"""SimSiam: predict one view's projection from the other's, with a stop-gradient and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from akssl_core import Backbone, Batch, Loss, LossRef, Method, Now, ParamRule, Registry, Schema, hookimpl
+from akssl_core.nn import mlp
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from .recipes import RECIPES
+
+
+class NegativeCosine(Loss):
+    """Mean over rows of -cos(p, stop-gradient z), for p and z (N, D); between -1 and 1.
+
+    The stop-gradient of equation 2 in arXiv 2011.10566 is part of the loss: z never receives a gradient.
+    """
+
+    name = "negative_cosine"
+
+    def forward(self, p: Tensor, z: Tensor) -> Tensor:
+        """The loss of predictions p (N, D) of targets z (N, D)."""
+        return -F.cosine_similarity(p, z.detach(), dim=1).mean()
+
+
+class SimSiam(Method):
+    """Siamese networks without negatives, momentum encoder or large batches; a stop-gradient prevents collapse.
+
+    Each view passes the encoder (backbone and projector) in a forward pass of its own, so batch norms see one
+    view at a time. The predictor, applied to one side, keeps a constant learning rate.
+    """
+
+    name = "simsiam"
+    paper = "Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, https://arxiv.org/abs/2011.10566"
+    recipes = RECIPES
+
+    class Config(Schema):
+        """Widths of the heads."""
+
+        hidden_dim: int | None = Field(None, gt=0, description="width inside the projector; null: the backbone's width")
+        out_dim: int = Field(2048, gt=1, description="width of the projections and predictions")
+        projector_layers: int = Field(3, ge=2, description="linear layers of the projector (the paper: 3, CIFAR 2)")
+        predictor_dim: int = Field(512, gt=0, description="width of the predictor's bottleneck")
+        fixed_predictor_lr: bool = Field(True, description="keep the predictor's learning rate at its start value")
+        loss: LossRef = Field("negative_cosine", description="compares predictions (N, D) with targets (N, D)")
+
+    def __init__(self, config: Any, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        hidden = [config.hidden_dim or backbone.embed_dim] * (config.projector_layers - 1)
+        self.projector = mlp(
+            backbone.embed_dim, *hidden, config.out_dim, bias=False, last_bias=False, last_batch_norm="plain"
+        )
+        self.predictor = mlp(config.out_dim, config.predictor_dim, config.out_dim, bias=False)
+        self.loss = config.loss.build()
+
+    def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Equation 2 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""
+        x1, x2 = batch.views["global"]
+        z1, z2 = self.projector(self.backbone(x1)), self.projector(self.backbone(x2))
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        loss = (self.loss(p1, z2) + self.loss(p2, z1)) / 2
+        return {"loss": loss, "z_std_ratio": spread(z1)}
+
+    def param_rules(self) -> Sequence[ParamRule]:
+        """The predictor's learning rate stays constant (section 4.2 of the paper)."""
+        return [ParamRule("predictor.*", fixed_lr=True)] if self.config.fixed_predictor_lr else []
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation of unit rows of z (N, D), averaged over channels, times sqrt(D) (figure 2b of the paper)."""
+    unit = F.normalize(z.float(), dim=1)
+    return unit.std(0, correction=0).mean() * z.shape[1] ** 0.5
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Add the method and its loss."""
+    registry.add(NegativeCosine)
+    registry.add(SimSiam)

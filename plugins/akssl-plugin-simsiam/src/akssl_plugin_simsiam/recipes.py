@@ -1,0 +1,71 @@
+"""Settings under which SimSiam is known to work: a small budget, CIFAR and ImageNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULT: dict[str, Any] = {
+    "method": {"hidden_dim": 512, "out_dim": 512, "projector_layers": 2, "predictor_dim": 128},
+    "augmentation": {
+        "name": "pair",
+        "scale": [0.2, 1.0],
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+        "grayscale": 0.5,
+        "blur": 0.0,
+    },
+    "optimizer": {"name": "sgd", "lr": {"start": 0.1}, "lr_per": 256, "momentum": 0.9, "weight_decay": 5e-4},
+    "train": {"batch_size": 256},
+}
+
+# Appendix D of the paper: ResNet-18 with a 3 x 3 stem, no blur, a projector of two layers.
+CIFAR: dict[str, Any] = {
+    "method": {"hidden_dim": 2048, "out_dim": 2048, "projector_layers": 2, "predictor_dim": 512},
+    "backbone": {"name": "resnet18", "stem": "cifar", "zero_init_residual": True},
+    "augmentation": {
+        "name": "pair",
+        "scale": [0.2, 1.0],
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+        "grayscale": 0.2,
+        "blur": 0.0,
+    },
+    "optimizer": {
+        "name": "sgd",
+        "lr": {"start": 0.03, "per": "epoch"},
+        "lr_per": 256,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+    },
+    "train": {"epochs": 800, "batch_size": 512},
+}
+
+# Section 3 of the paper: ResNet-50, 100 epochs, batch 512, no warm-up, weight decay on every parameter.
+IMAGENET: dict[str, Any] = {
+    "method": {"hidden_dim": 2048, "out_dim": 2048, "projector_layers": 3, "predictor_dim": 512},
+    "backbone": {"name": "resnet50", "zero_init_residual": True},
+    "augmentation": {
+        "name": "pair",
+        "scale": [0.2, 1.0],
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+        "grayscale": 0.2,
+        "blur": 0.5,
+    },
+    "optimizer": {
+        "name": "sgd",
+        "lr": {"start": 0.05, "per": "epoch"},
+        "lr_per": 256,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+    },
+    "train": {"epochs": 100, "batch_size": 512, "image_size": 224},
+}
+
+RECIPES = {"default": DEFAULT, "cifar": CIFAR, "imagenet": IMAGENET}

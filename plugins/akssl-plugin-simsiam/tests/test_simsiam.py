@@ -1,0 +1,174 @@
+"""SimSiam against the formulas, layers and gradients of arXiv 2011.10566."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import akssl_core
+import pytest
+import torch
+from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views
+from akssl_plugin_simsiam import SimSiam, spread
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NOW = Now(0, 10, 100)
+
+
+class Toy(Backbone):
+    """A backbone of width 12 over 8 x 8 images."""
+
+    name = "toy"
+    embed_dim = 12
+
+    def __init__(self) -> None:
+        super().__init__(Schema(), ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3))
+        self.conv = nn.Conv2d(3, 12, 3)
+        self.bn = nn.BatchNorm2d(12)
+        self.seen: list[int] = []
+
+    def features(self, images: Tensor) -> Features:
+        self.seen.append(len(images))
+        return Features(self.bn(self.conv(images)).relu().mean((2, 3)))
+
+
+def make(**settings: Any) -> SimSiam:
+    torch.manual_seed(0)
+    small = {"out_dim": 16, "predictor_dim": 4, **settings}
+    method = akssl_core.build("method", "simsiam", Toy(), **small)
+    assert isinstance(method, SimSiam)
+    return method
+
+
+def batch(size: int = 6) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    views = [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(2)]
+    return Batch(Views({"global": views}), torch.arange(size))
+
+
+@pytest.mark.parametrize(
+    ("p", "z", "expected"),
+    [([1.0, 2.0], [1.0, 2.0], -1.0), ([1.0, 0.0], [0.0, 3.0], 0.0), ([1.0, -2.0], [-2.0, 4.0], 1.0)],
+    ids=["equal", "orthogonal", "opposite"],
+)
+def test_loss_closed_forms(p: list[float], z: list[float], expected: float) -> None:
+    loss = akssl_core.build("loss", "negative_cosine")
+    assert loss(torch.tensor([p]), torch.tensor([z])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_loss_is_the_mean_over_rows_and_stops_the_gradient_of_targets() -> None:
+    loss = akssl_core.build("loss", "negative_cosine")
+    p = torch.tensor([[1.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    z = torch.tensor([[2.0, 0.0], [0.0, 5.0]], requires_grad=True)
+    value = loss(p, z)
+    assert value.item() == pytest.approx(-0.5)
+    value.backward()
+    assert p.grad is not None
+    assert z.grad is None
+
+
+def test_step_is_the_symmetric_loss_of_the_paper() -> None:
+    method, b = make(), batch()
+    x1, x2 = b.views["global"]
+    loss = method.step(b, NOW)["loss"]
+    z1, z2 = (method.projector(method.backbone(x)) for x in (x1, x2))
+    p1, p2 = method.predictor(z1), method.predictor(z2)
+    expected = -0.5 * (F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean())
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_swapping_the_views_changes_nothing_and_changing_either_does() -> None:
+    method, b = make(), batch()
+    x1, x2 = b.views["global"]
+
+    def loss(*views: Tensor) -> float:
+        return float(method.step(Batch(Views({"global": list(views)}), b.index), NOW)["loss"])
+
+    assert loss(x2, x1) == pytest.approx(loss(x1, x2), abs=1e-6)
+    assert loss(x1 + 1 * torch.randn_like(x1), x2) != pytest.approx(loss(x1, x2), abs=1e-4)
+    assert loss(x1, x2 + 1 * torch.randn_like(x2)) != pytest.approx(loss(x1, x2), abs=1e-4)
+
+
+def test_gradient_of_the_target_branch_is_exactly_zero() -> None:
+    """The backbone's gradient equals that of a copy whose targets were computed without a graph."""
+    method, b = make(), batch()
+    method.step(b, NOW)["loss"].backward()
+    got = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    method.zero_grad()
+    x1, x2 = b.views["global"]
+    with torch.no_grad():
+        t1, t2 = (method.projector(method.backbone(x)) for x in (x1, x2))
+    p1, p2 = (method.predictor(method.projector(method.backbone(x))) for x in (x1, x2))
+    loss = -0.5 * (F.cosine_similarity(p1, t2).mean() + F.cosine_similarity(p2, t1).mean())
+    loss.backward()
+    assert got.keys() == {name for name, _ in method.named_parameters()}, "every parameter is trained"
+    for name, p in method.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, rtol=1e-5, atol=1e-7)
+        assert got[name].abs().max() > 0, name
+
+
+def test_each_view_has_a_forward_pass_of_its_own() -> None:
+    method = make()
+    method.step(batch(6), NOW)
+    assert method.backbone.seen == [6, 6]
+
+
+def test_heads_layer_by_layer() -> None:
+    method = make()
+    projector = [type(layer).__name__ for layer in method.projector]
+    block = ["Linear", "BatchNorm1d", "ReLU"]
+    assert projector == [*block, *block, "Linear", "BatchNorm1d"]
+    linear = [layer for layer in method.projector if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(12, 12), (12, 12), (12, 16)]
+    assert all(layer.bias is None for layer in linear), "the last bias of the paper is frozen before a batch norm: none"
+    assert not method.projector[-1].affine
+    assert [type(layer).__name__ for layer in method.predictor] == [*block, "Linear"]
+    assert method.predictor[0].bias is None
+    assert method.predictor[-1].bias is not None
+    assert len([x for x in make(projector_layers=2).projector if isinstance(x, nn.Linear)]) == 2
+
+
+def test_predictor_keeps_its_learning_rate() -> None:
+    (rule,) = make().param_rules()
+    assert (rule.match, rule.fixed_lr) == ("predictor.*", True)
+    assert make(fixed_predictor_lr=False).param_rules() == []
+
+
+def test_spread_is_one_for_isotropic_rows_and_zero_when_collapsed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert spread(torch.randn(4096, 64, generator=generator)).item() == pytest.approx(1, abs=0.02)
+    assert spread(torch.ones(16, 64)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_first_loss_is_near_zero() -> None:
+    """Untrained predictions are about orthogonal to the projections (methods without negatives start at 0)."""
+    method = make(out_dim=512, predictor_dim=128)
+    assert abs(float(method.step(batch(64), NOW)["loss"])) < 0.2
+
+
+def test_without_the_stop_gradient_the_loss_collapses_and_with_it_does_not() -> None:
+    """Figure 2 of the paper in small: the constant solution is reached at once when targets are trained."""
+
+    def train(method: SimSiam) -> float:
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.5, momentum=0.9)
+        b = batch(32)
+        for _ in range(60):
+            optimizer.zero_grad()
+            out = method.step(b, NOW)
+            out["loss"].backward()
+            optimizer.step()
+        return float(out["z_std_ratio"])
+
+    broken = make()
+    broken.loss = lambda p, z: -F.cosine_similarity(p, z, dim=1).mean()
+    assert train(make()) > 2 * train(broken)
+
+
+@pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
+def test_recipes_are_valid(recipe: str) -> None:
+    from akssl_core.plugins import installed
+    from akssl_core.resolve import Given, check, layer
+
+    spec = check(layer(Given([("user", {"method": {"name": "simsiam"}, "recipe": recipe})]), installed()), installed())
+    assert spec.recipe == recipe
+    assert spec.optimizer.config.lr_per == 256
