@@ -19,7 +19,7 @@ from . import dist
 from .config import Component, Schema
 from .data.base import ImageSet
 from .data.preprocess import Preprocess
-from .evaluate import embed, knn, pixels_as_features, spectrum
+from .evaluation import embed, knn, pixels_as_features, spectrum
 from .optim import state_by_name
 from .rundir import RunDir
 

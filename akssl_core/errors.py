@@ -34,7 +34,9 @@ def plain(name: str) -> str:
 def suggest(word: str, names: Iterable[str]) -> str | None:
     """The name nearest to a misspelt word, or None when nothing is near."""
     by_plain = {plain(name): name for name in names}
-    near = get_close_matches(plain(word), by_plain, n=1, cutoff=0.6)
+    start = plain(word)
+    begun = [name for name in sorted(by_plain) if len(start) > 2 and name.startswith(start)]
+    near = begun or get_close_matches(start, by_plain, n=1, cutoff=0.6)
     return by_plain[near[0]] if near else None
 
 

@@ -22,10 +22,14 @@ from .errors import DataError
 if TYPE_CHECKING:
     from .data.preprocess import Preprocess
 
+Verdict = Literal["healthy", "dimensional collapse", "collapsed"]
+
 RAW_SIDE = 32  # raw pixels are compared at this side at most: 224 px would be 150 528 numbers an image
-QUERIES_AT_ONCE, BANK_AT_ONCE = 512, 8192  # one block of similarities: 16 MiB, and 32 MiB of sort keys
+QUERIES_AT_ONCE, BANK_AT_ONCE = 512, 8192  # one block of similarities takes 16 MiB, its sort keys 32 MiB
+COLLAPSED_STD = 0.01
+COLLAPSED_RANK = 0.01
 _STEPS = 2**20  # similarities closer than 1e-6 count as equal, so that rounding errors decide no tie
-_INDICES = 2**32  # low half of a sort key
+_INDICES = 2**32  # the lower half of a sort key holds an index
 
 
 # -- features -------------------------------------------------------------------------------------
@@ -34,14 +38,175 @@ def embed(
 ) -> Tensor:
     """Features (N, D) of all images in their order, float32 on the CPU.
 
-    The encoder, which must be on `device`, runs in eval mode without gradients and in float32; afterwards each
-    of its modules is back in the mode it was in.
+    The encoder stands on `device`. It runs in eval mode and without gradients; afterwards each of its modules
+    is back in the mode it was in.
     """
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
     def features(batch: Tensor) -> Tensor:
-        batch = batch.to(device)
-        return encoder(batch.contiguous(memory_format=layout) if batch.ndim == 4 else batch)
+        result: Tensor = encoder(batch.to(device).contiguous(memory_format=layout))
+        return result
 
     with _eval_mode(encoder), torch.no_grad():
-        return _rows(features, images, preprocess, batch_size, encoder.embed_dim)
+        return _rows(features, images, preprocess, batch_size)
+
+
+def pixels_as_features(images: ImageSet, preprocess: Preprocess, *, batch_size: int = 256) -> Tensor:
+    """The normalised pixels themselves as features (N, C * S * S), the baseline that a method must beat.
+
+    Images larger than 32 px are averaged down to that side: it keeps the memory bounded, and nearest
+    neighbours of small images are if anything the stronger baseline.
+    """
+
+    def features(batch: Tensor) -> Tensor:
+        side = min(batch.shape[-1], RAW_SIDE)
+        return F.interpolate(batch, size=(side, side), mode="area").flatten(1)
+
+    return _rows(features, images, preprocess, batch_size)
+
+
+def sample(images: ImageSet, count: int) -> ImageSet:
+    """A view on `count` images, one from each of `count` equal stretches; all images when there are fewer.
+
+    The place within a stretch follows the golden ratio. A constant step would meet labels that repeat
+    (0, 1, .. 9, 0, 1, ..) always at the same one.
+    """
+    if count >= len(images):
+        return images
+    stretch = torch.arange(count + 1) * len(images) // count
+    start, width = stretch[:-1], stretch.diff()
+    fraction = torch.arange(count) * 40503 % 65536  # Knuth's multiplicative hash: 40503 / 2^16 = 0.618
+    return images.subset(start + fraction * width // 65536)
+
+
+def _rows(
+    features: Callable[[Tensor], Tensor], images: ImageSet, preprocess: Preprocess, batch_size: int
+) -> Tensor:
+    """The features of all images; the result is laid out once, so that its memory is never doubled."""
+    result = torch.empty(0, 0)
+    for start in range(0, len(images), batch_size):
+        index = range(start, min(start + batch_size, len(images)))
+        rows = features(preprocess.pixels(images.fetch(index)))
+        if start == 0:
+            result = torch.empty(len(images), rows.shape[1])
+        result[start : start + len(rows)] = rows
+    return result
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; each submodule gets its own flag back, for some may be frozen on purpose."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+# -- nearest neighbours ---------------------------------------------------------------------------
+def knn(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy in percent of a weighted k-NN classifier: cosine similarity, votes weighted with exp(sim / T).
+
+    Wu et al. 2018 (arXiv 1805.01978); k = 20 and T = 0.07 as in DINO (arXiv 2104.14294). `bank` is (N, D) and
+    `queries` (Q, D); images without a label (-1) are left out. Ties go to the earlier image and the lower class.
+
+    Raises:
+        DataError: the bank or the queries hold no label.
+    """
+    bank, bank_labels = _labelled(bank, bank_labels, "bank")
+    queries, query_labels = _labelled(queries, query_labels, "queries")
+    similarity, index = _nearest(bank, queries, k)
+    weights = torch.softmax(similarity / temperature, dim=1)  # exp(sim / T) up to a factor, without overflow
+    votes = weights.new_zeros(len(queries), int(bank_labels.max()) + 1)
+    votes.scatter_add_(1, bank_labels[index], weights)
+    return 100 * (votes.argmax(1) == query_labels).double().mean().item()
+
+
+def neighbours(bank: Tensor, queries: Tensor, k: int) -> Tensor:
+    """Indices (Q, min(k, N)) of the bank's images most alike to each query by cosine, the most alike first."""
+    return _nearest(bank, queries, k)[1]
+
+
+def _labelled(features: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    known = labels >= 0
+    if not known.any():
+        raise DataError(f"k-NN: the {what} hold no labelled image. Give data with labels, or leave k-NN out.")
+    return (features, labels) if known.all() else (features[known], labels[known])
+
+
+def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosine similarities (float64) and indices of the k nearest, each (Q, k).
+
+    The memory does not grow with N x Q: the best k so far are merged with those of each block of the bank.
+    """
+    k = min(k, len(bank))
+    found = [_best_keys(bank, part, k) for part in queries.split(QUERIES_AT_ONCE)]
+    keys = torch.cat(found)
+    return keys.div(_INDICES, rounding_mode="floor").double() / _STEPS, _INDICES - 1 - keys % _INDICES
+
+
+def _best_keys(bank: Tensor, queries: Tensor, k: int) -> Tensor:
+    """The k largest sort keys (Q, k) of one block of queries over the whole bank."""
+    queries = _unit(queries)
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(bank), BANK_AT_ONCE):
+        similarity = queries @ _unit(bank[start : start + BANK_AT_ONCE]).T
+        keys = torch.cat([best, _keys(similarity, start)], dim=1)
+        best = keys.topk(min(k, keys.shape[1]), dim=1).values
+    return best
+
+
+def _keys(similarity: Tensor, start: int) -> Tensor:
+    """One int64 for similarity and index: a higher similarity wins, then a lower index. No two are equal."""
+    index = torch.arange(start, start + similarity.shape[1], device=similarity.device)
+    return (similarity * _STEPS).round().to(torch.int64) * _INDICES + (_INDICES - 1 - index)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Rows of length 1; a row with a number that is not finite becomes zero, alike to nothing."""
+    return F.normalize(features, dim=1).nan_to_num(0.0, 0.0, 0.0)
+
+
+# -- collapse -------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """How the features (N, D) of many images fill their space; not a number where features are not finite.
+
+    `std_ratio` is the mean over channels of the standard deviation of L2-normalised features, times sqrt(D):
+    1 when they point everywhere, 0 when they are all the same (Chen and He 2021, arXiv 2011.10566). `rankme`
+    is the effective rank, 1 to min(N, D): exp of the entropy of the normalised singular values of the
+    features as they are, neither centred nor normalised (Garrido et al. 2023, arXiv 2210.02885).
+    """
+
+    std_ratio: float
+    rankme: float
+    count: int
+    dim: int
+
+
+def spectrum(features: Tensor) -> Spectrum:
+    """The collapse numbers of features (N, D)."""
+    count, dim = features.shape
+    rows = features.double()
+    if not rows.isfinite().all():
+        return Spectrum(math.nan, math.nan, count, dim)
+    std = F.normalize(rows, dim=1).std(dim=0, correction=0)
+    return Spectrum(float(std.mean()) * math.sqrt(dim), _rankme(rows), count, dim)
+
+
+def _rankme(rows: Tensor) -> float:
+    """exp(-sum p log p) with p = singular values / their sum + 1e-7, from the smaller Gram matrix."""
+    gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    p = singular / singular.sum().clamp(min=torch.finfo(rows.dtype).tiny) + 1e-7
+    return float((-(p * p.log()).sum()).exp())

@@ -19,7 +19,7 @@ from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Probe, Probe
 from .data import Preprocess
 from .engine import Engine
 from .errors import AksslError, RunDirError
-from .evaluate import sample
+from .evaluation import sample
 from .export import export_backbone, load_backbone
 from .optim import load_state_by_name
 from .plan import Plan, make_plan

@@ -8,7 +8,7 @@ from torch import Tensor
 from .augment.random import Draws
 from .backbone import Backbone
 from .data import ImageSet
-from .evaluate import embed, neighbours, sample
+from .evaluation import embed, neighbours, sample
 from .plan import Plan
 
 IMAGES = 6  # rows of views

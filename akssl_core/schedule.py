@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
 
 from .config import Schema
 
@@ -53,7 +54,12 @@ class Schedule(Schema):
     @model_validator(mode="before")
     @classmethod
     def _from_number(cls, raw: Any) -> Any:
-        return {"start": raw} if isinstance(raw, int | float) and not isinstance(raw, bool) else raw
+        if isinstance(raw, int | float) and not isinstance(raw, bool):
+            return {"start": raw}
+        if not isinstance(raw, Mapping | Schedule):
+            message = f"expected a number or a table with start, end, warmup, ..., got {raw!r}"
+            raise PydanticCustomError("akssl", "{message}", {"message": message})
+        return raw
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> float | dict[str, Any]:

@@ -52,16 +52,23 @@ class Arrays(HoldOutSource):
         self, images: Any, labels: Any = None, *, layout: Layout | None = None, image_size: int | None = None
     ) -> None:
         super().__init__(Schema(), image_size)
-        raw = _four_axes(as_tensor(images))
-        if raw.ndim == 4 and layout is None and tuple(raw.shape)[1] != 1:
-            self.notes.append(f"the array is read as [N, {', '.join(find_layout(raw.shape) or '?')}]")
-        self._pixels = to_uint8(channels_first(raw, layout))
+        raw = as_tensor(images)
+        self._pixels = to_uint8(self._in_order(raw, layout))
         if self._pixels.dtype != raw.dtype:
             self.notes.append("float images in [0, 1] were converted to uint8")
         self._labels, self._classes = None, None
         if labels is not None:
             self._labels, self._classes = encode_labels(labels, len(raw))
         self.note_split()
+
+    def _in_order(self, images: Tensor, layout: Layout | None) -> Tensor:
+        """The images as (N, C, H, W), whatever their axes."""
+        _check_axes(images)
+        if images.ndim == 3:
+            return images[:, None]
+        found = layout or find_layout(images.shape)
+        self.notes.append(f"the array is read as [N, {', '.join(found or '')}]")
+        return channels_first(images, found)
 
     def make_images(self) -> ImageSet:
         """All images."""
@@ -77,15 +84,18 @@ class Arrays(HoldOutSource):
         return suitable_size(min(self._pixels.shape[-2:]))
 
 
-def _four_axes(images: Tensor) -> Tensor:
-    """Gray images [N, H, W] get a channel axis of 1.
+def _check_axes(images: Tensor) -> None:
+    """Refuse what is not a stack of images.
 
     Raises:
-        DataError: no image, an empty axis or another number of axes.
+        DataError: no image, an empty axis, another number of axes, or one image alone.
     """
-    if images.ndim not in (3, 4) or 0 in images.shape:
+    shape = tuple(images.shape)
+    if images.ndim not in (3, 4) or 0 in shape:
         raise DataError(
-            f"images: expected [N, H, W, C], [N, C, H, W] or [N, H, W] with at least one image, "
-            f"got the shape {tuple(images.shape)}."
+            f"images: expected [N, H, W, C], [N, C, H, W] or [N, H, W] with at least one image, got the shape {shape}."
         )
-    return images[:, None] if images.ndim == 3 else images
+    if images.ndim == 3 and shape[-1] <= 4:
+        raise DataError(
+            f"images: the shape {shape} looks like one image [H, W, C]; expected many. Add an axis in front."
+        )

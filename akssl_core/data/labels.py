@@ -23,17 +23,29 @@ def encode_labels(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...] | No
     Raises:
         DataError: another length, shape or type.
     """
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if values.ndim != 1 or len(values) != count:
+    values = _as_array(labels)
+    if values.shape != (count,):
         what = f"{len(values)} labels" if values.ndim == 1 else f"labels of shape {values.shape}"
         cure = " One-hot labels become numbers by labels.argmax(1)." if values.ndim == 2 else ""
         raise DataError(f"labels: got {what} for {count} images; expected one label an image.{cure}")
     if values.dtype.kind not in "biuU":
-        raise DataError(f"labels: expected whole numbers or texts, got {values.dtype}. Convert them, or leave them out.")
+        raise DataError(
+            f"labels: expected whole numbers or texts, got {values.dtype}. Convert them, or leave them out."
+        )
     if values.dtype.kind != "U" and values.min() >= -1 and values.max() < count:
         return torch.from_numpy(values.astype(np.int64)), None
     names, numbers = np.unique(values, return_inverse=True)
     return torch.from_numpy(numbers.astype(np.int64)), tuple(str(name) for name in names)
+
+
+def _as_array(labels: Any) -> np.ndarray[Any, Any]:
+    if isinstance(labels, Tensor):
+        return labels.detach().cpu().numpy()
+    try:
+        values = np.asarray(labels)
+        return np.asarray(values.tolist()) if values.dtype == object else values  # texts from a table
+    except ValueError as error:
+        raise DataError("labels: some items are lists; expected one number or text an image.") from error
 
 
 def hold_out(labels: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -1,0 +1,110 @@
+"""Finding the image files of a folder, in an order that does not depend on the file system."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DataError, suggest
+from .decode import SUFFIXES
+
+SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+
+
+@dataclass(slots=True)
+class Found:
+    """The image files of a folder, by their paths relative to it, and what only looks like one."""
+
+    files: list[str] = field(default_factory=list)  # sorted
+    broken: dict[str, str] = field(default_factory=dict)  # path -> reason
+
+
+def scan(root: Path) -> Found:
+    """Every file with the suffix of an image, in sub-folders too; hidden files and folders are left out.
+
+    A folder that two links lead to is read once, so links may form a circle.
+
+    Raises:
+        DataError: the folder does not exist, cannot be listed or holds no image.
+    """
+    _check_folder(root)
+    found = Found()
+    _walk(root, "", found, set())
+    found.files.sort()
+    if not found.files:
+        names = ", ".join(sorted(SUFFIXES))
+        broken = f" {len(found.broken)} only look like images: {', '.join(found.broken)}." if found.broken else ""
+        raise DataError(f"data: {root} holds no image files ({names}), in sub-folders neither.{broken}")
+    return found
+
+
+def _walk(folder: Path, prefix: str, found: Found, seen: set[tuple[int, int]]) -> int:
+    """Collect from one folder and those below; the number of images found."""
+    before = len(found.files)
+    try:
+        status = folder.stat()
+        key = (status.st_dev, status.st_ino)
+        entries = [] if key in seen else sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        found.broken[prefix.rstrip("/") or "."] = f"a folder that cannot be listed: {error.strerror}"
+        return 0
+    seen.add(key)
+    for entry in entries:
+        if not entry.name.startswith("."):
+            _visit(entry, prefix, found, seen)
+    return len(found.files) - before
+
+
+def _visit(entry: os.DirEntry[str], prefix: str, found: Found, seen: set[tuple[int, int]]) -> None:
+    """One entry of a folder: a folder is walked, an image is kept, a false image is noted."""
+    path = prefix + entry.name
+    is_named_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    if entry.is_dir():
+        count = _walk(Path(entry.path), f"{path}/", found, seen)
+        if is_named_image and count == 0:
+            found.broken[printable(path)] = "a folder, not an image"
+    elif is_named_image and entry.is_file():
+        found.files.append(path)
+    elif is_named_image:
+        found.broken[printable(path)] = "a link to nothing" if entry.is_symlink() else "not a regular file"
+
+
+def class_folders(files: list[str]) -> list[str] | None:
+    """The first sub-folder of each file as its class, or None where they are no classes.
+
+    They are when every file lies in one, there are two at least, and they are not named like the parts of
+    a split (train, val, test).
+    """
+    tops = [path.partition("/")[0] if "/" in path else "" for path in files]
+    names = set(tops)
+    return tops if "" not in names and len(names) >= 2 and not names <= SPLITS else None
+
+
+def printable(path: str) -> str:
+    """A path with bytes that are no text replaced, fit to be written and shown."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def nearest_path(path: Path) -> Path | None:
+    """The existing path nearest to one that does not exist: the first wrong part replaced by a near name."""
+    part = path.expanduser()
+    while not part.parent.is_dir():
+        if part == part.parent:
+            return None
+        part = part.parent
+    near = suggest(part.name, sorted(os.listdir(part.parent)))
+    return part.parent / near if near else None
+
+
+def _check_folder(root: Path) -> None:
+    if not root.exists():
+        near = nearest_path(root)
+        hint = f" Did you mean '{near}'?" if near else ""
+        raise DataError(f"data: the folder '{root}' does not exist.{hint}")
+    if not root.is_dir():
+        raise DataError(f"data: '{root}' is a file; expected a folder of images. Its folder is '{root.parent}'.")
+    try:
+        os.listdir(root)
+    except OSError as error:
+        raise DataError(f"data: the folder '{root}' cannot be listed: {error.strerror}.") from error
