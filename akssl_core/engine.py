@@ -21,7 +21,7 @@ from .data.loader import Loader
 from .errors import ConfigError
 from .method import Method
 from .nn import StepState
-from .optim import Clip, Optimizer, clip, drop_frozen, set_group_values
+from .optim import Clip, OptimizerConfig, clip, drop_frozen, set_group_values
 from .schedule import Now
 
 MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
@@ -141,7 +141,8 @@ class Engine:
     def __init__(
         self,
         method: Method,
-        optimizer: Optimizer,
+        optimizer: torch.optim.Optimizer,
+        rates: OptimizerConfig,
         loader: Loader,
         views: MakeViews,
         spec: TrainSpec,
@@ -150,7 +151,8 @@ class Engine:
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.method, self.optimizer, self.loader, self.spec = method, optimizer, loader, spec
+        self.method, self.loader, self.spec = method, loader, spec
+        self.optimizer, self.rates = optimizer, rates
         self.hardware, self.device = hardware, hardware.device
         self.views, self.seed, self.callbacks = views, seed, callbacks
         self.batch_size = loader.batch_size
@@ -211,7 +213,7 @@ class Engine:
 
     def _step(self, micro: Sequence[Batch]) -> None:
         """One optimizer step over one or more micro-batches."""
-        set_group_values(self.optimizer, self.now)  # lr and weight decay of every group
+        set_group_values(self.optimizer, self.rates, self.now, self.batch_size)
         _reseed(self.seed, self.now.step, self.device)
         terms = Terms()
         for i, batch in enumerate(micro):

@@ -102,7 +102,7 @@ def run(
     if out is not None:
         refuse_used(Path(out), overwrite=overwrite)
     given = collect(method, config, flat, plugins)
-    with _surroundings():
+    with _surroundings(device):
         plan = make_plan(given, plugins)
         path = Path(out) if out is not None else _new_path(plan)
         existed = path.exists()
@@ -140,8 +140,9 @@ def resume(
         return Result(encoder, encoder.preprocess, folder.manifest["final"], folder.history, folder.path)
     objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
     named = {key: value for key, value in objects.items() if value is not None}
-    given = Given([("config.yaml", folder.read_config())], named)
-    with _surroundings():
+    settings = folder.read_config()
+    given = Given([("config.yaml", settings)], named)
+    with _surroundings(settings["train"]["device"]):
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
         if checkpoint is not None and checkpoint.state["spec_hash"] != plan.spec_hash:
@@ -263,9 +264,9 @@ def _new_path(plan: Plan) -> Path:
 
 
 @contextmanager
-def _surroundings() -> Iterator[None]:
+def _surroundings(device: str | None) -> Iterator[None]:
     """The process group of torchrun, and the caller's random state kept as it was."""
-    dist.start()
+    dist.start("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
     try:
         with torch.random.fork_rng(devices=[]):
             yield

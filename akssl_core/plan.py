@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,12 @@ from . import dist
 from .augment import Augmentation, PerImageAugmentation
 from .augment.random import Draws
 from .backbone import Backbone, WrappedBackbone, default_backbone
-from .data import DatasetSource, ImageSet, ImageSpec, Loader, Preprocess, measure, source_from
+from .callbacks import Callback
+from .data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, source_from
 from .engine import Engine, Hardware, TrainSpec, choose_hardware
 from .errors import ConfigError, DataError
 from .method import Method
-from .optim import parameter_groups
+from .optim import OptimizerConfig, parameter_groups
 from .plugins import Plugins
 from .resolve import Given, Layers, RunSpec, check, layer, provenance
 
@@ -46,20 +47,28 @@ class Plan:
     method: Method
     notes: list[str]
 
-    def engine(self, callbacks: Any) -> Engine:
+    def engine(self, callbacks: Sequence[Callback]) -> Engine:
         """The engine over these parts."""
         train, seed = self.spec.train, self.spec.seed
-        assert train.batch_size is not None
-        groups = parameter_groups(self.method, self.method.param_rules(), self.spec.optimizer.config)
-        optimizer = self.spec.optimizer.build().build(groups, batch_size=train.batch_size)
-        loader = self.loader()
+        rates = self.spec.optimizer.config
+        assert isinstance(rates, OptimizerConfig)
+        groups = parameter_groups(self.method, self.method.param_rules(), rates)
+        optimizer = self.spec.optimizer.build().build(groups)
         device = self.hardware.device
 
-        def views(pixels: Any, index: torch.Tensor, epoch: int) -> Any:
+        def views(pixels: Pixels, index: torch.Tensor, epoch: int) -> Views:
             return self.augmentation(pixels, Draws.of(seed, epoch, index.to(device)))
 
         return Engine(
-            self.method, optimizer, loader, views, train, self.hardware, seed=seed, callbacks=callbacks
+            self.method,
+            optimizer,
+            rates,
+            self.loader(),
+            views,
+            train,
+            self.hardware,
+            seed=seed,
+            callbacks=callbacks,
         )
 
     def loader(self) -> Loader:
@@ -74,6 +83,24 @@ class Plan:
             rank=dist.rank(),
             workers=train.workers or 0,
         )
+
+    def consequences(self) -> list[tuple[str, str]]:
+        """What the settings amount to: lengths, effective learning rate, sizes."""
+        train, rates = self.spec.train, self.spec.optimizer.config
+        assert isinstance(rates, OptimizerConfig)
+        assert train.batch_size is not None
+        per_epoch = len(self.images) // train.batch_size
+        steps = min(per_epoch * (train.epochs or 1), train.steps or per_epoch * (train.epochs or 1))
+        scale = 1.0 if rates.lr_per is None else train.batch_size / rates.lr_per
+        trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+        return [
+            ("training images", f"{len(self.images)}"),
+            ("optimizer steps", f"{steps} ({per_epoch} an epoch)"),
+            ("images seen", f"{steps * train.batch_size}"),
+            ("peak learning rate", f"{rates.lr.start * scale:g} (setting {rates.lr.start:g} x {scale:g})"),
+            ("trained parameters", f"{trained / 1e6:.2f} million"),
+            ("feature size", f"{self.backbone.embed_dim}"),
+        ]
 
     @property
     def spec_hash(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,12 +13,37 @@ from ..config import Component
 from ..data.base import ImageSpec, Pixels, Views
 from .random import Draws
 
+P = TypeVar("P", bound="Parameters")
+
 
 class Transform(Protocol):
     """Makes one view of every image of a batch; each image has its own parameters."""
 
     def __call__(self, pixels: Pixels, draws: Draws) -> Tensor:
         """(B, C, size, size) float32, normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The drawn parameters of one operation: fields are tensors with one row an image."""
+
+    def rows(self: P, part: slice) -> P:
+        """The parameters of some of the images."""
+        return type(self)(*(getattr(self, field.name)[part] for field in fields(self)))
+
+
+class Operation(ABC, Generic[P]):
+    """One random change of images. Drawing its parameters and applying them are separate, pure steps."""
+
+    channels: frozenset[int] | None = None  # the channel counts it makes sense for; None: any
+
+    @abstractmethod
+    def sample(self, draws: Draws) -> P:
+        """Parameters of every image, a function of the draws alone."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, parameters: P) -> Tensor:
+        """Change images (B, C, H, W), float32 in [0, 1], in place and return them; the others keep every bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +56,10 @@ class ViewGroup:
 
 
 class Augmentation(Component, ABC):
-    """Turns a batch of raw pixels into named groups of views, on the device the pixels are on."""
+    """Turns a batch of raw pixels into named groups of views, on the device the pixels are on.
+
+    Call it outside mixed-precision regions: views are made in float32.
+    """
 
     kind = "augmentation"
 

@@ -1,0 +1,37 @@
+"""Backbones: networks from images to features, ready-made or around a module of your own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..hookspecs import hookimpl
+from .base import Backbone, Features, TokenBackbone
+from .resnet import SMALL, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNeXt50, WideResNet50
+from .tiny import ResNetTiny
+from .vit import ViTSmall, ViTTiny
+from .wrap import WrappedBackbone
+
+if TYPE_CHECKING:
+    from ..plugins import Registry
+
+__all__ = ["Backbone", "Features", "TokenBackbone", "WrappedBackbone", "default_backbone"]
+
+READY_MADE = (
+    ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, WideResNet50, ResNeXt50, ResNetTiny, ViTTiny, ViTSmall,
+)  # fmt: skip
+
+
+def default_backbone(accepts: type[Backbone], image_size: int) -> tuple[str, str]:
+    """The backbone for a run whose user names none, and the reason."""
+    if not issubclass(ResNet18, accepts):
+        return ViTTiny.name, "the method works on patch tokens"
+    if image_size <= SMALL:
+        return ResNetTiny.name, f"{image_size} px is at most {SMALL} px, where a narrow network is enough to start"
+    return ResNet18.name, f"{image_size} px is over {SMALL} px"
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Register the ready-made backbones."""
+    for component in READY_MADE:
+        registry.add(component)

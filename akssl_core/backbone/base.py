@@ -47,6 +47,10 @@ class Backbone(nn.Module, Component, ABC):
         """Pooled features (B, D)."""
         return self.features(images).pooled
 
+    def export_state(self) -> dict[str, Tensor]:
+        """The weights as they are exported, under the key names of the library the network comes from."""
+        return dict(self.state_dict())
+
     @property
     def notes(self) -> list[str]:
         """What was decided for the user, with the reason (an adapted stem, say)."""
@@ -66,4 +70,5 @@ class TokenBackbone(Backbone, ABC):
         keep: Tensor | None = None,  # (B, n) indices of the patches to encode: MAE, I-JEPA
         mask: Tensor | None = None,  # (B, N) bool, patches to replace by `token`: iBOT, SimMIM
         token: Tensor | None = None,  # (D,)
-    ) -> Features: ...
+    ) -> Features:
+        """Features of all patches, of those in `keep`, or with those in `mask` replaced by `token`."""

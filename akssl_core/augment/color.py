@@ -1,0 +1,192 @@
+"""Colour operations on a batch: jitter, grayscale, solarize, normalise. Formulas are torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Operation, Parameters
+from .random import Draws
+
+LUMINANCE = (0.2989, 0.587, 0.114)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Parameters):
+    """Which images an operation without a strength acts on."""
+
+    on: Tensor  # (B,) bool
+
+
+@dataclass(frozen=True, slots=True)
+class Jitters(Parameters):
+    """How the colours of each image change."""
+
+    on: Tensor  # (B,) bool
+    factors: Tensor  # (B, 4): factors of brightness, contrast, saturation (1: unchanged); hue shift in turns (0)
+    order: Tensor  # (B, 4) int64: which of the four comes first, second, third, last
+
+
+def positions(on: Tensor) -> Tensor:
+    """Where a mask (B,) is true, as indices (n,)."""
+    return on.nonzero().squeeze(1)
+
+
+def gray(images: Tensor) -> Tensor:
+    """Brightness of each pixel, (B, H, W): the luminance of RGB, the mean of any other channels."""
+    if images.shape[1] != 3:
+        return images.mean(1)
+    red, green, blue = images.unbind(1)
+    return red.mul(LUMINANCE[0]).add_(green, alpha=LUMINANCE[1]).add_(blue, alpha=LUMINANCE[2])
+
+
+class ColorJitter(Operation[Jitters]):
+    """Changes brightness, contrast, saturation and hue by random amounts in random order.
+
+    Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue shift in [-hue, hue] turns. Values are
+    clamped to [0, 1] after each change. Contrast pulls towards the image's mean brightness.
+    """
+
+    def __init__(
+        self, probability: float, brightness: float, contrast: float, saturation: float = 0.0, hue: float = 0.0
+    ) -> None:
+        self.probability = probability
+        strengths = (brightness, contrast, saturation)
+        self.low = torch.tensor([*(max(0.0, 1 - s) for s in strengths), -hue])
+        self.high = torch.tensor([*(1 + s for s in strengths), hue])
+        self.channels = frozenset({3}) if saturation or hue else None
+
+    def sample(self, draws: Draws) -> Jitters:
+        """Draw who changes, by how much, and in which order."""
+        numbers = draws.uniform("jitter", 9)
+        device = numbers.device
+        factors = torch.lerp(self.low.to(device), self.high.to(device), numbers[:, 1:5])
+        return Jitters(numbers[:, 0] < self.probability, factors, numbers[:, 5:].argsort(1))
+
+    def apply(self, images: Tensor, parameters: Jitters) -> Tensor:
+        """Jitter the chosen images in place."""
+        rows, bounds = _by_hue_position(parameters)
+        if not len(rows):
+            return images
+        order, factors = parameters.order[rows], parameters.factors[rows]
+        rows = rows.to(images.device)
+        work = images.index_select(0, rows)
+        for position in range(4):
+            start, stop = bounds[position], bounds[position + 1]
+            ops = order[:, position]
+            amounts = factors.gather(1, ops[:, None]).squeeze(1)
+            for part in (slice(0, start), slice(stop, len(rows))):
+                if part.start < part.stop:
+                    blend(work[part], ops[part], amounts[part])
+            if start < stop:
+                shift_hue(work[start:stop], amounts[start:stop])
+        return images.index_copy_(0, rows, work)
+
+
+def _by_hue_position(parameters: Jitters) -> tuple[Tensor, list[int]]:
+    """The chosen images sorted by when their hue turns, so that each position's hue images are one slice.
+
+    Returns the indices, and five bounds: images bounds[p] to bounds[p + 1] turn their hue at position p.
+    """
+    place = (parameters.order == HUE).to(torch.int32).argmax(1)
+    place = place.masked_fill(parameters.factors[:, HUE] == 0, 4)
+    rows = positions(parameters.on)
+    place, rank = place[rows].sort(stable=True)
+    return rows[rank], [0, *torch.bincount(place, minlength=5).cumsum(0)[:4].tolist()]
+
+
+def blend(images: Tensor, ops: Tensor, factors: Tensor) -> None:
+    """Brightness, contrast or saturation, another for each image, in place.
+
+    All three are clamp(f x + (1 - f) reference): the reference is 0 for brightness, the mean gray of the image for
+    contrast, the gray of the pixel for saturation. `ops` and `factors` are (B,).
+    """
+    flat = images.flatten(2)
+    reference = gray(images).flatten(1)
+    factors = factors.to(images.device)
+    rest = (1 - factors)
+    of_pixel = rest * (ops == SATURATION).to(images.device)
+    of_mean = rest * (ops == CONTRAST).to(images.device) * reference.mean(1)
+    reference.mul_(of_pixel[:, None]).add_(of_mean[:, None])
+    torch.addcmul(reference[:, None], flat, factors[:, None, None], out=flat).clamp_(0, 1)
+
+
+def shift_hue(images: Tensor, turns: Tensor) -> None:
+    """Turn the hue of RGB images by `turns` (B,) in [-0.5, 0.5], in place, keeping value and saturation of HSV.
+
+    With maximum V, minimum m and C = V - m, the hue in sixths of a turn lies in [-3, 3]: its size is
+    1 + (g + b - r - m) / C and its sign that of g - b. A channel whose primary stands at hue k is
+    V - C clamp(2 - |3 - |hue - k||, 0, 1), right for |hue - k| <= 7. No comparison of channels is needed.
+    """
+    flat = images.flatten(2)
+    red, green, blue = flat.unbind(1)
+    value = torch.maximum(red, green).maximum(blue)
+    low = torch.minimum(red, green).minimum(blue)
+    chroma = value - low
+    size = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
+    hue = size.copysign_(green - blue)
+    away = hue[:, None] + _primaries(turns.to(images.device))[:, :, None]
+    ramp = away.abs_().sub_(3).abs_().clamp_(1, 2)  # 2 - clamp(2 - ramp, 0, 1) = clamp(ramp, 1, 2)
+    torch.addcmul(value.sub_(chroma, alpha=2)[:, None], ramp, chroma[:, None], out=flat)
+
+
+def _primaries(turns: Tensor) -> Tensor:
+    """What to add to the hue to get its distance from red, green and blue, (B, 3) in sixths of a turn."""
+    after = torch.tensor([0.0, -2.0, -4.0], device=turns.device)
+    before = torch.tensor([0.0, 4.0, 2.0], device=turns.device)
+    return torch.where(turns[:, None] > 0, after, before) + 6 * turns[:, None]
+
+
+class Grayscale(Operation[Chosen]):
+    """Replaces all three channels by the luminance."""
+
+    channels = frozenset({3})
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def sample(self, draws: Draws) -> Chosen:
+        """Draw which images turn gray."""
+        return Chosen(draws.uniform("grayscale", 1)[:, 0] < self.probability)
+
+    def apply(self, images: Tensor, parameters: Chosen) -> Tensor:
+        """Make the chosen images gray in place."""
+        rows = positions(parameters.on).to(images.device)
+        work = gray(images.index_select(0, rows))
+        return images.index_copy_(0, rows, work[:, None].expand(-1, 3, -1, -1))
+
+
+class Solarize(Operation[Chosen]):
+    """Inverts the values at or above a threshold."""
+
+    def __init__(self, probability: float, threshold: float = 0.5) -> None:
+        self.probability = probability
+        self.threshold = threshold
+
+    def sample(self, draws: Draws) -> Chosen:
+        """Draw which images are solarized."""
+        return Chosen(draws.uniform("solarize", 1)[:, 0] < self.probability)
+
+    def apply(self, images: Tensor, parameters: Chosen) -> Tensor:
+        """Solarize the chosen images in place."""
+        rows = positions(parameters.on).to(images.device)
+        work = images.index_select(0, rows)
+        bright = torch.ge(work, self.threshold, out=torch.empty_like(work))
+        # |1 - x| inverts and |0 - x| keeps, exactly; a masked choice is ten times slower
+        return images.index_copy_(0, rows, bright.sub_(work).abs_())
+
+
+class Normalize:
+    """Subtracts the mean and divides by the standard deviation of each channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.mean = torch.tensor(mean)[:, None, None]
+        self.std = torch.tensor(std)[:, None, None]
+
+    def apply(self, images: Tensor, out: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) with values in [0, 1] as (x - mean) / std."""
+        return torch.sub(images, self.mean.to(images.device), out=out).div_(self.std.to(images.device))

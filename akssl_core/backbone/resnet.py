@@ -1,0 +1,123 @@
+"""Torchvision's ResNets (He et al. 2016, arXiv 1512.03385) with a stem that fits the image size."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..config import Schema
+from ..data.base import ImageSpec
+from .base import Backbone, Features
+
+SMALL = 64  # px; up to here the ImageNet stem, which divides the side by 4 at once, leaves too little
+
+
+class ConvBackbone(Backbone):
+    """A network with the parts and key names of torchvision's ResNet, without `fc`."""
+
+    conv1: nn.Conv2d
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def features(self, images: Tensor) -> Features:
+        """The average of the last map (B, D), and the map itself as patches."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return map_features(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
+
+
+def map_features(x: Tensor) -> Features:
+    """The features in a last map (B, D, h, w)."""
+    return Features(x.mean((2, 3)), x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+
+
+def new_conv(channels: int, width: int, size: int, stride: int) -> nn.Conv2d:
+    """A convolution with 'same' padding and without bias, initialised as torchvision does."""
+    conv = nn.Conv2d(channels, width, size, stride, size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+class ResNet(ConvBackbone):
+    """A ResNet of torchvision. Its state dict loads into torchvision's model of that name with the same stem."""
+
+    class Config(Schema):
+        """Settings of the ResNets."""
+
+        stem: Literal["auto", "imagenet", "cifar"] = Field(
+            "auto",
+            description="imagenet: 7x7 convolution of stride 2 and max-pool; cifar: 3x3 of stride 1, no max-pool; "
+            f"auto: cifar up to {SMALL} px",
+        )
+        zero_init_residual: bool = Field(False, description="start with residual branches that add nothing")
+
+    def __init__(self, config: Config, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        from torchvision.models import resnet  # here, because it takes a second and most commands build nothing
+
+        net: Any = getattr(resnet, self.name)(zero_init_residual=config.zero_init_residual)
+        self.embed_dim: int = net.fc.in_features
+        self.small_stem = config.stem == "cifar" or (config.stem == "auto" and image.size <= SMALL)
+        if self.small_stem:
+            net.conv1, net.maxpool = new_conv(image.channels, 64, 3, 1), nn.Identity()
+        elif image.channels != 3:
+            net.conv1 = new_conv(image.channels, 64, 7, 2)
+        for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+            self.add_module(part, getattr(net, part))
+
+    @property
+    def notes(self) -> list[str]:
+        """Which stem was chosen, and why."""
+        if self.config.stem != "auto":
+            return []
+        if self.small_stem:
+            return [f"{self.name}: cifar stem (3x3, no max-pool), because {self.image.size} px is at most {SMALL} px"]
+        return [f"{self.name}: imagenet stem (7x7, max-pool), because {self.image.size} px is over {SMALL} px"]
+
+
+class ResNet18(ResNet):
+    """18 layers, 512 features, 11.2 M parameters."""
+
+    name = "resnet18"
+
+
+class ResNet34(ResNet):
+    """34 layers, 512 features, 21.3 M parameters."""
+
+    name = "resnet34"
+
+
+class ResNet50(ResNet):
+    """50 layers, 2048 features, 23.5 M parameters."""
+
+    name = "resnet50"
+
+
+class ResNet101(ResNet):
+    """101 layers, 2048 features, 42.5 M parameters."""
+
+    name = "resnet101"
+
+
+class ResNet152(ResNet):
+    """152 layers, 2048 features, 58.1 M parameters."""
+
+    name = "resnet152"
+
+
+class WideResNet50(ResNet):
+    """50 layers with bottlenecks twice as wide, 2048 features, 66.8 M parameters (arXiv 1605.07146)."""
+
+    name = "wide_resnet50_2"
+
+
+class ResNeXt50(ResNet):
+    """50 layers of 32 groups 4 wide, 2048 features, 23.0 M parameters (arXiv 1611.05431)."""
+
+    name = "resnext50_32x4d"

@@ -1,0 +1,202 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) under timm's key names."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import Schema
+from ..data.base import ImageSpec
+from ..nn import take
+from .base import Features, TokenBackbone
+
+SMALL = 64  # px; up to here patches of 16 px would leave at most 16 tokens
+
+
+class PatchEmbed(nn.Module):
+    """Images to patch tokens by one linear map."""
+
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, C, H, W) -> tokens (B, N, D) and their grid; sides are padded with zeros to whole patches."""
+        height, width = images.shape[2:]
+        right, bottom = -width % self.patch_size, -height % self.patch_size
+        x = self.proj(F.pad(images, (0, right, 0, bottom)) if right or bottom else images)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+class MLP(nn.Module):
+    """The two linear layers of a block."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for some images of a batch (Huang et al. 2016, arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch (B, N, D), zero for a share `rate` of the images and scaled up for the others."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on normalised tokens and with a shortcut."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, 4 * width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+
+class ViT(TokenBackbone):
+    """A vision transformer with a class token and learned positions.
+
+    Its state dict loads into timm's `vit_<name>_patch<p>` made with `num_classes=0` for the same image size
+    (and `fc_norm=False` where `pool` is "mean").
+    """
+
+    width: ClassVar[int]
+    heads: ClassVar[int]
+    depth: ClassVar[int] = 12
+
+    class Config(Schema):
+        """Settings of the vision transformers."""
+
+        patch_size: int | Literal["auto"] = Field("auto", description=f"side in px; auto: 16, or 4 up to {SMALL} px")
+        pool: Literal["cls", "mean"] = Field("cls", description="pooled features: class token, or mean of the patches")
+        drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0")
+
+    def __init__(self, config: Config, image: ImageSpec) -> None:
+        super().__init__(config, image)
+        self.embed_dim = self.width
+        self.patch_size = config.patch_size if config.patch_size != "auto" else 4 if image.size <= SMALL else 16
+        side = -(-image.size // self.patch_size)
+        self.grid = (side, side)
+        self.patch_embed = PatchEmbed(image.channels, self.width, self.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, self.width))
+        rates = torch.linspace(0, config.drop_path, self.depth).tolist()
+        self.blocks = nn.Sequential(*(Block(self.width, self.heads, rate) for rate in rates))
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Truncated normal of 0.02 for all but the patch projection, which keeps the default of its fan-in."""
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def features(
+        self,
+        images: Tensor,
+        *,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        token: Tensor | None = None,
+    ) -> Features:
+        """Normalised tokens. Masked patches are replaced before positions are added, `keep` selects after that."""
+        x, grid = self.patch_embed(images)
+        if mask is not None:
+            assert token is not None, "a mask needs the token that replaces patches"
+            x = torch.where(mask[..., None], token, x)
+        x = x + self.positions(grid)
+        if keep is not None:
+            x = take(x, keep)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        x = self.norm(self.blocks(torch.cat([first, x], 1)))
+        pooled = x[:, 0] if self.config.pool == "cls" else x[:, 1:].mean(1)
+        return Features(pooled, x[:, 1:], None if keep is not None else grid)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """The positions (1, N, D) of a grid of patches, interpolated where it is not the one of training."""
+        own = self.pos_embed[:, 1:]
+        if grid == self.grid:
+            return own
+        rows, columns = (_bicubic(size, out, own) for size, out in zip(self.grid, grid, strict=True))
+        return torch.einsum("hi,wj,bijd->bhwd", rows, columns, own.reshape(1, *self.grid, -1)).flatten(1, 2)
+
+    @property
+    def notes(self) -> list[str]:
+        """The patch size, if it was chosen, and padding, if there is any."""
+        notes, size = [], self.image.size
+        if self.config.patch_size == "auto":
+            relation = "at most" if size <= SMALL else "over"
+            notes.append(f"{self.name}: patches of {self.patch_size} px, because {size} px is {relation} {SMALL} px")
+        if size % self.patch_size:
+            padded = self.grid[0] * self.patch_size
+            notes.append(f"{self.name}: images are padded from {size} to {padded} px, whole patches")
+        return notes
+
+
+def _bicubic(size: int, out: int, like: Tensor) -> Tensor:
+    """Weights (out, size) of bicubic interpolation along one side.
+
+    As a matrix, because the gradient of torch's interpolation is not deterministic on CUDA.
+    """
+    identity = torch.eye(size, device=like.device, dtype=like.dtype)[None, None]
+    return F.interpolate(identity, size=(out, size), mode="bicubic", align_corners=False)[0, 0]
+
+
+class ViTTiny(ViT):
+    """192 wide, 12 deep, 3 heads: 5.4 M parameters."""
+
+    name = "vit_tiny"
+    width, heads = 192, 3
+
+
+class ViTSmall(ViT):
+    """384 wide, 12 deep, 6 heads: 21.5 M parameters."""
+
+    name = "vit_small"
+    width, heads = 384, 6
