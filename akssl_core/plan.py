@@ -241,6 +241,7 @@ def _fill_size(layers: Layers, spec: RunSpec, source: DatasetSource, hardware: H
         reason = f"rule: {size} suits the images, {CPU_IMAGE_SIZE} suits a CPU"
         size = CPU_IMAGE_SIZE
     layers.set(["train", "image_size"], size, reason)
+    source.asked_size = size  # photos are decoded about that large
     return size
 
 

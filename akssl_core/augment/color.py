@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,19 +72,15 @@ class ColorJitter(Operation[Jitters]):
         rows, bounds = _by_hue_position(parameters)
         if not len(rows):
             return images
-        order, factors = parameters.order[rows], parameters.factors[rows]
-        rows = rows.to(images.device)
-        work = images.index_select(0, rows)
-        for position in range(4):
-            start, stop = bounds[position], bounds[position + 1]
-            ops = order[:, position]
-            amounts = factors.gather(1, ops[:, None]).squeeze(1)
-            for part in (slice(0, start), slice(stop, len(rows))):
-                if part.start < part.stop:
-                    blend(work[part], ops[part], amounts[part])
-            if start < stop:
-                shift_hue(work[start:stop], amounts[start:stop])
-        return images.index_copy_(0, rows, work)
+        factors = parameters.factors[rows]
+        turns = factors[:, HUE].to(images.device)
+        work = images.index_select(0, rows.to(images.device))
+        for position, mix in enumerate(_mixes(factors, parameters.order[rows])):
+            blend(work, Mix(*(weight.to(images.device) for weight in mix)))
+            part = slice(bounds[position], bounds[position + 1])
+            if part.start < part.stop:
+                shift_hue(work[part], turns[part])
+        return images.index_copy_(0, rows.to(images.device), work)
 
 
 def _by_hue_position(parameters: Jitters) -> tuple[Tensor, list[int]]:
@@ -93,26 +89,39 @@ def _by_hue_position(parameters: Jitters) -> tuple[Tensor, list[int]]:
     Returns the indices, and five bounds: images bounds[p] to bounds[p + 1] turn their hue at position p.
     """
     place = (parameters.order == HUE).to(torch.int32).argmax(1)
-    place = place.masked_fill(parameters.factors[:, HUE] == 0, 4)
+    place = place.masked_fill(parameters.factors[:, HUE] == 0, 4)  # a hue that does not turn has no position
     rows = positions(parameters.on)
     place, rank = place[rows].sort(stable=True)
     return rows[rank], [0, *torch.bincount(place, minlength=5).cumsum(0)[:4].tolist()]
 
 
-def blend(images: Tensor, ops: Tensor, factors: Tensor) -> None:
-    """Brightness, contrast or saturation, another for each image, in place.
+class Mix(NamedTuple):
+    """Weights, one an image, of clamp(factor x + of_pixel gray(x) + of_mean mean(gray(x)))."""
 
-    All three are clamp(f x + (1 - f) reference): the reference is 0 for brightness, the mean gray of the image for
-    contrast, the gray of the pixel for saturation. `ops` and `factors` are (B,).
+    factor: Tensor  # (B,)
+    of_pixel: Tensor
+    of_mean: Tensor
+
+
+def _mixes(factors: Tensor, order: Tensor) -> list[Mix]:
+    """The four steps of every image as blends; where the step is the hue, the blend changes nothing.
+
+    Brightness, contrast and saturation are all f x + (1 - f) reference: the reference is 0, the mean gray of the
+    image and the gray of the pixel. So one blend serves all images, whichever of the three is their turn.
     """
+    factor = torch.where(order == HUE, 1.0, factors.gather(1, order))
+    rest = 1 - factor
+    weights = (factor, rest * (order == SATURATION), rest * (order == CONTRAST))
+    return [Mix(*step) for step in zip(*(weight.unbind(1) for weight in weights), strict=True)]
+
+
+def blend(images: Tensor, mix: Mix) -> None:
+    """Mix images (B, C, H, W) with their grays, in place, and clamp to [0, 1]."""
     flat = images.flatten(2)
     reference = gray(images).flatten(1)
-    factors = factors.to(images.device)
-    rest = (1 - factors)
-    of_pixel = rest * (ops == SATURATION).to(images.device)
-    of_mean = rest * (ops == CONTRAST).to(images.device) * reference.mean(1)
-    reference.mul_(of_pixel[:, None]).add_(of_mean[:, None])
-    torch.addcmul(reference[:, None], flat, factors[:, None, None], out=flat).clamp_(0, 1)
+    of_mean = mix.of_mean * reference.mean(1)
+    reference.mul_(mix.of_pixel[:, None]).add_(of_mean[:, None])
+    torch.addcmul(reference[:, None], flat, mix.factor[:, None, None], out=flat).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> None:

@@ -47,8 +47,9 @@ class RandomResizedCrop:
         numbers = draws.uniform("crop", 2 * TRIES + 3)
         areas, aspects, (top, left, flip) = numbers[:, :TRIES], numbers[:, TRIES:-3], numbers[:, -3:].unbind(1)
         limits = sizes.to(torch.float32)
-        heights, widths = self._candidates(areas, aspects, *limits.split(1, 1))
-        fits = (heights > 0) & (heights <= limits[:, :1]) & (widths > 0) & (widths <= limits[:, 1:])
+        height, width = limits[:, :1], limits[:, 1:]
+        heights, widths = self._candidates(areas, aspects, height, width)
+        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
         fits[:, -1] = True  # the last candidate is the fallback
         first = fits.to(torch.int32).argmax(1, keepdim=True)
         box = torch.cat([heights.gather(1, first), widths.gather(1, first)], 1)
@@ -57,9 +58,7 @@ class RandomResizedCrop:
         corner = torch.where(first == TRIES, (free / 2).floor(), anywhere)
         return Crops(torch.cat([corner, box], 1).to(torch.int64), flip < self.flip)
 
-    def _candidates(
-        self, areas: Tensor, aspects: Tensor, height: Tensor, width: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _candidates(self, areas: Tensor, aspects: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Heights and widths of all tries (B, TRIES + 1); the last is the largest box of an allowed aspect."""
         low, high = self.ratio
         area = height * width * torch.lerp(*_ends(areas, self.scale), areas)
@@ -98,10 +97,9 @@ def crop_each(images: Tensor, crops: Crops, size: int) -> Tensor:
 def crop_together(images: Tensor, crops: Crops, size: int) -> Tensor:
     """The views of all images at once, as row weights times image times column weights."""
     count, channels, height, width = images.shape
-    boxes = crops.boxes.to(images.device, torch.float32)
-    top, left, tall, wide = boxes.split(1, 1)
-    rows = resampling(top, tall, torch.zeros_like(crops.flip), size, height).div_(255)
-    columns = resampling(left, wide, crops.flip, size, width)
+    boxes, flip = crops.boxes.to(images.device, torch.float32), crops.flip.to(images.device)
+    rows = resampling(boxes[:, 0:1], boxes[:, 2:3], torch.zeros_like(flip), size, height).div_(255)
+    columns = resampling(boxes[:, 1:2], boxes[:, 3:4], flip, size, width)
     pixels = images.to(torch.float32).view(count, channels * height, width)
     narrow = torch.bmm(pixels, columns.transpose(1, 2)).view(count, channels, height, size)
     return torch.matmul(rows[:, None], narrow)
@@ -115,7 +113,7 @@ def resampling(start: Tensor, length: Tensor, mirror: Tensor, outputs: int, inpu
     """
     scale = length / outputs
     place = torch.arange(outputs, device=start.device) + 0.5
-    place = torch.where(mirror[:, None].to(start.device), outputs - place, place)
+    place = torch.where(mirror[:, None], outputs - place, place)
     centre = (start + place * scale)[:, :, None]
     pixel = torch.arange(inputs, device=start.device) + 0.5
     weights = (pixel - centre).abs_().mul_(-1 / scale.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 
 from ..config import Schema
@@ -16,3 +16,135 @@ from .blur import GaussianBlur, kernel_size
 from .color import ColorJitter, Grayscale, Normalize, Solarize
 from .crop import RandomResizedCrop
 from .random import Draws
+
+BLUR_FROM = 64  # side in pixels below which published recipes do not blur
+CHUNK = (
+    128 * 3 * 32 * 32
+)  # values worked on at a time on a CPU: 1.5 MB stay in the cache (measured: half or double is slower)
+
+
+def _two(interval: Any) -> Any:
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        raise ValueError("should be two numbers, the smallest and the largest")
+    return interval
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("should have the smaller number first")
+    return interval
+
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Scale = Annotated[
+    tuple[Fraction, Fraction],
+    BeforeValidator(_two),
+    AfterValidator(_ordered),
+    Field(description="area of the crop: smallest and largest fraction of the image"),
+]
+Interval = Annotated[tuple[Positive, Positive], BeforeValidator(_two), AfterValidator(_ordered)]
+Saturation = Annotated[float, Field(ge=0, description="strength of the change of saturation; RGB only")]
+SolarizeChance = Annotated[float, Field(ge=0, le=1, description="probability of inverting the bright half of values")]
+
+
+class ViewPolicy(Schema):
+    """How one view is made of an image; every parameter is drawn anew for each image and view.
+
+    A strength s of brightness, contrast or saturation is a factor uniform in [max(0, 1 - s), 1 + s].
+    """
+
+    scale: Scale = (0.2, 1.0)
+    ratio: Interval = Field((3 / 4, 4 / 3), description="aspect of the crop: smallest and largest width by height")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring left to right")
+    jitter: float = Field(0.8, ge=0, le=1, description="probability of the colour jitter (the next four)")
+    brightness: float = Field(0.4, ge=0, description="strength of the change of brightness")
+    contrast: float = Field(0.4, ge=0, description="strength of the change of contrast")
+    saturation: Saturation = 0.4
+    hue: float = Field(0.1, ge=0, le=0.5, description="largest turn of the hue, in turns; RGB only")
+    grayscale: float = Field(0.2, ge=0, le=1, description="probability of losing all colour; RGB only")
+    blur: float | None = Field(
+        None, ge=0, le=1, description=f"probability of a Gaussian blur; null: 0.5 from {BLUR_FROM} px up, none below"
+    )
+    blur_sigma: Interval = Field((0.1, 2.0), description="width of the blur in pixels: smallest and largest")
+    solarize: SolarizeChance = 0.0
+
+
+COLORED = ("saturation", "hue", "grayscale")  # settings that make sense for three channels only
+
+
+def settle(policy: ViewPolicy, size: int, channels: int) -> ViewPolicy:
+    """The policy with every open choice made, for views of this size and this number of channels."""
+    changes: dict[str, float] = {}
+    if policy.blur is None:
+        changes["blur"] = 0.5 if size >= BLUR_FROM else 0.0
+    if channels != 3:
+        changes |= dict.fromkeys(COLORED, 0.0)
+    return policy.model_copy(update=changes)
+
+
+class PolicyTransform:
+    """Makes one view of every image by a policy: crop, flip, jitter, gray, blur, solarize, normalise, in this order."""
+
+    def __init__(self, policy: ViewPolicy, size: int, image: ImageSpec) -> None:
+        self.asked = policy
+        self.policy = settle(policy, size, image.channels)
+        self.size = size
+        self.crop = RandomResizedCrop(size, policy.scale, policy.ratio, policy.flip)
+        self.operations = list(_operations(self.policy, size))
+        self.normalize = Normalize(image.mean, image.std)
+
+    def __call__(self, pixels: Pixels, draws: Draws) -> Tensor:
+        """(B, C, size, size) float32, normalised."""
+        images = pixels.images
+        crops = self.crop.sample(draws, _sizes(pixels, draws))
+        drawn = [(operation, operation.sample(draws)) for operation in self.operations]
+        views = torch.empty(*images.shape[:2], self.size, self.size, device=images.device)
+        for part in _chunks(views):
+            view = self.crop.apply(images[part], crops.rows(part))
+            for operation, parameters in drawn:
+                operation.apply(view, parameters.rows(part))
+            self.normalize.apply(view, out=views[part])
+        return views
+
+
+def decisions(transforms: Sequence[PolicyTransform], channels: int) -> list[str]:
+    """What was decided for these views or left out of them, each said once, with the reason."""
+    notes = []
+    for size in sorted({t.size for t in transforms if t.asked.blur is None}):
+        if size >= BLUR_FROM:
+            notes.append(f"blur: probability 0.5 on views of {size} px, as in published recipes.")
+        else:
+            notes.append(f"blur: none on views of {size} px; published recipes blur from {BLUR_FROM} px up.")
+    left_out = [name for name in COLORED if any(getattr(t.asked, name) > getattr(t.policy, name) for t in transforms)]
+    if left_out:
+        notes.append(f"left out: {', '.join(left_out)}; they need 3 channels and the images have {channels}.")
+    return notes
+
+
+def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:
+    """What happens to a crop, in order; operations that would never act are not there."""
+    strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
+    if policy.jitter and any(strengths):
+        yield ColorJitter(policy.jitter, *strengths)
+    if policy.grayscale:
+        yield Grayscale(policy.grayscale)
+    if policy.blur:
+        yield GaussianBlur(policy.blur, kernel_size(size), policy.blur_sigma)
+    if policy.solarize:
+        yield Solarize(policy.solarize)
+
+
+def _sizes(pixels: Pixels, draws: Draws) -> Tensor:
+    """Height and width of each image, where the draws are."""
+    if pixels.sizes is not None:
+        return pixels.sizes.to(draws.keys.device)
+    return torch.tensor(pixels.images.shape[2:], device=draws.keys.device).expand(len(pixels), 2)
+
+
+def _chunks(views: Tensor) -> Iterator[slice]:
+    """Slices of the batch: cache-sized on a CPU, all of it elsewhere."""
+    count, channels, height, width = views.shape
+    step = max(1, CHUNK // (channels * height * width)) if views.is_cpu else max(1, count)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))

@@ -59,3 +59,7 @@ class Draws:
         numbers = torch.arange(count, device=base.device, dtype=torch.int64)
         bits = mix(base[:, None] ^ mix(numbers)[None, :])
         return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+    def seeds(self, op: str) -> Tensor:
+        """(B,) int64, not negative: seeds for generators that one named operation drives itself."""
+        return mix(self.keys ^ fold(3, zlib.crc32(op.encode()))) & ((1 << 63) - 1)

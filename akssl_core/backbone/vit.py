@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,7 +110,9 @@ class ViT(TokenBackbone):
     class Config(Schema):
         """Settings of the vision transformers."""
 
-        patch_size: int | Literal["auto"] = Field("auto", description=f"side in px; auto: 16, or 4 up to {SMALL} px")
+        patch_size: PositiveInt | Literal["auto"] = Field(
+            "auto", description=f"side in px; auto: 16, or 4 up to {SMALL} px"
+        )
         pool: Literal["cls", "mean"] = Field("cls", description="pooled features: class token, or mean of the patches")
         drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0")
 
@@ -123,7 +125,7 @@ class ViT(TokenBackbone):
         self.patch_embed = PatchEmbed(image.channels, self.width, self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, self.width))
-        rates = torch.linspace(0, config.drop_path, self.depth).tolist()
+        rates = [config.drop_path * i / (self.depth - 1) for i in range(self.depth)]
         self.blocks = nn.Sequential(*(Block(self.width, self.heads, rate) for rate in rates))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         self._initialise()

@@ -97,5 +97,5 @@ def _check_axes(images: Tensor) -> None:
         )
     if images.ndim == 3 and shape[-1] <= 4:
         raise DataError(
-            f"images: the shape {shape} looks like one image [H, W, C]; expected many. Add an axis in front."
+            f"images: the shape {shape} looks like one image [H, W, C]; expected many, [N, H, W, C]."
         )

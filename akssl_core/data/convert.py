@@ -94,14 +94,15 @@ def to_uint8(images: Tensor, what: str = "images") -> Tensor:
     if not images.is_floating_point():
         raise DataError(f"{found}. Scale the values to 0..255 and convert them to uint8.")
     low, high = (float(value) for value in torch.aminmax(images))
-    if 0 <= low and 1 < high <= 255:
+    if low >= 0 and 1 < high <= 255:
         raise DataError(f"{found} with values up to {high:g}. If they mean 0..255, convert them to uint8.")
-    if not (0 <= low and high <= 1):  # also true for NaN
+    if not (low >= 0 and high <= 1):  # also true for NaN
         raise DataError(
             f"{found} with values from {low:g} to {high:g}. They look normalised or broken: "
             f"pass raw images, akssl makes and normalises the views."
         )
-    return torch.cat([part.mul(255).round_().to(torch.uint8) for part in images.split(_CHUNK)])
+    parts = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
+    return torch.cat([part.mul(255).round_().to(torch.uint8) for part in parts])
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:

@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from .holdout import HoldOutSource
 from .labels import encode_labels
 from .scan import Found, class_folders, printable, scan
 
-THREADS = min(8, len(os.sched_getaffinity(0)))  # Pillow decodes without the interpreter lock
+THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes without the interpreter lock
 SAMPLE = 64  # headers read to learn the usual size
 
 
@@ -48,6 +49,7 @@ class ImageFiles:
         self.root, self.files = config.path.expanduser(), found.files
         self.channels, self.share = config.channels, config.max_unreadable
         self.unreadable = dict(found.broken)
+        self.reasons: dict[int, str] = {}  # by row: two names that are no text may look alike when printed
         self.count = len(found.files) + len(found.broken)
         self.room = int(config.cache_gb * 2**30)
         self._small: dict[int, Tensor] = {}
@@ -62,7 +64,7 @@ class ImageFiles:
         Raises:
             DataError: more than the allowed share cannot be read.
         """
-        self.unreadable[self.id_of(row)] = reason
+        self.reasons[row] = self.unreadable[self.id_of(row)] = reason
         self.check()
 
     def check(self) -> None:
@@ -105,7 +107,7 @@ class ImageFiles:
             DataError: too many files cannot be read.
         """
         wanted = dict.fromkeys(rows)
-        missing = [row for row in wanted if row not in self._small and self.id_of(row) not in self.unreadable]
+        missing = [row for row in wanted if row not in self._small and row not in self.reasons]
         images = {row: self._small[row] for row in wanted if row in self._small}
         for row, result in zip(missing, self._decode(missing, side), strict=True):
             if isinstance(result, Unreadable):
@@ -148,6 +150,7 @@ class FolderImages(ImageSet):
     ) -> None:
         self.store, self.rows, self.side = store, rows, side
         self.labels, self.classes, self.channels = labels, classes, store.channels
+        self._instead: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,23 +163,26 @@ class FolderImages(ImageSet):
         """
         index = [int(i) for i in index]
         images = self.store.read([self.rows[i] for i in index], self.side)
-        bad = tuple((i, self.unreadable[self.id_of(i)]) for i in index if self.rows[i] not in images)
+        bad = tuple((i, self.store.reasons[self.rows[i]]) for i in index if self.rows[i] not in images)
         stand_ins = {i: self._stand_in(i) for i, _ in bad}
         return Pixels.stack([stand_ins[i] if i in stand_ins else images[self.rows[i]] for i in index], bad)
 
     def _stand_in(self, i: int) -> Tensor:
-        for j in self._after(i):
+        """The image shown instead of image i: always the same one, found once."""
+        for j in [self._instead[i]] if i in self._instead else self._after(i):
             for image in self.store.read([self.rows[j]], self.side).values():
+                self._instead[i] = j
                 return image
         raise DataError(f"data: none of {len(self)} files in {self.store.root} can be read: {_first(self.unreadable)}.")
 
     def _after(self, i: int) -> Iterator[int]:
         """The other positions from i on, around the end; those with the same label first."""
-        order = [(i + step) % len(self) for step in range(1, len(self))]
-        if self.labels is None:
-            return iter(order)
-        labels = self.labels.tolist()
-        return iter(sorted(order, key=lambda j: labels[j] != labels[i]))
+        if self.labels is not None:
+            same = torch.nonzero(self.labels == self.labels[i]).flatten()
+            yield from same[same > i].tolist()
+            yield from same[same < i].tolist()
+        yield from range(i + 1, len(self))
+        yield from range(i)
 
     def id_of(self, i: int) -> str:
         """The path of the file, relative to the folder."""
@@ -210,7 +216,10 @@ class Folder(HoldOutSource):
         self._natural = suitable_size(int(statistics.median_low(self._store.headers())))
         self._store.check()
         tops = class_folders(found.files)
-        self._labels, self._classes = encode_labels(tops, len(tops)) if tops else (None, None)
+        self._labels: Tensor | None = None
+        self._classes: tuple[str, ...] | None = None
+        if tops is not None:
+            self._labels, self._classes = encode_labels(tops, len(tops))
         self._note_files(found)
         self.note_split()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def hold_out(labels: Tensor) -> tuple[Tensor, Tensor] | None:
     Of each class the second image and every fifth after it become queries, at most 5000 in all, evenly
     thinned; the other labelled images are the bank. It takes two classes and a class with two images.
     """
-    classes = labels[labels >= 0].unique()
+    classes = sorted(set(labels[labels >= 0].tolist()))
     if len(classes) < 2:
         return None
     members = [torch.nonzero(labels == k).flatten() for k in classes]
@@ -79,9 +78,3 @@ def without(rows: Tensor, count: int) -> Tensor:
     keep = torch.ones(count, dtype=torch.bool)
     keep[rows] = False
     return torch.nonzero(keep).flatten()
-
-
-def share_text(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names, for a message."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"

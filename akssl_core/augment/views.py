@@ -1,0 +1,132 @@
+"""The augmentations of the core: two alike views, two unlike views, and multi-crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ..config import Schema
+from ..data.base import ImageSpec
+from .base import Augmentation, ViewGroup
+from .policy import PolicyTransform, Saturation, Scale, SolarizeChance, ViewPolicy, decisions
+
+SIZE = "side of the views in pixels; null: the run's image size"
+
+
+class _Policies(Augmentation):
+    """What augmentations by policy share: groups made once, and notes about every view."""
+
+    def __init__(self, config: Schema, image: ImageSpec, groups: Sequence[ViewGroup]) -> None:
+        super().__init__(config, image)
+        self._groups = groups
+
+    def groups(self) -> Sequence[ViewGroup]:
+        """The views, in the order in which a method sees them."""
+        return self._groups
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided or left out, each said once."""
+        transforms = [t for group in self._groups for t in group.transforms if isinstance(t, PolicyTransform)]
+        return decisions(transforms, self.image.channels)
+
+
+class Pair(_Policies):
+    """Two views drawn alike (SimCLR, arXiv 2002.05709; MoCo v2, arXiv 2003.04297)."""
+
+    name = "pair"
+
+    class Config(ViewPolicy):
+        """The policy of both views."""
+
+        size: int | None = Field(None, ge=8, description=SIZE)
+
+    def __init__(self, config: Config, image: ImageSpec) -> None:
+        size = config.size or image.size
+        view = PolicyTransform(config, size, image)
+        super().__init__(config, image, [ViewGroup("global", size, (view, view))])
+
+
+class FirstPolicy(ViewPolicy):
+    """The first view of an unlike pair."""
+
+    scale: Scale = (0.08, 1.0)
+    saturation: Saturation = 0.2
+
+
+class SecondPolicy(FirstPolicy):
+    """The second view of an unlike pair."""
+
+    solarize: SolarizeChance = 0.2
+
+
+class Asymmetric(_Policies):
+    """Two views drawn by two policies (BYOL, arXiv 2006.07733)."""
+
+    name = "asymmetric"
+
+    class Config(Schema):
+        """A policy for each view."""
+
+        first: FirstPolicy = Field(FirstPolicy(), description="policy of the first view")
+        second: SecondPolicy = Field(SecondPolicy(), description="policy of the second view")
+        size: int | None = Field(None, ge=8, description=SIZE)
+
+    def __init__(self, config: Config, image: ImageSpec) -> None:
+        size = config.size or image.size
+        views = tuple(PolicyTransform(policy, size, image) for policy in (config.first, config.second))
+        super().__init__(config, image, [ViewGroup("global", size, views)])
+
+
+class GlobalPolicy(ViewPolicy):
+    """A large crop of multi-crop."""
+
+    scale: Scale = (0.14, 1.0)
+
+
+class LocalPolicy(ViewPolicy):
+    """A small crop of multi-crop."""
+
+    scale: Scale = (0.05, 0.14)
+
+
+class MultiCrop(_Policies):
+    """Two large crops and several small ones (SwAV, arXiv 2006.09882)."""
+
+    name = "multicrop"
+
+    class Config(Schema):
+        """A policy for each global view, and one for all local views."""
+
+        first: GlobalPolicy = Field(GlobalPolicy(), description="policy of the first global view")
+        second: GlobalPolicy = Field(GlobalPolicy(), description="policy of the second global view")
+        local: LocalPolicy = Field(LocalPolicy(), description="policy of every local view")
+        local_count: int = Field(6, ge=0, description="number of local views")
+        size: int | None = Field(None, ge=8, description=SIZE.replace("the views", "the global views"))
+        local_size: int | None = Field(
+            None, ge=8, description="side of the local views in pixels; null: 96/224 of the global side, even"
+        )
+
+    def __init__(self, config: Config, image: ImageSpec) -> None:
+        size = config.size or image.size
+        self.local_size = config.local_size or local_size(size)
+        views = tuple(PolicyTransform(policy, size, image) for policy in (config.first, config.second))
+        groups = [ViewGroup("global", size, views)]
+        if config.local_count:
+            local = PolicyTransform(config.local, self.local_size, image)
+            groups.append(ViewGroup("local", self.local_size, (local,) * config.local_count))
+        super().__init__(config, image, groups)
+
+    @property
+    def notes(self) -> list[str]:
+        """Also says how large the local views are when the user left it open."""
+        if self.config.local_size or not self.config.local_count:
+            return super().notes
+        reason = f"96/224 of {self._groups[0].size} px, even, at least 8"
+        return [f"local views have {self.local_size} px ({reason}).", *super().notes]
+
+
+def local_size(size: int) -> int:
+    """The side of local views that goes with a global side: 96 for 224, even, at least 8."""
+    return max(8, 2 * round(size * 96 / 224 / 2))

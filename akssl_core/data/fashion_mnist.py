@@ -1,0 +1,125 @@
+"""Fashion-MNIST from its four IDX files (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747)."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import DataError
+from .arrays import TensorImages
+from .base import DatasetSource, ImageSet
+from .root import data_root
+from .torchvision_sources import DownloadConfig, open_torchvision
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 array of an IDX file, plain or gzipped.
+
+    The format: two zero bytes, the type (8: uint8), the number of axes, each axis as a big-endian uint32,
+    then the values (LeCun's description of the MNIST files).
+
+    Raises:
+        DataError: it cannot be read, is no IDX file of uint8, or has fewer or more values than it says.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"data: {path} cannot be read: {error}. Fetch it again.") from error
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise DataError(f"data: {path} is not an IDX file of uint8: it starts with {data[:4].hex(' ') or 'nothing'}.")
+    start = 4 + 4 * data[3]
+    shape = struct.unpack(f">{data[3]}I", data[4:start]) if len(data) >= start else ()
+    if not shape or len(data) - start != prod(shape):
+        raise DataError(f"data: {path} is damaged: {len(data)} bytes do not fit its header. Fetch it again.")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(shape)
+
+
+class FashionMnistConfig(DownloadConfig):
+    """Settings of the data source `fashion-mnist`."""
+
+    size: int | None = Field(None, ge=1, description="train on the first so many images; null: all 60000")
+
+
+class FashionMnist(DatasetSource):
+    """Fashion-MNIST: 70 000 gray images of clothes, 28 px, 10 classes.
+
+    The files are looked for in `fashion-mnist` in the data root, in Debian's package, and where torchvision
+    puts them; they are downloaded when they are in none of these.
+    """
+
+    name = "fashion-mnist"
+    Config = FashionMnistConfig
+    mean = (0.2860,)
+    std = (0.3530,)
+    natural_size = 28
+
+    @cached_property
+    def _parts(self) -> tuple[ImageSet, ImageSet]:
+        train_images, train_labels, test_images, test_labels = (read_idx(path) for path in self._find())
+        size = self.config.size or len(train_images)
+        if size > len(train_images):
+            raise DataError(f"data.size: {size} is more than the {len(train_images)} training images of fashion-mnist.")
+        return _labelled(train_images[:size], train_labels[:size]), _labelled(test_images, test_labels)
+
+    def _find(self) -> list[Path]:
+        """The four files, in the order of `FILES`."""
+        downloaded = data_root() / "FashionMNIST" / "raw"
+        for folder in (data_root() / "fashion-mnist", DEBIAN, downloaded):
+            if found := _files_in(folder):
+                return found
+        open_torchvision(
+            "FashionMNIST",
+            "a folder fashion-mnist with the four files (plain or .gz)",
+            "https://github.com/zalandoresearch/fashion-mnist",
+            download=self.config.download,
+        )
+        return [downloaded / name for name in FILES]
+
+    def train(self) -> ImageSet:
+        """The official training images, or the first `size` of them."""
+        return self._parts[0]
+
+    def probe(self) -> tuple[ImageSet, ImageSet]:
+        """The training images as the bank, the test images as queries."""
+        return self._parts
+
+
+def _files_in(folder: Path) -> list[Path] | None:
+    """The four files in a folder, each plain or gzipped; None where there is none of them.
+
+    Raises:
+        DataError: some are there and others are missing.
+    """
+    found = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in FILES]
+    missing = [name for name, path in zip(FILES, found, strict=True) if path is None]
+    if len(missing) == len(FILES):
+        return None
+    if missing:
+        raise DataError(f"data: {folder} lacks {', '.join(missing)} (plain or .gz) of the four Fashion-MNIST files.")
+    return [path for path in found if path is not None]
+
+
+def _labelled(images: Tensor, labels: Tensor) -> ImageSet:
+    """Images (N, H, W) with as many labels.
+
+    Raises:
+        DataError: the two files do not belong together.
+    """
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"data: fashion-mnist holds images of shape {tuple(images.shape)} and labels of shape "
+            f"{tuple(labels.shape)}; expected (N, H, W) and (N,). Fetch the files again."
+        )
+    return TensorImages(images[:, None], labels.long(), CLASSES)

@@ -1,0 +1,130 @@
+"""From images as people have them to the batch that a backbone expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import DataError
+from .base import ImageSpec, Pixels
+from .convert import (
+    Layout,
+    as_tensor,
+    channels_first,
+    find_layout,
+    pil_to_tensor,
+    scaled,
+    stored_side,
+    to_channels,
+    to_uint8,
+)
+
+NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Resize the shorter side, cut out the centre, scale to [0, 1] and normalise.
+
+    Call it with a Pillow image or a list of them, or a uint8 tensor or array: (C, H, W), (H, W, C), (H, W) or
+    many of the first two; the result is (N, channels, size, size) float32. Images that are exactly
+    size x size already are only normalised.
+    """
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int  # the shorter side before the centre crop
+
+    @classmethod
+    def of(cls, image: ImageSpec) -> Preprocess:
+        """The usual evaluation transform for a backbone's input: 256 then 224, no margin below 96 px."""
+        resize = image.size if image.size < NO_MARGIN else stored_side(image.size)
+        return cls(image.size, image.channels, image.mean, image.std, resize)
+
+    def __call__(self, images: Any) -> Tensor:
+        """Any images as one normalised batch (N, channels, size, size) float32.
+
+        Raises:
+            DataError: not an image, or its channels cannot be turned into those of the backbone.
+        """
+        parts = [self.pixels(pixels) for pixels in self._batches(images)]
+        if not parts:
+            raise DataError("preprocess: expected at least one image, got an empty list.")
+        return torch.cat(parts)
+
+    def pixels(self, pixels: Pixels) -> Tensor:
+        """A batch of raw pixels, ragged or not, as (N, channels, size, size) float32 on the same device."""
+        if pixels.sizes is None:
+            return self._normalise(self._fit(to_channels(pixels.images, self.channels)))
+        images = [to_channels(pixels.image(i)[None], self.channels) for i in range(len(pixels))]
+        return self._normalise(torch.cat([self._fit(image) for image in images]))
+
+    def _batches(self, images: Any) -> Iterator[Pixels]:
+        """What the caller gave, as one or more batches of pixels."""
+        if isinstance(images, list | tuple):
+            for image in images:
+                yield from self._batches(image)
+        elif isinstance(images, Image.Image):
+            yield Pixels(pil_to_tensor(images, self.channels)[None])
+        else:
+            planes = self._planes(_tensor_of(images))
+            yield Pixels(planes if planes.ndim == 4 else planes[None])
+
+    def _planes(self, images: Tensor) -> Tensor:
+        """A tensor of one or many images with the channels before height and width."""
+        if images.ndim not in (2, 3, 4):
+            raise DataError(f"preprocess: expected one image or a batch of them, got the shape {tuple(images.shape)}.")
+        return images[None] if images.ndim == 2 else channels_first(images, self._layout(images))
+
+    def _layout(self, images: Tensor) -> Layout | None:
+        """The axis that has the backbone's number of channels is the channel axis, if only one has."""
+        first, last = images.shape[-3] == self.channels, images.shape[-1] == self.channels
+        if first != last:
+            return "CHW" if first else "HWC"
+        return find_layout(images.shape)
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) of one size to float32 in 0..255, resized and cut to size x size."""
+        floats = images.float()
+        height, width = images.shape[-2:]
+        if (height, width) == (self.size, self.size):
+            return floats
+        height, width = scaled(height, width, self.resize)
+        resized = F.interpolate(floats, (height, width), mode="bilinear", antialias=True)
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return resized[..., top : top + self.size, left : left + self.size]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        mean = images.new_tensor(self.mean)[:, None, None]
+        std = images.new_tensor(self.std)[:, None, None]
+        return (images / 255 - mean) / std
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers and lists, fit for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
+        """What `to_dict` wrote."""
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+        return cls(int(data["size"]), int(data["channels"]), mean, std, int(data["resize"]))
+
+
+def _tensor_of(images: Any) -> Tensor:
+    """An array or tensor as uint8.
+
+    Raises:
+        DataError: something else.
+    """
+    if not isinstance(images, Tensor | np.ndarray):
+        raise DataError(f"preprocess: expected Pillow images, or uint8 tensors or arrays, got {type(images).__name__}.")
+    return to_uint8(as_tensor(images))

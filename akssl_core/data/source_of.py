@@ -1,0 +1,52 @@
+"""From what a user passes as `data` to the source that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import DataError, did_you_mean
+from .arrays import Arrays
+from .base import DatasetSource
+from .folder import Folder, FolderConfig
+from .scan import nearest_path
+from .wrapped import Wrapped
+
+
+def source_from(data: object, image_size: int | None = None) -> DatasetSource | None:
+    """The source for a Python object or a path; None for anything else, a source's name among it.
+
+    An array or tensor, alone or as a pair (images, labels); a torch `Dataset`; a `DatasetSource`, as it is;
+    a `Path`, or the text of a path that exists. Names are looked up before, so write "./name" for a folder
+    that bears the name of a source.
+
+    Raises:
+        DataError: the object is of these kinds and cannot be used.
+    """
+    if isinstance(data, DatasetSource):
+        return data
+    if isinstance(data, Dataset):
+        return Wrapped(data, image_size=image_size)
+    if isinstance(data, Tensor | np.ndarray):
+        return Arrays(data, image_size=image_size)
+    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
+        return Arrays(data[0], data[1], image_size=image_size)
+    if isinstance(data, Path) or (isinstance(data, str) and Path(data).expanduser().exists()):
+        return Folder(FolderConfig.model_validate({"path": Path(data).expanduser()}), image_size)
+    return None
+
+
+def no_such_data(text: str, names: Iterable[str]) -> DataError:
+    """The error for a text that is neither a source's name nor an existing path, with what was perhaps meant."""
+    names = sorted(names)
+    near = nearest_path(Path(text))
+    is_path = "/" in text or text.startswith((".", "~"))
+    hint = "" if is_path else did_you_mean(text, names)
+    if not hint and near is not None:
+        hint = f" Did you mean the folder '{near}'?"
+    known = ", ".join(names)
+    return DataError(f"data: '{text}' is neither a data source nor an existing folder.{hint} Sources: {known}.")

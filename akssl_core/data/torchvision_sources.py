@@ -1,0 +1,176 @@
+"""Data sets that torchvision downloads and reads: cifar10, cifar100, stl10 and imagenette."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..config import Schema
+from ..errors import DataError
+from .arrays import TensorImages
+from .base import DatasetSource, ImageSet
+from .convert import channels_first, stored_side
+from .folder import FolderConfig, FolderImages, ImageFiles
+from .labels import encode_labels
+from .root import data_root
+from .scan import class_folders, scan
+
+
+class DownloadConfig(Schema):
+    """Settings of a data set that can be downloaded."""
+
+    download: bool = Field(True, description="download the data set when it is not in the data root (AKSSL_DATA)")
+
+
+def open_torchvision(dataset: str, files: str, home: str, *, download: bool, **arguments: Any) -> Any:
+    """A torchvision data set from the data root, downloaded first where it is not there.
+
+    Args:
+        dataset: its class in torchvision.datasets.
+        files: what a user can put into the data root by hand.
+        home: the page to get them from.
+        download: whether to download.
+        arguments: for the class.
+
+    Raises:
+        DataError: it is not there and was not, or could not be, downloaded.
+    """
+    from torchvision import datasets  # here, because importing it takes a second that others need not wait
+
+    root, make = data_root(), getattr(datasets, dataset)
+    by_hand = f"Put {files} from {home} into {root} (the environment variable AKSSL_DATA names another folder)."
+    try:
+        return make(root, download=False, **arguments)
+    except RuntimeError as error:
+        if not download:
+            raise DataError(f"data: {dataset} is not in {root}, and data.download is off. {by_hand}") from error
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return make(root, download=True, **arguments)
+    except (RuntimeError, OSError) as error:  # OSError: no network, no space
+        raise DataError(f"data: {dataset} is not in {root} and cannot be downloaded: {error}. {by_hand}") from error
+
+
+class OfficialSplit(DatasetSource):
+    """A data set with an official split: its parts are read once, when they are asked for."""
+
+    Config: ClassVar[type[Schema]] = DownloadConfig
+    dataset: ClassVar[str]  # class in torchvision.datasets
+    files: ClassVar[str]
+    home: ClassVar[str]
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]]  # "train", "bank", "queries" -> arguments of that class
+
+    def __init__(self, config: Any, image_size: int | None = None) -> None:
+        super().__init__(config, image_size)
+        self._read: dict[str, ImageSet] = {}
+
+    def read(self, arguments: Mapping[str, Any]) -> ImageSet:
+        """One part of the data set, in memory."""
+        data = self.open(**arguments)
+        labels = data.targets if "train" in arguments else data.labels
+        return in_memory(data.data, labels, tuple(data.classes))
+
+    def open(self, **arguments: Any) -> Any:
+        """The torchvision data set itself."""
+        return open_torchvision(self.dataset, self.files, self.home, download=self.config.download, **arguments)
+
+    def part(self, role: str) -> ImageSet:
+        """The images in one role; roles with the same arguments share them."""
+        key = repr(self.parts[role])
+        if key not in self._read:
+            self._read[key] = self.read(self.parts[role])
+        return self._read[key]
+
+    def train(self) -> ImageSet:
+        """The official training images."""
+        return self.part("train")
+
+    def probe(self) -> tuple[ImageSet, ImageSet]:
+        """The labelled training images and the test images."""
+        return self.part("bank"), self.part("queries")
+
+
+def in_memory(images: np.ndarray[Any, Any], labels: Any, classes: tuple[str, ...]) -> TensorImages:
+    """Images as torchvision holds them, with their labels unless all of them are -1."""
+    numbers = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    known: Tensor | None = numbers if bool((numbers >= 0).any()) else None
+    return TensorImages(channels_first(torch.from_numpy(images)), known, classes)
+
+
+class Cifar10(OfficialSplit):
+    """CIFAR-10: 60 000 colour images of 32 px in 10 classes (Krizhevsky 2009)."""
+
+    name = "cifar10"
+    family = "cifar"
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    natural_size = 32
+    dataset, files, home = "CIFAR10", "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar.html"
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "train": {"train": True},
+        "bank": {"train": True},
+        "queries": {"train": False},
+    }
+
+
+class Cifar100(Cifar10):
+    """CIFAR-100: 60 000 colour images of 32 px in 100 classes (Krizhevsky 2009)."""
+
+    name = "cifar100"
+    mean = (0.5071, 0.4865, 0.4409)
+    std = (0.2673, 0.2564, 0.2762)
+    dataset, files = "CIFAR100", "cifar-100-python.tar.gz"
+
+
+class Stl10(OfficialSplit):
+    """STL-10: 100 000 unlabelled and 13 000 labelled colour images of 96 px (Coates, Ng, Lee 2011)."""
+
+    name = "stl10"
+    natural_size = 96
+    dataset, files, home = "STL10", "stl10_binary.tar.gz", "https://cs.stanford.edu/~acoates/stl10"
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "train": {"split": "unlabeled"},
+        "bank": {"split": "train"},
+        "queries": {"split": "test"},
+    }
+
+
+class ImagenetteConfig(DownloadConfig):
+    """Settings of the data source `imagenette`."""
+
+    size: Literal["160px", "320px", "full"] = Field("320px", description="which archive: shorter side of its images")
+    cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
+
+
+class Imagenette(OfficialSplit):
+    """Imagenette v2: 13 394 photos of ten easy ImageNet classes (fast.ai)."""
+
+    name = "imagenette"
+    Config = ImagenetteConfig
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet, whose photos these are
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    natural_size = 128
+    dataset, files, home = "Imagenette", "imagenette2-320.tgz", "https://github.com/fastai/imagenette"
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "train": {"split": "train"},
+        "bank": {"split": "train"},
+        "queries": {"split": "val"},
+    }
+
+    def read(self, arguments: Mapping[str, Any]) -> ImageSet:
+        """One split, decoded as a folder of files is."""
+        self.open(size=self.config.size, **arguments)
+        suffix = {"full": "", "320px": "-320", "160px": "-160"}[self.config.size]
+        path = Path(data_root(), f"imagenette2{suffix}", arguments["split"])
+        found = scan(path)
+        tops = class_folders(found.files) or []
+        labels, classes = encode_labels(tops, len(found.files))
+        store = ImageFiles(FolderConfig.model_validate({"path": path, "cache_gb": self.config.cache_gb}), found)
+        side = stored_side(self.asked_size or self.natural_size)
+        return FolderImages(store, range(len(found.files)), side, labels, classes)

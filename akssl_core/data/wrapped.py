@@ -1,0 +1,223 @@
+"""Any map-style torch `Dataset`, read item by item through its own `__getitem__`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Subset as TorchSubset
+
+from ..config import Schema
+from ..errors import DataError
+from .base import ImageSet, Pixels, suitable_size
+from .convert import (
+    as_tensor,
+    channels_first,
+    find_layout,
+    pil_channels,
+    pil_to_tensor,
+    shrink,
+    stored_side,
+    to_channels,
+    to_uint8,
+)
+from .holdout import HoldOutSource
+from .labels import encode_labels
+
+READ_FOR_LABELS = 2000  # so many items are read once for their labels; more would delay the start
+LOOKED_AT = 8  # items that decide the number of channels
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a data set: its image as it came, and its label if it has one."""
+
+    image: Any
+    label: Any = None
+
+    @classmethod
+    def read(cls, data: Dataset[Any], i: int) -> Item:
+        """Read item i: an image, or a tuple that starts with an image and perhaps a label.
+
+        Raises:
+            DataError: the item is something else.
+        """
+        item = data[i]
+        parts = tuple(item) if isinstance(item, tuple | list) else (item,)
+        if not parts or not isinstance(parts[0], Image.Image | Tensor | np.ndarray):
+            found = type(parts[0]).__name__ if parts else "an empty tuple"
+            raise DataError(
+                f"data: item {i} of {type(data).__name__} holds {found} where its image should be. Items must be "
+                f"an image (Pillow, uint8 tensor or array) or (image, label); akssl makes the views itself."
+            )
+        return cls(parts[0], parts[1] if len(parts) > 1 else None)
+
+    @property
+    def channels(self) -> int:
+        """The channels its image is worth."""
+        if isinstance(self.image, Image.Image):
+            return pil_channels(self.image)
+        return _planes(self.image, "images").shape[0]
+
+    @property
+    def side(self) -> int:
+        """The shorter side of its image."""
+        if isinstance(self.image, Image.Image):
+            return min(self.image.size)
+        return min(_planes(self.image, "images").shape[-2:])
+
+
+def _planes(image: Tensor | np.ndarray[Any, Any], what: str) -> Tensor:
+    """One image as (C, H, W) of its own type.
+
+    Raises:
+        DataError: another number of axes, or a shape that does not tell the channels.
+    """
+    tensor = as_tensor(image)
+    if tensor.ndim == 2:
+        return tensor[None]
+    layout = find_layout(tensor.shape) if tensor.ndim == 3 else None
+    if layout is None:
+        shape = tuple(tensor.shape)
+        raise DataError(f"{what}: cannot tell channels, height and width from the shape {shape}; expected (C, H, W).")
+    return channels_first(tensor, layout)
+
+
+class WrappedImages(ImageSet):
+    """A torch `Dataset` as an image set. Large images are reduced to about the size of the views."""
+
+    loading = "process"
+
+    def __init__(
+        self,
+        data: Any,  # a Dataset with a length
+        channels: int,
+        side: int,
+        labels: Tensor | None = None,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        self.data, self.channels, self.side = data, channels, side
+        self.labels, self.classes = labels, classes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def fetch(self, index: Sequence[int]) -> Pixels:
+        """The images at these positions, in this order.
+
+        Raises:
+            DataError: an item is not an image, or its values are neither uint8 nor in [0, 1].
+        """
+        return Pixels.stack([self._image(int(i)) for i in index])
+
+    def _image(self, i: int) -> Tensor:
+        image = Item.read(self.data, i).image
+        if isinstance(image, Image.Image):
+            return pil_to_tensor(image, self.channels, self.side)
+        what = f"data: item {i}"
+        return shrink(to_channels(to_uint8(_planes(image, what), what), self.channels), self.side)
+
+
+class Wrapped(HoldOutSource):
+    """A torch `Dataset` that was passed from Python.
+
+    Labels come from its `targets` or `labels` (also inside torch's `Subset`, `ConcatDataset` and
+    `TensorDataset`), without reading an image; a data set of at most 2000 items is read once for them; a
+    larger one without such an attribute counts as unlabelled.
+
+    Raises:
+        DataError: an `IterableDataset`, no length, no item, or items that are not raw images.
+    """
+
+    name = "dataset"
+
+    def __init__(self, data: Dataset[Any], *, image_size: int | None = None) -> None:
+        super().__init__(Schema(), image_size)
+        count = _length(data)
+        self.data = data
+        items = [Item.read(data, i) for i in sorted({i * count // LOOKED_AT for i in range(LOOKED_AT)})]
+        self._channels = max(item.channels for item in items)
+        self._natural = suitable_size(sorted(item.side for item in items)[len(items) // 2])
+        self._check_values(items)
+        self._labels, self._classes = self._find_labels(items[0], count)
+        self.note_split()
+
+    def _check_values(self, items: list[Item]) -> None:
+        floats = [item for item in items if isinstance(item.image, Tensor | np.ndarray)]
+        for item in floats:
+            to_uint8(as_tensor(item.image), f"data: {type(self.data).__name__}")
+        if any(as_tensor(item.image).is_floating_point() for item in floats):
+            self.notes.append("float images in [0, 1] are converted to uint8")
+
+    def _find_labels(self, first: Item, count: int) -> tuple[Tensor | None, tuple[str, ...] | None]:
+        found = stored_labels(self.data)
+        if found is None and first.label is not None and count <= READ_FOR_LABELS:
+            found = [Item.read(self.data, i).label for i in range(count)]
+        if found is None:
+            if first.label is not None:
+                self.notes.append(
+                    f"labels not read: {count} items and no 'targets' or 'labels'; add one of them to have accuracies"
+                )
+            return None, None
+        try:
+            return encode_labels(found, count)
+        except DataError as error:
+            self.notes.append(f"labels not used: {error}")
+            return None, None
+
+    @property
+    def natural_size(self) -> int:
+        """By the median shorter side of a few items."""
+        return self._natural
+
+    def labels_of_all(self) -> Tensor | None:
+        """The labels, where they could be had cheaply."""
+        return self._labels
+
+    def make_images(self) -> ImageSet:
+        """All items."""
+        side = stored_side(self.asked_size or self.natural_size)
+        return WrappedImages(self.data, self._channels, side, self._labels, self._classes)
+
+
+def stored_labels(data: Any) -> Any:
+    """Labels that a data set keeps beside its images, one an item, or None."""
+    if isinstance(data, TorchSubset):
+        whole = stored_labels(data.dataset)
+        return None if whole is None else [whole[i] for i in data.indices]
+    if isinstance(data, ConcatDataset):
+        parts = [stored_labels(part) for part in data.datasets]
+        return None if any(part is None for part in parts) else [label for part in parts for label in part]
+    if isinstance(data, TensorDataset):
+        return data.tensors[1] if len(data.tensors) > 1 else None
+    for name in ("targets", "labels"):
+        labels = getattr(data, name, None)
+        if isinstance(labels, list | tuple | Tensor | np.ndarray):
+            return labels
+    return None
+
+
+def _length(data: Dataset[Any]) -> int:
+    """The number of items of a map-style data set.
+
+    Raises:
+        DataError: it has no length, no items or no fixed order.
+    """
+    kind = type(data).__name__
+    if isinstance(data, IterableDataset):
+        raise DataError(
+            f"data: {kind} is an IterableDataset, whose images cannot be shuffled or read twice in one order. "
+            f"Pass a map-style Dataset (with __len__ and __getitem__), or a folder."
+        )
+    try:
+        count = len(data)  # type: ignore[arg-type]  # torch leaves __len__ to its subclasses
+    except TypeError as error:
+        raise DataError(f"data: {kind} has no length. Give it a __len__ method.") from error
+    if count == 0:
+        raise DataError(f"data: {kind} is empty.")
+    return count

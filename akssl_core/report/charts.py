@@ -1,0 +1,118 @@
+"""The sections of numbers: final scores as bars, curves, and where the time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ..evaluation import COLLAPSED_STD
+from .files import RunFiles
+from .html import Html, details, section, table, tag
+from .svg import line_chart, short
+
+SCORES = {
+    "knn_top1": "trained backbone",
+    "knn_random_init": "same backbone, untrained",
+    "knn_raw_pixels": "raw pixels",
+}
+CURVES = {
+    "loss": "Loss",
+    "knn_top1": "k-NN accuracy, %",
+    "std_ratio": "Std ratio (1 healthy, 0 collapsed)",
+    "rankme": "RankMe, effective dimensions",
+    "lr": "Learning rate",
+    "images_per_s": "Images per second",
+}
+TIMES = "time_"
+NOT_DRAWN = ("step", "epoch")
+MOST_ROWS = 40
+
+
+# -- final scores ---------------------------------------------------------------------------------
+def scores(run: RunFiles) -> list[Html]:
+    """The final scores: accuracies side by side as bars, then everything else."""
+    if not run.final:
+        return []
+    bars = [(label, run.final[key]) for key, label in SCORES.items() if key in run.final]
+    classes = run.manifest.get("data", {}).get("classes")
+    if bars and isinstance(classes, int) and classes > 0:
+        bars.append((f"chance ({classes} classes)", 100 / classes))
+    rest = [[key, short(value)] for key, value in run.final.items() if key not in SCORES]
+    parts = [_bars(run, bars)] if bars else []
+    return [section("Scores", *parts, table(["Number", "Value"], rest) if rest else "")]
+
+
+def _bars(run: RunFiles, bars: Sequence[tuple[str, float]]) -> Html:
+    k = run.setting("evaluate.k")
+    caption = f"Accuracy of a {f'{k}-NN' if k else 'k-NN'} classifier on frozen features, in percent"
+    rows = [[label, f"{value:.1f}", _bar(value, own=label == SCORES["knn_top1"])] for label, value in bars]
+    return table(["Features", "Accuracy", ""], rows, caption=caption, kind="bars")
+
+
+def _bar(percent: float, *, own: bool) -> Html:
+    width = f"width: {max(0.0, min(percent, 100.0)):.1f}%"
+    fill = tag("div", class_="fill own" if own else "fill", style=width)
+    return tag("div", fill, class_="track", aria_hidden="true")
+
+
+# -- curves ---------------------------------------------------------------------------------------
+def curves(run: RunFiles) -> list[Html]:
+    """A chart for every number of the rows that was finite at least once."""
+    names = [*CURVES, *_terms(run)]
+    drawn = [figure for name in names if (figure := _figure(run, name))]
+    return [section("Curves", tag("div", *drawn, class_="charts"), _numbers(run))] if drawn else []
+
+
+def _terms(run: RunFiles) -> list[str]:
+    """The further terms that the method logs, in the order in which they appear."""
+    names = dict.fromkeys(name for row in run.rows for name in row)
+    return [name for name in names if name not in (*CURVES, *NOT_DRAWN) and not name.startswith(TIMES)]
+
+
+def _figure(run: RunFiles, name: str) -> Html | None:
+    points = run.column(name)
+    if not any(math.isfinite(y) for _, y in points):
+        return None
+    title = CURVES.get(name, name)
+    chart = line_chart(points, title=title, x_label="epoch", marks=_marks(run, name))
+    return tag("figure", tag("h3", title), chart)
+
+
+def _marks(run: RunFiles, name: str) -> list[tuple[str, float]]:
+    """Values that a curve is read against."""
+    if name == "std_ratio":
+        return [("collapsed below", COLLAPSED_STD)]
+    if name != "knn_top1":
+        return []
+    known: Mapping[str, float] = {**run.manifest.get("baselines", {}), **run.final}
+    return [(SCORES[key], known[key]) for key in ("knn_raw_pixels", "knn_random_init") if key in known]
+
+
+def _numbers(run: RunFiles) -> Html:
+    """The rows behind the curves as a table, thinned to the last of each stretch."""
+    columns = [*NOT_DRAWN, *(name for name in [*CURVES, *_terms(run)] if any(name in row for row in run.rows))]
+    every = math.ceil(len(run.rows) / MOST_ROWS)
+    shown = run.rows[::-1][::every][::-1]
+    cells = [[_cell(row.get(name)) for name in columns] for row in shown]
+    return details("The numbers behind the curves", table(columns, cells, kind="numbers"))
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else short(value)
+
+
+# -- time -----------------------------------------------------------------------------------------
+def times(run: RunFiles) -> list[Html]:
+    """Where the wall-clock time went, over all rows."""
+    spent: dict[str, float] = {}
+    for row in run.rows:
+        for name, value in row.items():
+            if name.startswith(TIMES):
+                part = name.removeprefix(TIMES)
+                spent[part] = spent.get(part, 0.0) + value
+    total = sum(spent.values())
+    if total <= 0:
+        return []
+    shares = [(part, 100 * value / total) for part, value in sorted(spent.items(), key=lambda item: -item[1])]
+    rows = [[part, f"{share:.1f} %", _bar(share, own=False)] for part, share in shares]
+    return [section("Time", table(["Part", "Share", ""], rows, caption="Share of the time spent", kind="bars"))]

@@ -1,0 +1,45 @@
+"""Pictures inside the page: uint8 tensors as PNG data URIs."""
+
+from __future__ import annotations
+
+import base64
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import encode_png  # type: ignore[import-untyped]
+
+from .html import Html, tag
+
+LARGEST = 128  # pixels a side; a larger picture is averaged down, so that the page stays small
+
+
+def picture(image: Tensor, alt: str) -> Html:
+    """An <img> of one picture (C, H, W) uint8."""
+    return tag("img", src=data_uri(image), alt=alt, width=min(image.shape[2], LARGEST), loading="lazy")
+
+
+def data_uri(image: Tensor) -> str:
+    """A picture (C, H, W) uint8 as a PNG inside a URI."""
+    png = encode_png(_fit(_visible(image)))
+    return "data:image/png;base64," + base64.b64encode(png.numpy().tobytes()).decode()
+
+
+def channel_note(channels: int) -> str:
+    """Which channels of these images a picture shows; nothing where it shows all of them."""
+    if channels in (1, 3):
+        return ""
+    shown = "the first is shown as grey" if channels == 2 else "the first three are shown as red, green and blue"
+    return f" The images have {channels} channels; {shown}."
+
+
+def _visible(image: Tensor) -> Tensor:
+    """One or three channels of a picture that may have any number."""
+    return image[:3] if image.shape[0] >= 3 else image[:1]
+
+
+def _fit(image: Tensor) -> Tensor:
+    side = max(image.shape[1:])
+    if side <= LARGEST:
+        return image
+    smaller = F.interpolate(image[None].float(), scale_factor=LARGEST / side, mode="area")
+    return smaller[0].round().byte()

@@ -1,0 +1,89 @@
+"""The sections of pictures: what the method sees, and what the backbone finds alike."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .files import RunFiles
+from .html import Html, section, table, tag
+from .images import channel_note, picture
+
+VIEWS = "views."
+
+
+def views(run: RunFiles) -> list[Html]:
+    """Some training images with the views that the augmentation makes of them."""
+    groups = {name.removeprefix(VIEWS): run.samples[name] for name in _view_names(run)}
+    if not groups:
+        return []
+    columns = ["", *(f"{name} {v + 1}" for name, group in groups.items() for v in range(group.shape[1]))]
+    originals = run.samples.get("originals")
+    if originals is not None:
+        columns.insert(1, "original")
+    count, channels = next(iter(groups.values())).shape[::2][:2]
+    rows = [_view_row(i, originals, groups) for i in range(count)]
+    caption = f"Each row is one training image and the views of it in the first epoch.{channel_note(channels)}"
+    return [section("Sample views", table(columns, rows, caption=caption, kind="pictures"))]
+
+
+def _view_names(run: RunFiles) -> list[str]:
+    """The groups of views, the global ones first: a safetensors file keeps no order."""
+    names = [name for name in run.samples if name.startswith(VIEWS)]
+    return sorted(names, key=lambda name: (name != f"{VIEWS}global", name))
+
+
+def _view_row(i: int, originals: Tensor | None, groups: dict[str, Tensor]) -> list[str]:
+    first = [] if originals is None else [picture(originals[i], f"image {i + 1}")]
+    made = [
+        picture(view, f"image {i + 1}, {name} view {v + 1}")
+        for name, group in groups.items()
+        for v, view in enumerate(group[i])
+    ]
+    return [str(i + 1), *first, *made]
+
+
+def nearest(run: RunFiles) -> list[Html]:
+    """Query images with the images whose features are most alike to theirs."""
+    images, labels = run.samples.get("neighbours"), run.samples.get("neighbour_labels")
+    if images is None:
+        return []
+    rows = [_query_row(run, q, images[q], None if labels is None else labels[q]) for q in range(len(images))]
+    columns = ["", "query", *(f"nearest {n}" for n in range(1, images.shape[1]))]
+    caption = "Each row is an image and its nearest neighbours by the trained backbone."
+    if labels is not None:
+        caption += f" {_agreement(labels)}"
+    caption += channel_note(images.shape[2])
+    return [section("Nearest neighbours", table(columns, rows, caption=caption, kind="pictures"))]
+
+
+def _agreement(labels: Tensor) -> str:
+    """How many neighbours share their query's label, among the pairs that have labels."""
+    known = (labels[:, :1] >= 0) & (labels[:, 1:] >= 0)
+    same = (labels[:, 1:] == labels[:, :1]) & known
+    if not known.any():
+        return ""
+    return f"{int(same.sum())} of {int(known.sum())} neighbours have the label of their query (✓), the others not (✗)."
+
+
+def _query_row(run: RunFiles, q: int, images: Tensor, labels: Tensor | None) -> list[str]:
+    known = [-1] * len(images) if labels is None else [int(label) for label in labels]
+    cells = [_shown(images[0], f"query {q + 1}", _name(run, known[0]), "")]
+    for n in range(1, len(images)):
+        kind = "" if min(known[0], known[n]) < 0 else "same" if known[n] == known[0] else "other"
+        cells.append(_shown(images[n], f"neighbour {n} of query {q + 1}", _name(run, known[n]), kind))
+    return [str(q + 1), *cells]
+
+
+def _name(run: RunFiles, label: int) -> str:
+    """A label's name for people; nothing for an image without one."""
+    if label < 0:
+        return ""
+    return run.class_names[label] if run.class_names else f"class {label}"
+
+
+def _shown(image: Tensor, what: str, name: str, kind: str) -> Html:
+    """A picture with its label under it, marked where the label agrees or differs."""
+    sign, words = {"same": ("✓ ", ", same label"), "other": ("✗ ", ", other label"), "": ("", "")}[kind]
+    alt = f"{what}{': ' + name if name else ''}{words}"
+    mate = [tag("div", f"{sign}{name}", class_="mate", title=name)] if name else []
+    return tag("div", picture(image, alt), *mate, class_=kind or None)

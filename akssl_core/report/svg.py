@@ -1,0 +1,127 @@
+"""Line charts as inline SVG: no script, readable in light and dark, with gaps where a value is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+from .html import Html, join, tag
+
+Point = tuple[float, float]
+
+WIDTH, HEIGHT = 440, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34  # margins that hold the axis labels
+MOST_POINTS = 600  # a longer curve is thinned to its highs and lows
+FEW_POINTS = 40  # up to so many are marked one by one
+
+
+def line_chart(points: Sequence[Point], *, title: str, x_label: str, marks: Sequence[tuple[str, float]] = ()) -> Html:
+    """A curve (x, y) with axes; a y that is not finite leaves a gap. `marks` are dashed horizontal lines.
+
+    The x are finite and do not fall, and at least one y is finite.
+    """
+    shown = thin(points, MOST_POINTS)
+    finite = [y for _, y in shown if math.isfinite(y)]
+    frame = Frame((shown[0][0], shown[-1][0]), (finite + [y for _, y in marks]))
+    label = f"{title} over {x_label}: from {short(finite[0])} to {short(finite[-1])}"
+    return tag(
+        "svg",
+        tag("title", label),
+        frame.axes(x_label),
+        join(frame.mark(name, y) for name, y in marks),
+        join(frame.piece(piece) for piece in pieces(shown)),
+        join(frame.dot(*point) for point in shown if len(shown) <= FEW_POINTS and math.isfinite(point[1])),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=label,
+    )
+
+
+class Frame:
+    """The rectangle of a chart: from values to places in it."""
+
+    def __init__(self, x_range: Point, ys: Sequence[float]) -> None:
+        self.x_ticks = ticks(*x_range)
+        self.y_ticks = ticks(min(ys), max(ys))
+        self.x_low, self.x_high = x_range if x_range[0] < x_range[1] else (x_range[0] - 0.5, x_range[1] + 0.5)
+        self.y_low, self.y_high = self.y_ticks[0], self.y_ticks[-1]
+
+    def x(self, value: float) -> float:
+        """The horizontal place of a value."""
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        """The vertical place of a value."""
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+    def axes(self, x_label: str) -> Html:
+        """Grid lines with their values, and what the horizontal axis counts."""
+        parts = []
+        for value in self.y_ticks:
+            parts += [self._rule(value, "grid"), _text(LEFT - 6, self.y(value) + 4, short(value), "end")]
+        for value in self.x_ticks:
+            if self.x_low <= value <= self.x_high:
+                parts.append(_text(self.x(value), HEIGHT - BOTTOM + 15, short(value), "middle"))
+        return join([*parts, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, x_label, "middle")])
+
+    def mark(self, name: str, value: float) -> Html:
+        """A dashed line across the chart with its name."""
+        return join([self._rule(value, "mark"), _text(WIDTH - RIGHT, self.y(value) - 4, name, "end")])
+
+    def piece(self, points: Sequence[Point]) -> Html:
+        """One stretch of the curve without a gap; a lone point is drawn as a dot."""
+        if len(points) == 1:
+            return self.dot(*points[0])
+        path = "L".join(f"{self.x(x):g} {self.y(y):g}" for x, y in points)
+        return tag("path", d=f"M{path}", class_="curve")
+
+    def dot(self, x: float, y: float) -> Html:
+        """A point of the curve, with its values for who points at it."""
+        return tag("circle", tag("title", f"{short(x)}: {short(y)}"), cx=self.x(x), cy=self.y(y), r=2.5, class_="dot")
+
+    def _rule(self, value: float, kind: str) -> Html:
+        return tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(value), y2=self.y(value), class_=kind)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Html:
+    return tag("text", text, x=f"{x:g}", y=f"{y:g}", text_anchor=anchor)
+
+
+def pieces(points: Sequence[Point]) -> list[list[Point]]:
+    """The stretches of a curve between its gaps."""
+    grouped = groupby(points, key=lambda point: math.isfinite(point[1]))
+    return [list(group) for finite, group in grouped if finite]
+
+
+def thin(points: Sequence[Point], most: int) -> list[Point]:
+    """At most about `most` points: of each of equal stretches the lowest, the highest and a gap stay."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(2 * len(points) / most)
+    kept: list[Point] = []
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        finite = sorted((p for p in part if math.isfinite(p[1])), key=lambda point: point[1])
+        gaps = [p for p in part if not math.isfinite(p[1])]
+        kept += sorted({*finite[:1], *finite[-1:], *gaps[:1]}, key=lambda point: point[0])
+    return kept
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to six round values that enclose low and high."""
+    if not low < high:
+        pad = abs(low) / 2 or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * i for i in range(first, last + 1)]
+
+
+def short(value: float) -> str:
+    """A number in few characters: 0.0123, 12.3, 4500, 1.2e+06."""
+    return f"{0.0 if abs(value) < 1e-12 else value:.4g}"

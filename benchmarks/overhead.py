@@ -1,0 +1,132 @@
+"""How much of the machine a run keeps for training: our whole step against a bare forward and backward pass.
+
+Both sides train the same SimSiam modules (ResNet-18, ImageNet stem) at the same precision and memory layout on two
+views of 32 px, batch 256. Ours starts from raw uint8 images and does everything that a run does in a step; the bare
+loop has ready views and runs forward, backward and optimizer only. Repeats are interleaved; the result is the median
+of the ratios. Writes benchmarks/results/overhead.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from akssl_core import Batch, Views, describe
+from akssl_core.engine import Engine
+from akssl_core.plan import Plan, make_plan
+from akssl_core.plugins import installed
+from akssl_core.resolve import collect
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def plan_for(precision: str, batch: int, size: int) -> Plan:
+    """A run of SimSiam with a full ResNet-18."""
+    settings = {
+        "data": {"name": "shapes", "size": 4 * batch},
+        "backbone": {"name": "resnet18", "stem": "imagenet"},
+        "options": {"out_dim": 2048, "hidden_dim": 512, "projector_layers": 2, "predictor_dim": 512},
+        "batch_size": batch,
+        "image_size": size,
+        "precision": precision,
+        "epochs": 1000,
+    }
+    plugins = installed()
+    return make_plan(collect("simsiam", None, settings, plugins), plugins)
+
+
+class Bare:
+    """Forward, backward and optimizer on ready views; the yardstick."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.engine: Engine = plan.engine([])
+        layout = torch.channels_last if plan.hardware.channels_last else torch.contiguous_format
+        shape = (self.engine.batch_size, plan.image.channels, plan.image.size, plan.image.size)
+        views = [torch.randn(shape).contiguous(memory_format=layout) for _ in range(2)]
+        self.batch = Batch(Views({"global": views}), torch.arange(shape[0]))
+        self.dtype = plan.hardware.dtype
+        plan.method.train()
+
+    def step(self) -> None:
+        """One step."""
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.engine.method(self.batch, self.engine.now)["loss"]
+        loss.backward()
+        self.engine.optimizer.step()
+        self.engine.optimizer.zero_grad(set_to_none=True)
+
+
+class Ours:
+    """The engine's own step over raw images: loading, views, schedules, slow state."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.engine = plan.engine([])
+        plan.method.train()
+        self.batches = self._endless()
+
+    def _endless(self) -> Any:
+        epoch = 0
+        while True:
+            for pixels, index, label in self.engine.loader.epoch(epoch):
+                yield pixels, index, label, epoch
+            epoch += 1
+
+    def step(self) -> None:
+        """One step, from uint8 images on."""
+        pixels, index, label, epoch = next(self.batches)
+        self.engine._step(list(self.engine._micro_batches(pixels, index, label, epoch)))
+
+
+def seconds(side: Bare | Ours, steps: int) -> float:
+    """Seconds a step takes."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        side.step()
+    return (time.perf_counter() - start) / steps
+
+
+def measure(precision: str, batch: int, size: int, repeats: int, steps: int) -> dict[str, Any]:
+    """Images a second of both sides, interleaved, and the median of their ratios."""
+    bare, ours = Bare(plan_for(precision, batch, size)), Ours(plan_for(precision, batch, size))
+    seconds(bare, 2), seconds(ours, 2)
+    pairs = [(seconds(bare, steps), seconds(ours, steps)) for _ in range(repeats)]
+    return {
+        "precision": ours.engine.hardware.precision,
+        "size": size,
+        "batch": batch,
+        "bare images/s": round(batch / statistics.median(pair[0] for pair in pairs), 1),
+        "ours images/s": round(batch / statistics.median(pair[1] for pair in pairs), 1),
+        "ratio": round(statistics.median(b / o for b, o in pairs), 3),
+        "lowest ratio": round(min(b / o for b, o in pairs), 3),
+        "highest ratio": round(max(b / o for b, o in pairs), 3),
+    }
+
+
+def main() -> None:
+    """Measure, print and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--precision", nargs="+", default=["auto", "fp32"])
+    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
+    arguments = parser.parse_args()
+    rows = [measure(p, arguments.batch, arguments.size, arguments.repeats, arguments.steps) for p in arguments.precision]
+    machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    facts = {"torch": torch.__version__, "repeats": arguments.repeats, "steps": arguments.steps, **machine}
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps({"facts": facts, "rows": rows}, indent=2) + "\n")
+    lines = [[str(value) for value in row.values()] for row in rows]
+    arguments.out.with_suffix(".md").write_text(describe.markdown(list(rows[0]), lines) + "\n")
+    print(describe.table(list(rows[0]), lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A toy method and backbone, and a plugin manager that knows them: what the core's tests train."""
+
+from __future__ import annotations
+
+import torch
+from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, hookimpl
+from akssl_core.nn import EMA, Center, Queue, mlp
+from akssl_core.plugins import Plugins
+from pydantic import Field
+from pytest import fixture
+from torch import nn
+from torch.nn import functional as F
+
+
+class ToyBackbone(Backbone):
+    """A small network with a batch norm."""
+
+    name = "toy"
+    embed_dim = 8
+
+    def __init__(self, config, image):
+        super().__init__(config, image)
+        self.conv = nn.Conv2d(image.channels, 8, 3, padding=1, stride=2)
+        self.bn = nn.BatchNorm2d(8)
+
+    def features(self, images):
+        return Features(self.bn(self.conv(images)).relu().mean((2, 3)))
+
+
+class ToyMethod(Method):
+    """A method with every kind of slow state: a teacher, a queue, a centre, and noise in its step."""
+
+    name = "toy"
+    recipes = {
+        "default": {
+            "backbone": {"name": "toy"},
+            "optimizer": {"name": "sgd", "lr": {"start": 0.05, "warmup": 1}},
+            "train": {"batch_size": 16},
+        },
+        "cifar": {"optimizer": {"name": "lars", "lr": 0.3, "eta": 0.002}},
+    }
+
+    class Config(Schema):
+        """Settings of the toy."""
+
+        out_dim: int = Field(4, gt=1, description="width of the projections")
+        momentum: Schedule = Field(Schedule(start=0.9, end=1.0), description="of the teacher")
+        noise: float = Field(0.0, ge=0, description="added to the projections")
+
+    def __init__(self, config, backbone):
+        super().__init__(config, backbone)
+        self.projector = mlp(backbone.embed_dim, 8, config.out_dim, batch_norm=False)
+        self.teacher = EMA(config.momentum, backbone=self.backbone, projector=self.projector)
+        self.queue = Queue(32, config.out_dim)
+        self.center = Center(config.out_dim, momentum=0.9)
+        self.steps = 0
+
+    def step(self, batch, now):
+        x1, x2 = batch.views["global"]
+        z = self.projector(self.backbone(x1))
+        z = z + self.config.noise * torch.randn_like(z)
+        with torch.no_grad():
+            target = self.teacher.projector(self.teacher.backbone(x2)) - self.center.value
+        self.center.push(target)
+        self.queue.push(F.normalize(target, dim=1))
+        loss = 1 - F.cosine_similarity(z, target).mean() + 0.01 * (F.normalize(z, dim=1) @ self.queue.rows.T).mean()
+        return {"loss": loss, "z_norm": z.norm(dim=1).mean()}
+
+    def param_rules(self):
+        return [ParamRule("projector.*", lr=2.0)]
+
+    def after_step(self, now):
+        self.steps += 1
+
+
+class ToyPlugin:
+    """What a plugin module looks like to the manager."""
+
+    @hookimpl
+    def akssl_register(self, registry):
+        registry.add(ToyBackbone)
+        registry.add(ToyMethod)
+
+
+@fixture
+def toys():
+    """A plugin manager with the toys, and without what happens to be installed."""
+    manager = Plugins()
+    manager.entries = []
+    manager.register(ToyPlugin(), "toys")
+    return manager
+
+
+@fixture
+def photos():
+    """64 labelled uint8 images of 12 x 12 px; the label is the channel that is bright."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 3
+    images = torch.randint(0, 120, (64, 3, 12, 12), generator=generator)
+    images[torch.arange(64), labels] += 100
+    return images.to(torch.uint8), labels

@@ -1,0 +1,204 @@
+"""The loop: one optimizer step a batch, slow state once a step, and the same numbers however it is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from akssl_core.engine import Engine, TrainSpec, choose_hardware
+from akssl_core.errors import ConfigError
+from akssl_core.plan import make_plan
+from akssl_core.resolve import collect
+
+
+@pytest.fixture
+def plan(toys, photos):
+    def make(**settings):
+        settings = {"data": photos, "precision": "fp32", "epochs": 2, "image_size": 12, **settings}
+        return make_plan(collect("toy", None, settings, toys), toys)
+
+    return make
+
+
+class Watch:
+    """A callback that remembers what the loop did."""
+
+    def __init__(self):
+        self.events, self.losses = [], []
+
+    def on_start(self, engine):
+        self.events.append("start")
+
+    def on_step(self, engine, terms):
+        self.events.append(engine.now.step)
+        self.losses.append(float(dict(terms.items())["loss"]))
+
+    def on_epoch(self, engine):
+        self.events.append("epoch")
+
+    def on_end(self, engine):
+        self.events.append("end")
+
+
+def fit(plan, until=None):
+    watch = Watch()
+    engine = plan.engine([watch])
+    engine.fit()
+    return engine, watch
+
+
+def test_every_step_and_epoch_is_told_in_order(plan):
+    p = plan()
+    engine, watch = fit(p)
+    per_epoch = len(p.images) // 16
+    steps = list(range(1, 2 * per_epoch + 1))
+    expected = ["start", *steps[:per_epoch], "epoch", *steps[per_epoch:], "epoch", "end"]
+    assert watch.events == expected
+    assert engine.method.steps == 2 * per_epoch
+
+
+def test_steps_stop_a_run_within_an_epoch(plan):
+    _, watch = fit(plan(train={"steps": 1}))
+    assert watch.events == ["start", 1, "epoch", "end"]
+
+
+def test_same_seed_same_losses_another_seed_others(plan):
+    noisy = {"noise": 0.1}
+    first, again, other = (fit(plan(seed=s, options=noisy))[1].losses for s in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_callers_random_state_decides_nothing(plan):
+    torch.manual_seed(5)
+    first = fit(plan(options={"noise": 0.1}))[1].losses
+    torch.manual_seed(6)
+    assert fit(plan(options={"noise": 0.1}))[1].losses == first
+
+
+def test_teacher_moves_by_the_schedule_once_a_step(plan):
+    p = plan(train={"steps": 1})
+    before = {k: v.clone() for k, v in p.method.teacher.named_parameters()}
+    fit(p)
+    for name, slow in p.method.teacher.named_parameters():
+        fast = p.method.get_parameter(name)
+        torch.testing.assert_close(slow, 0.9 * before[name] + 0.1 * fast, rtol=1e-5, atol=1e-7)
+
+
+def test_accumulation_moves_slow_state_once_and_averages_gradients(plan):
+    """Batch norm aside, two micro-batches are one batch: the toy's backbone is frozen in eval mode here."""
+
+    def run(accumulate):
+        p = plan(train={"steps": 3, "accumulate": accumulate})
+        for module in p.method.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.0
+                module.train = lambda mode=True, m=module: m
+                module.training = False
+        engine, watch = fit(p)
+        return engine, watch.losses
+
+    (whole, losses), (parts, part_losses) = run(1), run(2)
+    assert parts.method.steps == 3
+    torch.testing.assert_close(torch.tensor(part_losses), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+    for name, value in whole.method.state_dict().items():
+        torch.testing.assert_close(parts.method.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_learning_rates_follow_schedule_rules_and_batch(plan):
+    p = plan(epochs=3, optimizer={"lr_per": 8})
+    engine, _ = fit(p)
+    engine.go_to(0)
+    rates = {}
+    for step in (0, p.spec.train.batch_size and len(p.images) // 16):
+        engine.go_to(step)
+        from akssl_core.optim import set_group_values
+
+        set_group_values(engine.optimizer, engine.rates, engine.now, engine.batch_size)
+        rates[step] = sorted(group["lr"] for group in engine.optimizer.param_groups)
+    assert rates[0] == [0, 0]
+    assert rates[len(p.images) // 16] == pytest.approx([0.1, 0.2]), "0.05 x 16 / 8, and twice that for the projector"
+
+
+def test_going_on_from_the_middle_of_an_epoch_is_bit_identical(plan):
+    from akssl_core.optim import load_state_by_name, state_by_name
+
+    options = {"noise": 0.1}
+    whole, _ = fit(plan(options=options))
+    half = plan(options=options, train={"steps": 2})
+    engine, _ = fit(half)
+    model = {k: v.clone() for k, v in engine.method.state_dict().items()}
+    state = {k: v.clone() for k, v in state_by_name(engine.optimizer).items()}
+    rest = plan(options=options)
+    second = rest.engine([])
+    second.method.load_state_dict(model)
+    load_state_by_name(second.optimizer, state)
+    second.go_to(2)
+    # the schedules of `half` saw a shorter run: repeat its steps under the whole run's schedule
+    first = plan(options=options).engine([])
+    _run_steps(first, 2)
+    second.method.load_state_dict(first.method.state_dict())
+    load_state_by_name(second.optimizer, state_by_name(first.optimizer))
+    second.fit()
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(second.method.state_dict()[name], value), name
+
+
+def _run_steps(engine: Engine, count: int) -> None:
+    class Stop(Exception):
+        pass
+
+    class Until:
+        def on_start(self, engine):
+            pass
+
+        on_epoch = on_end = on_start
+
+        def on_step(self, engine, terms):
+            if engine.now.step == count:
+                raise Stop
+
+    engine.callbacks = [Until()]
+    with pytest.raises(Stop):
+        engine.fit()
+
+
+def test_bf16_is_close_to_fp32_and_keeps_state_in_fp32(plan):
+    exact = fit(plan(train={"steps": 2}))[1].losses
+    engine, watch = fit(plan(precision="bf16", train={"steps": 2}))
+    assert watch.losses == pytest.approx(exact, abs=2e-2)
+    assert {p.dtype for p in engine.method.parameters()} == {torch.float32}
+    assert engine.method.center.value.dtype == torch.float32
+
+
+def test_fp16_trains_under_a_scaler_and_skipped_steps_move_nothing(plan):
+    p = plan(precision="fp16", train={"steps": 1})
+    engine = p.engine([])
+    engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = {k: v.clone() for k, v in engine.method.state_dict().items() if "teacher" in k or "queue" in k}
+    weights = {k: v.clone() for k, v in engine.method.named_parameters()}
+    engine.fit()
+    assert engine.method.steps == 0, "the step overflowed and was skipped"
+    for name, value in weights.items():
+        assert torch.equal(engine.method.get_parameter(name), value)
+    assert all(torch.equal(engine.method.state_dict()[k], v) for k, v in before.items() if "running" not in k and "batches" not in k)
+
+
+def test_hardware_is_chosen_with_a_reason():
+    auto = choose_hardware(TrainSpec(device="cpu"))
+    assert auto.device.type == "cpu"
+    assert "CPU has" in auto.reason
+    fixed = choose_hardware(TrainSpec(precision="fp32", device="cpu"))
+    assert (fixed.precision, fixed.reason, fixed.channels_last) == ("fp32", "set by the user", False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="checks what a machine without CUDA says")
+def test_cuda_without_a_gpu_says_what_to_do():
+    with pytest.raises(ConfigError, match="no CUDA device. Use cpu or auto"):
+        choose_hardware(TrainSpec(device="cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_trains_like_the_cpu(plan):
+    cpu = fit(plan(device="cpu", train={"steps": 3}))[1].losses
+    gpu = fit(plan(device="cuda", train={"steps": 3}))[1].losses
+    assert gpu == pytest.approx(cpu, abs=1e-3)
