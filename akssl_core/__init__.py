@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from .errors import RunDirError as RunDirError
     from .export import load_backbone as load_backbone
     from .hookspecs import hookimpl as hookimpl
+    from .launch import Result as Result
+    from .launch import resume as resume
+    from .launch import run as run
     from .loss import Loss as Loss
     from .method import Method as Method
     from .method import ParamRule as ParamRule
     from .plugins import Plugins as Plugins
     from .plugins import Registry as Registry
-    from .launch import Result as Result
-    from .launch import resume as resume
-    from .launch import run as run
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
     from .schedule import Schedule as Schedule

@@ -174,7 +174,9 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     )
 
 
-def _train(run_dir: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, *, with_report: bool) -> Result:
+def _train(
+    run_dir: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, *, with_report: bool
+) -> Result:
     """Train from the checkpoint, or from the start, to the end; the manifest says how it went."""
     metrics: dict[str, float] | None = None
     plugins.hook.akssl_run_started(config=plan.spec.table(), run_dir=run_dir.path)

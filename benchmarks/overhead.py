@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from akssl_core import Batch, Views, describe
 from akssl_core.engine import Engine
 from akssl_core.plan import Plan, make_plan
@@ -118,7 +119,9 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["auto", "fp32"])
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
     arguments = parser.parse_args()
-    rows = [measure(p, arguments.batch, arguments.size, arguments.repeats, arguments.steps) for p in arguments.precision]
+    rows = [
+        measure(p, arguments.batch, arguments.size, arguments.repeats, arguments.steps) for p in arguments.precision
+    ]
     machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     facts = {"torch": torch.__version__, "repeats": arguments.repeats, "steps": arguments.steps, **machine}
     arguments.out.parent.mkdir(exist_ok=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, hookimpl
-from akssl_core.nn import EMA, Center, Queue, mlp
-from akssl_core.plugins import Plugins
 from pydantic import Field
 from pytest import fixture
 from torch import nn
 from torch.nn import functional as F
+
+from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, hookimpl
+from akssl_core.nn import EMA, Center, Queue, mlp
+from akssl_core.plugins import Plugins
 
 
 class ToyBackbone(Backbone):

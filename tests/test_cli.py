@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+
 from akssl_core import cli
 from akssl_core.errors import ConfigError
 

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import Field
+
 from akssl_core.config import BackboneRef, Component, LossRef, Schema, validate
 from akssl_core.errors import ConfigError, PluginError
-from pydantic import Field
 
 
 class Inner(Component):
@@ -63,7 +64,10 @@ def test_a_dumped_spec_validates_back_to_an_equal_one():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"loss": {"name": "inner", "temprature": 1}}, "loss: unknown setting 'temprature'. Did you mean 'temperature'?"),
+        (
+            {"loss": {"name": "inner", "temprature": 1}},
+            "loss: unknown setting 'temprature'. Did you mean 'temperature'?",
+        ),
         ({"loss": "inner", "los": 1}, "unknown setting 'los'. Did you mean 'loss'?"),
         (
             {"loss": {"name": "outer", "inner": {"name": "inner", "temp": 1}}},

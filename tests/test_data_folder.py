@@ -165,14 +165,18 @@ def test_every_format_and_mode_is_read(tmp_path, channels):
         assert torch.equal(named["rgb.png"], named["lzw.tif"])
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("jpg", {}), ("png", {}), ("webp", {}), ("tif", {}), ("tif", {"compression": "tiff_lzw"})],
+    ids=["jpg", "png", "webp", "tif", "lzw"],
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+def test_exif_orientation_is_applied(tmp_path, suffix, options, orientation):
     image = Image.new("L", (32, 16))
     image.paste(255, (0, 0, 16, 8))  # bright in the top left corner
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / f"1.{suffix}", exif=exif)
+    image.save(tmp_path / f"1.{suffix}", exif=exif, **options)
     seen = folder(tmp_path, channels=1).train()[0][0][0]
     turned = orientation > 4
     assert seen.shape == ((32, 16) if turned else (16, 32))
@@ -190,7 +194,7 @@ def test_large_images_are_reduced_and_small_ones_are_not(tmp_path):
 
 
 def test_a_reduced_jpeg_shows_what_the_whole_one_shows(tmp_path):
-    image = Image.radial_gradient("L").resize((1200, 900)).convert("RGB")
+    image = Image.radial_gradient("L").resize((1280, 960)).convert("RGB")
     image.save(tmp_path / "1.jpg", quality=95)
     image.save(tmp_path / "1.png")
     small = [read_image(tmp_path / name, 3, 64).int() for name in ("1.jpg", "1.png")]

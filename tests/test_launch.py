@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 
-import akssl_core
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import akssl_core
 from akssl_core.errors import AksslError, ConfigError, DataError, RunDirError
 from akssl_core.launch import resume, run
 from akssl_core.rundir import read_tensors
 from akssl_core.schedule import Now
-from torch import nn
-from torch.utils.data import Dataset
 
 FILES = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "backbone.safetensors", "report.html"}
 

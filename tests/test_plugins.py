@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import pytest
+
 from akssl_core import plugins as room
 from akssl_core.config import Component, Schema
 from akssl_core.errors import PluginError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from akssl_core.errors import ConfigError, DataError
 from akssl_core.plan import make_plan
-from akssl_core.resolve import Layers, collect, dotted, leaves, sections
+from akssl_core.resolve import Layers, collect, dotted, layer, leaves, sections
 
 
 def plan(toys, photos, method="toy", config=None, **settings):
@@ -79,15 +80,16 @@ def test_a_resolved_run_resolves_to_itself(toys, photos):
     assert again.spec_hash == first.spec_hash
 
 
-def test_the_recipe_follows_the_family_of_the_data_unless_the_user_says(toys, photos, monkeypatch):
-    from akssl_core.data import Arrays
-
+def test_the_recipe_follows_the_family_of_the_data_unless_the_user_says(toys, photos):
     assert plan(toys, photos).spec.recipe == "default"
+    given = collect("toy", None, {"data": "cifar10"}, toys)
+    layers = layer(given, toys)
+    assert layers.values["recipe"] == "cifar"
+    assert layers.origin["recipe"] == "rule: cifar10 is cifar data"
     asked = plan(toys, photos, recipe="cifar", backbone="toy", batch_size=16)
     assert (asked.spec.recipe, asked.spec.optimizer.name) == ("cifar", "lars")
     with pytest.raises(ConfigError, match="toy has no recipe 'imagnet'. Known: default, cifar"):
         plan(toys, photos, recipe="imagnet")
-    monkeypatch.setattr(Arrays, "family", "cifar")
 
 
 def test_batch_size_of_a_recipe_gives_way_to_few_images_and_the_users_does_not(toys, photos):
@@ -140,6 +142,6 @@ def test_no_method_lists_what_is_installed(toys, photos):
 
 
 def test_consequences_name_steps_and_the_effective_rate(toys, photos):
-    told = dict(plan(toys, photos, epochs=3, optimizer={"lr_per": 8}).consequences())
+    told = dict(plan(toys, photos, epochs=3, batch_size=16, optimizer={"lr_per": 8}).consequences())
     assert told["peak learning rate"] == "0.1 (setting 0.05 x 2)"
     assert told["optimizer steps"].endswith("an epoch)")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.rundir import RunDir, read_tensors, read_yaml
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from akssl_core import LearningRate, Now, Schedule, cosine, linear
 
 

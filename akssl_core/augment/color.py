@@ -72,15 +72,16 @@ class ColorJitter(Operation[Jitters]):
         rows, bounds = _by_hue_position(parameters)
         if not len(rows):
             return images
-        factors = parameters.factors[rows]
-        turns = factors[:, HUE].to(images.device)
-        work = images.index_select(0, rows.to(images.device))
-        for position, mix in enumerate(_mixes(factors, parameters.order[rows])):
-            blend(work, Mix(*(weight.to(images.device) for weight in mix)))
+        factors = parameters.factors[rows].to(images.device)
+        order = parameters.order[rows].to(images.device)
+        rows = rows.to(images.device)
+        work = images.index_select(0, rows)
+        for position, weights in enumerate(_blends(factors, order)):
+            blend(work, weights)
             part = slice(bounds[position], bounds[position + 1])
             if part.start < part.stop:
-                shift_hue(work[part], turns[part])
-        return images.index_copy_(0, rows.to(images.device), work)
+                shift_hue(work[part], factors[part, HUE])
+        return images.index_copy_(0, rows, work)
 
 
 def _by_hue_position(parameters: Jitters) -> tuple[Tensor, list[int]]:
@@ -95,7 +96,7 @@ def _by_hue_position(parameters: Jitters) -> tuple[Tensor, list[int]]:
     return rows[rank], [0, *torch.bincount(place, minlength=5).cumsum(0)[:4].tolist()]
 
 
-class Mix(NamedTuple):
+class Blend(NamedTuple):
     """Weights, one an image, of clamp(factor x + of_pixel gray(x) + of_mean mean(gray(x)))."""
 
     factor: Tensor  # (B,)
@@ -103,7 +104,7 @@ class Mix(NamedTuple):
     of_mean: Tensor
 
 
-def _mixes(factors: Tensor, order: Tensor) -> list[Mix]:
+def _blends(factors: Tensor, order: Tensor) -> list[Blend]:
     """The four steps of every image as blends; where the step is the hue, the blend changes nothing.
 
     Brightness, contrast and saturation are all f x + (1 - f) reference: the reference is 0, the mean gray of the
@@ -112,16 +113,16 @@ def _mixes(factors: Tensor, order: Tensor) -> list[Mix]:
     factor = torch.where(order == HUE, 1.0, factors.gather(1, order))
     rest = 1 - factor
     weights = (factor, rest * (order == SATURATION), rest * (order == CONTRAST))
-    return [Mix(*step) for step in zip(*(weight.unbind(1) for weight in weights), strict=True)]
+    return [Blend(*step) for step in zip(*(weight.unbind(1) for weight in weights), strict=True)]
 
 
-def blend(images: Tensor, mix: Mix) -> None:
+def blend(images: Tensor, weights: Blend) -> None:
     """Mix images (B, C, H, W) with their grays, in place, and clamp to [0, 1]."""
     flat = images.flatten(2)
     reference = gray(images).flatten(1)
-    of_mean = mix.of_mean * reference.mean(1)
-    reference.mul_(mix.of_pixel[:, None]).add_(of_mean[:, None])
-    torch.addcmul(reference[:, None], flat, mix.factor[:, None, None], out=flat).clamp_(0, 1)
+    of_mean = weights.of_mean * reference.mean(1)
+    reference.mul_(weights.of_pixel[:, None]).add_(of_mean[:, None])
+    torch.addcmul(reference[:, None], flat, weights.factor[:, None, None], out=flat).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> None:
@@ -129,7 +130,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> None:
 
     With maximum V, minimum m and C = V - m, the hue in sixths of a turn lies in [-3, 3]: its size is
     1 + (g + b - r - m) / C and its sign that of g - b. A channel whose primary stands at hue k is
-    V - C clamp(2 - |3 - |hue - k||, 0, 1), right for |hue - k| <= 7. No comparison of channels is needed.
+    V + C clamp(|3 - |hue - k|| - 2, -1, 0), right for |hue - k| <= 7. No comparison of channels is needed.
     """
     flat = images.flatten(2)
     red, green, blue = flat.unbind(1)
@@ -138,9 +139,9 @@ def shift_hue(images: Tensor, turns: Tensor) -> None:
     chroma = value - low
     size = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
     hue = size.copysign_(green - blue)
-    away = hue[:, None] + _primaries(turns.to(images.device))[:, :, None]
-    ramp = away.abs_().sub_(3).abs_().clamp_(1, 2)  # 2 - clamp(2 - ramp, 0, 1) = clamp(ramp, 1, 2)
-    torch.addcmul(value.sub_(chroma, alpha=2)[:, None], ramp, chroma[:, None], out=flat)
+    away = hue[:, None] + _primaries(turns)[:, :, None]
+    ramp = away.abs_().sub_(3).abs_().sub_(2).clamp_(-1, 0)
+    torch.addcmul(value[:, None], ramp, chroma[:, None], out=flat)
 
 
 def _primaries(turns: Tensor) -> Tensor:

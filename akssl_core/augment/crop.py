@@ -100,7 +100,7 @@ def crop_together(images: Tensor, crops: Crops, size: int) -> Tensor:
     boxes, flip = crops.boxes.to(images.device, torch.float32), crops.flip.to(images.device)
     rows = resampling(boxes[:, 0:1], boxes[:, 2:3], torch.zeros_like(flip), size, height).div_(255)
     columns = resampling(boxes[:, 1:2], boxes[:, 3:4], flip, size, width)
-    pixels = images.to(torch.float32).view(count, channels * height, width)
+    pixels = images.to(torch.float32).reshape(count, channels * height, width)
     narrow = torch.bmm(pixels, columns.transpose(1, 2)).view(count, channels, height, size)
     return torch.matmul(rows[:, None], narrow)
 

@@ -173,6 +173,7 @@ def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None) ->
         ValueError: a float image outside [0, 1], or a mode that Pillow cannot convert.
         DataError: `channels` is neither 1 nor 3.
     """
+    image.load()  # before the tag is read: TIFF images turn themselves while loading, PNG has it at the end
     turn = _turn(image)
     if side is not None:
         top, left, height, width = middle(image.height, image.width)

@@ -27,7 +27,8 @@ def read_image(path: Path, channels: int, side: int) -> Tensor:
         Unreadable: empty, truncated, no image, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # Opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those that lie on their side.
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             _refuse_bomb(image)
             factor = min(1.0, side / min(image.size))
             image.draft(None, (round(image.width * factor), round(image.height * factor)))

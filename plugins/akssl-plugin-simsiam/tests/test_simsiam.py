@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import akssl_core
 import pytest
 import torch
-from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views
 from akssl_plugin_simsiam import SimSiam, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import akssl_core
+from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views
 
 NOW = Now(0, 10, 100)
 

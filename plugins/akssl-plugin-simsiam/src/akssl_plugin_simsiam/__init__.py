@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from akssl_core import Backbone, Batch, Loss, LossRef, Method, Now, ParamRule, Registry, Schema, hookimpl
-from akssl_core.nn import mlp
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
+
+from akssl_core import Backbone, Batch, Loss, LossRef, Method, Now, ParamRule, Registry, Schema, hookimpl
+from akssl_core.nn import mlp
 
 from .recipes import RECIPES
 
