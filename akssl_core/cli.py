@@ -131,6 +131,7 @@ def _plugins(plugin_file: Path | None) -> Plugins:
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     method: str | None,
     assignments: tuple[str, ...],
     config: Path | None,

@@ -51,7 +51,8 @@ class Component:
 class Lookup(Protocol):
     """What resolving a name takes: the registry, seen from below."""
 
-    def get(self, kind: str, name: str) -> type[Component]: ...
+    def get(self, kind: str, name: str) -> type[Component]:
+        """The component of this kind and name."""
 
 
 class Ref(Schema):
@@ -61,6 +62,11 @@ class Ref(Schema):
     name: str
     config: SerializeAsAny[Schema]
     component: type[Component] = Field(exclude=True, repr=False)
+
+    @classmethod
+    def field(cls, name: str, *, description: str) -> Any:
+        """A field of a schema that refers to this component unless the user names another."""
+        return Field(name, description=description)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -32,7 +32,7 @@ class Method(nn.Module, Component, ABC):
 
     kind = "method"
     views: ClassVar[Mapping[str, int | range]] = {"global": 2}  # how many views of each group it takes
-    accepts: ClassVar[type[Backbone]] = Backbone  # TokenBackbone for methods that mask patches
+    accepts: ClassVar[type[Backbone]] = Backbone  # type: ignore[type-abstract]  # TokenBackbone: masks patches
     uses_labels: ClassVar[bool] = False
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # partial runs: "default", "cifar", "imagenet"
     paper: ClassVar[str] = ""  # authors, year, link

@@ -14,7 +14,7 @@ import inspect
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -362,7 +362,7 @@ def _trace(message: str) -> None:
         sys.stderr.write(f"akssl: {message}\n")
 
 
-def _trace_call(hook_name: str, impls: list[Any], kwargs: Mapping[str, Any]) -> None:
+def _trace_call(hook_name: str, impls: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     _trace(f"hook {hook_name} -> {', '.join(impl.plugin_name for impl in impls) or 'nobody'}")
 
 

@@ -183,7 +183,7 @@ def collect(
 ) -> Given:
     """Config file and keywords as layers; objects that have no name are set aside."""
     given = {key: value for key, value in settings.items() if value is not None}
-    objects = {}
+    objects: dict[str, Any] = {}
     for key in ("data", "backbone", "augmentation"):
         if key in given and not isinstance(given[key], str | Mapping | Path):
             objects[key] = given[key]
@@ -244,14 +244,12 @@ def _recipe(method: type[Method], user: Layers, plugins: Plugins) -> tuple[str, 
     asked = user.get("recipe")
     if asked is not None:
         if asked not in method.recipes:
-            known = ", ".join(method.recipes) or "none"
-            raise ConfigError(
-                f"recipe: {method.name} has no recipe '{asked}'.{did_you_mean(str(asked), method.recipes)} Known: {known}."
-            )
+            known, hint = ", ".join(method.recipes) or "none", did_you_mean(str(asked), method.recipes)
+            raise ConfigError(f"recipe: {method.name} has no recipe '{asked}'.{hint} Known: {known}.")
         return asked, user.origin["recipe"]
     source = user.get("data", "name")
     family = plugins.get("data", source).family if isinstance(source, str) else None  # type: ignore[attr-defined]
-    if family in method.recipes:
+    if isinstance(family, str) and family in method.recipes:
         return family, f"rule: {source} is {family} data"
     return "default", "core default"
 

@@ -169,7 +169,7 @@ class RunDir:
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what was wrong with newer ones."""
-        problems = []
+        problems: list[str] = []
         for path in reversed(self.checkpoints()):
             try:
                 return _read_checkpoint(path), problems

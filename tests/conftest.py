@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from pydantic import Field
-from pytest import fixture
 from torch import nn
 from torch.nn import functional as F
 
@@ -83,7 +83,7 @@ class ToyPlugin:
         registry.add(ToyMethod)
 
 
-@fixture
+@pytest.fixture
 def toys():
     """A plugin manager with the toys, and without what happens to be installed."""
     manager = Plugins()
@@ -92,7 +92,7 @@ def toys():
     return manager
 
 
-@fixture
+@pytest.fixture
 def photos():
     """64 labelled uint8 images of 12 x 12 px; the label is the channel that is bright."""
     generator = torch.Generator().manual_seed(0)

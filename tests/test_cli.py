@@ -195,7 +195,7 @@ def test_a_method_from_one_file(here, tmp_path):
             """
         )
     )
-    code, out, err = here("run", "pull", "--plugin-file", "tiny_method.py", *SMALL, "--out", "RUN")
+    code, _out, err = here("run", "pull", "--plugin-file", "tiny_method.py", *SMALL, "--out", "RUN")
     assert code == 0, err
     assert (tmp_path / "RUN" / "backbone.safetensors").exists()
 

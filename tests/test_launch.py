@@ -186,7 +186,7 @@ def test_a_module_of_the_users_own(start, toys, photos):
     result = start(backbone=module, epochs=1)
     assert result.backbone.embed_dim == 6
     assert any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
-    stored, header = read_tensors(result.run_dir / "backbone.safetensors")
+    stored, _header = read_tensors(result.run_dir / "backbone.safetensors")
     assert stored.keys() == module.state_dict().keys()
     with pytest.raises(ConfigError, match=r"your own Sequential: load_backbone\(path, module=Sequential"):
         akssl_core.load_backbone(result.run_dir, plugins=toys)

@@ -88,7 +88,7 @@ def test_the_recipe_follows_the_family_of_the_data_unless_the_user_says(toys, ph
     assert layers.origin["recipe"] == "rule: cifar10 is cifar data"
     asked = plan(toys, photos, recipe="cifar", backbone="toy", batch_size=16)
     assert (asked.spec.recipe, asked.spec.optimizer.name) == ("cifar", "lars")
-    with pytest.raises(ConfigError, match="toy has no recipe 'imagnet'. Known: default, cifar"):
+    with pytest.raises(ConfigError, match="toy has no recipe .imagnet.*Known: default, cifar"):
         plan(toys, photos, recipe="imagnet")
 
 

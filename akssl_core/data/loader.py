@@ -132,10 +132,13 @@ def _by_workers(images: ImageSet, parts: list[list[int]], workers: int) -> Gener
             generator=torch.Generator(),  # its own, so that starting workers draws nothing from the run's
         )
     )
-    for batch in batches:
-        if isinstance(batch, AksslError):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, AksslError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # its end is that of the workers; a traceback must not keep them
 
 
 def _as_it_is(batch: Any) -> Any:

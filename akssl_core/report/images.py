@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+from io import BytesIO
 
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import encode_png  # type: ignore[import-untyped]
 
 from .html import Html, tag
 
@@ -20,8 +21,10 @@ def picture(image: Tensor, alt: str) -> Html:
 
 def data_uri(image: Tensor) -> str:
     """A picture (C, H, W) uint8 as a PNG inside a URI."""
-    png = encode_png(_fit(_visible(image)))
-    return "data:image/png;base64," + base64.b64encode(png.numpy().tobytes()).decode()
+    planes = _fit(_visible(image)).permute(1, 2, 0).numpy()
+    png = BytesIO()
+    Image.fromarray(planes[:, :, 0] if planes.shape[2] == 1 else planes).save(png, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
 def channel_note(channels: int) -> str:

@@ -22,16 +22,17 @@ def line_chart(points: Sequence[Point], *, title: str, x_label: str, marks: Sequ
     The x are finite and do not fall, and at least one y is finite.
     """
     shown = thin(points, MOST_POINTS)
-    finite = [y for _, y in shown if math.isfinite(y)]
-    frame = Frame((shown[0][0], shown[-1][0]), (finite + [y for _, y in marks]))
+    parts = pieces(shown)
+    finite = [y for piece in parts for _, y in piece]
+    frame = Frame((shown[0][0], shown[-1][0]), [*finite, *(y for _, y in marks)])
     label = f"{title} over {x_label}: from {short(finite[0])} to {short(finite[-1])}"
     return tag(
         "svg",
         tag("title", label),
         frame.axes(x_label),
         join(frame.mark(name, y) for name, y in marks),
-        join(frame.piece(piece) for piece in pieces(shown)),
-        join(frame.dot(*point) for point in shown if len(shown) <= FEW_POINTS and math.isfinite(point[1])),
+        join(frame.line(piece) for piece in parts if len(piece) > 1),
+        join(frame.dot(*point) for piece in parts for point in piece if len(piece) == 1 or len(shown) <= FEW_POINTS),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_label=label,
@@ -71,10 +72,8 @@ class Frame:
         """A dashed line across the chart with its name."""
         return join([self._rule(value, "mark"), _text(WIDTH - RIGHT, self.y(value) - 4, name, "end")])
 
-    def piece(self, points: Sequence[Point]) -> Html:
-        """One stretch of the curve without a gap; a lone point is drawn as a dot."""
-        if len(points) == 1:
-            return self.dot(*points[0])
+    def line(self, points: Sequence[Point]) -> Html:
+        """One stretch of the curve without a gap."""
         path = "L".join(f"{self.x(x):g} {self.y(y):g}" for x, y in points)
         return tag("path", d=f"M{path}", class_="curve")
 

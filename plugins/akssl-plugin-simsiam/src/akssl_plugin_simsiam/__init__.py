@@ -48,7 +48,7 @@ class SimSiam(Method):
         projector_layers: int = Field(3, ge=2, description="linear layers of the projector (the paper: 3, CIFAR 2)")
         predictor_dim: int = Field(512, gt=0, description="width of the predictor's bottleneck")
         fixed_predictor_lr: bool = Field(True, description="keep the predictor's learning rate at its start value")
-        loss: LossRef = Field("negative_cosine", description="compares predictions (N, D) with targets (N, D)")
+        loss: LossRef = LossRef.field("negative_cosine", description="compares predictions (N, D) with targets (N, D)")
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -75,8 +75,8 @@ class SimSiam(Method):
 @torch.no_grad()
 def spread(z: Tensor) -> Tensor:
     """Standard deviation of unit rows of z (N, D), averaged over channels, times sqrt(D) (figure 2b of the paper)."""
-    unit = F.normalize(z.float(), dim=1)
-    return unit.std(0, correction=0).mean() * z.shape[1] ** 0.5
+    ratio: Tensor = F.normalize(z.float(), dim=1).std(0, correction=0).mean() * z.shape[1] ** 0.5
+    return ratio
 
 
 @hookimpl
