@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench slow install clean
+.PHONY: demo test lint types docs bench bench-learning slow install clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,9 @@ docs: install  ## write the generated parts of the documentation again
 
 bench: install  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/overhead.py
+
+bench-learning: install  ## the scores of the default run over three seeds, a quarter of an hour
+	$(BIN)/python benchmarks/learning.py simsiam
 
 slow: install  ## learning runs that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -130,7 +130,7 @@ class Plan:
             digest.update(f"{tuple(image.shape)} {label}".encode())
             digest.update(image.numpy().tobytes())
         labels = self.images.labels
-        classes = None if labels is None else int((labels.bincount() > 0).sum())
+        classes = None if labels is None else int((labels[labels >= 0].bincount() > 0).sum())
         return {"images": count, "channels": self.image.channels, "classes": classes, "sample": digest.hexdigest()}
 
 

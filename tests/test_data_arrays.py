@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from akssl_core.data import Arrays
 from akssl_core.data.labels import MOST_QUERIES, encode_labels, hold_out
 from akssl_core.errors import DataError

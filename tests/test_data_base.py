@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from akssl_core.data import Pixels, Subset, TensorImages
 from akssl_core.data.base import suitable_size
 

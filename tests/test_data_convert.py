@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from akssl_core.data.convert import find_layout, pil_channels, pil_to_tensor, scaled, shrink, to_channels
 from akssl_core.errors import DataError
-from PIL import Image
 
 
 def picture(mode="RGB", size=(24, 16)):
@@ -105,7 +106,14 @@ def test_channels_are_repeated_dropped_or_refused():
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((3, 9, 9), "CHW"), ((9, 9, 3), "HWC"), ((13, 8, 8), "CHW"), ((8, 8, 13), "HWC"), ((8, 9, 8), None), ((8, 8, 8), None)],
+    [
+        ((3, 9, 9), "CHW"),
+        ((9, 9, 3), "HWC"),
+        ((13, 8, 8), "CHW"),
+        ((8, 8, 13), "HWC"),
+        ((8, 9, 8), None),
+        ((8, 8, 8), None),
+    ],
 )
 def test_the_layout_is_found_or_left_open(shape, layout):
     assert find_layout(shape) == layout

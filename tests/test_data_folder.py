@@ -7,16 +7,17 @@ import struct
 import threading
 import zlib
 
-import akssl_core.data.folder as folder_module
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+import akssl_core.data.folder as folder_module
 from akssl_core.config import validate
 from akssl_core.data import Folder
 from akssl_core.data.decode import Unreadable, read_image, shorter_side
 from akssl_core.data.folder import FolderConfig
 from akssl_core.errors import ConfigError, DataError
-from PIL import Image
 
 
 def folder(path, image_size=None, **settings):
@@ -328,7 +329,9 @@ def test_the_cache_keeps_to_its_budget(tmp_path, monkeypatch):
         save(tmp_path / f"{i}.png", (30, 20), seed=i)
     read = []
     original = folder_module.read_image
-    monkeypatch.setattr(folder_module, "read_image", lambda path, *rest: (read.append(path.name), original(path, *rest))[1])
+    monkeypatch.setattr(
+        folder_module, "read_image", lambda path, *rest: (read.append(path.name), original(path, *rest))[1]
+    )
     images = folder(tmp_path, cache_gb=4 * 30 * 20 * 3 / 2**30).train()
     images.fetch(range(6))
     images.fetch(range(6))

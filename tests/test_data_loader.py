@@ -8,9 +8,10 @@ import time
 
 import pytest
 import torch
+from torch.utils.data import Dataset
+
 from akssl_core.data import ImageSet, Loader, Pixels, TensorImages, Wrapped
 from akssl_core.errors import DataError
-from torch.utils.data import Dataset
 
 
 class Slow(ImageSet):

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from akssl_core.data import ImageSpec, Pixels, Preprocess, TensorImages, measure
-from akssl_core.errors import DataError
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
+
+from akssl_core.data import ImageSpec, Pixels, Preprocess, TensorImages, measure
+from akssl_core.errors import DataError
 
 SPEC = ImageSpec(96, 3, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 MEAN, STD = torch.tensor(SPEC.mean)[:, None, None], torch.tensor(SPEC.std)[:, None, None]

@@ -7,10 +7,13 @@ import struct
 from pathlib import Path
 from urllib.error import URLError
 
-import akssl_core.data.fashion_mnist as fashion
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision import datasets
+
+import akssl_core.data.fashion_mnist as fashion
 from akssl_core.config import DataRef, validate
 from akssl_core.data import (
     Arrays,
@@ -28,8 +31,6 @@ from akssl_core.data.root import data_root
 from akssl_core.data.torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
 from akssl_core.errors import ConfigError, DataError
 from akssl_core.plugins import Registry
-from PIL import Image
-from torchvision import datasets
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
+
 from akssl_core.data import Wrapped
 from akssl_core.data.wrapped import READ_FOR_LABELS
 from akssl_core.errors import DataError
-from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
 
 class Items(Dataset):
@@ -56,7 +57,12 @@ def test_items_of_varying_size_and_mode():
 def test_gray_and_many_channels():
     assert Wrapped(Items([noise(9, 9)] * 3)).train().channels == 1
     assert Wrapped(Items([Image.fromarray(noise(9, 9))] * 3)).train().channels == 1
-    assert Wrapped(Items([torch.zeros(13, 9, 9, dtype=torch.uint8)] * 3)).train().fetch([1]).images.shape == (1, 13, 9, 9)
+    assert Wrapped(Items([torch.zeros(13, 9, 9, dtype=torch.uint8)] * 3)).train().fetch([1]).images.shape == (
+        1,
+        13,
+        9,
+        9,
+    )
 
 
 def test_large_items_are_reduced_to_the_views():

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from akssl_core import Backbone, Features, ImageSet, ImageSpec, Pixels, Preprocess, TensorImages, evaluation
 from akssl_core.errors import DataError
 from akssl_core.evaluation import Spectrum, embed, knn, neighbours, pixels_as_features, sample, spectrum, verdict
-from torch import nn
-from torch.nn import functional as F
 
 SPEC = ImageSpec(8, 3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 PREPROCESS = Preprocess.of(SPEC)

@@ -10,12 +10,13 @@ from html.parser import HTMLParser
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.report import render
 from akssl_core.report.html import Html, join, table, tag
 from akssl_core.report.svg import line_chart, pieces, short, thin, ticks
-from PIL import Image
-from safetensors.torch import save_file
 
 EVIL = "<script>alert('x')</script>"
 CONFIG = {

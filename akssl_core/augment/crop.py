@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,10 @@ from .random import Draws
 
 TRIES = 10  # boxes tried before the centre of the image is taken, as torchvision does
 
-# Two kernels give the same pixels within 1e-5. Products of whole images with their resampling weights cost
-# S * H * (W + S) per channel, one image after another about 20 us plus the area. Measured on a CPU core (us an
-# image, products against one by one): 8 / 24 for 32 -> 32 px, 23 / 35 for 48 -> 48, 50 / 48 for 64 -> 64, 142 / 95
-# for 96 -> 96, 1800 / 410 for 256 -> 224.
-DENSE_COST = 64 * 64 * (64 + 64)
+# Where `crop_each` overtakes `crop_together` on a CPU, in products per channel. Measured on one core (us an image,
+# together / each): 32 -> 32 px 8 / 24, 48 -> 48 23 / 35, 64 -> 64 52 / 48, 96 -> 96 142 / 95, 256 -> 224 1760 / 410;
+# on two cores: 9 / 25, 15 / 37, 32 / 51, 91 / 87, 1000 / 220.
+TOGETHER_UP_TO = 64 * 64 * (64 + 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,19 @@ class RandomResizedCrop:
 
     def apply(self, images: Tensor, parameters: Crops) -> Tensor:
         """Views (B, C, size, size) of images (B, C, H, W) uint8."""
-        height, width = images.shape[2:]
-        if images.is_cpu and self.size * height * (width + self.size) > DENSE_COST:
-            return crop_each(images, parameters, self.size)
-        return crop_together(images, parameters, self.size)
+        kernel = kernel_of(images.device, *images.shape[2:], self.size)
+        return kernel(images, parameters, self.size)
 
 
 def _ends(like: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
     low, high = torch.tensor(interval, dtype=like.dtype, device=like.device)
     return low, high
+
+
+def kernel_of(device: torch.device, height: int, width: int, size: int) -> Callable[[Tensor, Crops, int], Tensor]:
+    """The faster of two kernels for a canvas of height x width; their pixels agree within 1e-5."""
+    products = size * height * (width + size)
+    return crop_each if device.type == "cpu" and products > TOGETHER_UP_TO else crop_together
 
 
 def crop_each(images: Tensor, crops: Crops, size: int) -> Tensor:

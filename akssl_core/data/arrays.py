@@ -96,6 +96,4 @@ def _check_axes(images: Tensor) -> None:
             f"images: expected [N, H, W, C], [N, C, H, W] or [N, H, W] with at least one image, got the shape {shape}."
         )
     if images.ndim == 3 and shape[-1] <= 4:
-        raise DataError(
-            f"images: the shape {shape} looks like one image [H, W, C]; expected many, [N, H, W, C]."
-        )
+        raise DataError(f"images: the shape {shape} looks like one image [H, W, C]; expected many, [N, H, W, C].")

@@ -1,0 +1,87 @@
+"""What the documentation shows is run; what it lists is generated."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import akssl_core
+import pytest
+import torch
+from akssl_core import cli
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL = ("--image-size", "16", "--epochs", "1", "--precision", "fp32")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """An empty folder to stand in, with some photos."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(24):
+        pixels = torch.randint(0, 256, (20, 24, 3), generator=generator).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path
+
+
+def test_generated_parts_are_up_to_date():
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_shell_commands_of_the_readme_work(photos, monkeypatch, capsys):
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("akssl ")]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] in ("run", "explain") and "--help" not in words:
+            words += SMALL
+            words += ("--set", "data.size=64", "--set", "data.test_size=32") if "--data" not in words else ()
+        monkeypatch.setattr(sys, "argv", ["akssl", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0, (line, capsys.readouterr().err)
+
+
+def test_the_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {m for block in blocks("bash") for m in re.findall(r"^make (\w+)", block, re.MULTILINE)}
+    assert named == {"demo", "test"}
+    assert {"demo", "test", "lint", "types", "docs", "bench", "slow"} <= targets
+
+
+def test_the_python_of_the_readme_works(photos, monkeypatch):
+    small = functools.partial(akssl_core.run, image_size=16, precision="fp32")
+    monkeypatch.setattr(akssl_core, "run", lambda **settings: small(**{**settings, "epochs": 1}))
+    result = akssl_core.run(method="simsiam", data="./photos", backbone={"name": "resnet18", "stem": "imagenet"})
+    (photos / "runs" / "photos-resnet18").mkdir(parents=True)
+    (photos / "runs" / "photos-resnet18" / "backbone.safetensors").write_bytes(
+        (result.run_dir / "backbone.safetensors").read_bytes()
+    )
+    names = {"image": torch.zeros(3, 16, 16, dtype=torch.uint8), "torch": torch}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["features"].shape[0] == 1
+    assert isinstance(names["model"].fc, torch.nn.Identity)
+    names["model"].eval()
+    images = result.preprocess(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8))
+    torch.testing.assert_close(names["model"](images), result.backbone(images), rtol=1e-5, atol=1e-5)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
