@@ -98,7 +98,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _settings(options: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
     """Flags and --set assignments as the keywords of `akssl_core.run`."""
-    from .resolve import Layers, dotted, sections
+    from .resolve import dotted, overlay, sections
 
     pairs = []
     for text in assignments:
@@ -109,10 +109,8 @@ def _settings(options: dict[str, Any], assignments: tuple[str, ...]) -> dict[str
             pairs.append((path, yaml.safe_load(value)))
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {path}: '{value}' is not a valid value.") from error
-    layers = Layers()
-    layers.put(sections({key: value for key, value in options.items() if value is not None}), "command line")
-    layers.put(sections(dotted(pairs)), "command line")
-    return layers.values
+    flags = sections({key: value for key, value in options.items() if value is not None})
+    return overlay(flags, sections(dotted(pairs)))
 
 
 def _plugins(plugin_file: Path | None) -> Plugins:

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+import torch.distributed as distributed
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 

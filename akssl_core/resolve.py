@@ -165,6 +165,18 @@ def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def overlay(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one origin over others of the same; a component's name and its settings come together."""
+    result = dict(base)
+    for key, value in new.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and key in COMPONENTS and isinstance(old, str):
+            old = {"name": old}
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        result[key] = overlay(old, value) if both else value
+    return result
+
+
 @dataclass(frozen=True)
 class Given:
     """What the user asked for: settings in layers, and Python objects that stand beside them."""
@@ -202,15 +214,17 @@ def collect(
 def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
     """A data source's name stays; the path of a folder becomes the folder source."""
     data = settings.get("data")
-    if not isinstance(data, str | Path):
+    more = dict(data) if isinstance(data, Mapping) else {}
+    text = more.pop("name", None) if isinstance(data, Mapping) else data
+    if not isinstance(text, str | Path):
         return settings
     names = plugins.names("data")
-    path = Path(data).expanduser()
-    if isinstance(data, str) and plain(data) in {plain(name) for name in names}:
+    if isinstance(text, str) and plain(text) in {plain(name) for name in names}:
         return settings
+    path = Path(text).expanduser()
     if not path.exists():
-        raise no_such_data(str(data), names)
-    return {**settings, "data": {"name": "folder", "path": str(path)}}
+        raise no_such_data(str(text), names)
+    return {**settings, "data": {"name": "folder", "path": str(path), **more}}
 
 
 def layer(given: Given, plugins: Plugins) -> Layers:

@@ -94,14 +94,21 @@ def test_boxes_lie_inside_every_image_of_a_ragged_batch():
     limits = torch.randint(1, 600, (2000, 2), generator=generator)
     crops = RandomResizedCrop(32, (0.05, 1.0), (0.5, 2.0), 0.3).sample(Draws.of(0, 0, torch.arange(2000)), limits)
     corner, box = crops.boxes[:, :2], crops.boxes[:, 2:]
-    assert (corner >= 0).all() and (box >= 1).all() and (corner + box <= limits).all()
+    assert (corner >= 0).all()
+    assert (box >= 1).all()
+    assert (corner + box <= limits).all()
     assert float(crops.flip.float().mean()) == pytest.approx(0.3, abs=0.05)
 
 
 def test_a_box_can_touch_every_border():
-    crops = RandomResizedCrop(8, (0.2, 0.4), PAPER[1], 0).sample(Draws.of(0, 0, torch.arange(3000)), sizes(3000, 16, 16))
+    crops = RandomResizedCrop(8, (0.2, 0.4), PAPER[1], 0).sample(
+        Draws.of(0, 0, torch.arange(3000)), sizes(3000, 16, 16)
+    )
     top, left, height, width = crops.boxes.unbind(1)
-    assert top.min() == 0 and left.min() == 0 and (top + height).max() == 16 and (left + width).max() == 16
+    assert top.min() == 0
+    assert left.min() == 0
+    assert (top + height).max() == 16
+    assert (left + width).max() == 16
     assert not crops.flip.any()
 
 
@@ -133,9 +140,11 @@ def test_equals_torchvisions_resized_crop(kernel, height, width, size, box, flip
 def test_each_image_has_its_own_box_and_flip(kernel, channels):
     batch = images(16, 40, 48, channels)
     crops = RandomResizedCrop(32, *PAPER, 0.5).sample(Draws.of(0, 0, torch.arange(16)), sizes(16, 40, 48))
-    assert crops.flip.any() and not crops.flip.all()
+    assert crops.flip.any()
+    assert not crops.flip.all()
     views = kernel(batch, crops, 32)
-    assert views.shape == (16, channels, 32, 32) and views.dtype == torch.float32
+    assert views.shape == (16, channels, 32, 32)
+    assert views.dtype == torch.float32
     for view, image, box, flip in zip(views, batch, crops.boxes.tolist(), crops.flip, strict=True):
         expected = torchvision_crop(image, box, 32)
         torch.testing.assert_close(view, expected.flip(2) if flip else expected, atol=1e-5, rtol=0)

@@ -19,7 +19,8 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 # -- uniformity: bounds are about four standard errors of 1e5 draws -------------------------------
 def test_numbers_are_uniform_over_images():
     numbers = draws().uniform("crop", 1)[:, 0]
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
     assert float(numbers.mean()) == pytest.approx(1 / 2, abs=0.0037)
     assert float(numbers.var()) == pytest.approx(1 / 12, abs=0.001)
 

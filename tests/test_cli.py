@@ -108,7 +108,7 @@ def test_explain_names_the_origin_of_each_value(here, tmp_path):
     code, out, err = here("explain", "simsiam", *SMALL, "--set", "optimizer.lr=0.2")
     assert code == 0, err
     origins = {line.split()[0]: line for line in out.splitlines() if line.strip()}
-    assert origins["optimizer.lr.start"].endswith("command line")
+    assert origins["optimizer.lr"].endswith("command line")
     assert origins["optimizer.weight_decay"].endswith("recipe 'default' of simsiam")
     assert "rule: " in origins["backbone.name"]
     assert "peak learning rate" in out
@@ -128,7 +128,7 @@ BAD = [
     (("run", "simsiam", "--data", "./nowhere"), "'./nowhere' is neither a data source nor an existing folder"),
     (("run", "simsiam", "--data", "empty"), "empty"),
     (("run", "simsiam", "--batch-size", "10000", "--set", "data.size=100"), "10000"),
-    (("run", "simsiam", "--config", "bad.yaml"), "bad.yaml line 2"),
+    (("run", "simsiam", "--config", "bad.yaml"), "bad.yaml line 3"),
     (("run", "simsiam", "--config", "none.yaml"), "cannot read none.yaml"),
     (("run", "simsiam", "--precision", "int8"), "'int8' is not one of"),
     (("run",), "missing METHOD"),

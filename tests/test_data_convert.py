@@ -55,6 +55,13 @@ def test_transparency_shows_white():
     assert pil_to_tensor(palette, 3).flatten().tolist() == [255, 255, 255]
 
 
+def test_reducing_weighs_colours_by_their_alpha():
+    """A black frame that cannot be seen must not darken the white disc's edge."""
+    image = Image.new("RGBA", (400, 400), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (150, 150, 250, 250))
+    assert int(pil_to_tensor(image, 3, 16).min()) >= 254
+
+
 def test_float_images_outside_the_unit_interval_are_refused():
     with pytest.raises(ValueError, match="outside"):
         pil_to_tensor(Image.fromarray(np.full((2, 2), 7, dtype=np.float32)), 1)

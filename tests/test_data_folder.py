@@ -327,11 +327,13 @@ def test_later_epochs_decode_nothing(tmp_path, monkeypatch):
 def test_the_cache_keeps_to_its_budget(tmp_path, monkeypatch):
     for i in range(6):
         save(tmp_path / f"{i}.png", (30, 20), seed=i)
-    read = []
-    original = folder_module.read_image
-    monkeypatch.setattr(
-        folder_module, "read_image", lambda path, *rest: (read.append(path.name), original(path, *rest))[1]
-    )
+    original, read = folder_module.read_image, []
+
+    def counted(path, channels, side):
+        read.append(path.name)
+        return original(path, channels, side)
+
+    monkeypatch.setattr(folder_module, "read_image", counted)
     images = folder(tmp_path, cache_gb=4 * 30 * 20 * 3 / 2**30).train()
     images.fetch(range(6))
     images.fetch(range(6))

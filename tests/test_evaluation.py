@@ -139,6 +139,15 @@ def test_sample_keeps_all_classes_when_labels_repeat_with_its_step():
     assert counts.max() <= 25
 
 
+@pytest.mark.parametrize(("total", "count"), [(7, 7), (8, 7), (100, 64), (1000, 3)])
+def test_spread_positions_ascend_and_never_repeat(total, count):
+    found = evaluation.spread(total, count)
+    assert len(found) == count
+    assert (found.diff() > 0).all()
+    assert found.min() >= 0
+    assert found.max() < total
+
+
 @pytest.mark.parametrize("count", [21, 50])
 def test_sample_of_few_images_is_all_of_them(images, count):
     assert sample(images, count) is images

@@ -225,11 +225,12 @@ def test_a_last_row_that_was_cut_is_left_out(run):
         ({"knn_top1": 31.0}, "open", "Barely better than the untrained backbone: k-NN accuracy 31.0 %"),
         ({"knn_top1": 20.0, "knn_random_init": 10.0}, "bad", "Did not beat raw pixels: k-NN accuracy 20.0 %"),
         (
-            {"std_ratio": 0.003},
+            {"knn_top1": 20.0, "std_ratio": 0.003},
             "bad",
-            "Collapsed: the features of different images are nearly the same (std ratio 0.003;",
+            "Collapsed: different images give nearly the same features or projections (std_ratio 0.003;",
         ),
-        ({"std_ratio": math.nan}, "bad", "Collapsed"),
+        ({"knn_top1": 20.0, "std_ratio": math.nan}, "bad", "Collapsed"),
+        ({"std_ratio": 0.003}, "good", "Learned"),
     ],
 )
 def test_the_first_sentence_says_what_came_out(tmp_path, final, tone, sentence):
@@ -238,11 +239,25 @@ def test_the_first_sentence_says_what_came_out(tmp_path, final, tone, sentence):
     assert found[1].startswith(sentence)
 
 
+def test_a_projector_may_collapse_before_its_backbone(tmp_path):
+    final = {"loss": -1.0, "std_ratio": 0.46, "rankme": 300.0}
+    tone, sentence = verdict_of(write_run(tmp_path / "run", rows=[row(2, z_std_ratio=0.02)], final=final))
+    assert tone == "bad"
+    assert "projections (z_std_ratio 0.02; healthy is near 1" in sentence
+
+
+def test_spread_is_read_against_the_bound_of_a_collapse(tmp_path):
+    html = render(write_run(tmp_path / "run", rows=[row(2, z_std_ratio=0.9, z_norm=3.0)]))
+    charts = re.findall(r"<svg.*?</svg>", html)
+    marked = [chart for chart in charts if "collapsed below" in chart]
+    assert [re.search(r'aria-label="(\w+)', chart).group(1) for chart in marked] == ["z_std_ratio"]
+
+
 def test_without_labels_nothing_is_claimed(tmp_path):
     folder = write_run(tmp_path / "run", final={"loss": 0.1, "std_ratio": 0.5, "rankme": 40.0})
     tone, sentence = verdict_of(folder)
     assert tone == "open"
-    assert sentence.startswith("Finished: the features are spread (std ratio 0.5, RankMe 40). Without labels")
+    assert sentence.startswith("Finished: the features are spread (std_ratio 0.5, rankme 40). Without labels")
     assert "k-NN" not in Page(render(folder)).text.partition("Curves")[0].replace(sentence, "")
 
 
@@ -252,7 +267,7 @@ def test_without_labels_nothing_is_claimed(tmp_path):
         ("running", "open", "Still running at step 30, epoch 3, loss 0.03333."),
         ("stopped", "open", "Stopped at step 30, epoch 3, loss 0.03333. Go on with: akssl resume"),
         ("failed", "bad", "Failed at step 30, epoch 3, loss 0.03333: out of &lt;memory&gt;"),
-        ("collapsed", "bad", "Collapsed: the features of different images are nearly the same."),
+        ("collapsed", "bad", "Collapsed: different images give nearly the same features or projections."),
     ],
 )
 def test_a_run_without_final_scores_says_how_far_it_came(tmp_path, status, tone, sentence):
@@ -429,7 +444,7 @@ def test_ticks_are_round_and_enclose_the_values(low, high, expected):
 def test_any_scale_can_be_drawn(values):
     chart = line_chart(list(enumerate(values)), title="t", x_label="epoch")
     numbers = [float(n) for n in re.findall(r"[ML]?(-?[\d.]+) (-?[\d.]+)", chart)[0]]
-    assert all(0 <= n <= 440 for n in numbers)
+    assert all(0 <= n <= 360 for n in numbers)
 
 
 def test_one_point_can_be_drawn():

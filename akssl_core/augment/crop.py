@@ -50,8 +50,7 @@ class RandomResizedCrop:
         height, width = limits[:, :1], limits[:, 1:]
         heights, widths = self._candidates(areas, aspects, height, width)
         fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-        fits[:, -1] = True  # the last candidate is the fallback
-        first = fits.to(torch.int32).argmax(1, keepdim=True)
+        first = fits.to(torch.int32).argmax(1, keepdim=True)  # the last one, the fallback, always fits
         box = torch.cat([heights.gather(1, first), widths.gather(1, first)], 1)
         free = limits - box
         anywhere = (torch.stack([top, left], 1) * (free + 1)).floor()
@@ -71,8 +70,8 @@ class RandomResizedCrop:
 
     def apply(self, images: Tensor, parameters: Crops) -> Tensor:
         """Views (B, C, size, size) of images (B, C, H, W) uint8."""
-        kernel = kernel_of(images.device, *images.shape[2:], self.size)
-        return kernel(images, parameters, self.size)
+        height, width = images.shape[2:]
+        return kernel_of(images.device, height, width, self.size)(images, parameters, self.size)
 
 
 def _ends(like: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:

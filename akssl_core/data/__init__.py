@@ -11,6 +11,7 @@ from .fashion_mnist import FashionMnist
 from .folder import Folder
 from .loader import Loader
 from .preprocess import Preprocess
+from .shapes import Shapes
 from .source_of import no_such_data, source_from
 from .statistics import measure
 from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
@@ -19,7 +20,7 @@ from .wrapped import Wrapped
 if TYPE_CHECKING:
     from ..plugins import Registry
 
-DEFAULT_SOURCE = "shapes"
+DEFAULT_SOURCE = Shapes.name
 
 __all__ = [
     "DEFAULT_SOURCE",
@@ -33,6 +34,7 @@ __all__ = [
     "Loader",
     "Pixels",
     "Preprocess",
+    "Shapes",
     "Subset",
     "TensorImages",
     "Views",
@@ -46,5 +48,5 @@ __all__ = [
 @hookimpl
 def akssl_register(registry: Registry) -> None:
     """Register the sources that have a name; the others are made from Python objects."""
-    for source in (Folder, FashionMnist, Cifar10, Cifar100, Stl10, Imagenette):
+    for source in (Shapes, Folder, FashionMnist, Cifar10, Cifar100, Stl10, Imagenette):
         registry.add(source)

@@ -28,6 +28,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_EIGHT_OF_SIXTEEN = np.round(np.arange(65536) / 257).astype(np.uint8)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -178,15 +179,29 @@ def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None) ->
     if side is not None:
         top, left, height, width = middle(image.height, image.width)
         image = image.crop((left, top, left + width, top + height)) if top or left else image
+        image = _reduced(image, side) if _can_resize(image) else image
     image = _to_mode(image, "L" if channels == 1 else "RGB")
-    if side is not None and min(image.size) > side:
-        height, width = scaled(image.height, image.width, side)
-        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    image = image if side is None else _reduced(image, side)
     if turn is not None:
         image = image.transpose(turn)  # last, on the small image
     pixels = torch.from_numpy(np.array(image))
     planes = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
     return to_channels(planes, channels)
+
+
+def _can_resize(image: Image.Image) -> bool:
+    """Whether a mode can be resized as it is: cheaper before its conversion, and alpha is then weighted right."""
+    return image.mode in ("L", "RGB", "LA", "RGBA", "CMYK", "YCbCr") and "transparency" not in image.info
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """The shorter side at most `side`: whole pixels are averaged down to twice that, the rest is resampled."""
+    if min(image.size) <= side:
+        return image
+    height, width = scaled(image.height, image.width, side)
+    factor = min(image.size) // (2 * side)
+    image = image.reduce(factor) if factor > 1 else image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -213,8 +228,10 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit gray by the fixed scale 255 / 65535, so that two images stay comparable."""
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    values = np.asarray(image)
+    if values.dtype != np.uint16:
+        values = values.clip(0, 65535).astype(np.uint16)
+    return Image.fromarray(_EIGHT_OF_SIXTEEN[values])
 
 
 def _from_float(image: Image.Image) -> Image.Image:

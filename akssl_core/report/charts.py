@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..evaluation import COLLAPSED_STD
 from .files import RunFiles
 from .html import Html, details, section, table, tag
 from .svg import line_chart, short
+from .verdict import collapse_bound
 
 SCORES = {
     "knn_top1": "trained backbone",
     "knn_random_init": "same backbone, untrained",
     "knn_raw_pixels": "raw pixels",
+}
+MEANINGS = {
+    "loss": "of the last rows, as the method minimises it",
+    "std_ratio": "spread of the features: 1 when they point everywhere, 0 when they are all the same",
+    "rankme": "effective number of dimensions that the features use (RankMe)",
+    "seconds": "training and evaluation together",
 }
 CURVES = {
     "loss": "Loss",
@@ -37,9 +43,9 @@ def scores(run: RunFiles) -> list[Html]:
     classes = run.manifest.get("data", {}).get("classes")
     if bars and isinstance(classes, int) and classes > 0:
         bars.append((f"chance ({classes} classes)", 100 / classes))
-    rest = [[key, short(value)] for key, value in run.final.items() if key not in SCORES]
+    rest = [[key, short(value), MEANINGS.get(key, "")] for key, value in run.final.items() if key not in SCORES]
     parts = [_bars(run, bars)] if bars else []
-    return [section("Scores", *parts, table(["Number", "Value"], rest) if rest else "")]
+    return [section("Scores", *parts, table(["Number", "Value", "Meaning"], rest) if rest else "")]
 
 
 def _bars(run: RunFiles, bars: Sequence[tuple[str, float]]) -> Html:
@@ -80,8 +86,9 @@ def _figure(run: RunFiles, name: str) -> Html | None:
 
 def _marks(run: RunFiles, name: str) -> list[tuple[str, float]]:
     """Values that a curve is read against."""
-    if name == "std_ratio":
-        return [("collapsed below", COLLAPSED_STD)]
+    bound = collapse_bound(name)
+    if bound is not None:
+        return [("collapsed below", bound)]
     if name != "knn_top1":
         return []
     known: Mapping[str, float] = {**run.manifest.get("baselines", {}), **run.final}

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from .html import Html, tag
 
 LARGEST = 128  # pixels a side; a larger picture is averaged down, so that the page stays small
+COARSE = 64  # up to this side a picture is enlarged with its pixels kept sharp
 
 
 def picture(image: Tensor, alt: str) -> Html:
     """An <img> of one picture (C, H, W) uint8."""
-    return tag("img", src=data_uri(image), alt=alt, width=min(image.shape[2], LARGEST), loading="lazy")
+    return tag("img", src=data_uri(image), alt=alt, class_="coarse" if max(image.shape[1:]) <= COARSE else None)
 
 
 def data_uri(image: Tensor) -> str:

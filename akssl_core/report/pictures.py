@@ -22,8 +22,8 @@ def views(run: RunFiles) -> list[Html]:
         columns.insert(1, "original")
     count, channels = next(iter(groups.values())).shape[::2][:2]
     rows = [_view_row(i, originals, groups) for i in range(count)]
-    caption = f"Each row is one training image and the views of it in the first epoch.{channel_note(channels)}"
-    return [section("Sample views", table(columns, rows, caption=caption, kind="pictures"))]
+    said = f"Each row is one training image and the views of it in the first epoch.{channel_note(channels)}"
+    return [section("Sample views", tag("p", said, class_="quiet"), table(columns, rows, kind="pictures"))]
 
 
 def _view_names(run: RunFiles) -> list[str]:
@@ -49,11 +49,10 @@ def nearest(run: RunFiles) -> list[Html]:
         return []
     rows = [_query_row(run, q, images[q], None if labels is None else labels[q]) for q in range(len(images))]
     columns = ["", "query", *(f"nearest {n}" for n in range(1, images.shape[1]))]
-    caption = "Each row is an image and its nearest neighbours by the trained backbone."
-    if labels is not None:
-        caption += f" {_agreement(labels)}"
-    caption += channel_note(images.shape[2])
-    return [section("Nearest neighbours", table(columns, rows, caption=caption, kind="pictures"))]
+    said = "Each row is an image and its nearest neighbours by the trained backbone."
+    agreement = "" if labels is None else _agreement(labels)
+    text = tag("p", said, agreement, channel_note(images.shape[2]), class_="quiet")
+    return [section("Nearest neighbours", text, table(columns, rows, kind="pictures"))]
 
 
 def _agreement(labels: Tensor) -> str:
@@ -62,7 +61,7 @@ def _agreement(labels: Tensor) -> str:
     same = (labels[:, 1:] == labels[:, :1]) & known
     if not known.any():
         return ""
-    return f"{int(same.sum())} of {int(known.sum())} neighbours have the label of their query (✓), the others not (✗)."
+    return f" {int(same.sum())} of {int(known.sum())} neighbours have the label of their query (✓), the others not (✗)."
 
 
 def _query_row(run: RunFiles, q: int, images: Tensor, labels: Tensor | None) -> list[str]:

@@ -55,14 +55,16 @@ def _origin(run: RunFiles, path: str) -> str:
 
 def environment(run: RunFiles) -> list[Html]:
     """Hardware, data, versions and plugins."""
-    parts = [_facts(run, "hardware", "Hardware"), _facts(run, "data", "Data"), _facts(run, "versions", "Versions")]
-    parts = [part for part in [*parts, _plugins(run)] if part]
-    return [section("Environment", *parts)] if parts else []
+    kinds = {"hardware": "Hardware", "data": "Data", "versions": "Versions"}
+    facts = join(_facts(run.manifest.get(key, {}), title) for key, title in kinds.items())
+    plugins = _plugins(run)
+    parts = [tag("div", facts, class_="facts")] if facts else []
+    return [section("Environment", *parts, plugins)] if facts or plugins else []
 
 
-def _facts(run: RunFiles, key: str, title: str) -> Html:
-    facts: Mapping[str, Any] = run.manifest.get(key, {})
-    rows = [[name, _value(value)] for name, value in leaves(facts)]
+def _facts(facts: Mapping[str, Any], title: str) -> Html:
+    """Names and values; lists (the names of a thousand classes, say) are left to the manifest."""
+    rows = [[name, _value(value)] for name, value in leaves(facts) if not isinstance(value, list)]
     return table([title, ""], rows) if rows else Html()
 
 

@@ -37,18 +37,20 @@ nav { margin-top: 12px; display: flex; flex-wrap: wrap; gap: 4px 16px; font-size
 table { border-collapse: collapse; font-size: .9rem; }
 caption { text-align: left; padding-bottom: 8px; }
 th, td { text-align: left; vertical-align: top; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 th { font-weight: 500; }
 thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
 table.wide { width: 100%; }
+section > .scroll + .scroll { margin-top: 16px; }
 table.numbers td { white-space: nowrap; }
 table.pictures { border-collapse: separate; border-spacing: 4px; }
 table.pictures th, table.pictures td { border: 0; padding: 0 2px 2px 0; vertical-align: middle; }
 table.pictures thead th { font-size: .8rem; }
 table.pictures tbody th { font-size: .8rem; color: var(--quiet); padding-right: 8px; }
-table.pictures img { display: block; width: 84px; height: 84px; border-radius: 4px; image-rendering: pixelated; }
-.mate { font-size: .75rem; text-align: center; white-space: nowrap; max-width: 84px; overflow: hidden;
+table.pictures img { display: block; width: 96px; height: 96px; border-radius: 4px; }
+.coarse { image-rendering: pixelated; }
+.mate { font-size: .75rem; text-align: center; white-space: nowrap; max-width: 96px; overflow: hidden;
   text-overflow: ellipsis; color: var(--quiet); }
 .same img { outline: 3px solid var(--good); outline-offset: -3px; }
 .same .mate { color: var(--good); }
@@ -56,11 +58,12 @@ table.pictures img { display: block; width: 84px; height: 84px; border-radius: 4
 .other .mate { color: var(--bad); }
 .bars { width: 100%; table-layout: auto; }
 .bars td:nth-child(2) { text-align: right; white-space: nowrap; font-weight: 600; }
+.bars th:nth-child(2) { text-align: right; }
 .bars td:last-child { width: 60%; padding-right: 0; vertical-align: middle; }
 .track { background: var(--page); border-radius: 4px; height: 14px; min-width: 80px; }
 .fill { background: var(--bar); border-radius: 4px; height: 14px; min-width: 2px; }
 .fill.own { background: var(--accent); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 18px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 18px 14px; }
 figure { margin: 0; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--quiet); font-size: 12px; font-family: inherit; }
@@ -74,7 +77,8 @@ details > div { margin-top: 10px; }
 pre { background: var(--page); border: 1px solid var(--line); border-radius: 8px; padding: 12px; margin: 0;
   overflow-x: auto; font-size: .85rem; }
 code, .value { font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-.value { font-size: .85rem; }
+.value { font-size: .85rem; display: inline-block; min-width: 8ch; overflow-wrap: anywhere; }
+.facts { display: flex; flex-wrap: wrap; gap: 16px 48px; margin-bottom: 16px; }
 ul { margin: 0; padding-left: 20px; }
 li { margin-bottom: 4px; overflow-wrap: anywhere; }
 @media (max-width: 520px) {
@@ -83,6 +87,7 @@ li { margin-bottom: 4px; overflow-wrap: anywhere; }
   th, td { padding-right: 12px; }
   .bars td:last-child { width: 35%; }
   .track { min-width: 56px; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   table.pictures img { width: 60px; height: 60px; }
   .mate { max-width: 60px; }
 }

@@ -10,8 +10,8 @@ from .html import Html, join, tag
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34  # margins that hold the axis labels
+WIDTH, HEIGHT = 360, 200
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34  # margins that hold the axis labels
 MOST_POINTS = 600  # a longer curve is thinned to its highs and lows
 FEW_POINTS = 40  # up to so many are marked one by one
 

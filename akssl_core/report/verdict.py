@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..evaluation import COLLAPSED_STD
+from ..evaluation import COLLAPSED_PROJECTION, COLLAPSED_STD
 from .files import RunFiles
 from .svg import short
 
@@ -28,13 +28,33 @@ def headline(run: RunFiles) -> Headline:
         return Headline("open", f"Stopped{_so_far(run)}. Go on with: akssl resume {run.path}")
     if run.status == "failed":
         return Headline("bad", f"Failed{_so_far(run)}: {run.manifest.get('error', 'no reason was recorded')}")
-    std = run.final.get("std_ratio")
-    if run.status == "collapsed" or (std is not None and not std >= COLLAPSED_STD):
-        found = "" if std is None else f" (std ratio {short(std)}; healthy is near 1, collapsed is 0)"
-        return Headline("bad", f"Collapsed: the features of different images are nearly the same{found}.")
-    if "knn_top1" not in run.final:
-        return Headline("open", f"Finished{_spread(run)}. Without labels there is no accuracy to compare.")
-    return _compare(run.final["knn_top1"], _baselines(run))
+    score = run.final.get("knn_top1")
+    compared = None if score is None else _compare(score, _baselines(run))
+    if compared and compared.tone == "good" and run.status != "collapsed":
+        return compared  # accuracy is a better witness than any spread
+    return _collapse(run) or compared or _without_labels(run)
+
+
+def collapse_bound(name: str) -> float | None:
+    """The value below which a number of the rows tells of a collapse; None when it never does.
+
+    Methods log the spread of their projections as `<what>_std_ratio`. A projector may collapse while the
+    features before it still differ.
+    """
+    if not name.endswith("std_ratio"):
+        return None
+    return COLLAPSED_STD if name == "std_ratio" else COLLAPSED_PROJECTION
+
+
+def _collapse(run: RunFiles) -> Headline | None:
+    """The numbers at the end that tell of a collapse, or what the run itself said."""
+    last = {**(run.rows[-1] if run.rows else {}), **run.final}
+    bounds = {name: bound for name in last if (bound := collapse_bound(name)) is not None}
+    low = [f"{name} {short(last[name])}" for name, bound in bounds.items() if not last[name] >= bound]
+    if not low and run.status != "collapsed":
+        return None
+    found = f" ({', '.join(low)}; healthy is near 1, collapsed is 0)" if low else ""
+    return Headline("bad", f"Collapsed: different images give nearly the same features or projections{found}.")
 
 
 def _compare(score: float, baselines: dict[str, float]) -> Headline:
@@ -65,8 +85,8 @@ def _so_far(run: RunFiles) -> str:
     return f" at step {last['step']}, epoch {short(last['epoch'])}{loss}"
 
 
-def _spread(run: RunFiles) -> str:
+def _without_labels(run: RunFiles) -> Headline:
     """How the features fill their space, where that was measured."""
-    numbers = {"std ratio": run.final.get("std_ratio"), "RankMe": run.final.get("rankme")}
-    known = [f"{name} {short(value)}" for name, value in numbers.items() if value is not None]
-    return f": the features are spread ({', '.join(known)})" if known else ""
+    known = [f"{name} {short(run.final[name])}" for name in ("std_ratio", "rankme") if name in run.final]
+    spread = f": the features are spread ({', '.join(known)})" if known else ""
+    return Headline("open", f"Finished{spread}. Without labels there is no accuracy to compare.")

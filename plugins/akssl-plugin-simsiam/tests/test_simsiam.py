@@ -83,7 +83,7 @@ def test_swapping_the_views_changes_nothing_and_changing_either_does() -> None:
     x1, x2 = b.views["global"]
 
     def loss(*views: Tensor) -> float:
-        return float(method.step(Batch(Views({"global": list(views)}), b.index), NOW)["loss"])
+        return method.step(Batch(Views({"global": list(views)}), b.index), NOW)["loss"].item()
 
     assert loss(x2, x1) == pytest.approx(loss(x1, x2), abs=1e-6)
     assert loss(x1 + 1 * torch.randn_like(x1), x2) != pytest.approx(loss(x1, x2), abs=1e-4)
@@ -144,25 +144,7 @@ def test_spread_is_one_for_isotropic_rows_and_zero_when_collapsed() -> None:
 def test_first_loss_is_near_zero() -> None:
     """Untrained predictions are about orthogonal to the projections (methods without negatives start at 0)."""
     method = make(out_dim=512, predictor_dim=128)
-    assert abs(float(method.step(batch(64), NOW)["loss"])) < 0.2
-
-
-def test_without_the_stop_gradient_the_loss_collapses_and_with_it_does_not() -> None:
-    """Figure 2 of the paper in small: the constant solution is reached at once when targets are trained."""
-
-    def train(method: SimSiam) -> float:
-        optimizer = torch.optim.SGD(method.parameters(), lr=0.5, momentum=0.9)
-        b = batch(32)
-        for _ in range(60):
-            optimizer.zero_grad()
-            out = method.step(b, NOW)
-            out["loss"].backward()
-            optimizer.step()
-        return float(out["z_std_ratio"])
-
-    broken = make()
-    broken.loss = lambda p, z: -F.cosine_similarity(p, z, dim=1).mean()
-    assert train(make()) > 2 * train(broken)
+    assert abs(method.step(batch(64), NOW)["loss"].item()) < 0.2
 
 
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
