@@ -123,15 +123,20 @@ class Plan:
     def fingerprint(self) -> dict[str, Any]:
         """What the data is, and a hash over a sample of it."""
         count = len(self.images)
-        places = sorted({i * count // 16 for i in range(16)})
         digest = hashlib.blake2b(digest_size=16)
-        for place in places:
+        for place in sorted({i * count // 16 for i in range(16)}):
             image, label = self.images[place]
             digest.update(f"{tuple(image.shape)} {label}".encode())
             digest.update(image.numpy().tobytes())
         labels = self.images.labels
         classes = None if labels is None else int((labels[labels >= 0].bincount() > 0).sum())
-        return {"images": count, "channels": self.image.channels, "classes": classes, "sample": digest.hexdigest()}
+        return {
+            "images": count,
+            "channels": self.image.channels,
+            "classes": classes,
+            "class_names": self.images.classes,
+            "sample": digest.hexdigest(),
+        }
 
 
 def make_plan(given: Given, plugins: Plugins) -> Plan:

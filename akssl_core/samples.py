@@ -8,7 +8,7 @@ from torch import Tensor
 from .augment.random import Draws
 from .backbone import Backbone
 from .data import ImageSet
-from .evaluation import embed, neighbours, sample
+from .evaluation import embed, neighbours, sample, spread
 from .plan import Plan
 
 IMAGES = 6  # rows of views
@@ -23,7 +23,7 @@ def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
 def _views(plan: Plan) -> dict[str, Tensor]:
     """The first epoch's views of some training images."""
     count = min(IMAGES, len(plan.images))
-    index = torch.tensor([i * len(plan.images) // count for i in range(count)])
+    index = spread(len(plan.images), count)
     pixels = plan.images.fetch(index.tolist())
     views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index))
     result = {"originals": _pictures(plan, plan.preprocess.pixels(pixels))}
