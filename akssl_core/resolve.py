@@ -172,8 +172,9 @@ def overlay(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         old = result.get(key)
         if isinstance(value, Mapping) and key in COMPONENTS and isinstance(old, str):
             old = {"name": old}
-        both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        result[key] = overlay(old, value) if both else value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = overlay(old, value)
+        result[key] = value
     return result
 
 

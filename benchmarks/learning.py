@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import akssl_core
 import torch
+
+import akssl_core
 from akssl_core import describe
 
 RESULTS = Path(__file__).parent / "results"

@@ -241,7 +241,7 @@ def test_a_download_happens_only_when_the_files_are_missing(root, monkeypatch):
 )
 def test_without_a_network_the_way_by_hand_is_told(root, monkeypatch, source_class, name, files):
     def no_network(*args, download, **arguments):
-        raise URLError("no network") if download else RuntimeError("not found")
+        raise URLError("no\nnetwork") if download else RuntimeError("not found")
 
     monkeypatch.setattr(datasets, name, no_network)
     with pytest.raises(DataError) as caught:

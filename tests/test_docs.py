@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import akssl_core
 import pytest
 import torch
-from akssl_core import cli
 from PIL import Image
+
+import akssl_core
+from akssl_core import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

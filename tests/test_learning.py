@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import akssl_core
 import pytest
+
+import akssl_core
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from akssl_core.first_party import METHODS
 
 if sys.version_info >= (3, 11):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from .folder import FolderConfig, FolderImages, ImageFiles
 from .labels import encode_labels
 from .root import data_root
 from .scan import class_folders, scan
+from .wrapped import stored_labels
 
 
 class DownloadConfig(Schema):
@@ -54,7 +54,8 @@ def open_torchvision(dataset: str, files: str, home: str, *, download: bool, **a
         root.mkdir(parents=True, exist_ok=True)
         return make(root, download=True, **arguments)
     except (RuntimeError, OSError) as error:  # OSError: no network, no space
-        raise DataError(f"data: {dataset} is not in {root} and cannot be downloaded: {error}. {by_hand}") from error
+        reason = " ".join(str(error).split())  # torchvision writes several lines
+        raise DataError(f"data: {dataset} is not in {root} and cannot be downloaded: {reason}. {by_hand}") from error
 
 
 class OfficialSplit(DatasetSource):
@@ -72,13 +73,8 @@ class OfficialSplit(DatasetSource):
 
     def read(self, arguments: Mapping[str, Any]) -> ImageSet:
         """One part of the data set, in memory."""
-        data = self.open(**arguments)
-        labels = data.targets if "train" in arguments else data.labels
-        return in_memory(data.data, labels, tuple(data.classes))
-
-    def open(self, **arguments: Any) -> Any:
-        """The torchvision data set itself."""
-        return open_torchvision(self.dataset, self.files, self.home, download=self.config.download, **arguments)
+        data = open_torchvision(self.dataset, self.files, self.home, download=self.config.download, **arguments)
+        return in_memory(data.data, stored_labels(data), tuple(data.classes))
 
     def part(self, role: str) -> ImageSet:
         """The images in one role; roles with the same arguments share them."""
@@ -165,9 +161,10 @@ class Imagenette(OfficialSplit):
 
     def read(self, arguments: Mapping[str, Any]) -> ImageSet:
         """One split, decoded as a folder of files is."""
-        self.open(size=self.config.size, **arguments)
-        suffix = {"full": "", "320px": "-320", "160px": "-160"}[self.config.size]
-        path = Path(data_root(), f"imagenette2{suffix}", arguments["split"])
+        archive = "imagenette2" + {"full": "", "320px": "-320", "160px": "-160"}[self.config.size]
+        wanted = {"size": self.config.size, **arguments}
+        open_torchvision(self.dataset, f"{archive}.tgz", self.home, download=self.config.download, **wanted)
+        path = data_root() / archive / arguments["split"]
         found = scan(path)
         tops = class_folders(found.files) or []
         labels, classes = encode_labels(tops, len(found.files))
