@@ -19,7 +19,7 @@ from . import dist
 from .config import Component, Schema
 from .data.base import ImageSet
 from .data.preprocess import Preprocess
-from .evaluation import embed, knn, pixels_as_features, spectrum
+from .evaluation import Verdict, embed, knn, pixels_as_features, spectrum, verdict
 from .optim import state_by_name
 from .rundir import RunDir
 
@@ -95,8 +95,8 @@ class ProbeData:
         )
         return queries, {"knn_top1": accuracy}
 
-    def encoder_scores(self, engine: Engine, spec: EvaluateSpec) -> dict[str, float]:
-        """k-NN accuracy and collapse numbers of the engine's encoder."""
+    def encoder_scores(self, engine: Engine, spec: EvaluateSpec) -> tuple[dict[str, float], Verdict]:
+        """k-NN accuracy and collapse numbers of the engine's encoder, and what the latter mean."""
 
         def features(images: ImageSet) -> Tensor:
             encoder = engine.method.encoder
@@ -104,7 +104,7 @@ class ProbeData:
 
         queries, scores = self.score(features, spec)
         shape = spectrum(queries)
-        return {**scores, "std_ratio": shape.std_ratio, "rankme": shape.rankme}
+        return {**scores, "std_ratio": shape.std_ratio, "rankme": shape.rankme}, verdict(shape)
 
     def pixel_scores(self, spec: EvaluateSpec) -> dict[str, float]:
         """The same k-NN on raw pixels."""
@@ -210,7 +210,7 @@ class Probe(Callback):
         now = engine.now
         due = now.epoch // self.every > max(now.epoch - 1, 0) // self.every
         if dist.is_main() and (due or now.step >= now.total_steps):
-            self.recorder.note(self.data.encoder_scores(engine, self.spec))
+            self.recorder.note(self.data.encoder_scores(engine, self.spec)[0])
 
 
 class Checkpoints(Callback):

@@ -283,7 +283,8 @@ def _summary(result: Result) -> str:
     return "\n".join(
         [
             describe.table(("score", ""), lines),
-            f"\nRun folder: {result.run_dir}",
+            f"\nVerdict on collapse: {result.verdict}",
+            f"Run folder: {result.run_dir}",
             "Use it:",
             "  import akssl_core",
             f"  backbone = akssl_core.load_backbone({str(result.run_dir)!r})",

@@ -35,7 +35,8 @@ class Result:
     """What a run leaves behind.
 
     `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
-    `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds.
+    `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
+    `verdict` is "healthy", "dimensional collapse" or "collapsed".
     """
 
     backbone: Backbone
@@ -43,6 +44,7 @@ class Result:
     metrics: dict[str, float]
     history: list[dict[str, Any]]
     run_dir: Path
+    verdict: str
 
 
 def run(
@@ -134,10 +136,8 @@ def resume(
     """
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
-    if folder.manifest["status"] == "finished":
-        encoder = load_backbone(folder.path, module=backbone, plugins=plugins)
-        assert encoder.preprocess is not None
-        return Result(encoder, encoder.preprocess, folder.manifest["final"], folder.history, folder.path)
+    if "final" in folder.manifest:
+        return _read(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
     objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
     named = {key: value for key, value in objects.items() if value is not None}
     settings = folder.read_config()
@@ -181,8 +181,9 @@ def _train(
     metrics: dict[str, float] | None = None
     plugins.hook.akssl_run_started(config=plan.spec.table(), run_dir=run_dir.path)
     try:
-        metrics = _fit(run_dir, plan, checkpoint)
-        run_dir.update_manifest(status="finished", final=metrics)
+        metrics, verdict = _fit(run_dir, plan, checkpoint)
+        status = "collapsed" if verdict == "collapsed" else "finished"
+        run_dir.update_manifest(status=status, final=metrics, verdict=verdict)
         if with_report:
             run_dir.write_text("report.html", render(run_dir.path))
     except BaseException as error:
@@ -191,11 +192,18 @@ def _train(
         raise
     finally:
         plugins.hook.akssl_run_finished(metrics=metrics, run_dir=run_dir.path)
-    return Result(_product(plan), plan.preprocess, metrics, run_dir.history, run_dir.path)
+    return _read(run_dir, _product(plan))
 
 
-def _fit(run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None) -> dict[str, float]:
-    """Train, then score and export the encoder; the final numbers."""
+def _read(run_dir: RunDir, backbone: Backbone) -> Result:
+    """The result of a run that has ended."""
+    manifest = run_dir.manifest
+    assert backbone.preprocess is not None
+    return Result(backbone, backbone.preprocess, manifest["final"], run_dir.history, run_dir.path, manifest["verdict"])
+
+
+def _fit(run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None) -> tuple[dict[str, float], str]:
+    """Train, then score and export the encoder; the final numbers and the verdict on collapse."""
     started = time.perf_counter()
     evaluate = plan.spec.evaluate
     engine = plan.engine(_callbacks(run_dir, plan))
@@ -205,18 +213,19 @@ def _fit(run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None) -> dict[str
     else:
         _restore(engine, checkpoint)
     engine.fit()
-    scores = probe.encoder_scores(engine, evaluate)
+    scores, verdict = probe.encoder_scores(engine, evaluate)
     encoder = _product(plan)
     export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
     run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
     run_dir.write_unreadable(plan.images.unreadable)
     seconds = round(time.perf_counter() - started, 1)
-    return {"loss": run_dir.history[-1]["loss"], **scores, **run_dir.manifest["baselines"], "seconds": seconds}
+    loss = run_dir.history[-1]["loss"]
+    return {"loss": loss, **scores, **run_dir.manifest["baselines"], "seconds": seconds}, verdict
 
 
 def _baselines(probe: ProbeData, engine: Engine, evaluate: EvaluateSpec) -> dict[str, float]:
     """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, untrained = probe.pixel_scores(evaluate), probe.encoder_scores(engine, evaluate)
+    raw, (untrained, _) = probe.pixel_scores(evaluate), probe.encoder_scores(engine, evaluate)
     named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
     return {name: value for name, value in named.items() if value is not None}
 

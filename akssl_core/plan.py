@@ -148,7 +148,7 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     layers = layer(given, plugins)
     spec = check(layers, plugins)  # mistakes are told before data is read
     hardware = choose_hardware(spec.train)
-    _check_processes(spec.train)
+    _check_devices(spec.train)
     source = _source(spec, given)
     size = _fill_size(layers, spec, source, hardware)
     images = source.train()
@@ -156,6 +156,7 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     _fill_lengths(layers, spec, len(images), size)
     _fill_backbone(layers, spec, image, plugins, given)
     spec = check(layers, plugins)
+    _check_shares(spec.train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, image, given)
@@ -289,14 +290,19 @@ def _fill_backbone(layers: Layers, spec: RunSpec, image: ImageSpec, plugins: Plu
 
 
 # -- cross-checks ---------------------------------------------------------------------------------
-def _check_processes(train: TrainSpec) -> None:
+def _check_devices(train: TrainSpec) -> None:
     if train.devices != dist.world() and train.devices > 1:
         raise ConfigError(
             f"train.devices: {train.devices} processes are started by torchrun: "
             f"torchrun --nproc-per-node {train.devices} -m akssl_core run ..."
         )
+
+
+def _check_shares(train: TrainSpec) -> None:
+    """Every process and micro-batch gets as many images as every other."""
+    assert train.batch_size is not None
     share = dist.world() * train.accumulate
-    if train.batch_size is not None and train.batch_size % share:
+    if train.batch_size % share:
         raise ConfigError(
             f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {share}; "
             f"{train.batch_size // share * share or share} is."

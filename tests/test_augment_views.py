@@ -253,20 +253,21 @@ def test_local_size_keeps_the_published_proportion(size, local):
 @pytest.mark.parametrize("channels", [1, 13])
 def test_color_operations_left_out_are_said_once(component, channels):
     notes = [n for n in build(component, spec(32, channels)).notes if "left out" in n]
-    assert notes == [f"left out: saturation, hue, grayscale; they need 3 channels and the images have {channels}."]
+    assert notes == [f"left out: saturation, hue, grayscale; they need 3 channels and the images have {channels}"]
 
 
 def test_nothing_is_said_of_operations_that_were_not_asked_for():
     asked = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0, "blur": 0.5}
     assert build(Pair, spec(32, 1), **asked).notes == []
     assert build(Pair, spec(32, 1), **{**asked, "hue": 0.1}).notes == [
-        "left out: hue; they need 3 channels and the images have 1."
+        "left out: hue; they need 3 channels and the images have 1"
     ]
+    assert build(Pair, spec(32, 1), **{**asked, "hue": 0.1, "jitter": 0.0}).notes == []
 
 
 def test_the_choice_of_blur_is_said():
-    assert build(Pair, spec(32)).notes == ["blur: none on views of 32 px; published recipes blur from 64 px up."]
-    assert build(Pair, spec(96)).notes == ["blur: probability 0.5 on views of 96 px, as in published recipes."]
+    assert build(Pair, spec(32)).notes == ["blur: none on views of 32 px; published recipes blur from 64 px up"]
+    assert build(Pair, spec(96)).notes == ["blur: probability 0.5 on views of 96 px, as in published recipes"]
     assert build(Pair, spec(32), blur=0.5).notes == []
 
 
@@ -275,7 +276,7 @@ def test_a_blur_that_was_set_is_kept_at_any_size():
 
 
 def test_the_choice_of_the_local_size_is_said():
-    assert build(MultiCrop, spec(224)).notes[0] == "local views have 96 px (96/224 of 224 px, even, at least 8)."
+    assert build(MultiCrop, spec(224)).notes[0] == "local views have 96 px (96/224 of 224 px, even, at least 8)"
     assert not any("local" in note for note in build(MultiCrop, local_size=16).notes)
 
 

@@ -113,13 +113,21 @@ def decisions(transforms: Sequence[PolicyTransform], channels: int) -> list[str]
     notes = []
     for size in sorted({t.size for t in transforms if t.asked.blur is None}):
         if size >= BLUR_FROM:
-            notes.append(f"blur: probability 0.5 on views of {size} px, as in published recipes.")
+            notes.append(f"blur: probability 0.5 on views of {size} px, as in published recipes")
         else:
-            notes.append(f"blur: none on views of {size} px; published recipes blur from {BLUR_FROM} px up.")
-    left_out = [name for name in COLORED if any(getattr(t.asked, name) > getattr(t.policy, name) for t in transforms)]
-    if left_out:
-        notes.append(f"left out: {', '.join(left_out)}; they need 3 channels and the images have {channels}.")
+            notes.append(f"blur: none on views of {size} px; published recipes blur from {BLUR_FROM} px up")
+    missing = set[str]().union(*(_left_out(t) for t in transforms))
+    if missing:
+        names = ", ".join(name for name in COLORED if name in missing)
+        notes.append(f"left out: {names}; they need 3 channels and the images have {channels}")
     return notes
+
+
+def _left_out(transform: PolicyTransform) -> set[str]:
+    """Colour settings that would have acted on RGB images and do not act on these."""
+    asked, settled = transform.asked, transform.policy
+    active = COLORED if asked.jitter else ("grayscale",)
+    return {name for name in active if getattr(asked, name) > getattr(settled, name)}
 
 
 def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:

@@ -124,7 +124,7 @@ class MultiCrop(_Policies):
         if self.config.local_size or not self.config.local_count:
             return super().notes
         reason = f"96/224 of {self._groups[0].size} px, even, at least 8"
-        return [f"local views have {self.local_size} px ({reason}).", *super().notes]
+        return [f"local views have {self.local_size} px ({reason})", *super().notes]
 
 
 def local_size(size: int) -> int:
