@@ -185,9 +185,9 @@ def test_a_setting_with_a_wrong_value_is_refused():
 
 def test_the_tiny_network_as_it_comes():
     tiny = build("resnet_tiny", 32)
-    assert sum(p.numel() for p in tiny.parameters()) == 1_226_400
-    assert tiny.features(images(32)).grid == (2, 2)
-    assert tiny.conv1.stride == (2, 2)
+    assert sum(p.numel() for p in tiny.parameters()) == 307_536
+    assert tiny.features(images(32)).grid == (4, 4)
+    assert tiny.conv1.stride == (1, 1)
 
 
 def test_the_tiny_network_can_be_made_larger():

@@ -131,8 +131,9 @@ def test_heads_layer_by_layer() -> None:
 
 def test_predictor_keeps_its_learning_rate() -> None:
     (rule,) = make().param_rules()
-    assert (rule.match, rule.fixed_lr) == ("predictor.*", True)
-    assert make(fixed_predictor_lr=False).param_rules() == []
+    assert (rule.match, rule.fixed_lr, rule.lr) == ("predictor.*", True, 1.0)
+    (rule,) = make(fixed_predictor_lr=False, predictor_lr=3).param_rules()
+    assert (rule.fixed_lr, rule.lr) == (False, 3.0)
 
 
 def test_spread_is_one_for_isotropic_rows_and_zero_when_collapsed() -> None:

@@ -48,6 +48,7 @@ class SimSiam(Method):
         projector_layers: int = Field(3, ge=2, description="linear layers of the projector (the paper: 3, CIFAR 2)")
         predictor_dim: int = Field(512, gt=0, description="width of the predictor's bottleneck")
         fixed_predictor_lr: bool = Field(True, description="keep the predictor's learning rate at its start value")
+        predictor_lr: float = Field(1.0, gt=0, description="factor on the predictor's learning rate (the paper: 1)")
         loss: LossRef = LossRef.field("negative_cosine", description="compares predictions (N, D) with targets (N, D)")
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
@@ -69,7 +70,7 @@ class SimSiam(Method):
 
     def param_rules(self) -> Sequence[ParamRule]:
         """The predictor's learning rate stays constant (section 4.2 of the paper)."""
-        return [ParamRule("predictor.*", fixed_lr=True)] if self.config.fixed_predictor_lr else []
+        return [ParamRule("predictor.*", lr=self.config.predictor_lr, fixed_lr=self.config.fixed_predictor_lr)]
 
 
 @torch.no_grad()
