@@ -183,8 +183,9 @@ def explain(
     **options: Any,
 ) -> None:
     """Show every setting of a run and who decided it, without training."""
+    from .config import leaves
     from .plan import make_plan
-    from .resolve import collect, leaves
+    from .resolve import collect
 
     settings = _settings(options, assignments)
     if method is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import (
@@ -147,6 +147,15 @@ def validate(schema: type[S], raw: Mapping[str, Any], *, registry: Lookup) -> S:
         return schema.model_validate(raw, context={"registry": registry})
     except ValidationError as error:
         raise ConfigError("\n".join(readable(error))) from error
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of nested settings with its dotted path; empty tables have none."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def readable(error: ValidationError) -> list[str]:

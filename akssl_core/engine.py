@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -175,13 +175,14 @@ class Engine:
 
     def fit(self) -> None:
         """Train from `now` to the end."""
-        self._call("on_start")
-        self.method.train()
-        self.clock.read()
-        while self.now.step < self.now.total_steps:
-            epoch, start = divmod(self.now.step, self.now.steps_per_epoch)
-            self._epoch(epoch, start)
-        self._call("on_end")
+        with _deterministic(self.spec.deterministic):
+            self._call("on_start")
+            self.method.train()
+            self.clock.read()
+            while self.now.step < self.now.total_steps:
+                epoch, start = divmod(self.now.step, self.now.steps_per_epoch)
+                self._epoch(epoch, start)
+            self._call("on_end")
 
     def _epoch(self, epoch: int, start: int) -> None:
         """Train from step `start` of an epoch to its end, or to the end of the run."""
@@ -251,6 +252,17 @@ class Engine:
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = self.hardware.dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Torch refuses operations that may differ from call to call, while this lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _reseed(seed: int, step: int, device: torch.device) -> None:

@@ -7,7 +7,7 @@ decided is then filled by rules that look at the data and the hardware, each wit
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,17 @@ from typing import Any
 from pydantic import Field
 
 from .callbacks import EvaluateSpec
-from .config import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, validate
+from .config import (
+    AugmentationRef,
+    BackboneRef,
+    CallbackRef,
+    DataRef,
+    MethodRef,
+    OptimizerRef,
+    Schema,
+    leaves,
+    validate,
+)
 from .data import DEFAULT_SOURCE, no_such_data
 from .engine import TrainSpec
 from .errors import ConfigError, did_you_mean, plain
@@ -286,12 +296,3 @@ def _origin(path: str, origin: Mapping[str, str]) -> str:
         if found := origin.get(".".join(parts[:end])):
             return found
     return origin.get(path + ".start", "default")
-
-
-def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value with its dotted path."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -171,6 +171,18 @@ def test_fp16_trains_under_a_scaler_and_skipped_steps_move_nothing(plan):
     )
 
 
+def test_deterministic_mode_lasts_as_long_as_the_training(plan):
+    class Look(Watch):
+        def on_step(self, engine, terms):
+            self.events.append(torch.are_deterministic_algorithms_enabled())
+
+    for wanted in (True, False):
+        watch = Look()
+        plan(train={"steps": 1, "deterministic": wanted}).engine([watch]).fit()
+        assert watch.events[1] is wanted
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_hardware_is_chosen_with_a_reason():
     auto = choose_hardware(TrainSpec(device="cpu"))
     assert auto.device.type == "cpu"

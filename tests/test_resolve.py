@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from akssl_core.config import leaves
 from akssl_core.errors import ConfigError, DataError
 from akssl_core.plan import make_plan
-from akssl_core.resolve import Layers, collect, dotted, layer, leaves, sections
+from akssl_core.resolve import Layers, collect, dotted, layer, sections
 
 
 def plan(toys, photos, method="toy", config=None, **settings):

@@ -152,7 +152,9 @@ class Shapes(DatasetSource):
 
     def __init__(self, config: Any, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self.notes.append(f"{config.size} training and {config.test_size} test images were drawn from seed {config.seed}")
+        self.notes.append(
+            f"{config.size} training and {config.test_size} test images were drawn from seed {config.seed}"
+        )
 
     def train(self) -> ImageSet:
         """The training images; their labels are for probes."""

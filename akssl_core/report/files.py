@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..config import leaves
 from ..rundir import RunDir, read_tensors
 
 
@@ -73,15 +74,6 @@ class RunFiles:
         """(epoch, value) of every row that has this number; null counts as not a number."""
         rows = ((row["epoch"], row[name]) for row in self.rows if name in row)
         return [(epoch, math.nan if value is None else value) for epoch, value in rows]
-
-
-def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value with its dotted path; empty tables have none."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def text_of(value: Any) -> str:

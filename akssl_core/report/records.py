@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .files import RunFiles, leaves, text_of
+from ..config import leaves
+from .files import RunFiles, text_of
 from .html import Html, details, join, section, table, tag
 
 DEFAULT = "default"  # the origin of a value that nobody decided

@@ -22,20 +22,22 @@ DEFAULT: dict[str, Any] = {
     "train": {"batch_size": 128},
 }
 
+# The paper's views are MoCo v2's (arXiv 2003.04297, section 2): weak jitter; blur at 224 px alone.
+PAPER_VIEWS: dict[str, Any] = {
+    "name": "pair",
+    "scale": [0.2, 1.0],
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.1,
+    "grayscale": 0.2,
+}
+
 # Appendix D of the paper: ResNet-18 with a 3 x 3 stem, no blur, a projector of two layers.
 CIFAR: dict[str, Any] = {
     "method": {"hidden_dim": 2048, "out_dim": 2048, "projector_layers": 2, "predictor_dim": 512},
     "backbone": {"name": "resnet18", "stem": "cifar", "zero_init_residual": True},
-    "augmentation": {
-        "name": "pair",
-        "scale": [0.2, 1.0],
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.4,
-        "hue": 0.1,
-        "grayscale": 0.2,
-        "blur": 0.0,
-    },
+    "augmentation": {**PAPER_VIEWS, "blur": 0.0},
     "optimizer": {
         "name": "sgd",
         "lr": {"start": 0.03, "per": "epoch"},
@@ -50,16 +52,7 @@ CIFAR: dict[str, Any] = {
 IMAGENET: dict[str, Any] = {
     "method": {"hidden_dim": 2048, "out_dim": 2048, "projector_layers": 3, "predictor_dim": 512},
     "backbone": {"name": "resnet50", "zero_init_residual": True},
-    "augmentation": {
-        "name": "pair",
-        "scale": [0.2, 1.0],
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.4,
-        "hue": 0.1,
-        "grayscale": 0.2,
-        "blur": 0.5,
-    },
+    "augmentation": {**PAPER_VIEWS, "blur": 0.5},
     "optimizer": {
         "name": "sgd",
         "lr": {"start": 0.05, "per": "epoch"},
