@@ -11,7 +11,7 @@ import pytest
 CORE = Path(__file__).parents[1] / "akssl_core"
 PLUGINS = Path(__file__).parents[1] / "plugins"
 LAYERS = (
-    {"errors", "dist", "hookspecs", "first_party"},
+    {"errors", "dist", "hashing", "hookspecs", "first_party"},
     {"config", "schedule", "plugins"},
     {"data", "nn"},
     {"backbone", "loss", "augment"},

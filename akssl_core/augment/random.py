@@ -6,38 +6,13 @@ process count and after a resume.
 
 from __future__ import annotations
 
-import functools
 import zlib
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as int64 (the SplitMix64 increment)
-_MIX1 = -4658895280553007687  # SplitMix64's multipliers (Steele, Lea, Flood 2014), as int64
-_MIX2 = -7723592293110705685
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's own keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, elementwise: every input bit reaches every output bit."""
-    x = x + _GOLDEN
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
-
-
-@functools.lru_cache(maxsize=1024)  # a batch asks for the same few keys, and one takes 100 us
-def fold(*parts: int) -> int:
-    """One int64 from several integers, order-sensitive; the key of a run, an epoch or a step."""
-    key = torch.zeros((), dtype=torch.int64)
-    for part in parts:
-        key = mix(key ^ mix(torch.tensor(part, dtype=torch.int64)))
-    return int(key)
+from ..hashing import fold, mix, uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +32,7 @@ class Draws:
 
     def uniform(self, op: str, count: int) -> Tensor:
         """(B, count) float32, uniform in [0, 1), for one named operation."""
-        base = mix(self.keys ^ fold(2, zlib.crc32(op.encode())))
-        numbers = torch.arange(count, device=base.device, dtype=torch.int64)
-        bits = mix(base[:, None] ^ mix(numbers)[None, :])
-        return _shift(bits, 40).to(torch.float32) * 2.0**-24
+        return uniform(mix(self.keys ^ fold(2, zlib.crc32(op.encode()))), count)
 
     def seeds(self, op: str) -> Tensor:
         """(B,) int64, not negative: seeds for generators that one named operation drives itself."""
