@@ -199,7 +199,7 @@ class Engine:
 
     def _micro_batches(self, pixels: Pixels, index: Tensor, label: Tensor | None, epoch: int) -> Iterator[Batch]:
         """The views of one loaded batch, in as many parts as gradients are accumulated over."""
-        views = self.views(pixels.to(self.device), index.to(self.device), epoch)
+        views = self.views(pixels.to(self.device), index, epoch)
         if self.hardware.channels_last:
             for group in views.values():
                 group[:] = [view.contiguous(memory_format=torch.channels_last) for view in group]

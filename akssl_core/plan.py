@@ -54,10 +54,9 @@ class Plan:
         assert isinstance(rates, OptimizerConfig)
         groups = parameter_groups(self.method, self.method.param_rules(), rates)
         optimizer = self.spec.optimizer.build().build(groups)
-        device = self.hardware.device
 
         def views(pixels: Pixels, index: torch.Tensor, epoch: int) -> Views:
-            return self.augmentation(pixels, Draws.of(seed, epoch, index.to(device)))
+            return self.augmentation(pixels, Draws.of(seed, epoch, index))  # drawn on the CPU: no wait for a GPU
 
         return Engine(
             self.method,

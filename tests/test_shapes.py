@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from akssl_core import ConfigError, build
 from akssl_core.data.preprocess import Preprocess
 from akssl_core.data.shape_kinds import KINDS

@@ -18,7 +18,7 @@ DEFAULT: dict[str, Any] = {
         "grayscale": 0.5,
         "blur": 0.0,
     },
-    "optimizer": {"name": "sgd", "lr": {"start": 0.5}, "lr_per": 256, "momentum": 0.9, "weight_decay": 5e-4},
+    "optimizer": {"name": "sgd", "lr": {"start": 0.3}, "lr_per": 256, "momentum": 0.9, "weight_decay": 5e-4},
     "train": {"batch_size": 128},
 }
 
