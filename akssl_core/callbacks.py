@@ -170,7 +170,8 @@ class Recorder(Callback):
             **means,
             "lr": engine.optimizer.param_groups[0]["lr"],
             "images_per_s": round(self._count * engine.batch_size / seconds, 2),
-            **{f"time_{part}": round(spent, 4) for part, spent in engine.clock.read().items()},
+            "seconds": round(seconds, 3),
+            **_shares(engine.clock.read()),
             **self._extra,
         }
         self._terms, self._count, self._extra = {}, 0, {}
@@ -197,6 +198,12 @@ class Recorder(Callback):
             except Exception as error:  # an observer must not stop a run
                 self.loggers.remove(logger)
                 warnings.warn(f"logger '{logger.name}' failed and is dropped: {error!r}", stacklevel=2)
+
+
+def _shares(spent: Mapping[str, float]) -> dict[str, float]:
+    """Each part of the loop as a share of the time between two rows."""
+    total = sum(spent.values()) or 1.0
+    return {f"time_{part}": round(seconds / total, 4) for part, seconds in spent.items()}
 
 
 class Probe(Callback):

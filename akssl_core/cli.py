@@ -280,7 +280,7 @@ def _summary(result: Result) -> str:
         "loss": "loss",
         "seconds": "seconds of training and evaluation",
     }
-    lines = [(text, f"{result.metrics[key]:.4g}") for key, text in names.items() if key in result.metrics]
+    lines = [(text, f"{result.metrics[key]:.4g}") for key, text in names.items() if result.metrics.get(key) is not None]
     return "\n".join(
         [
             describe.table(("score", ""), lines),

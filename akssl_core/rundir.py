@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -124,9 +125,10 @@ class RunDir:
     # -- metrics ----------------------------------------------------------------------------------
     def log(self, row: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
-        self.history.append(dict(row))
+        row = {name: _jsonable(value) for name, value in row.items()}
+        self.history.append(row)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
         """Forget rows that come after a checkpoint, before training goes on from it."""
@@ -261,8 +263,15 @@ def _tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | N
     return save(plain, dict(metadata) if metadata else None)
 
 
+def _jsonable(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they become null, also inside tables."""
+    if isinstance(value, Mapping):
+        return {name: _jsonable(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _timestamp() -> str:

@@ -68,6 +68,13 @@ def test_metrics_come_back_in_order_and_a_cut_line_is_left_out(run):
     assert [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
+def test_what_is_no_number_is_null_in_json(run):
+    run.log({"step": 1, "rankme": float("nan")})
+    run.update_manifest(final={"rankme": float("inf"), "loss": 0.5})
+    assert RunDir.open(run.path).history == [{"step": 1, "rankme": None}]
+    assert run.manifest["final"] == {"rankme": None, "loss": 0.5}
+
+
 def test_checkpoint_round_trip_is_exact(run):
     save(run, 7)
     checkpoint, problems = run.latest()

@@ -30,7 +30,7 @@ CURVES = {
     "images_per_s": "Images per second",
 }
 TIMES = "time_"
-NOT_DRAWN = ("step", "epoch")
+NOT_DRAWN = ("step", "epoch", "seconds")
 MOST_ROWS = 40
 
 
@@ -116,7 +116,7 @@ def times(run: RunFiles) -> list[Html]:
         for name, value in row.items():
             if name.startswith(TIMES):
                 part = name.removeprefix(TIMES)
-                spent[part] = spent.get(part, 0.0) + value
+                spent[part] = spent.get(part, 0.0) + value * row["seconds"]
     total = sum(spent.values())
     if total <= 0:
         return []

@@ -56,9 +56,9 @@ class RunFiles:
 
     @property
     def final(self) -> Mapping[str, float]:
-        """The final scores; empty until the run has finished."""
-        scores: Mapping[str, float] = self.manifest.get("final", {})
-        return scores
+        """The final scores; empty until the run has finished. Null counts as not a number."""
+        scores: Mapping[str, float | None] = self.manifest.get("final", {})
+        return {name: math.nan if value is None else value for name, value in scores.items()}
 
     @property
     def class_names(self) -> list[str] | None:
