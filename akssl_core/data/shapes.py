@@ -74,7 +74,7 @@ def _draw(index: Tensor, side: int, u: Tensor) -> Tensor:
     def under(values: Tensor) -> Tensor:
         """Values of the cells (N, cells, ...) at each pixel (N, side, side, ...)."""
         rows = torch.arange(len(u))[:, None]
-        return values[rows, cell].unflatten(1, (side, side))
+        return values[rows, cell].reshape(len(u), side, side, *values.shape[2:])
 
     right = (x - column)[:, None, :] - under(centre[..., 0])
     up = (y - row)[:, :, None] - under(centre[..., 1])
