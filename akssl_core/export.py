@@ -18,7 +18,7 @@ from .backbone import Backbone, WrappedBackbone
 from .config import BackboneRef, Ref
 from .data import ImageSpec, Preprocess
 from .errors import ConfigError, RunDirError
-from .plugins import Plugins, installed
+from .plugins import STAND_IN, Plugins, installed
 from .rundir import RunDir, read_tensors
 
 FORMAT = "akssl-backbone-1"
@@ -81,7 +81,7 @@ def _empty(settings: Mapping[str, Any], image: ImageSpec, module: nn.Module | No
     """The network without its weights."""
     if module is not None:
         return module if isinstance(module, Backbone) else WrappedBackbone(module, image)
-    if settings["name"] == "custom":
+    if settings["name"] == STAND_IN:
         raise ConfigError(
             f"this backbone is your own {settings['type']}: load_backbone(path, module={settings['type']}(...))."
         )

@@ -24,7 +24,7 @@ from .engine import Engine, Hardware, TrainSpec, choose_hardware
 from .errors import ConfigError, DataError
 from .method import Method
 from .optim import OptimizerConfig, parameter_groups
-from .plugins import Plugins
+from .plugins import STAND_IN, Plugins
 from .resolve import Given, Layers, RunSpec, check, layer, provenance
 
 BUDGET = 250_000  # images of 32 x 32 px that a run sees when nobody says how long it should train
@@ -112,7 +112,7 @@ class Plan:
         """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
         spec = self.spec
         named = (spec.data, spec.augmentation, *([spec.backbone] if spec.backbone else ()))
-        return any(ref.name == "custom" for ref in named)
+        return any(ref.name == STAND_IN for ref in named)
 
     def backbone_table(self) -> dict[str, Any]:
         """The backbone's name and settings."""

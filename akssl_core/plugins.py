@@ -29,6 +29,7 @@ from .first_party import PROVIDERS
 
 API = 1
 GROUP = f"akssl.v{API}"
+STAND_IN = "custom"  # the name that an object passed from Python has in a configuration
 KINDS = ("method", "backbone", "augmentation", "loss", "data", "optimizer", "callback")
 BUILT_IN = ("augment", "backbone", "custom", "data", "optim")  # rooms that register components
 
@@ -295,7 +296,7 @@ class Plugins:
     def names(self, kind: str) -> list[str]:
         """All names of one kind that could be meant: those loaded and, for methods, those installed."""
         self._load_built_in()
-        names = set(self.registry.names(kind))
+        names = set(self.registry.names(kind)) - {STAND_IN}
         if kind == "method":
             names |= {entry.name for entry in self.entries if entry.status == "installed"}
         return sorted(names)

@@ -30,7 +30,7 @@ from .data import DEFAULT_SOURCE, no_such_data
 from .engine import TrainSpec
 from .errors import ConfigError, did_you_mean, plain
 from .method import Method
-from .plugins import Plugins
+from .plugins import STAND_IN, Plugins
 from .rundir import read_yaml
 
 FLAT = {
@@ -210,7 +210,7 @@ def collect(
     for key in ("data", "backbone", "augmentation"):
         if key in given and not isinstance(given[key], str | Mapping | Path):
             objects[key] = given[key]
-            given[key] = {"name": "custom", "type": type(given[key]).__name__}
+            given[key] = {"name": STAND_IN, "type": type(given[key]).__name__}
     if method is not None:
         given["method"] = method
     layers: list[tuple[str, Mapping[str, Any]]] = []

@@ -11,7 +11,7 @@ import akssl_core
 from akssl_core import describe
 from akssl_core.callbacks import EvaluateSpec
 from akssl_core.engine import TrainSpec
-from akssl_core.plugins import KINDS, installed
+from akssl_core.plugins import KINDS, STAND_IN, installed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,7 +59,7 @@ def all_settings() -> str:
     installed().load_all()
     for kind in KINDS:
         for component, owner in registry.components(kind):
-            if component.name == "custom" or not owner.startswith("akssl_core"):
+            if component.name == STAND_IN or not owner.startswith("akssl_core"):
                 continue
             summary = (component.__doc__ or "").partition("\n")[0]
             parts += [f"## {kind} `{component.name}`", "", summary, ""]
