@@ -230,7 +230,7 @@ def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
     if not isinstance(text, str | Path):
         return settings
     names = plugins.names("data")
-    if isinstance(text, str) and plain(text) in {plain(name) for name in names}:
+    if isinstance(text, str) and plain(text) in {plain(name) for name in (*names, STAND_IN)}:
         return settings
     path = Path(text).expanduser()
     if not path.exists():

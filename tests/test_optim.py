@@ -210,7 +210,10 @@ def test_clip_by_model_equals_torch():
 
 
 def test_clip_without_gradients_does_nothing():
-    clip(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), Clip(norm=1.0))
+    parameter = nn.Parameter(torch.ones(1))
+    clip(torch.optim.SGD([parameter]), Clip(norm=0.1))
+    assert parameter.item() == 1
+    assert parameter.grad is None
 
 
 # -- LARS -----------------------------------------------------------------------------------------
