@@ -56,7 +56,7 @@ class Arrays(HoldOutSource):
         self._pixels = to_uint8(self._in_order(raw, layout))
         if self._pixels.dtype != raw.dtype:
             self.notes.append("float images in [0, 1] were converted to uint8")
-        self._labels, self._classes = None, None
+        self._natural = suitable_size(min(self._pixels.shape[-2:]))
         if labels is not None:
             self._labels, self._classes = encode_labels(labels, len(raw))
         self.note_split()
@@ -73,15 +73,6 @@ class Arrays(HoldOutSource):
     def make_images(self) -> ImageSet:
         """All images."""
         return TensorImages(self._pixels, self._labels, self._classes)
-
-    def labels_of_all(self) -> Tensor | None:
-        """The labels that came with the images."""
-        return self._labels
-
-    @property
-    def natural_size(self) -> int:
-        """By the shorter side of the images."""
-        return suitable_size(min(self._pixels.shape[-2:]))
 
 
 def _check_axes(images: Tensor) -> None:

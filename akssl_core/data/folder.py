@@ -216,8 +216,6 @@ class Folder(HoldOutSource):
         self._natural = suitable_size(int(statistics.median_low(self._store.headers())))
         self._store.check()
         tops = class_folders(found.files)
-        self._labels: Tensor | None = None
-        self._classes: tuple[str, ...] | None = None
         if tops is not None:
             self._labels, self._classes = encode_labels(tops, len(tops))
         self._note_files(found)
@@ -229,15 +227,6 @@ class Folder(HoldOutSource):
             self.notes.append(f"{len(self._classes)} classes by sub-folder: {_few(self._classes)}")
         else:
             self.notes.append("no classes: that takes every image in one of two or more sub-folders")
-
-    @property
-    def natural_size(self) -> int:
-        """By the median shorter side of a sample of the files."""
-        return self._natural
-
-    def labels_of_all(self) -> Tensor | None:
-        """The class of every file by its sub-folder."""
-        return self._labels
 
     def make_images(self) -> ImageSet:
         """All files, reduced to about the size of the views."""

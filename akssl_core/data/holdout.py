@@ -12,15 +12,23 @@ from .labels import hold_out, without
 
 
 class HoldOutSource(DatasetSource):
-    """A source without an official split. Training leaves out the queries, so that no probe sees its answers."""
+    """A source without an official split. Training leaves out the queries, so that no probe sees its answers.
+
+    A constructor sets what is known before any image is made, and ends with `note_split`.
+    """
+
+    _natural: int  # the side of view that suits the images
+    _labels: Tensor | None = None  # of all images (N,)
+    _classes: tuple[str, ...] | None = None  # their names
+
+    @property
+    def natural_size(self) -> int:
+        """By the median shorter side of the images, or of a sample of them."""
+        return self._natural
 
     @abstractmethod
     def make_images(self) -> ImageSet:
         """All images, labelled or not; called once."""
-
-    @abstractmethod
-    def labels_of_all(self) -> Tensor | None:
-        """The labels of all images (N,), known before any image is made."""
 
     @cached_property
     def _images(self) -> ImageSet:
@@ -28,20 +36,18 @@ class HoldOutSource(DatasetSource):
 
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor] | None:
-        labels = self.labels_of_all()
-        return None if labels is None else hold_out(labels)
+        return None if self._labels is None else hold_out(self._labels)
 
     def note_split(self) -> None:
-        """Tell the user what is held out; called at the end of a constructor."""
-        labels = self.labels_of_all()
-        if labels is None:
+        """Tell the user what is held out."""
+        if self._labels is None:
             self.notes.append("no labels: every image trains, and no accuracy is computed")
         elif self._split is None:
             self.notes.append("too few labels to hold some out: every image trains, and no accuracy is computed")
         else:
             queries = len(self._split[1])
             self.notes.append(
-                f"{queries} of {len(labels)} labelled images (one in five of each class) are held out as "
+                f"{queries} of {len(self._labels)} labelled images (one in five of each class) are held out as "
                 f"queries for the probes; training does not see them"
             )
 

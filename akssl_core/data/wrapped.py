@@ -170,15 +170,6 @@ class Wrapped(HoldOutSource):
             self.notes.append(f"labels not used: {error}")
             return None, None
 
-    @property
-    def natural_size(self) -> int:
-        """By the median shorter side of a few items."""
-        return self._natural
-
-    def labels_of_all(self) -> Tensor | None:
-        """The labels, where they could be had cheaply."""
-        return self._labels
-
     def make_images(self) -> ImageSet:
         """All items."""
         side = stored_side(self.asked_size or self.natural_size)
