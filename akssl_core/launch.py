@@ -89,8 +89,7 @@ def run(
         overwrite: replace a run that `out` already holds.
         report: write report.html.
         plugins: another plugin manager than the process-wide one.
-        **sections: every other setting by its section: `optimizer={"name": "lars", "lr": 0.3}`,
-            `augmentation={...}`, `train={...}`, `evaluate={...}`, `recipe="cifar"`.
+        **sections: any other setting by its section: `optimizer={"name": "lars", "lr": 0.3}`, `recipe="cifar"`.
 
     Raises:
         AksslError: anything in the arguments or the data that the caller can mend; no folder is left behind.
@@ -107,15 +106,7 @@ def run(
     with _surroundings(device):
         plan = make_plan(given, plugins)
         path = Path(out) if out is not None else _new_path(plan)
-        existed = path.exists()
-        run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
-        try:
-            _begin(run_dir, plan, plugins)
-            return _train(run_dir, plan, plugins, None, with_report=report)
-        except AksslError:
-            if not existed and not run_dir.history:
-                run_dir.remove()  # bad input leaves nothing behind
-            raise
+        return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
 
 def resume(
@@ -154,6 +145,19 @@ def resume(
 
 
 # -- the parts of a run ---------------------------------------------------------------------------
+def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_report: bool) -> Result:
+    """A run from its first step in a new folder; bad input that shows only now leaves no folder behind."""
+    existed = path.exists()
+    run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
+    try:
+        _begin(run_dir, plan, plugins)
+        return _train(run_dir, plan, plugins, None, with_report=with_report)
+    except AksslError:
+        if not existed and not run_dir.history:
+            run_dir.remove()
+        raise
+
+
 def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     """The files that exist from the start."""
     if not dist.is_main():
