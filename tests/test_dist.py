@@ -152,3 +152,5 @@ def test_one_process_needs_no_group(monkeypatch):
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     torch.save(work(target), target / f"{os.environ['RANK']}.pt")
+    # Torch's background threads sometimes abort the interpreter's exit after gloo; all that is tested is written.
+    os._exit(0)
