@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning slow install clean
+.PHONY: demo test lint types docs bench bench-learning bench-accuracy parity slow install clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,17 @@ bench: install  ## speed, as ratios measured side by side
 
 bench-learning: install  ## the scores of the default run over three seeds, a quarter of an hour
 	$(BIN)/python benchmarks/learning.py simsiam
+
+bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and lightly, an hour and a half
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python docs/generate.py
+
+parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas
+	$(BIN)/python -m pytest benchmarks/test_parity.py
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[bench]'
+	touch $@
 
 slow: install  ## learning runs that take minutes
 	$(BIN)/python -m pytest -m slow

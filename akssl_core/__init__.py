@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from .launch import resume as resume
     from .launch import run as run
     from .loss import Loss as Loss
+    from .method import Choice as Choice
+    from .method import Facts as Facts
     from .method import Method as Method
     from .method import ParamRule as ParamRule
     from .plugins import Plugins as Plugins
@@ -69,7 +71,7 @@ _ROOMS = {
     "export": ("load_backbone",),
     "hookspecs": ("hookimpl",),
     "loss": ("Loss",),
-    "method": ("Method", "ParamRule"),
+    "method": ("Choice", "Facts", "Method", "ParamRule"),
     "plugins": ("Plugins", "Registry"),
     "launch": ("Result", "resume", "run"),
     "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),

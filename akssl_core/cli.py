@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,6 +41,7 @@ def main() -> NoReturn:
     """Run the command line: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"akssl: warning: {message}", err=True)
     try:
         status = akssl.main([a for a in arguments if a != "--debug"], prog_name="akssl", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -27,17 +27,31 @@ class Schema(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, raw: Any) -> Any:
+    def _refuse_unknown(cls, raw: Any, info: ValidationInfo) -> Any:
         """Name the unknown key, the nearest right one and all that are allowed."""
         if isinstance(raw, Mapping):
             allowed = [field.alias or name for name, field in cls.model_fields.items()]
             for key in raw:
                 if key not in allowed and key not in cls.model_fields:
                     settings = ", ".join(sorted(allowed)) or "none"
-                    hint = did_you_mean(str(key), allowed)
+                    hint = _one_level_down(cls, str(key), info) or did_you_mean(str(key), allowed)
                     message = f"unknown setting '{key}'.{hint} Settings here: {settings}."
                     raise PydanticCustomError("akssl", "{message}", {"message": message})
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_defaults(cls, raw: Any) -> Any:
+        """Settings of a component that nobody named are those of the field's default (`loss: {temperature: 0.2}`)."""
+        if not isinstance(raw, Mapping):
+            return raw
+        defaults = {
+            key: cls.model_fields[key].default
+            for key, value in raw.items()
+            if key in cls.model_fields and isinstance(value, Mapping) and "name" not in value
+        }
+        named = {key: {"name": name, **raw[key]} for key, name in defaults.items() if isinstance(name, str)}
+        return {**raw, **named}
 
 
 class Component:
@@ -136,6 +150,16 @@ class CallbackRef(Ref):
     """A callback or logger by name."""
 
     kind = "callback"
+
+
+def _one_level_down(schema: type[Schema], key: str, info: ValidationInfo) -> str:
+    """A hint when the key is a setting of a component that this schema refers to (`loss.temperature`)."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Ref) and isinstance(field.default, str):
+            registry: Lookup = (info.context or {})["registry"]
+            if key in registry.get(field.annotation.kind, field.default).Config.model_fields:
+                return f" Did you mean '{name}.{key}'?"
+    return ""
 
 
 S = TypeVar("S", bound=Schema)

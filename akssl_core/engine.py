@@ -34,7 +34,7 @@ class TrainSpec(Schema):
 
     epochs: int | None = Field(None, ge=1, description="passes over the training images")
     steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, even within an epoch")
-    batch_size: int | None = Field(None, ge=2, description="images a step, over all processes")
+    batch_size: int | None = Field(None, ge=1, description="images a step, over all processes")
     image_size: int | None = Field(None, ge=8, le=1024, description="side of the global views in pixels")
     accumulate: int = Field(1, ge=1, description="micro-batches a step")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the forward pass")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def run(
     given = collect(method, config, flat, plugins)
     with _surroundings(device):
         plan = make_plan(given, plugins)
+        for text in plan.warnings:
+            warnings.warn(text, UserWarning, stacklevel=2)
         path = Path(out) if out is not None else _new_path(plan)
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 

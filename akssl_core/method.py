@@ -27,6 +27,26 @@ class ParamRule:
     frozen_epochs: float = 0.0  # gradients dropped until then (SwAV's prototypes, DINO's last layer)
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a run before its method is built."""
+
+    images: int  # training images
+    batch_size: int  # images a step, over all processes and micro-batches
+    forward_size: int  # images of one forward pass in one process
+    image_size: int  # side of the global views in pixels
+    epochs: int  # passes over the images
+    views: Mapping[str, int]  # how many of each group the augmentation makes
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting's value that follows from the facts, and why."""
+
+    value: Any
+    reason: str
+
+
 class Method(nn.Module, Component, ABC):
     """A self-supervised method. It is the module that DDP wraps, so its forward *is* the training step."""
 
@@ -41,6 +61,23 @@ class Method(nn.Module, Component, ABC):
         super().__init__()
         self.config = config
         self.backbone = backbone
+
+    @classmethod
+    def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
+        """Own settings that should follow the data's size, by name; those that the user has set stay as they are.
+
+        `config` holds the settings so far: the schema's defaults and the recipe's values, under the user's.
+        """
+        return {}
+
+    @classmethod
+    def check(cls, config: Any, facts: Facts) -> Sequence[str]:
+        """Warnings about settings that go badly together; the user reads them before training starts.
+
+        Raises:
+            ConfigError: the settings cannot work with these facts.
+        """
+        return ()
 
     @abstractmethod
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:

@@ -152,6 +152,16 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
     return log.exp()
 
 
+@torch.no_grad()
+def std_ratio(z: Tensor) -> Tensor:
+    """Standard deviation of unit rows of z (N, D), averaged over channels, times sqrt(D): a scalar.
+
+    1 where the rows point everywhere, 0 where they are all the same (Chen and He 2021, arXiv 2011.10566, figure 2b).
+    """
+    ratio: Tensor = F.normalize(z.float(), dim=1).std(0, correction=0).mean() * z.shape[1] ** 0.5
+    return ratio
+
+
 def mlp(
     *widths: int,
     batch_norm: bool = True,

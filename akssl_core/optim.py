@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .plugins import Registry
 
 Group = dict[str, Any]
+Denominator = Literal["norm_of_sum", "sum_of_norms"]
 
 
 class OptimizerConfig(Schema):
@@ -239,32 +240,70 @@ class AdamW(Optimizer):
 
 
 class LARS(Optimizer):
-    """SGD whose step per parameter is relative to its norm (You, Gitman and Ginsburg 2017, arXiv 1708.03888)."""
+    """SGD whose step per parameter is relative to its norm (You, Gitman and Ginsburg 2017, arXiv 1708.03888).
+
+    As it is: MoCo v3, Barlow Twins, VICReg and BYOL. With `lr_inside_momentum`: SimCLR. With the sum of norms and
+    without `exempt_1d`: NVIDIA's LARC as SwAV uses it; `clip_ratio` is the clipping of LARC.
+    """
 
     name = "lars"
 
     class Config(OptimizerConfig):
         """Settings of LARS."""
 
-        lr: LearningRate = Field(LearningRate(start=0.3), description="learning rate, outside the momentum")
+        lr: LearningRate = Field(LearningRate(start=0.3), description="learning rate")
         weight_decay: Schedule = Field(Schedule(start=1e-6), description="L2 penalty, inside the trust ratio")
         momentum: float = Field(0.9, ge=0, lt=1, description="share of the last update that is kept")
         eta: float = Field(1e-3, gt=0, description="trust coefficient: step over weight norm at lr 1")
+        lr_inside_momentum: bool = Field(
+            False, description="momentum keeps past updates at the learning rate of their own step (SimCLR)"
+        )
+        denominator: Denominator = Field(
+            "norm_of_sum",
+            description="what the trust ratio divides by: norm of gradient plus decay, or the sum of both norms (SwAV)",
+        )
+        clip_ratio: bool = Field(
+            False, description="the rate is the smaller of lr and the trust ratio, not their product (LARC)"
+        )
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
-        """The variant of MoCo v3, Barlow Twins, VICReg and BYOL."""
-        return LayerwiseSGD(groups, self.config.lr.start, momentum=self.config.momentum, eta=self.config.eta)
+        """`LayerwiseSGD` with these settings."""
+        config = self.config
+        return LayerwiseSGD(
+            groups,
+            config.lr.start,
+            momentum=config.momentum,
+            eta=config.eta,
+            lr_inside_momentum=config.lr_inside_momentum,
+            denominator=config.denominator,
+            clip_ratio=config.clip_ratio,
+        )
 
 
 class LayerwiseSGD(torch.optim.Optimizer):
-    """LARS with the learning rate outside the momentum, over groups that have "weight_decay" and "adapt".
+    """LARS in its variants, over groups that have "weight_decay" and "adapt".
 
     For a weight w with gradient g: d = g + weight_decay w, q = eta |w| / |d|, mu = momentum mu + q d,
-    w = w - lr mu. The ratio q is 1 where either norm is 0 and in groups without `adapt`.
+    w = w - lr mu. The ratio q is 1 where either norm is 0 and in groups without `adapt`. The variants:
+
+    - `lr_inside_momentum`: mu = momentum mu + lr q d, w = w - mu; the same only while the learning rate is;
+    - `denominator="sum_of_norms"`: q = eta |w| / (|g| + weight_decay |w| + 1e-8), and 1 where |w| or |g| is 0;
+    - `clip_ratio`: min(q / lr, 1) takes the place of q, so that the step's rate is the smaller of lr and q.
     """
 
-    def __init__(self, groups: list[Group], lr: float, *, momentum: float = 0.9, eta: float = 1e-3) -> None:
-        defaults = {"lr": lr, "weight_decay": 0.0, "adapt": True, "momentum": momentum, "eta": eta}
+    def __init__(
+        self,
+        groups: list[Group],
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        eta: float = 1e-3,
+        lr_inside_momentum: bool = False,
+        denominator: Denominator = "norm_of_sum",
+        clip_ratio: bool = False,
+    ) -> None:
+        variant = {"lr_inside_momentum": lr_inside_momentum, "denominator": denominator, "clip_ratio": clip_ratio}
+        defaults = {"lr": lr, "weight_decay": 0.0, "adapt": True, "momentum": momentum, "eta": eta, **variant}
         super().__init__(groups, defaults)
 
     @torch.no_grad()
@@ -279,11 +318,12 @@ class LayerwiseSGD(torch.optim.Optimizer):
         grads = [p.grad for p in parameters if p.grad is not None]
         update = list(torch._foreach_add(grads, parameters, alpha=group["weight_decay"]))
         if group["adapt"]:
-            torch._foreach_mul_(update, _trust_ratios(parameters, update, group["eta"]))
+            torch._foreach_mul_(update, _trust_ratios(group, parameters, grads, update))
         momenta = [self._momentum(p) for p in parameters]
+        inside, outside = (group["lr"], 1.0) if group["lr_inside_momentum"] else (1.0, group["lr"])
         torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, update)
-        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+        torch._foreach_add_(momenta, update, alpha=inside)
+        torch._foreach_add_(parameters, momenta, alpha=-outside)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -293,12 +333,18 @@ class LayerwiseSGD(torch.optim.Optimizer):
         return buffer
 
 
-def _trust_ratios(weights: list[Tensor], updates: list[Tensor], eta: float) -> list[Tensor]:
-    """`eta |w| / |d|` for each pair, 1 where either norm is 0."""
+def _trust_ratios(group: Group, weights: list[Tensor], grads: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
+    """The trust ratio q of each weight, by the group's variant."""
     weight_norms = torch.stack(torch._foreach_norm(weights))
-    update_norms = torch.stack(torch._foreach_norm(updates))
-    both = (weight_norms > 0) & (update_norms > 0)
-    ratios = eta * weight_norms / update_norms.where(both, torch.ones_like(update_norms))
+    if group["denominator"] == "norm_of_sum":
+        norms = denominators = torch.stack(torch._foreach_norm(updates))
+    else:
+        norms = torch.stack(torch._foreach_norm(grads))
+        denominators = norms + group["weight_decay"] * weight_norms + 1e-8
+    ratios = group["eta"] * weight_norms / denominators
+    if group["clip_ratio"]:
+        ratios = (ratios / group["lr"]).clamp(max=1.0)
+    both = (weight_norms > 0) & (norms > 0)
     return list(ratios.where(both, torch.ones_like(ratios)).unbind())
 
 

@@ -13,22 +13,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import dist
 from .augment import Augmentation, PerImageAugmentation
 from .augment.random import Draws
-from .backbone import Backbone, WrappedBackbone, default_backbone
+from .backbone import Backbone, WrappedBackbone
 from .callbacks import Callback
 from .data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, source_from
 from .engine import Engine, Hardware, TrainSpec, choose_hardware
 from .errors import ConfigError, DataError
-from .method import Method
+from .method import Facts, Method
 from .optim import OptimizerConfig, parameter_groups
 from .plugins import STAND_IN, Plugins
-from .resolve import Given, Layers, RunSpec, check, layer, provenance
-
-BUDGET = 250_000  # images of 32 x 32 px that a run sees when nobody says how long it should train
-CPU_IMAGE_SIZE = 64  # larger views need hours on a CPU; the user may still ask for them
+from .resolve import Given, RunSpec, check, layer, provenance
+from .rules import fill_backbone, fill_lengths, fill_method, fill_size
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Plan:
     augmentation: Augmentation
     method: Method
     notes: list[str]
+    warnings: list[str]
 
     def engine(self, callbacks: Sequence[Callback]) -> Engine:
         """The engine over these parts."""
@@ -149,19 +149,26 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     hardware = choose_hardware(spec.train)
     _check_devices(spec.train)
     source = _source(spec, given)
-    size = _fill_size(layers, spec, source, hardware)
+    size = fill_size(layers, spec, source, on_cpu=hardware.device.type == "cpu")
     images = source.train()
     image = _image_spec(source, images, size)
-    _fill_lengths(layers, spec, len(images), size)
-    _fill_backbone(layers, spec, image, plugins, given)
+    fill_lengths(layers, spec, len(images), size)
+    if "backbone" not in given.objects:
+        fill_backbone(layers, spec, size)
     spec = check(layers, plugins)
     _check_shares(spec.train)
+    augmentation = _augmentation(spec, image, given)
+    method_class: type[Method] = spec.method.component  # type: ignore[assignment]
+    _check_views(method_class, augmentation)
+    facts = _facts(spec.train, len(images), size, augmentation)
+    fill_method(layers, spec, facts)
+    spec = check(layers, plugins)
+    warnings = list(method_class.check(spec.method.config, facts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, image, given)
         method = _method(spec, backbone)
-    augmentation = _augmentation(spec, image, given)
-    _check_views(method, augmentation)
+    _check_batch_norms(method, facts)
     plan = Plan(
         spec=spec,
         provenance=provenance(spec, layers),
@@ -174,10 +181,12 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
         augmentation=augmentation,
         method=method,
         notes=[],
+        warnings=warnings,
     )
     plan.loader()  # the batch size must fit the data
     plan.notes += [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
     plan.notes += [*source.notes, *backbone.notes, *augmentation.notes]
+    plan.notes += [f"warning: {text}" for text in warnings]
     return plan
 
 
@@ -237,55 +246,11 @@ def _augmentation(spec: RunSpec, image: ImageSpec, given: Given) -> Augmentation
     return result
 
 
-# -- rules for what nobody decided ----------------------------------------------------------------
-def _fill_size(layers: Layers, spec: RunSpec, source: DatasetSource, hardware: Hardware) -> int:
-    if spec.train.image_size is not None:
-        return spec.train.image_size
-    size, reason = source.natural_size, "rule: the size of the images"
-    if hardware.device.type == "cpu" and size > CPU_IMAGE_SIZE:
-        reason = f"rule: {size} suits the images, {CPU_IMAGE_SIZE} suits a CPU"
-        size = CPU_IMAGE_SIZE
-    layers.set(["train", "image_size"], size, reason)
-    source.asked_size = size  # photos are decoded about that large
-    return size
-
-
-def _fill_lengths(layers: Layers, spec: RunSpec, count: int, size: int) -> None:
-    """Batch size, epochs and the periods of rows, probes and checkpoints."""
-    train = spec.train
-    batch = train.batch_size
-    if batch is None or (count < 4 * batch and layers.origin["train.batch_size"].startswith("recipe")):
-        batch = _fitting_batch(count, batch or 256)
-        layers.set(["train", "batch_size"], batch, f"rule: at least four batches from {count} images")
-    steps = max(count // batch, 1)
-    epochs = train.epochs
-    if epochs is None:
-        epochs = min(max(round(BUDGET / count * (32 / size) ** 2), 5), 200)
-        if train.steps is not None:
-            epochs = -(-train.steps // steps)
-        layers.set(["train", "epochs"], epochs, f"rule: about {epochs * count} images seen, a small budget")
-    if train.log_every is None:
-        layers.set(["train", "log_every"], min(steps, 50), "rule: once an epoch, at least every 50 steps")
-    if train.checkpoint_every is None:
-        layers.set(
-            ["train", "checkpoint_every"], -(-100 // steps) * steps, "rule: whole epochs, at least 100 steps apart"
-        )
-    if spec.evaluate.every is None:
-        layers.set(["evaluate", "every"], float(-(-epochs // 10)), "rule: about ten probes in a run")
-    if train.workers is None:
-        layers.set(["train", "workers"], 0, "rule: reading needs no further processes unless you ask for them")
-
-
-def _fitting_batch(count: int, wanted: int) -> int:
-    """The largest power of two that gives four batches, between 2 and what was wanted."""
-    fitting = 1 << max((count // 4).bit_length() - 1, 1)
-    return min(wanted, fitting)
-
-
-def _fill_backbone(layers: Layers, spec: RunSpec, image: ImageSpec, plugins: Plugins, given: Given) -> None:
-    if spec.backbone is None and "backbone" not in given.objects:
-        name, reason = default_backbone(spec.method.component.accepts, image.size)  # type: ignore[attr-defined]
-        layers.set(["backbone", "name"], name, f"rule: {reason}")
+def _facts(train: TrainSpec, count: int, size: int, augmentation: Augmentation) -> Facts:
+    assert train.batch_size is not None
+    assert train.epochs is not None
+    share = train.batch_size // (dist.world() * train.accumulate)
+    return Facts(count, train.batch_size, share, size, train.epochs, _offered(augmentation))
 
 
 # -- cross-checks ---------------------------------------------------------------------------------
@@ -308,9 +273,24 @@ def _check_shares(train: TrainSpec) -> None:
         )
 
 
-def _check_views(method: Method, augmentation: Augmentation) -> None:
+def _check_batch_norms(method: Method, facts: Facts) -> None:
+    """A batch norm cannot train on one image: every value would become its channel's mean."""
+    if facts.forward_size < 2 and any(isinstance(module, _BatchNorm) for module in method.modules()):
+        least = 2 * facts.batch_size // facts.forward_size
+        raise ConfigError(
+            f"train.batch_size: the batch norms of {method.name} need at least 2 images a forward pass, and a batch of "
+            f"{facts.batch_size} gives 1. Use --batch-size {least} or more."
+        )
+
+
+def _offered(augmentation: Augmentation) -> dict[str, int]:
+    """How many views of each group there are."""
+    return {group.name: len(group.transforms) for group in augmentation.groups()}
+
+
+def _check_views(method: type[Method], augmentation: Augmentation) -> None:
     """The groups of views a method takes against those its augmentation offers."""
-    offered = {group.name: len(group.transforms) for group in augmentation.groups()}
+    offered = _offered(augmentation)
     for name, need in method.views.items():
         allowed = need if isinstance(need, range) else range(need, need + 1)
         have = offered.get(name, 0)

@@ -61,6 +61,7 @@ class RunSpec(Schema):
         return self.model_dump(mode="json")
 
 
+CORE = "core default"  # the origin of what the core decides for every run
 CORE_DEFAULTS: Mapping[str, Any] = {
     "augmentation": {"name": "pair"},
     "optimizer": {"name": "sgd"},
@@ -93,6 +94,12 @@ class Layers:
         for key in path:
             here = here.get(key) if isinstance(here, Mapping) else None
         return here
+
+    def set_by_user(self, *path: str) -> bool:
+        """Whether a keyword, a flag or a config file set this value or one below it."""
+        name = ".".join(path)
+        origins = [who for key, who in self.origin.items() if key == name or key.startswith(name + ".")]
+        return any(not who.startswith((CORE, "recipe ", "rule: ")) for who in origins)
 
     def _merge(self, base: dict[str, Any], new: Mapping[str, Any], path: tuple[str, ...], who: str) -> None:
         for key, value in new.items():
@@ -255,7 +262,7 @@ def layer(given: Given, plugins: Plugins) -> Layers:
     assert issubclass(method, Method)
     recipe, reason = _recipe(method, user, plugins)
     layers = Layers()
-    layers.put(CORE_DEFAULTS, "core default")
+    layers.put(CORE_DEFAULTS, CORE)
     layers.put(method.recipes.get(recipe, {}), f"recipe '{recipe}' of {method.name}")
     for who, settings in given.layers:
         layers.put(settings, who)
@@ -276,7 +283,7 @@ def _recipe(method: type[Method], user: Layers, plugins: Plugins) -> tuple[str, 
     family = plugins.get("data", source).family if isinstance(source, str) else None  # type: ignore[attr-defined]
     if isinstance(family, str) and family in method.recipes:
         return family, f"rule: {source} is {family} data"
-    return "default", "core default"
+    return "default", CORE
 
 
 def check(layers: Layers, plugins: Plugins) -> RunSpec:

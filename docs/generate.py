@@ -11,6 +11,7 @@ import akssl_core
 from akssl_core import describe
 from akssl_core.callbacks import EvaluateSpec
 from akssl_core.engine import TrainSpec
+from akssl_core.first_party import METHODS
 from akssl_core.plugins import KINDS, STAND_IN, installed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,14 +30,16 @@ def plugin_settings(name: str) -> str:
     return describe.markdown(describe.HEADER, [[f"`{line[0]}`", *line[1:]] for line in describe.cells(config)])
 
 
-def learning_results(name: str) -> str:
-    """The measured scores of one method's default recipe."""
-    file = RESULTS / f"demo-{name}.json"
+def learning_results(names: list[str]) -> str:
+    """The measured scores of a plugin's methods, beside raw pixels, untrained weights and training with labels."""
+    file = RESULTS / "accuracy.json"
     if not file.exists():
         return "Nothing has been measured yet."
     data = json.loads(file.read_text())
-    lines = [[str(row[key]) for key in data["columns"]] for row in data["rows"]]
-    return f"{data['caption']}\n\n{describe.markdown(data['columns'], lines)}"
+    wanted = ["raw pixels", "random init", *names, "supervised"]
+    columns = ["data", *data["columns"]]
+    lines = [[entry[key] for key in columns] for entry in data["summary"] if entry["system"] in wanted]
+    return f"{data['caption']}\n\n{describe.markdown(columns, lines)}"
 
 
 def overhead() -> str:
@@ -86,9 +89,12 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "settings.md": all_settings(),
     }
     for page in sorted((ROOT / "plugins").glob("*/README.md")):
-        name = page.parent.name.removeprefix("akssl-plugin-")
-        text = filled(page.read_text(), "settings", plugin_settings(name))
-        result[page] = filled(text, "results", learning_results(name))
+        names = [name for name, owner in METHODS.items() if owner == page.parent.name]
+        text = page.read_text()
+        for name in names:
+            part = "settings" if len(names) == 1 else f"settings {name}"
+            text = filled(text, part, plugin_settings(name))
+        result[page] = filled(text, "results", learning_results(names))
     return result
 
 

@@ -8,7 +8,7 @@ from akssl_core.backbone.vit import ViTSmall, ViTTiny
 from akssl_core.config import validate
 from akssl_core.data.base import ImageSpec
 from akssl_core.errors import ConfigError
-from akssl_core.nn import EMA, take
+from akssl_core.nn import EMA, sincos, take
 from akssl_core.schedule import Schedule
 
 
@@ -125,6 +125,34 @@ def test_a_wrong_patch_size_is_refused(patch_size):
         build(patch_size=patch_size)
 
 
+# -- fixed positions ------------------------------------------------------------------------------
+def test_fixed_positions_are_sines_and_cosines_and_zeros_for_the_class_token():
+    vit = build(positions="sincos")
+    assert torch.equal(vit.pos_embed[0, 1:], sincos((8, 8), 192))
+    assert not vit.pos_embed[0, 0].any()
+    assert vit.export_state()["pos_embed"].shape == (1, 65, 192), "the file has the keys of learned positions"
+
+
+def test_fixed_positions_have_no_gradient_and_all_else_is_trained(images):
+    vit = build(positions="sincos")
+    vit(images)[:, 0].sum().backward()
+    assert {name for name, p in vit.named_parameters() if p.grad is None} == {"pos_embed"}
+    learned = build()
+    learned(images)[:, 0].sum().backward()
+    assert learned.pos_embed.grad.norm() > 0
+
+
+def test_fixed_positions_alone_differ_from_learned_ones():
+    fixed, learned = build(positions="sincos").state_dict(), build().state_dict()
+    assert {key for key in learned if not torch.equal(fixed[key], learned[key])} == {"pos_embed"}
+
+
+def test_fixed_positions_follow_the_grid_where_it_is_not_the_one_of_training():
+    vit = build(positions="sincos")
+    assert vit.positions((4, 4)).shape == (1, 16, 192)
+    assert vit.features(torch.zeros(1, 3, 16, 24)).grid == (4, 6)
+
+
 # -- the network ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(("component", "width", "millions"), [(ViTTiny, 192, 5.5), (ViTSmall, 384, 21.7)])
 def test_keys_and_sizes(component, width, millions):
@@ -148,6 +176,23 @@ def test_keys_and_sizes(component, width, millions):
         **{f"blocks.{i}.{key}": shape for i in range(12) for key, shape in block.items()},
     }
     assert sum(p.numel() for p in vit.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_heads_follow_the_width_unless_they_are_set(images):
+    six = build(heads=6)
+    assert [block.attn.heads for block in six.blocks] == [6] * 12
+    assert {block.attn.heads for block in build().blocks} == {3}
+    assert ViTSmall.heads == 6
+    three = build()
+    three.load_state_dict(six.state_dict())
+    assert not torch.allclose(three(images), six(images), atol=1e-4)
+
+
+def test_heads_that_do_not_share_the_width_are_refused():
+    with pytest.raises(
+        ConfigError, match="backbone.heads: 5 must divide the width of 192; 1, 2, 3, 4, 6, 8, 12, 16, 24"
+    ):
+        build(heads=5)
 
 
 def test_initial_weights_are_narrow(vit):

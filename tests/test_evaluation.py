@@ -1,19 +1,31 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Features, ImageSet, ImageSpec, Pixels, Preprocess, TensorImages, evaluation
+from akssl_core import Backbone, Features, ImageSet, ImageSpec, Pixels, Preprocess, TensorImages
 from akssl_core.errors import DataError
-from akssl_core.evaluation import Spectrum, embed, knn, neighbours, pixels_as_features, sample, spectrum, verdict
+from akssl_core.evaluation import (
+    Spectrum,
+    embed,
+    knn,
+    neighbours,
+    pixels_as_features,
+    sample,
+    spectrum,
+    spread,
+    verdict,
+)
 
 SPEC = ImageSpec(8, 3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 PREPROCESS = Preprocess.of(SPEC)
 CPU = torch.device("cpu")
+NEIGHBOURS = import_module("akssl_core.evaluation.neighbours")  # the package's own `neighbours` is the function
 
 
 class Net(Backbone):
@@ -141,7 +153,7 @@ def test_sample_keeps_all_classes_when_labels_repeat_with_its_step():
 
 @pytest.mark.parametrize(("total", "count"), [(7, 7), (8, 7), (100, 64), (1000, 3)])
 def test_spread_positions_ascend_and_never_repeat(total, count):
-    found = evaluation.spread(total, count)
+    found = spread(total, count)
     assert len(found) == count
     assert (found.diff() > 0).all()
     assert found.min() >= 0
@@ -187,14 +199,14 @@ def test_a_tiny_temperature_overflows_nothing():
 def test_neighbours_do_not_depend_on_the_block_size(monkeypatch, size):
     bank, queries = rows(50, 16), rows(23, 16, seed=1)
     expected = F.cosine_similarity(queries[:, None], bank[None], dim=2).argsort(dim=1, descending=True)[:, :5]
-    monkeypatch.setattr(evaluation, "BANK_AT_ONCE", size)
-    monkeypatch.setattr(evaluation, "QUERIES_AT_ONCE", size)
+    monkeypatch.setattr(NEIGHBOURS, "BANK_AT_ONCE", size)
+    monkeypatch.setattr(NEIGHBOURS, "QUERIES_AT_ONCE", size)
     assert torch.equal(neighbours(bank, queries, 5), expected)
 
 
 @pytest.mark.parametrize("size", [3, 100])
 def test_of_equal_images_the_earlier_one_is_nearer(monkeypatch, size):
-    monkeypatch.setattr(evaluation, "BANK_AT_ONCE", size)
+    monkeypatch.setattr(NEIGHBOURS, "BANK_AT_ONCE", size)
     bank = torch.tensor([[0.0, 1.0], [3.0, 1.0], [1.0, 0.0]]).repeat(4, 1)
     found = neighbours(bank, torch.tensor([[1.0, 0.0], [0.0, 2.0]]), 6)
     assert found.tolist() == [[2, 5, 8, 11, 1, 4], [0, 3, 6, 9, 1, 4]]

@@ -20,6 +20,7 @@ LAYERS = (
     {"callbacks", "export"},
     {"engine"},
     {"resolve", "api"},
+    {"rules"},
     {"plan"},
     {"samples", "report"},
     {"launch"},

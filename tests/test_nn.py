@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core.nn import EMA, Center, Prototypes, Queue, mlp, sincos, sinkhorn, take
+from akssl_core.nn import EMA, Center, Prototypes, Queue, mlp, sincos, sinkhorn, std_ratio, take
 from akssl_core.schedule import Now, Schedule, cosine
 
 NOW = Now(0, 10, 100)
@@ -284,3 +284,10 @@ def test_sincos_of_a_grid():
     expected = [f(v * w) for v in (x, y) for f in (math.sin, math.cos) for w in (1, 0.01)]
     torch.testing.assert_close(positions[5], torch.tensor(expected))
     assert len(positions.unique(dim=0)) == 6
+
+
+def test_std_ratio_is_one_for_isotropic_rows_and_zero_when_collapsed():
+    generator = torch.Generator().manual_seed(0)
+    assert std_ratio(torch.randn(4096, 64, generator=generator)).item() == pytest.approx(1, abs=0.02)
+    assert std_ratio(torch.ones(16, 64)).item() == pytest.approx(0, abs=1e-5)
+    assert not std_ratio(torch.randn(4, 8, requires_grad=True)).requires_grad

@@ -15,7 +15,6 @@ from akssl_core.optim import (
     SGD,
     AdamW,
     Clip,
-    LayerwiseSGD,
     clip,
     drop_frozen,
     load_state_by_name,
@@ -214,54 +213,6 @@ def test_clip_without_gradients_does_nothing():
     clip(torch.optim.SGD([parameter]), Clip(norm=0.1))
     assert parameter.item() == 1
     assert parameter.grad is None
-
-
-# -- LARS -----------------------------------------------------------------------------------------
-def test_lars_two_steps_by_hand():
-    weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([2.0]))
-    net = nn.ParameterDict({"weight": weight, "bias": bias})
-    settings = {"lr": {"start": 0.5, "end": None}, "weight_decay": 0.1, "eta": 0.01}
-    optimizer, _ = build(LARS, net, **settings)
-    # weight: d = (0.7, 0.4) + 0.1 (3, 4) = (1, 0.8), |w| = 5, |d| = 1.2806248, q = 0.05 / |d| = 0.03904344
-    # w = (3, 4) - 0.5 q d; bias, one-dimensional: no decay, q = 1: 2 - 0.5 * 0.5
-    weight.grad, bias.grad = torch.tensor([[0.7, 0.4]]), torch.tensor([0.5])
-    optimizer.step()
-    torch.testing.assert_close(weight.data, torch.tensor([[2.98047828, 3.98438262]]))
-    torch.testing.assert_close(bias.data, torch.tensor([1.75]))
-    # weight: d = (-0.2, 0) + 0.1 w = (0.09804783, 0.39843826), |w| = 4.975797, |d| = 0.41032478,
-    # q = 0.12126484, mu = 0.9 (0.03904344, 0.03123475) + q d = (0.04702886, 0.07642791), w -= 0.5 mu
-    # bias: mu = 0.9 * 0.5 - 1 = -0.55, 1.75 + 0.275
-    weight.grad, bias.grad = torch.tensor([[-0.2, 0.0]]), torch.tensor([-1.0])
-    optimizer.step()
-    torch.testing.assert_close(weight.data, torch.tensor([[2.95696385, 3.94616866]]))
-    torch.testing.assert_close(bias.data, torch.tensor([2.025]))
-
-
-@pytest.mark.parametrize(("weight", "grad"), [((0.0, 0.0), (1.0, 2.0)), ((1.0, 2.0), (0.0, 0.0))])
-def test_lars_ratio_is_one_when_a_norm_is_zero(weight, grad):
-    parameter = nn.Parameter(torch.tensor([weight]))
-    optimizer = LayerwiseSGD([{"params": [parameter]}], lr=0.1)
-    parameter.grad = torch.tensor([grad])
-    optimizer.step()
-    torch.testing.assert_close(parameter.data, torch.tensor([weight]) - 0.1 * torch.tensor([grad]))
-
-
-def test_lars_without_adaptation_is_momentum_sgd():
-    nets = [Net(), Net()]
-    lars, lars_settings = build(LARS, nets[0], [ParamRule("*", adapt=False)], exempt_1d=False, weight_decay=1e-3)
-    sgd, sgd_settings = build(SGD, nets[1], lr=0.3, weight_decay=1e-3)
-    train(nets[0], lars, lars_settings, 3)
-    train(nets[1], sgd, sgd_settings, 3)
-    for mine, torchs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        torch.testing.assert_close(mine, torchs)
-
-
-def test_lars_leaves_gradients_as_they_are():
-    parameter = nn.Parameter(torch.ones(2, 2))
-    optimizer = LayerwiseSGD([{"params": [parameter], "weight_decay": 0.0}], lr=0.1)
-    parameter.grad = torch.ones(2, 2)
-    optimizer.step()
-    assert torch.equal(parameter.grad, torch.ones(2, 2))
 
 
 # -- torch's optimizers ---------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class TokenBackbone(Backbone, ABC):
     """A backbone over patch tokens: it can be shown some of them, or some of them replaced."""
 
     patch_size: int
+    patch_embed: nn.Module  # pixels to tokens; MoCo v3 freezes it
 
     @abstractmethod
     def features(

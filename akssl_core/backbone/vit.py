@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from ..config import Schema
 from ..data.base import ImageSpec
-from ..nn import take
+from ..errors import ConfigError
+from ..nn import sincos, take
 from .base import Features, TokenBackbone
 
 SMALL = 64  # px; up to here patches of 16 px would leave at most 16 tokens
@@ -97,10 +98,13 @@ class Block(nn.Module):
 
 
 class ViT(TokenBackbone):
-    """A vision transformer with a class token and learned positions.
+    """A vision transformer with a class token and a position for each patch.
 
     Its state dict loads into timm's `vit_<name>_patch<p>` made with `num_classes=0` for the same image size
-    (and `fc_norm=False` where `pool` is "mean").
+    (with `fc_norm=False` where `pool` is "mean", and `num_heads` where `heads` is set).
+
+    Raises:
+        ConfigError: `heads` does not divide the width.
     """
 
     width: ClassVar[int]
@@ -115,6 +119,12 @@ class ViT(TokenBackbone):
         )
         pool: Literal["cls", "mean"] = Field("cls", description="pooled features: class token, or mean of the patches")
         drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, rising from 0")
+        positions: Literal["learned", "sincos"] = Field(
+            "learned", description="learned from random ones, or fixed sines and cosines of row and column (MoCo v3)"
+        )
+        heads: PositiveInt | None = Field(
+            None, description="attention heads of a block, a divisor of the width; null: width / 64 (MoCo v3: 12)"
+        )
 
     def __init__(self, config: Config, image: ImageSpec) -> None:
         super().__init__(config, image)
@@ -126,7 +136,8 @@ class ViT(TokenBackbone):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, self.width))
         rates = [config.drop_path * i / (self.depth - 1) for i in range(self.depth)]
-        self.blocks = nn.Sequential(*(Block(self.width, self.heads, rate) for rate in rates))
+        heads = _checked(config.heads or self.heads, self.width)
+        self.blocks = nn.Sequential(*(Block(self.width, heads, rate) for rate in rates))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         self._initialise()
 
@@ -138,6 +149,10 @@ class ViT(TokenBackbone):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        if self.config.positions == "sincos":
+            self.pos_embed.requires_grad_(False)
+            self.pos_embed[:, :1] = 0.0
+            self.pos_embed[:, 1:] = sincos(self.grid, self.width)
 
     def features(
         self,
@@ -179,6 +194,14 @@ class ViT(TokenBackbone):
             padded = self.grid[0] * self.patch_size
             notes.append(f"{self.name}: images are padded from {size} to {padded} px, whole patches")
         return notes
+
+
+def _checked(heads: int, width: int) -> int:
+    """The number of attention heads, which share the width equally."""
+    if width % heads:
+        possible = ", ".join(str(n) for n in range(1, width // 8 + 1) if width % n == 0)
+        raise ConfigError(f"backbone.heads: {heads} must divide the width of {width}; {possible} do.")
+    return heads
 
 
 def _bicubic(size: int, out: int, like: Tensor) -> Tensor:

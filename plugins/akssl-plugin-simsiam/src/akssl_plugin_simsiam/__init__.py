@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from akssl_core import Backbone, Batch, Loss, LossRef, Method, Now, ParamRule, Registry, Schema, hookimpl
-from akssl_core.nn import mlp
+from akssl_core.nn import mlp, std_ratio
 
 from .recipes import RECIPES
 
@@ -66,18 +65,11 @@ class SimSiam(Method):
         z1, z2 = self.projector(self.backbone(x1)), self.projector(self.backbone(x2))
         p1, p2 = self.predictor(z1), self.predictor(z2)
         loss = (self.loss(p1, z2) + self.loss(p2, z1)) / 2
-        return {"loss": loss, "z_std_ratio": spread(z1)}
+        return {"loss": loss, "z_std_ratio": std_ratio(z1)}
 
     def param_rules(self) -> Sequence[ParamRule]:
         """The predictor's learning rate stays constant (section 4.2 of the paper)."""
         return [ParamRule("predictor.*", lr=self.config.predictor_lr, fixed_lr=self.config.fixed_predictor_lr)]
-
-
-@torch.no_grad()
-def spread(z: Tensor) -> Tensor:
-    """Standard deviation of unit rows of z (N, D), averaged over channels, times sqrt(D) (figure 2b of the paper)."""
-    ratio: Tensor = F.normalize(z.float(), dim=1).std(0, correction=0).mean() * z.shape[1] ** 0.5
-    return ratio
 
 
 @hookimpl

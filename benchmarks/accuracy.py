@@ -1,0 +1,218 @@
+"""Does every method learn, and as well as a peer's? One small budget for all, over several seeds.
+
+Each run sees the same number of images with its default recipe on the same backbone. Features of the frozen backbone
+are scored by k-NN (k = 20, cosine) and by a linear probe (L-BFGS, penalty chosen on a part of the bank), beside raw
+pixels, the same backbone untrained, the same backbone trained with labels, and lightly's methods as its examples
+build them. Writes benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import akssl_core
+from akssl_core import Backbone, ImageSpec, Preprocess, describe
+from akssl_core.evaluation import embed, knn, linear_probe, pixels_as_features, sample, spectrum
+from akssl_core.first_party import METHODS
+from akssl_core.plugins import Plugins
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+EPOCHS = 8
+IMAGES = 10_000
+BANK, QUERIES = 10_000, 5_000
+DATA = {"shapes": {"name": "shapes", "size": IMAGES}, "fashion-mnist": {"name": "fashion-mnist", "size": IMAGES}}
+SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,)}
+BACKBONE = "resnet_tiny"
+PEERS = ("simclr", "byol", "swav", "dino")  # of lightly, on shapes
+BASELINES = ("raw pixels", "random init", "supervised")
+COLUMNS = ("system", "seeds", "k-NN", "linear probe", "z std ratio", "RankMe", "minutes")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one system."""
+
+    data: str
+    system: str  # a method's name, a baseline, or "lightly NAME"
+    seed: int
+
+
+def jobs(systems: list[str]) -> Iterator[Job]:
+    """Everything the table needs, the baselines first."""
+    for data, seeds in SEEDS.items():
+        peers = [f"lightly {name}" for name in PEERS] if data == "shapes" else []
+        for system in [*BASELINES, *METHODS, *peers]:
+            if not systems or system in systems:
+                drawn = seeds[:1] if system == "raw pixels" else seeds  # nothing is drawn where nothing is trained
+                yield from (Job(data, system, seed) for seed in drawn)
+
+
+# -- one run --------------------------------------------------------------------------------------
+def perform(job: Job, threads: int) -> dict[str, Any]:
+    """The scores of one job."""
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    if job.system == "raw pixels":
+        scores = score_pixels(job)
+    elif job.system == "random init":
+        scores = score(job, *untrained(job))
+    elif job.system.startswith("lightly "):
+        scores = score(job, *trained_by_lightly(job))
+    else:
+        backbone, preprocess, facts = trained(job)
+        scores = {**score(job, backbone, preprocess), **facts}
+    return {**asdict(job), **scores, "minutes": round((time.perf_counter() - started) / 60, 2)}
+
+
+def trained(job: Job) -> tuple[Backbone, Preprocess, dict[str, float]]:
+    """The backbone of one run of ours."""
+    plugins = Plugins()
+    if job.system == "supervised":
+        plugins.load_file(HERE / "supervised.py")
+    with tempfile.TemporaryDirectory() as folder:
+        result = akssl_core.run(
+            method=job.system, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed,
+            out=Path(folder) / "run", report=False, plugins=plugins, evaluate={"every": EPOCHS},
+        )  # fmt: skip
+    last = result.history[-1]
+    return result.backbone, result.preprocess, {"z_std_ratio": last["z_std_ratio"], "loss": last["loss"]}
+
+
+def untrained(job: Job) -> tuple[Backbone, Preprocess]:
+    """A backbone as drawn from the seed."""
+    source = akssl_core.build("data", **DATA[job.data])
+    assert source.mean is not None
+    image = ImageSpec(source.natural_size, len(source.mean), source.mean, source.std)
+    torch.manual_seed(job.seed)
+    return akssl_core.build("backbone", BACKBONE, image), Preprocess.of(image)
+
+
+def trained_by_lightly(job: Job) -> tuple[Backbone, Preprocess]:
+    """The same backbone, trained on the same images by lightly."""
+    import peers  # benchmark extra
+
+    backbone, preprocess = untrained(job)
+    images = akssl_core.build("data", **DATA[job.data]).train().fetch(range(IMAGES)).images
+    name = job.system.removeprefix("lightly ")
+    encoder = peers.train(name, images, backbone, epochs=EPOCHS, seed=job.seed, image=backbone.image).encoder
+    return encoder, preprocess
+
+
+def score(job: Job, backbone: Backbone, preprocess: Preprocess) -> dict[str, float]:
+    """k-NN and linear probe of the features, and how they fill their space."""
+    bank, queries = akssl_core.build("data", **DATA[job.data]).probe()
+    bank, queries = sample(bank, BANK), sample(queries, QUERIES)
+    device = torch.device("cpu")
+    rows = [embed(backbone, images, preprocess, device=device) for images in (bank, queries)]
+    shape = spectrum(rows[1])
+    return {
+        **probes(rows[0], bank.labels, rows[1], queries.labels),
+        "std_ratio": round(shape.std_ratio, 3),
+        "rankme": round(shape.rankme, 1),
+    }
+
+
+def score_pixels(job: Job) -> dict[str, float]:
+    """The same scores of the pixels themselves."""
+    bank, queries = akssl_core.build("data", **DATA[job.data]).probe()
+    bank, queries = sample(bank, BANK), sample(queries, QUERIES)
+    preprocess = untrained(job)[1]
+    rows = [pixels_as_features(images, preprocess) for images in (bank, queries)]
+    return probes(rows[0], bank.labels, rows[1], queries.labels)
+
+
+def probes(bank: Any, bank_labels: Any, queries: Any, query_labels: Any) -> dict[str, float]:
+    """Accuracies in percent."""
+    linear = linear_probe(bank, bank_labels, queries, query_labels)
+    nearest = knn(bank, bank_labels, queries, query_labels)
+    return {"knn": round(nearest, 2), "linear": round(linear.accuracy, 2)}
+
+
+# -- the table ------------------------------------------------------------------------------------
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """One line for each data set and system, in the table's order."""
+    lines = []
+    for data in DATA:
+        for system in dict.fromkeys(job.system for job in jobs([]) if job.data == data):
+            mine = sorted((r for r in rows if r["data"] == data and r["system"] == system), key=lambda r: r["seed"])
+            if mine:
+                lines.append({"data": data, **line(system, mine)})
+    return lines
+
+
+def line(system: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Means over the seeds, accuracies with their standard deviation."""
+    values = [system, str(len(rows)), over(rows, "knn"), over(rows, "linear"), over(rows, "z_std_ratio", 2)]
+    values += [over(rows, "rankme"), over(rows, "minutes")]
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def over(rows: list[dict[str, Any]], key: str, digits: int = 1) -> str:
+    """Mean and standard deviation of one value; a dash where it was not measured."""
+    values = [row[key] for row in rows if key in row]
+    if not values:
+        return "-"
+    text = f"{statistics.mean(values):.{digits}f}"
+    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and key in ("knn", "linear") else text
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The rows, their summary and the page."""
+    caption = (
+        f"{EPOCHS} epochs of {IMAGES} images ({EPOCHS * IMAGES} seen), default recipes, backbone `{BACKBONE}`, "
+        f"accuracies in percent (mean ± standard deviation over seeds), {os.cpu_count()} cores of "
+        f"{platform.machine()}, torch {torch.__version__}."
+    )
+    lines = summary(rows)
+    RESULTS.mkdir(exist_ok=True)
+    table = {"caption": caption, "columns": list(COLUMNS), "summary": lines, "rows": rows}
+    (RESULTS / "accuracy.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    parts = ["# Accuracy", "", caption, ""]
+    for data in DATA:
+        cells = [[entry[name] for name in COLUMNS] for entry in lines if entry["data"] == data]
+        parts += [f"## {data}", "", describe.markdown(COLUMNS, cells), ""]
+    (RESULTS / "accuracy.md").write_text("\n".join(parts))
+
+
+def main() -> None:
+    """Run what is asked for, and write the table after each run."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("systems", nargs="*", help="only these methods, baselines or 'lightly NAME'")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier call")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
+    arguments = parser.parse_args()
+    file = RESULTS / "accuracy.json"
+    wanted = list(jobs(arguments.systems))
+    rows = json.loads(file.read_text())["rows"] if file.exists() and (arguments.resume or arguments.systems) else []
+    if not arguments.resume:
+        rows = [row for row in rows if Job(row["data"], row["system"], row["seed"]) not in wanted]
+    done = {Job(row["data"], row["system"], row["seed"]) for row in rows}
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    warnings.simplefilter("ignore")
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(perform, job, threads) for job in wanted if job not in done]
+        for future in as_completed(futures):
+            rows.append(future.result())
+            print(json.dumps(rows[-1]), flush=True)
+            write(rows)
+    write(rows)
+
+
+if __name__ == "__main__":
+    main()

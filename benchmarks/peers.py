@@ -1,0 +1,249 @@
+"""The peer: lightly's SimCLR, BYOL, SwAV and DINO as the examples of its repository build them.
+
+Heads, losses, transforms, optimizers, learning rates, batch sizes and schedules are those of `examples/pytorch/` in
+lightly-ai/lightly. Only what a common budget fixes is different: the backbone, the images, the epochs, the size of
+the views (local crops keep their 96/224 of the global ones), the mean and standard deviation that views are
+normalised with, and no blur, which lightly's own examples for 32 px leave out as well. Needs `pip install -e .[bench]`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
+from lightly.models.modules import (
+    BYOLPredictionHead,
+    BYOLProjectionHead,
+    DINOProjectionHead,
+    SimCLRProjectionHead,
+    SwaVProjectionHead,
+    SwaVPrototypes,
+)
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms import (
+    BYOLTransform,
+    BYOLView1Transform,
+    BYOLView2Transform,
+    DINOTransform,
+    SimCLRTransform,
+    SwaVTransform,
+)
+from lightly.utils.scheduler import cosine_schedule
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from akssl_core import Backbone, ImageSpec
+
+WORKERS = 2
+
+
+class Trained(NamedTuple):
+    """What a peer leaves behind."""
+
+    encoder: nn.Module  # in evaluation mode: images (B, C, H, W) -> features (B, D)
+    seconds: float  # from the first batch asked for to the last step done
+
+
+@dataclass(frozen=True)
+class Example:
+    """One method, ready to train."""
+
+    batch_size: int
+    transform: Callable[[Image.Image], list[Tensor]]
+    modules: nn.ModuleList  # all that the optimizer sees, as in `model.parameters()` of the example
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[list[Tensor], int], Tensor]  # of the views of a batch in an epoch
+    encoder: nn.Module
+    after_backward: Callable[[int], Any] = lambda epoch: None
+
+
+def simclr(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/simclr.py`; the jitter keeps the example's strength of 1."""
+    head = SimCLRProjectionHead(backbone.embed_dim, 512, 128)
+    criterion = NTXentLoss()
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        z0, z1 = head(backbone(views[0])), head(backbone(views[1]))
+        value: Tensor = criterion(z0, z1)
+        return value
+
+    modules = nn.ModuleList([backbone, head])
+    transform = SimCLRTransform(input_size=image.size, gaussian_blur=0.0, normalize=statistics(image))
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Example(256, transform, modules, optimizer, loss, encoder=backbone)
+
+
+def byol(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/byol.py`: targets move at the start of a step, their momentum once an epoch."""
+    projector, predictor = BYOLProjectionHead(backbone.embed_dim, 1024, 256), BYOLPredictionHead(256, 1024, 256)
+    target_backbone, target_projector = slow(copy.deepcopy(backbone)), slow(copy.deepcopy(projector))
+    criterion = NegativeCosineSimilarity()
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        momentum = cosine_schedule(epoch, epochs, 0.996, 1)
+        update_momentum(backbone, target_backbone, m=momentum)
+        update_momentum(projector, target_projector, m=momentum)
+        p0, p1 = (predictor(projector(backbone(x))) for x in views)
+        z0, z1 = (target_projector(target_backbone(x)).detach() for x in views)
+        value: Tensor = 0.5 * (criterion(p0, z1) + criterion(p1, z0))
+        return value
+
+    modules = nn.ModuleList([backbone, projector, predictor, target_backbone, target_projector])
+    settings = {"input_size": image.size, "gaussian_blur": 0.0, "normalize": statistics(image)}
+    transform = BYOLTransform(BYOLView1Transform(**settings), BYOLView2Transform(**settings))
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Example(256, transform, modules, optimizer, loss, encoder=backbone)
+
+
+def swav(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/swav.py`: two global crops and six local ones, no queue, prototypes never frozen."""
+    head, prototypes = SwaVProjectionHead(backbone.embed_dim, 512, 128), SwaVPrototypes(128, n_prototypes=512)
+    criterion = SwaVLoss()
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        prototypes.normalize()
+        scores = [prototypes(F.normalize(head(backbone(x)), dim=1, p=2)) for x in views]
+        value: Tensor = criterion(scores[:2], scores[2:]).squeeze()
+        return value
+
+    modules = nn.ModuleList([backbone, head, prototypes])
+    sizes = (image.size, local_size(image))
+    transform = SwaVTransform(crop_sizes=sizes, gaussian_blur=0.0, normalize=statistics(image))
+    optimizer = torch.optim.Adam(modules.parameters(), lr=0.001)
+    return Example(128, transform, modules, optimizer, loss, encoder=backbone)
+
+
+def dino(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/dino.py`: two global crops and six local ones; the heads start from different weights.
+
+    The example scores nothing; lightly's CIFAR-10 benchmark scores the student, its ImageNet benchmark the teacher, as
+    the paper does. The encoder here is the teacher; the student is the backbone that was given.
+    """
+    student_head = DINOProjectionHead(backbone.embed_dim, 512, 64, 2048, freeze_last_layer=1)
+    teacher_head = slow(DINOProjectionHead(backbone.embed_dim, 512, 64, 2048))
+    teacher = slow(copy.deepcopy(backbone))
+    criterion = DINOLoss(output_dim=2048, warmup_teacher_temp_epochs=5)
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        momentum = cosine_schedule(epoch, epochs, 0.996, 1)
+        update_momentum(backbone, teacher, m=momentum)
+        update_momentum(student_head, teacher_head, m=momentum)
+        targets = [teacher_head(teacher(x)) for x in views[:2]]
+        predictions = [student_head(backbone(x)) for x in views]
+        value: Tensor = criterion(targets, predictions, epoch=epoch)
+        return value
+
+    modules = nn.ModuleList([backbone, student_head, teacher, teacher_head])
+    transform = DINOTransform(
+        global_crop_size=image.size,
+        local_crop_size=local_size(image),
+        gaussian_blur=(0.0, 0.0, 0.0),
+        normalize=statistics(image),
+    )
+    optimizer = torch.optim.Adam(modules.parameters(), lr=0.001)
+    freeze = student_head.cancel_last_layer_gradients
+    return Example(64, transform, modules, optimizer, loss, encoder=teacher, after_backward=freeze)
+
+
+METHODS = {"simclr": simclr, "byol": byol, "swav": swav, "dino": dino}
+
+
+def slow(module: nn.Module) -> nn.Module:
+    """The module, without gradients."""
+    deactivate_requires_grad(module)
+    return module
+
+
+def local_size(image: ImageSpec) -> int:
+    """Side of a local crop: 96 for a global one of 224, which both transforms have as default."""
+    return round(image.size * 96 / 224)
+
+
+def statistics(image: ImageSpec) -> dict[str, list[float]]:
+    """What lightly's transforms normalise with, per channel of an RGB image."""
+    repeats = 3 // image.channels
+    return {"mean": list(image.mean) * repeats, "std": list(image.std) * repeats}
+
+
+class PILViews(Dataset[list[Tensor]]):
+    """Views of uint8 images (N, C, H, W), made by a transform that wants RGB images of Pillow.
+
+    Lightly's transforms know three channels only. One channel is therefore fed as a grey RGB image, on which changes
+    of saturation and hue do nothing, and the first channel of each view is kept.
+    """
+
+    def __init__(self, images: Tensor, transform: Callable[[Image.Image], list[Tensor]]) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        """Views (C, h, w) of one image."""
+        channels = self.images.shape[1]
+        pixels = self.images[index].expand(3, -1, -1).permute(1, 2, 0).contiguous()
+        return [view[:channels] for view in self.transform(Image.fromarray(pixels.numpy()))]
+
+
+def train(
+    method: str,
+    images: Tensor,
+    backbone: Backbone,
+    *,
+    image: ImageSpec,
+    epochs: int,
+    seed: int,
+    batch_size: int | None = None,
+) -> Trained:
+    """Train a backbone in place as lightly's example of the method would.
+
+    Args:
+        method: "simclr", "byol", "swav" or "dino".
+        images: (N, C, H, W) uint8 with 1 or 3 channels.
+        backbone: the network to train.
+        image: side of the global views in pixels, and the statistics that all views are normalised with.
+        epochs: passes over the images; the last batch of each is dropped unless full.
+        seed: of heads, order and views. The backbone's weights are left as they come.
+        batch_size: instead of the example's own.
+
+    Raises:
+        ValueError: the images have another number of channels, or are fewer than a batch.
+    """
+    if images.shape[1] not in (1, 3) or images.shape[1] != image.channels:
+        raise ValueError(f"images of {images.shape[1]} channels: lightly's transforms take 1 or 3, as `image` says")
+    torch.manual_seed(seed)
+    example = METHODS[method](backbone, image, epochs)
+    batch_size = batch_size or example.batch_size
+    if len(images) < batch_size:
+        raise ValueError(f"{len(images)} images make no batch of {batch_size}")
+    loader = DataLoader(
+        PILViews(images, example.transform),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        generator=torch.Generator().manual_seed(seed),  # seeds the workers too, numpy and random among them
+    )
+    example.modules.train()
+    start = time.perf_counter()
+    for epoch in range(epochs):
+        _epoch(example, loader, epoch)
+    return Trained(example.encoder.eval(), time.perf_counter() - start)
+
+
+def _epoch(example: Example, loader: DataLoader[list[Tensor]], epoch: int) -> None:
+    """One pass over the images."""
+    for views in loader:
+        example.loss(views, epoch).backward()
+        example.after_backward(epoch)
+        example.optimizer.step()
+        example.optimizer.zero_grad()

@@ -1,0 +1,124 @@
+"""Barlow Twins: make the cross-correlation matrix of two views' projections the identity."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from akssl_core import (
+    Backbone,
+    Batch,
+    Facts,
+    Loss,
+    LossRef,
+    Method,
+    Now,
+    ParamRule,
+    Registry,
+    Schema,
+    dist,
+    hookimpl,
+)
+from akssl_core.nn import mlp, std_ratio
+
+from .recipes import RECIPES
+
+EPSILON = 1e-5  # added to the variance, as a batch norm does
+
+
+class BarlowTwinsLoss(Loss):
+    """Distance of the cross-correlation C (D, D) of two views from the identity (equation 1 of arXiv 2103.03230).
+
+    `sum_i (C_ii - 1)^2 + lambda_ * sum_(i != j) C_ij^2`, about D for untrained projections. Each feature is
+    standardised over the batch of all processes, by the biased variance, so that C_ii reaches 1.
+    """
+
+    name = "barlowtwins"
+
+    class Config(Schema):
+        """Weights of the loss."""
+
+        lambda_: float = Field(
+            0.0051, ge=0, description="weight of the off-diagonal terms (the authors' code: 0.0051, the paper: 0.005)"
+        )
+        scale: float = Field(1.0, gt=0, description="factor on the whole loss (solo-learn's CIFAR recipe: 0.1)")
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The loss of projections z1, z2 (N, D) of the same images."""
+        correlation = dist.mean(standardized(z1).T @ standardized(z2) / len(z1))
+        diagonal = correlation.diagonal()
+        off_diagonal = correlation.square().sum() - diagonal.square().sum()
+        loss: Tensor = self.config.scale * ((diagonal - 1).square().sum() + self.config.lambda_ * off_diagonal)
+        return loss
+
+
+def standardized(z: Tensor) -> Tensor:
+    """Every feature of z (N, D) with mean 0 and variance 1 over the rows of all processes."""
+    centered = z - dist.mean(z.mean(0))
+    variance = dist.mean(centered.square().mean(0))
+    return centered * (variance + EPSILON).rsqrt()
+
+
+class BarlowTwins(Method):
+    """Redundancy reduction: each feature agrees between the views, and no two features say the same.
+
+    Both views pass backbone and projector in a forward pass of their own. Wide projections help; there is no
+    predictor, no target network and no stop-gradient.
+    """
+
+    name = "barlowtwins"
+    paper = "Zbontar et al., Barlow Twins, ICML 2021, https://arxiv.org/abs/2103.03230"
+    recipes = RECIPES
+
+    class Config(Schema):
+        """Widths of the projector, and how biases and norms are trained."""
+
+        hidden_dim: int = Field(8192, gt=0, description="width inside the projector")
+        out_dim: int = Field(8192, gt=1, description="width of the projections: the correlation matrix is its square")
+        projector_layers: int = Field(3, ge=1, description="linear layers of the projector (the paper: 3)")
+        bias_lr: float = Field(
+            0.024, gt=0, description="factor on the learning rate of biases and norms (the paper: 0.0048 / 0.2)"
+        )
+        loss: LossRef = LossRef.field("barlowtwins", description="compares projections (N, D) of two views")
+
+    def __init__(self, config: Any, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        hidden = [config.hidden_dim] * (config.projector_layers - 1)
+        self.projector = mlp(backbone.embed_dim, *hidden, config.out_dim, bias=False, last_bias=False)
+        self.loss = config.loss.build()
+
+    @classmethod
+    def check(cls, config: Any, facts: Facts) -> Sequence[str]:
+        """Warn where the sampling noise of the off-diagonal, lambda D (D - 1) / N, exceeds the diagonal's D."""
+        images = facts.forward_size * dist.world()
+        weight = getattr(config.loss.config, "lambda_", 0.0)  # another loss may have none
+        if weight * (config.out_dim - 1) <= images:
+            return ()
+        enough, widest = math.ceil(weight * (config.out_dim - 1)), int(images / weight) + 1
+        return [
+            f"method.out_dim: {config.out_dim} is large for correlations over {images} images: their sampling noise "
+            f"outweighs the agreement of the views. Use a batch of at least {enough} or an out_dim of at most {widest}."
+        ]
+
+    def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Algorithm 1 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""
+        x1, x2 = batch.views["global"]
+        z1, z2 = self.projector(self.backbone(x1)), self.projector(self.backbone(x2))
+        return {"loss": self.loss(z1, z2), "z_std_ratio": std_ratio(z1)}
+
+    def param_rules(self) -> Sequence[ParamRule]:
+        """Biases and norms learn slowly, without weight decay and trust ratio (appendix A of the paper)."""
+        names = [glob.escape(name) for name, parameter in self.named_parameters() if parameter.ndim <= 1]
+        return [ParamRule(name, lr=self.config.bias_lr, weight_decay=0.0, adapt=False) for name in names]
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Add the method and its loss."""
+    registry.add(BarlowTwinsLoss)
+    registry.add(BarlowTwins)

@@ -1,0 +1,79 @@
+"""Settings for Barlow Twins: a small budget, CIFAR and ImageNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Few images and minutes: a narrow projector, strong colour changes, and SGD at one rate for all parameters.
+SMALL_VIEW: dict[str, Any] = {
+    "scale": [0.3, 1.0],
+    "brightness": 0.8,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "hue": 0.2,
+    "grayscale": 0.5,
+    "blur": 0.0,
+}
+DEFAULT: dict[str, Any] = {
+    "method": {"hidden_dim": 512, "out_dim": 512, "projector_layers": 3, "bias_lr": 1.0},
+    "augmentation": {"name": "asymmetric", "first": SMALL_VIEW, "second": SMALL_VIEW},
+    "optimizer": {"name": "sgd", "lr": {"start": 0.1}, "lr_per": 256, "momentum": 0.9, "weight_decay": 5e-4},
+    "train": {"batch_size": 256},
+}
+
+# Appendix A of the paper, which takes BYOL's views (arXiv 2006.07733): blur and solarization differ between them.
+PAPER_VIEW: dict[str, Any] = {
+    "scale": [0.08, 1.0],
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "grayscale": 0.2,
+}
+
+# Lightly's benchmark on CIFAR-10 (version 1.5): ResNet-18 with a 3 x 3 stem, no blur, a projector of two layers,
+# SGD at 0.06 per 128 images without warm-up. The paper has no CIFAR recipe.
+CIFAR: dict[str, Any] = {
+    "method": {
+        "hidden_dim": 2048,
+        "out_dim": 2048,
+        "projector_layers": 2,
+        "bias_lr": 1.0,
+        "loss": {"name": "barlowtwins", "lambda_": 0.005},
+    },
+    "backbone": {"name": "resnet18", "stem": "cifar"},
+    "augmentation": {
+        "name": "asymmetric",
+        "first": {**PAPER_VIEW, "blur": 0.0},
+        "second": {**PAPER_VIEW, "blur": 0.0, "solarize": 0.2},
+    },
+    "optimizer": {
+        "name": "sgd",
+        "lr": {"start": 0.12, "per": "epoch"},
+        "lr_per": 256,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+    },
+    "train": {"epochs": 800, "batch_size": 512},
+}
+
+# Appendix A of the paper: ResNet-50, 1000 epochs, batch 2048, LARS; a cosine to a thousandth of the peak.
+IMAGENET: dict[str, Any] = {
+    "method": {"hidden_dim": 8192, "out_dim": 8192, "projector_layers": 3, "bias_lr": 0.024},
+    "backbone": {"name": "resnet50", "zero_init_residual": True},
+    "augmentation": {
+        "name": "asymmetric",
+        "first": {**PAPER_VIEW, "blur": 1.0},
+        "second": {**PAPER_VIEW, "blur": 0.1, "solarize": 0.2},
+    },
+    "optimizer": {
+        "name": "lars",
+        "lr": {"start": 0.2, "end": 2e-4, "warmup": 10},
+        "lr_per": 256,
+        "momentum": 0.9,
+        "weight_decay": 1e-6,
+    },
+    "train": {"epochs": 1000, "batch_size": 2048, "image_size": 224},
+}
+
+RECIPES = {"default": DEFAULT, "cifar": CIFAR, "imagenet": IMAGENET}

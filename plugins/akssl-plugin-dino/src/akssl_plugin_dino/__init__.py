@@ -1,0 +1,217 @@
+"""DINO: a student matches the centred and sharpened outputs of its own slow copy, across crops of unlike size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from akssl_core import (
+    Backbone,
+    Batch,
+    Choice,
+    Facts,
+    Loss,
+    LossRef,
+    Method,
+    Now,
+    ParamRule,
+    Registry,
+    Schedule,
+    Schema,
+    cosine,
+    hookimpl,
+)
+from akssl_core.nn import EMA, Center, std_ratio
+
+from .head import Head
+from .recipes import RECIPES
+
+IMAGES_PER_OUTPUT = 8  # at least; published recipes have 12 to 24: CIFAR 50 000 / 4096, ImageNet 1.28 million / 65536
+FEWEST_OUTPUTS = 256  # as wide as the paper's bottleneck; the choice of a size never goes below
+WIDE_SCALE_FROM = 64  # px above which the paper's advice on the crops of a run without local ones holds
+
+
+class DINOLoss(Loss):
+    """Cross-entropy of the student's softmax under the teacher's, over all pairs of unlike views.
+
+    The teacher's logits are centred and sharpened, `softmax((t - center) / teacher_temperature)`, and receive no
+    gradient. The mean over the 2 (V - 1) pairs and the batch: log K where all logits are equal
+    (equation 3 and algorithm 1 in arXiv 2104.14294).
+    """
+
+    name = "dino"
+
+    class Config(Schema):
+        """The student's sharpness; the teacher's changes with time, so it is an argument."""
+
+        student_temperature: float = Field(0.1, gt=0, description="temperature of the student's softmax")
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor, teacher_temperature: float
+    ) -> Tensor:
+        """The loss of V student logits (N, K) under 2 teacher logits (N, K) of the first 2 of these views."""
+        targets = [((logits - center) / teacher_temperature).softmax(1).detach() for logits in teacher]
+        predictions = [(logits / self.config.student_temperature).log_softmax(1) for logits in student]
+        pairs = [(p, q) for u, p in enumerate(targets) for v, q in enumerate(predictions) if u != v]
+        return torch.stack([-(p * q).sum(1).mean() for p, q in pairs]).mean()
+
+
+def _values(schedule: Schedule) -> list[float]:
+    """The values between which a schedule moves."""
+    ends = [schedule.start, schedule.start if schedule.end is None else schedule.end]
+    return [schedule.warmup_from, *ends] if schedule.warmup else ends
+
+
+class DINO(Method):
+    """Self-distillation without labels: a student matches its own slow copy, local crops match global ones.
+
+    The teacher sees the global crops alone. Its centre prevents that one output wins everywhere, its low
+    temperature prevents that all outputs become equal. The teacher's backbone is the product.
+    """
+
+    name = "dino"
+    views: ClassVar[Mapping[str, int | range]] = {"global": 2, "local": range(17)}
+    paper = (
+        "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, "
+        "https://arxiv.org/abs/2104.14294"
+    )
+    recipes = RECIPES
+
+    class Config(Schema):
+        """The head, and how the teacher moves."""
+
+        hidden_dim: int = Field(2048, gt=0, description="width inside the head")
+        bottleneck_dim: int = Field(256, gt=1, description="width before the last layer, where rows have unit length")
+        out_dim: int = Field(65536, gt=1, description="outputs of the head")
+        head_layers: int = Field(3, ge=1, description="linear layers of the head before the last one")
+        head_batch_norm: bool = Field(False, description="batch norms in the head (for convolutional backbones)")
+        projection_batch_norm: bool = Field(
+            False, description="batch norm, without scale and shift, behind the bottleneck (the paper: none)"
+        )
+        head_init_std: float | None = Field(
+            0.02, gt=0, description="standard deviation of the head's first weights; null: torch's default"
+        )
+        norm_last_layer: bool = Field(
+            True, description="keep the last layer's rows at unit length (steadier; ViT-S learns better without)"
+        )
+        teacher_temperature: Schedule = Field(
+            Schedule(start=0.04, end=0.07, shape="linear", over=30, per="epoch"),
+            description="temperature of the teacher's softmax; below the student's",
+        )
+        center_momentum: float = Field(0.9, ge=0, lt=1, description="share of the teacher's centre kept each step")
+        momentum: Schedule = Field(cosine(0.996, 1.0), description="share of the teacher kept each step, 0 to 1")
+        freeze_last_layer_epochs: float = Field(1.0, ge=0, description="epochs in which the last layer stays")
+        loss: LossRef = LossRef.field("dino", description="compares student (V x (N, K)) and teacher (2 x (N, K))")
+
+        @field_validator("teacher_temperature")
+        @classmethod
+        def _positive(cls, schedule: Schedule) -> Schedule:
+            if min(_values(schedule)) <= 0:
+                raise ValueError("should be above 0 all the time (with a warmup, warmup_from as well)")
+            return schedule
+
+        @field_validator("momentum")
+        @classmethod
+        def _share(cls, schedule: Schedule) -> Schedule:
+            if not all(0 <= value <= 1 for value in _values(schedule)):
+                raise ValueError("should stay between 0 and 1")
+            return schedule
+
+    def __init__(self, config: Any, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.head = Head(
+            backbone.embed_dim,
+            config.hidden_dim,
+            config.bottleneck_dim,
+            config.out_dim,
+            layers=config.head_layers,
+            batch_norm=config.head_batch_norm,
+            last_batch_norm=config.projection_batch_norm,
+            init_std=config.head_init_std,
+            fixed_gain=config.norm_last_layer,
+        )
+        self.teacher = EMA(config.momentum, backbone=self.backbone, head=self.head)
+        self.center = Center(config.out_dim, momentum=config.center_momentum)
+        self.loss = config.loss.build()
+
+    def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Algorithm 1 of the paper with multi-crop; beside the loss, the spread of the student's bottleneck.
+
+        Crops of one size share a forward pass of the backbone, all crops share one of the head.
+        """
+        large, small = batch.views["global"], batch.views.get("local", [])
+        with torch.no_grad():
+            targets = self.teacher.head(self.teacher.backbone(torch.cat(large)))
+        features = torch.cat([self.backbone(torch.cat(crops)) for crops in (large, small) if crops])
+        z = self.head.project(features)
+        student, teacher = self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large))
+        loss = self.loss(student, teacher, self.center.value, self.config.teacher_temperature(now))
+        self.center.push(targets)
+        return {"loss": loss, "z_std_ratio": std_ratio(z[: len(batch)])}
+
+    def param_rules(self) -> Sequence[ParamRule]:
+        """The last layer stays for the first epochs, as in the paper's code."""
+        return [ParamRule("head.last.*", frozen_epochs=self.config.freeze_last_layer_epochs)]
+
+    @property
+    def encoder(self) -> Backbone:
+        """The teacher's backbone, which the paper evaluates: it is ahead of the student all the time."""
+        backbone: Backbone = self.teacher.backbone
+        return backbone
+
+    @classmethod
+    def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
+        """Outputs that the images can fill, a warm-up that ends within the run, a last layer that is trained."""
+        choices = {}
+        most = max(FEWEST_OUTPUTS, 1 << (max(facts.images // IMAGES_PER_OUTPUT, 1).bit_length() - 1))
+        if config.out_dim > most:
+            reason = (
+                f"a power of two, at most one output for every {IMAGES_PER_OUTPUT} of the {facts.images} training "
+                f"images, at least {FEWEST_OUTPUTS}"
+            )
+            choices["out_dim"] = Choice(most, reason)
+        temperature = config.teacher_temperature
+        if temperature.end is not None and (temperature.over or 0) > facts.epochs:
+            shorter = temperature.model_copy(update={"over": float(facts.epochs)})
+            choices["teacher_temperature"] = Choice(
+                shorter.model_dump(), f"its end is reached within the {facts.epochs} epochs of the run"
+            )
+        if config.freeze_last_layer_epochs >= facts.epochs:
+            reason = f"a tenth of the {facts.epochs} epochs of the run"
+            choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
+        return choices
+
+    @classmethod
+    def check(cls, config: Any, facts: Facts) -> Sequence[str]:
+        """What lets the outputs collapse, or leaves a part of the method out."""
+        warnings = []
+        hottest = max(_values(config.teacher_temperature))
+        student = getattr(config.loss.config, "student_temperature", None)  # another loss may have none
+        if student is not None and hottest >= student:
+            warnings.append(
+                f"method.teacher_temperature: it reaches {hottest:g}, and the student's is {student:g} "
+                f"(method.loss.student_temperature). Targets would be flatter than the predictions, so that all "
+                f"outputs collapse to uniform. Keep it below the student's; 0.04 to 0.07 is usual."
+            )
+        if config.freeze_last_layer_epochs >= facts.epochs:
+            warnings.append(
+                f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs} epochs, so "
+                f"that the last layer is never trained. Use less than {facts.epochs}; 1 is usual."
+            )
+        if not facts.views.get("local") and facts.image_size > WIDE_SCALE_FROM:
+            warnings.append(
+                "augmentation: there are no local crops. The paper then gives both global views a scale of "
+                "[0.14, 1], so that they differ enough."
+            )
+        return warnings
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Add the method and its loss."""
+    registry.add(DINOLoss)
+    registry.add(DINO)

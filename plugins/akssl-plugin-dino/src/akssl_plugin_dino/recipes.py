@@ -1,0 +1,121 @@
+"""Settings under which DINO is known to work: a small budget, CIFAR, ImageNet with a ViT and with a ResNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STRONG: dict[str, Any] = {
+    "brightness": 0.8,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "hue": 0.2,
+    "grayscale": 0.5,
+    "blur": 0.0,
+}
+
+# Few images and minutes: a narrow head with batch norms, four local crops, strong colour changes, and a teacher
+# that follows fast, because the run has a few thousand steps.
+DEFAULT: dict[str, Any] = {
+    "method": {
+        "hidden_dim": 256,
+        "bottleneck_dim": 64,
+        "out_dim": 512,
+        "head_batch_norm": True,
+        "teacher_temperature": 0.04,
+        "momentum": {"start": 0.99, "end": 1.0},
+        "freeze_last_layer_epochs": 0.5,
+    },
+    "augmentation": {
+        "name": "multicrop",
+        "first": {"scale": [0.4, 1.0], **STRONG},
+        "second": {"scale": [0.4, 1.0], **STRONG, "solarize": 0.2},
+        "local": {"scale": [0.1, 0.4], **STRONG},
+        "local_count": 4,
+    },
+    "optimizer": {
+        "name": "sgd",
+        "lr": {"start": 0.3, "warmup": 1},
+        "lr_per": 256,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+    },
+    "train": {"batch_size": 128, "clip": {"norm": 3.0, "per": "parameter"}},
+}
+
+# The paper takes its colours from BYOL (arXiv 2006.07733).
+COLORS: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2}
+
+# The published ResNet-18 recipe for CIFAR-10 without local crops or blur. Its LARS never steps further than the
+# learning rate, which makes it SGD for all but very large gradients, so here it is SGD.
+CIFAR: dict[str, Any] = {
+    "method": {
+        "hidden_dim": 2048,
+        "bottleneck_dim": 256,
+        "out_dim": 4096,
+        "teacher_temperature": 0.07,
+        "momentum": {"start": 0.9995, "end": 1.0},
+    },
+    "backbone": {"name": "resnet18", "stem": "cifar"},
+    "augmentation": {
+        "name": "asymmetric",
+        "first": {"scale": [0.08, 1.0], **COLORS, "blur": 0.0},
+        "second": {"scale": [0.08, 1.0], **COLORS, "blur": 0.0, "solarize": 0.2},
+    },
+    "optimizer": {
+        "name": "sgd",
+        "lr": {"start": 0.3, "warmup": 10, "warmup_from": 3e-5},
+        "lr_per": 256,
+        "momentum": 0.9,
+        "weight_decay": 1e-6,
+        "exempt_1d": True,
+    },
+    "train": {"epochs": 1000, "batch_size": 256},
+}
+
+
+def multicrop(large: list[float], small: list[float]) -> dict[str, Any]:
+    """The paper's two global and eight local views, by the areas of their crops."""
+    return {
+        "name": "multicrop",
+        "first": {"scale": large, **COLORS, "blur": 1.0},
+        "second": {"scale": large, **COLORS, "blur": 0.1, "solarize": 0.2},
+        "local": {"scale": small, **COLORS, "blur": 0.5},
+        "local_count": 8,
+    }
+
+
+CLIP: dict[str, Any] = {"norm": 3.0, "per": "parameter"}
+
+# ViT-S/16 for 100 epochs, with the warm-up of the teacher's temperature and the free last layer that suit it.
+# The last learning rate is 1e-6 at this batch: 4 x 2.5e-7.
+IMAGENET: dict[str, Any] = {
+    "method": {"norm_last_layer": False},
+    "backbone": {"name": "vit_small", "patch_size": 16, "drop_path": 0.1},
+    "augmentation": multicrop([0.4, 1.0], [0.05, 0.4]),
+    "optimizer": {
+        "name": "adamw",
+        "lr": {"start": 5e-4, "end": 2.5e-7, "warmup": 10},
+        "lr_per": 256,
+        "weight_decay": {"start": 0.04, "end": 0.4},
+    },
+    "train": {"epochs": 100, "batch_size": 1024, "image_size": 224, "clip": CLIP},
+}
+
+# ResNet-50 for 100 epochs: SGD, constant weight decay and teacher temperature, wider global and smaller local crops.
+# The last learning rate is 1e-6 at this batch: 2 x 5e-7.
+IMAGENET_RESNET: dict[str, Any] = {
+    "method": {"teacher_temperature": 0.04},
+    "backbone": {"name": "resnet50"},
+    "augmentation": multicrop([0.14, 1.0], [0.05, 0.14]),
+    "optimizer": {
+        "name": "sgd",
+        "lr": {"start": 0.03, "end": 5e-7, "warmup": 10},
+        "lr_per": 256,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "exempt_1d": True,
+    },
+    "train": {"epochs": 100, "batch_size": 512, "image_size": 224, "clip": CLIP},
+}
+
+RECIPES = {"default": DEFAULT, "cifar": CIFAR, "imagenet": IMAGENET, "imagenet_resnet": IMAGENET_RESNET}

@@ -1,0 +1,112 @@
+"""SimCLR, both versions: tell the other view of an image from all other views of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from akssl_core import Backbone, Batch, Facts, Loss, LossRef, Method, Now, Registry, Schema, dist, hookimpl
+from akssl_core.nn import mlp, std_ratio
+
+from .recipes import RECIPES, RECIPES_V2
+
+
+class NTXent(Loss):
+    """Cross-entropy of finding the other view of an image among all 2N - 1 other views, over cosines.
+
+    For each of the 2N anchors i with partner j: `-log(exp(s_ij / t) / sum over k != i of exp(s_ik / t))`, averaged
+    over the anchors (equation 1 of arXiv 2002.05709; the authors' code returns twice this value). The N images are
+    those of all processes: every process has its own rows as anchors, and the views of all as candidates.
+    """
+
+    name = "ntxent"
+
+    class Config(Schema):
+        """Settings of the loss."""
+
+        temperature: float = Field(0.1, gt=0, description="divides the cosines; smaller: closest views count more")
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The loss of two views (N, D) each, normalised here; row i of both shows image i."""
+        z = F.normalize(torch.stack((z1, z2)).flatten(0, 1), dim=1)
+        logits = z @ dist.gather(z).T / self.config.temperature
+        itself = dist.rank() * len(z) + torch.arange(len(z), device=z.device)
+        logits = logits.scatter(1, itself[:, None], -torch.inf)
+        return F.cross_entropy(logits, itself.roll(len(z1)))  # the partner is half of this process's rows away
+
+
+class SimCLR(Method):
+    """Contrasts the two views of an image with all other views of the batch; large batches help.
+
+    Both views pass backbone and projector in one forward pass, so that batch norms see them together.
+    """
+
+    name = "simclr"
+    paper = (
+        "Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020, "
+        "https://arxiv.org/abs/2002.05709"
+    )
+    recipes = RECIPES
+
+    class Config(Schema):
+        """Size of the head."""
+
+        hidden_dim: int | None = Field(None, gt=0, description="width inside the projector; null: the backbone's width")
+        out_dim: int = Field(128, gt=1, description="width of the projections")
+        projector_layers: int = Field(2, ge=1, description="linear layers of the projector")
+        loss: LossRef = LossRef.field("ntxent", description="compares two views (N, D) each")
+
+    def __init__(self, config: Any, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        hidden = [config.hidden_dim or backbone.embed_dim] * (config.projector_layers - 1)
+        self.projector = mlp(
+            backbone.embed_dim, *hidden, config.out_dim, bias=False, last_bias=False, last_batch_norm="scale"
+        )
+        for layer in self.projector:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+        self.loss = config.loss.build()
+
+    @classmethod
+    def check(cls, config: Any, facts: Facts) -> Sequence[str]:
+        """Warns where gradient accumulation leaves fewer negatives than the batch suggests."""
+        compared = facts.forward_size * dist.world()
+        if compared >= facts.batch_size:
+            return ()
+        return [
+            f"train.accumulate: each view is contrasted with those of {compared} images, one micro-batch, not with "
+            f"all {facts.batch_size} of the batch. More negatives need a larger micro-batch or more processes."
+        ]
+
+    def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Algorithm 1 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""
+        z1, z2 = self.projector(self.backbone(torch.cat(batch.views["global"]))).chunk(2)
+        return {"loss": self.loss(z1, z2), "z_std_ratio": std_ratio(z1)}
+
+
+class SimCLRv2(SimCLR):
+    """SimCLR with the deeper projector of version 2, made for large backbones and few labels."""
+
+    name = "simclrv2"
+    paper = (
+        "Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners, NeurIPS 2020, "
+        "https://arxiv.org/abs/2006.10029"
+    )
+    recipes = RECIPES_V2
+
+    class Config(SimCLR.Config):
+        """Size of the head."""
+
+        projector_layers: int = Field(3, ge=1, description="linear layers of the projector")
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Add both methods and their loss."""
+    for component in (NTXent, SimCLR, SimCLRv2):
+        registry.add(component)
