@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from akssl_core.plugins import Plugins
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-EPOCHS = 8
+EPOCHS = 4
 IMAGES = 10_000
 BANK, QUERIES = 10_000, 5_000
 DATA = {"shapes": {"name": "shapes", "size": IMAGES}, "fashion-mnist": {"name": "fashion-mnist", "size": IMAGES}}
@@ -41,6 +40,7 @@ SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,)}
 BACKBONE = "resnet_tiny"
 PEERS = ("simclr", "byol", "swav", "dino")  # of lightly, on shapes
 BASELINES = ("raw pixels", "random init", "supervised")
+NO_PROBES = {"every": EPOCHS, "queries": 100, "bank": 100, "online_queries": 100, "online_bank": 100}
 COLUMNS = ("system", "seeds", "k-NN", "linear probe", "z std ratio", "RankMe", "minutes")
 
 
@@ -53,14 +53,15 @@ class Job:
     seed: int
 
 
-def jobs(systems: list[str]) -> Iterator[Job]:
-    """Everything the table needs, the baselines first."""
+def jobs(systems: list[str]) -> list[Job]:
+    """Everything the table needs: all systems with the first seed, then with the next."""
+    found = []
     for data, seeds in SEEDS.items():
         peers = [f"lightly {name}" for name in PEERS] if data == "shapes" else []
         for system in [*BASELINES, *METHODS, *peers]:
-            if not systems or system in systems:
-                drawn = seeds[:1] if system == "raw pixels" else seeds  # nothing is drawn where nothing is trained
-                yield from (Job(data, system, seed) for seed in drawn)
+            drawn = seeds[:1] if system == "raw pixels" else seeds  # nothing is drawn where nothing is trained
+            found += [Job(data, system, seed) for seed in drawn if not systems or system in systems]
+    return sorted(found, key=lambda job: job.seed)
 
 
 # -- one run --------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def trained(job: Job) -> tuple[Backbone, Preprocess, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         result = akssl_core.run(
             method=job.system, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed,
-            out=Path(folder) / "run", report=False, plugins=plugins, evaluate={"every": EPOCHS},
+            out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
         )  # fmt: skip
     last = result.history[-1]
     return result.backbone, result.preprocess, {"z_std_ratio": last["z_std_ratio"], "loss": last["loss"]}
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
     arguments = parser.parse_args()
     file = RESULTS / "accuracy.json"
-    wanted = list(jobs(arguments.systems))
+    wanted = jobs(arguments.systems)
     rows = json.loads(file.read_text())["rows"] if file.exists() and (arguments.resume or arguments.systems) else []
     if not arguments.resume:
         rows = [row for row in rows if Job(row["data"], row["system"], row["seed"]) not in wanted]

@@ -57,6 +57,14 @@ def test_the_shell_commands_of_the_readme_work(photos, monkeypatch, capsys):
         assert caught.value.code == 0, (line, capsys.readouterr().err)
 
 
+def test_every_test_that_the_documentation_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "upstream.md").read_text()))
+    sources = [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "plugins").glob("*/tests/test_*.py")]
+    written = {name for file in sources for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+    assert named
+    assert named <= written, sorted(named - written)
+
+
 def test_the_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {m for block in blocks("bash") for m in re.findall(r"^make (\w+)", block, re.MULTILINE)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from torch import Tensor
 from akssl_core import (
     Backbone,
     Batch,
+    Choice,
     Facts,
     Loss,
     LossRef,
@@ -57,6 +59,17 @@ class BarlowTwinsLoss(Loss):
         return loss
 
 
+def images_compared(facts: Facts) -> int:
+    """How many images a correlation is taken over: those of one forward pass on all processes."""
+    return facts.forward_size * dist.world()
+
+
+def most_features(config: Any, facts: Facts) -> int:
+    """The largest D at which the off-diagonal's sampling noise, lambda D (D - 1) / N, is below the diagonal's D."""
+    weight = getattr(config.loss.config, "lambda_", 0.0)  # another loss may have none
+    return int(images_compared(facts) / weight) + 1 if weight else sys.maxsize
+
+
 def standardized(z: Tensor) -> Tensor:
     """Every feature of z (N, D) with mean 0 and variance 1 over the rows of all processes."""
     centered = z - dist.mean(z.mean(0))
@@ -93,13 +106,21 @@ class BarlowTwins(Method):
         self.loss = config.loss.build()
 
     @classmethod
+    def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
+        """As many features as the images of a forward pass can tell apart from noise."""
+        widest = most_features(config, facts)
+        if config.out_dim <= widest:
+            return {}
+        reason = f"over {images_compared(facts)} images the sampling noise of more would outweigh the views' agreement"
+        return {"out_dim": Choice(1 << (widest.bit_length() - 1), reason)}
+
+    @classmethod
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
         """Warn where the sampling noise of the off-diagonal, lambda D (D - 1) / N, exceeds the diagonal's D."""
-        images = facts.forward_size * dist.world()
-        weight = getattr(config.loss.config, "lambda_", 0.0)  # another loss may have none
-        if weight * (config.out_dim - 1) <= images:
+        images, widest = images_compared(facts), most_features(config, facts)
+        if config.out_dim <= widest:
             return ()
-        enough, widest = math.ceil(weight * (config.out_dim - 1)), int(images / weight) + 1
+        enough = math.ceil(config.loss.config.lambda_ * (config.out_dim - 1))
         return [
             f"method.out_dim: {config.out_dim} is large for correlations over {images} images: their sampling noise "
             f"outweighs the agreement of the views. Use a batch of at least {enough} or an out_dim of at most {widest}."

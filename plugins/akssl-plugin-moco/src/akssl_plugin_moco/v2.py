@@ -63,6 +63,7 @@ class MoCoV2(Method):
 
         hidden_dim: int | None = Field(None, gt=0, description="width inside the projector; null: the backbone's width")
         out_dim: int = Field(128, gt=1, description="width of queries and keys")
+        head_batch_norm: bool = Field(False, description="batch norm inside the projector (the paper: none)")
         projection_batch_norm: bool = Field(
             False, description="batch norm, without scale and shift, behind the projector (the paper: none)"
         )
@@ -79,7 +80,7 @@ class MoCoV2(Method):
             backbone.embed_dim,
             hidden,
             config.out_dim,
-            batch_norm=False,
+            batch_norm=config.head_batch_norm,
             last_batch_norm="plain" if config.projection_batch_norm else None,
         )
         self.key = EMA(config.momentum, backbone=backbone, projector=self.projector)

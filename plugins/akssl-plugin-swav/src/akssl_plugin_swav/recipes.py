@@ -7,25 +7,28 @@ from typing import Any
 # The colour changes of the paper's views (appendix A), which are SimCLR's (arXiv 2002.05709).
 COLORS: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "grayscale": 0.2}
 
-# Few images and minutes: few prototypes, a narrow projector, and small crops that cost less than one large view.
-SMALL: dict[str, Any] = {**COLORS, "grayscale": 0.5, "blur": 0.0}
+# Few images and minutes: few prototypes, a narrow projector with a batch norm behind it, and two small crops that cost
+# less than half a large view. Colours change strongly and brightness little: under strong changes of brightness an
+# untrained network sees no likeness between two views of an image, and a short run ends before it has found any.
+SMALL: dict[str, Any] = {**COLORS, "brightness": 0.2, "contrast": 0.2, "grayscale": 0.5, "blur": 0.0}
 DEFAULT: dict[str, Any] = {
     "method": {
         "hidden_dim": 256,
-        "out_dim": 128,
-        "prototypes": 100,
-        "queue_size": 1024,
-        "queue_from_epoch": 2,
+        "out_dim": 64,
+        "projection_batch_norm": True,
+        "prototypes": 256,
+        "queue_size": 256,
+        "queue_from_epoch": 1,
         "freeze_prototypes_epochs": 1,
     },
     "augmentation": {
         "name": "multicrop",
-        "first": {**SMALL, "scale": [0.3, 1.0]},
-        "second": {**SMALL, "scale": [0.3, 1.0]},
-        "local": {**SMALL, "scale": [0.1, 0.4]},
-        "local_count": 4,
+        "first": {**SMALL, "scale": [0.4, 1.0]},
+        "second": {**SMALL, "scale": [0.4, 1.0]},
+        "local": {**SMALL, "scale": [0.15, 0.4]},
+        "local_count": 2,
     },
-    "optimizer": {"name": "sgd", "lr": {"start": 0.3}, "lr_per": 256, "momentum": 0.9, "weight_decay": 1e-4},
+    "optimizer": {"name": "sgd", "lr": {"start": 0.1}, "lr_per": 256, "momentum": 0.9, "weight_decay": 1e-4},
     "train": {"batch_size": 128},
 }
 
