@@ -261,7 +261,7 @@ def show(method: str) -> None:
 
 def _describe_method(manager: Plugins, name: str) -> str:
     component: Any = manager.get("method", name)
-    views = ", ".join(f"{count} {group}" for group, count in component.views.items())
+    views = ", ".join(f"{describe.count(many)} {group}" for group, many in component.views.items())
     parts = [f"{component.name}: {(component.__doc__ or '').strip()}"]
     parts += [f"Paper: {component.paper}"] if component.paper else []
     parts += [f"Views: {views}", "Settings (--set method.NAME=VALUE):"]

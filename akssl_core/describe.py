@@ -71,6 +71,11 @@ def _range(field: FieldInfo) -> str:
     return ", ".join(bounds)
 
 
+def count(number: int | range) -> str:
+    """How many, as a number or `2 to 16`."""
+    return str(number) if isinstance(number, int) else f"{number.start} to {number.stop - 1}"
+
+
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Aligned columns of text; the last column is not padded."""
     everything = [list(header), *[list(line) for line in lines]]

@@ -42,6 +42,13 @@ def learning_results(names: list[str]) -> str:
     return f"{data['caption']}\n\n{describe.markdown(columns, lines)}"
 
 
+def accuracy() -> str:
+    """What every method learned within the same small budget, beside the baselines and a peer."""
+    data = json.loads((RESULTS / "accuracy.json").read_text())
+    columns = ["data", *data["columns"]]
+    return f"{data['caption']}\n\n{describe.markdown(columns, [[e[key] for key in columns] for e in data['summary']])}"
+
+
 def overhead() -> str:
     """The measured share of the machine that a step keeps for training."""
     file = RESULTS / "overhead.json"
@@ -84,7 +91,7 @@ def pages() -> dict[Path, str]:
     readme = ROOT / "README.md"
     speed = ROOT / "docs" / "performance.md"
     result = {
-        readme: filled(readme.read_text(), "methods", methods()),
+        readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
         speed: filled(speed.read_text(), "overhead", overhead()),
         ROOT / "docs" / "settings.md": all_settings(),
     }

@@ -25,7 +25,7 @@ from akssl_core.evaluation import (
 SPEC = ImageSpec(8, 3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 PREPROCESS = Preprocess.of(SPEC)
 CPU = torch.device("cpu")
-NEIGHBOURS = import_module("akssl_core.evaluation.neighbours")  # the package's own `neighbours` is the function
+NEIGHBOURS = import_module("akssl_core.evaluation.nearest")  # the package's own `neighbours` is the function
 
 
 class Net(Backbone):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .collapse import COLLAPSED_PROJECTION, COLLAPSED_STD, Spectrum, Verdict, spectrum, verdict
 from .features import embed, pixels_as_features, sample, spread
 from .linear import LinearScore, linear_probe
-from .neighbours import knn, neighbours
+from .nearest import knn, neighbours
 
 __all__ = [
     "COLLAPSED_PROJECTION",

@@ -125,7 +125,7 @@ def test_a_run_with_few_images_trains(tmp_path: Path) -> None:
         batch_size=16,
         out=tmp_path / "run",
         report=False,
-        recipe="default",
+        recipe="cifar",
         options={"hidden_dim": 8, "out_dim": 8},
         backbone={"name": "resnet_tiny", "widths": [4, 4, 8, 8]},
     )

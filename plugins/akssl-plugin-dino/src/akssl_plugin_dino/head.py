@@ -54,8 +54,14 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         hidden = [hidden_dim] * (layers - 1)
-        last = "plain" if last_batch_norm else None
-        self.mlp = mlp(width, *hidden, bottleneck_dim, batch_norm=batch_norm, last_batch_norm=last, activation=nn.GELU)
+        self.mlp = mlp(
+            width,
+            *hidden,
+            bottleneck_dim,
+            batch_norm=batch_norm,
+            last_batch_norm="plain" if last_batch_norm else None,
+            activation=nn.GELU,
+        )
         self.last = WeightNormLinear(bottleneck_dim, out_dim, fixed_gain=fixed_gain)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear) and init_std is not None:
