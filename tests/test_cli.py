@@ -117,7 +117,11 @@ def test_explain_names_the_origin_of_each_value(here, tmp_path):
 
 BAD = [
     (("run", "simsaim"), "Did you mean 'simsiam'"),
-    (("run", "dino"), "pip install akssl-plugin-dino"),
+    (("run", "simclr", "--batch-size", "1", "--set", "data.size=100"), "Use --batch-size 2 or more"),
+    (("run", "mocov2", "--batch-size", "16", "--set", "method.queue_size=1000"), "992 and 1008 are"),
+    (("run", "swav", "--batch-size", "16", "--set", "method.queue_size=100"), "96 and 112 are"),
+    (("run", "mocov3", "--set", "method.freeze_patch_projection=true"), "freeze_patch_projection"),
+    (("run", "simclr", "--set", "method.temperature=0.2"), "Did you mean 'loss.temperature'"),
     (("run", "simsiam", "--backbone", "resnet81"), "Did you mean 'resnet"),
     (("run", "simsiam", "--epochs", "-1"), "train.epochs: should be greater than or equal to 1, got -1"),
     (("run", "simsiam", "--epochs", "many"), "'many' is not a valid integer"),
