@@ -106,8 +106,7 @@ def run(
     given = collect(method, config, flat, plugins)
     with _surroundings(device):
         plan = make_plan(given, plugins)
-        for text in plan.warnings:
-            warnings.warn(text, UserWarning, stacklevel=2)
+        _warn(plan)
         path = Path(out) if out is not None else _new_path(plan)
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
@@ -148,6 +147,12 @@ def resume(
 
 
 # -- the parts of a run ---------------------------------------------------------------------------
+def _warn(plan: Plan) -> None:
+    """Tell the caller of `run` what goes badly together."""
+    for text in plan.warnings:
+        warnings.warn(text, UserWarning, stacklevel=3)
+
+
 def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_report: bool) -> Result:
     """A run from its first step in a new folder; bad input that shows only now leaves no folder behind."""
     existed = path.exists()
