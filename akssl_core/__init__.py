@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .method import Method as Method
     from .method import ParamRule as ParamRule
     from .plugins import Plugins as Plugins
-    from .plugins import Registry as Registry
+    from .registry import Registry as Registry
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
     from .schedule import Schedule as Schedule
@@ -72,7 +72,8 @@ _ROOMS = {
     "hookspecs": ("hookimpl",),
     "loss": ("Loss",),
     "method": ("Choice", "Facts", "Method", "ParamRule"),
-    "plugins": ("Plugins", "Registry"),
+    "plugins": ("Plugins",),
+    "registry": ("Registry",),
     "launch": ("Result", "resume", "run"),
     "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),
 }
@@ -84,7 +85,7 @@ __all__ = sorted([*_ROOM_OF, *_MODULES])
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module(".plugins", __name__).version("akssl-core")
+        return importlib.import_module(".discovery", __name__).version("akssl-core")
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     if name not in _ROOM_OF:

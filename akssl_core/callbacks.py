@@ -6,9 +6,10 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -52,11 +53,41 @@ class Callback(Component):
         """After the last step."""
 
 
-class Logger(Callback):
-    """A callback that only observes: if it raises, it is dropped with one warning and the run goes on."""
+class Logger(Component):
+    """Observes a run from the main process and never sees the engine, so it cannot change what is trained.
+
+    It is listed among a run's callbacks. If it raises, it is dropped with one warning and the run goes on.
+    """
+
+    kind = "callback"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def on_run(self, config: Mapping[str, Any], run_dir: Path) -> None:
+        """Before the first row of this process: the resolved settings, and the folder that later holds everything."""
 
     def on_row(self, row: Mapping[str, Any]) -> None:
         """Each row of `metrics.jsonl`, as it is written."""
+
+    def on_finish(self, metrics: Mapping[str, float] | None) -> None:
+        """When the run ends: the final numbers, or None when it was stopped or failed."""
+
+
+class Observers:
+    """The loggers of a run, told one after the other; one that raises hears nothing more."""
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = list(loggers)
+
+    def tell(self, event: Literal["on_run", "on_row", "on_finish"], *facts: Any) -> None:
+        """Call one method of every logger, in the main process alone."""
+        for logger in list(self.loggers) if dist.is_main() else ():
+            try:
+                getattr(logger, event)(*facts)
+            except Exception as error:  # an observer must not stop a run
+                self.loggers.remove(logger)
+                warnings.warn(f"logger '{logger.name}' failed and is dropped: {error!r}", stacklevel=2)
 
 
 class EvaluateSpec(Schema):
@@ -114,8 +145,8 @@ class ProbeData:
 class Recorder(Callback):
     """Writes the rows of `metrics.jsonl` and shows them: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, run_dir: RunDir, log_every: int, checkpoint_every: int, loggers: list[Logger]) -> None:
-        self.run_dir, self.loggers = run_dir, loggers
+    def __init__(self, run_dir: RunDir, log_every: int, checkpoint_every: int, observers: Observers) -> None:
+        self.run_dir, self.observers = run_dir, observers
         self.periods = (log_every, checkpoint_every)  # a row before each checkpoint, so that a resume repeats it
         self._terms: dict[str, Tensor] = {}
         self._count = 0
@@ -179,7 +210,7 @@ class Recorder(Callback):
         if dist.is_main():
             self.run_dir.log(row)
             self._show(row, engine.now.total_steps)
-            self._observe(row)
+            self.observers.tell("on_row", row)
 
     def _show(self, row: Mapping[str, Any], total: int) -> None:
         parts = [f"epoch {row['epoch']:g}"]
@@ -190,14 +221,6 @@ class Recorder(Callback):
         elif "std_ratio" in row or row["step"] == total or time.perf_counter() - self._shown > 10:
             self._shown = time.perf_counter()
             sys.stderr.write(f"step {row['step']}/{total}: {text}\n")
-
-    def _observe(self, row: Mapping[str, Any]) -> None:
-        for logger in list(self.loggers):
-            try:
-                logger.on_row(row)
-            except Exception as error:  # an observer must not stop a run
-                self.loggers.remove(logger)
-                warnings.warn(f"logger '{logger.name}' failed and is dropped: {error!r}", stacklevel=2)
 
 
 def _shares(spent: Mapping[str, float]) -> dict[str, float]:

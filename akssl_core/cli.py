@@ -14,8 +14,9 @@ import click
 import yaml
 
 from . import describe
+from .discovery import entries, version
 from .errors import AksslError, ConfigError, did_you_mean
-from .plugins import Plugins, entries, installed, version
+from .plugins import Plugins, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from .hookspecs import hookimpl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .plugins import Registry
+    from .registry import Registry
 
 
 class Given(Schema):

@@ -18,7 +18,8 @@ from .backbone import Backbone, WrappedBackbone
 from .config import BackboneRef, Ref
 from .data import ImageSpec, Preprocess
 from .errors import ConfigError, RunDirError
-from .plugins import STAND_IN, Plugins, installed
+from .plugins import Plugins, installed
+from .registry import STAND_IN
 from .rundir import RunDir, read_tensors
 
 FORMAT = "akssl-backbone-1"

@@ -25,4 +25,10 @@ LOSSES = {
     "swav": "akssl-plugin-swav",
 }
 
-PROVIDERS = {"method": METHODS, "loss": LOSSES}
+OTHERS = {
+    "backbone": {"timm": "akssl-plugin-timm"},
+    "callback": {"tensorboard": "akssl-plugin-tensorboard", "wandb": "akssl-plugin-wandb"},
+    "data": {"hf": "akssl-plugin-hf-datasets"},
+}  # a name, or what stands before the slash of an open family ("timm/vit_small_patch16_224")
+
+PROVIDERS = {"method": METHODS, "loss": LOSSES, **OTHERS}

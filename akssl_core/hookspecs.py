@@ -14,7 +14,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from .config import Component
-    from .plugins import Registry
+    from .registry import Registry
 
 hookspec = pluggy.HookspecMarker("akssl")
 hookimpl = pluggy.HookimplMarker("akssl")

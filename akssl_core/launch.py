@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,7 +16,7 @@ import torch
 
 from . import dist
 from .backbone import Backbone
-from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Probe, ProbeData, Recorder
+from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Observers, Probe, ProbeData, Recorder
 from .data import Preprocess
 from .engine import Engine
 from .errors import AksslError, RunDirError
@@ -191,9 +191,12 @@ def _train(
 ) -> Result:
     """Train from the checkpoint, or from the start, to the end; the manifest says how it went."""
     metrics: dict[str, float] | None = None
-    plugins.hook.akssl_run_started(config=plan.spec.table(), run_dir=run_dir.path)
+    callbacks, observers = _chosen(plan)
+    if dist.is_main():
+        plugins.tell("akssl_run_started", config=plan.spec.table(), run_dir=run_dir.path)
+    observers.tell("on_run", plan.spec.table(), run_dir.path)
     try:
-        metrics, verdict = _fit(run_dir, plan, checkpoint)
+        metrics, verdict = _fit(run_dir, plan, checkpoint, callbacks, observers)
         status = "collapsed" if verdict == "collapsed" else "finished"
         run_dir.update_manifest(status=status, final=metrics, verdict=verdict)
         if with_report:
@@ -203,7 +206,9 @@ def _train(
         run_dir.update_manifest(status=status, error=str(error) or type(error).__name__)
         raise
     finally:
-        plugins.hook.akssl_run_finished(metrics=metrics, run_dir=run_dir.path)
+        observers.tell("on_finish", metrics)
+        if dist.is_main():
+            plugins.tell("akssl_run_finished", metrics=metrics, run_dir=run_dir.path)
     return _read(run_dir, _product(plan))
 
 
@@ -214,11 +219,13 @@ def _read(run_dir: RunDir, backbone: Backbone) -> Result:
     return Result(backbone, backbone.preprocess, manifest["final"], run_dir.history, run_dir.path, manifest["verdict"])
 
 
-def _fit(run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None) -> tuple[dict[str, float], str]:
+def _fit(
+    run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None, chosen: Sequence[Callback], observers: Observers
+) -> tuple[dict[str, float], str]:
     """Train, then score and export the encoder; the final numbers and the verdict on collapse."""
     started = time.perf_counter()
     evaluate = plan.spec.evaluate
-    engine = plan.engine(_callbacks(run_dir, plan))
+    engine = plan.engine([*chosen, *_callbacks(run_dir, plan, observers)])
     probe = _probe_data(plan, evaluate.queries, evaluate.bank)
     if checkpoint is None:
         run_dir.update_manifest(baselines=_baselines(probe, engine, evaluate))
@@ -242,18 +249,23 @@ def _baselines(probe: ProbeData, engine: Engine, evaluate: EvaluateSpec) -> dict
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _callbacks(run_dir: RunDir, plan: Plan) -> list[Callback]:
+def _chosen(plan: Plan) -> tuple[list[Callback], Observers]:
+    """What the user has listed: callbacks that see the engine, and loggers that see rows."""
+    built = [ref.build() for ref in plan.spec.callbacks]
+    loggers = [one for one in built if isinstance(one, Logger)]
+    return [one for one in built if isinstance(one, Callback)], Observers(loggers)
+
+
+def _callbacks(run_dir: RunDir, plan: Plan, observers: Observers) -> list[Callback]:
     """Probe, then write the row, then save: so that a checkpoint never precedes its row."""
     train, evaluate = plan.spec.train, plan.spec.evaluate
     assert train.log_every is not None
     assert train.checkpoint_every is not None
     assert evaluate.every is not None
-    chosen: list[Callback] = [ref.build() for ref in plan.spec.callbacks]
-    loggers = [callback for callback in chosen if isinstance(callback, Logger)]
-    recorder = Recorder(run_dir, train.log_every, train.checkpoint_every, loggers)
+    recorder = Recorder(run_dir, train.log_every, train.checkpoint_every, observers)
     online = _probe_data(plan, evaluate.online_queries, evaluate.online_bank)
     saver = Checkpoints(run_dir, train.checkpoint_every, train.keep, plan.spec_hash)
-    return [*chosen, Probe(online, evaluate, evaluate.every, recorder), recorder, saver]
+    return [Probe(online, evaluate, evaluate.every, recorder), recorder, saver]
 
 
 def _probe_data(plan: Plan, queries: int, bank: int) -> ProbeData:

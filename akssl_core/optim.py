@@ -20,7 +20,7 @@ from .method import ParamRule
 from .schedule import LearningRate, Now, Schedule
 
 if TYPE_CHECKING:
-    from .plugins import Registry
+    from .registry import Registry
 
 Group = dict[str, Any]
 Denominator = Literal["norm_of_sum", "sum_of_norms"]

@@ -25,7 +25,8 @@ from .engine import Engine, Hardware, TrainSpec, choose_hardware
 from .errors import ConfigError, DataError
 from .method import Facts, Method
 from .optim import OptimizerConfig, parameter_groups
-from .plugins import STAND_IN, Plugins
+from .plugins import Plugins
+from .registry import STAND_IN
 from .resolve import Given, RunSpec, check, layer, provenance
 from .rules import fill_backbone, fill_lengths, fill_method, fill_size
 

@@ -8,49 +8,27 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
-import inspect
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import pluggy
 
 from . import hookspecs
-from .config import Component, Schema
-from .errors import PluginError, did_you_mean, plain, suggest
+from .config import Component
+from .discovery import Entry, canonical, entries, version
+from .errors import AksslError, PluginError, did_you_mean, plain, suggest
 from .first_party import PROVIDERS
+from .registry import STAND_IN, Registry, check_component
 
-API = 1
-GROUP = f"akssl.v{API}"
-STAND_IN = "custom"  # the name that an object passed from Python has in a configuration
-KINDS = ("method", "backbone", "augmentation", "loss", "data", "optimizer", "callback")
 BUILT_IN = ("augment", "backbone", "custom", "data", "optim")  # rooms that register components
-
-C = TypeVar("C", bound=type[Component])
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry point as its metadata tells it; nothing of it has been imported."""
-
-    name: str
-    value: str
-    distribution: str
-    version: str
-    api: str
-    status: str  # "installed", "other API", "clash", "blocked"
-    reason: str = ""
-
-    def record(self) -> dict[str, str]:
-        """The entry as a row of a listing."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,128 +44,14 @@ class Failure:
         return f"{self.distribution} {self.version} is installed but did not load: {self.error!r}"
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a component is written and who provides it."""
-
-    module: str
-    file: str
-    line: int
-    plugin: str
+def _family(name: str) -> str:
+    """The plain form of what stands before the slash ("timm/vit_tiny"), or of the whole name."""
+    return plain(name.partition("/")[0])
 
 
-class Registry:
-    """Every component that is loaded, by kind and name."""
-
-    def __init__(self) -> None:
-        self._components: dict[tuple[str, str], type[Component]] = {}
-        self._owners: dict[tuple[str, str], str] = {}
-        self.owner = ""  # the plugin that is registering now
-
-    def add(self, component: C) -> C:
-        """Register a component class; usable as a decorator.
-
-        Raises:
-            PluginError: the class is not a complete component, or its name is taken.
-        """
-        _check(component)
-        key = (component.kind, plain(component.name))
-        if key in self._components:
-            taken = self._owners[key]
-            raise PluginError(f"{component.kind} '{component.name}' is already provided by the plugin '{taken}'.")
-        self._components[key] = component
-        self._owners[key] = self.owner
-        return component
-
-    def drop(self, owner: str) -> None:
-        """Take back all that one plugin has added."""
-        for key in [key for key, name in self._owners.items() if name == owner]:
-            del self._components[key], self._owners[key]
-
-    def look(self, kind: str, name: str) -> type[Component] | None:
-        """The component, or None; names are compared without case, `-`, `_` and spaces."""
-        return self._components.get((kind, plain(name)))
-
-    def names(self, kind: str) -> list[str]:
-        """The names of one kind that are loaded, sorted."""
-        return sorted(c.name for (k, _), c in self._components.items() if k == kind)
-
-    def components(self, kind: str) -> list[tuple[type[Component], str]]:
-        """Each component of one kind with the plugin that added it, sorted by name."""
-        pairs = [(c, self._owners[key]) for key, c in self._components.items() if key[0] == kind]
-        return sorted(pairs, key=lambda pair: pair[0].name)
-
-    def owned(self, owner: str) -> list[type[Component]]:
-        """What one plugin has added."""
-        return [self._components[key] for key, name in self._owners.items() if name == owner]
-
-    def find(self, kind: str, name: str) -> Location:
-        """Module, file and line of a loaded component."""
-        component = self._components[kind, plain(name)]
-        _, line = inspect.getsourcelines(component)
-        file = inspect.getsourcefile(component) or "?"
-        return Location(component.__module__, file, line, self._owners[kind, plain(name)])
-
-
-def _check(component: Any) -> None:
-    """Refuse what is not a complete component, saying what is missing."""
-    label = getattr(component, "__name__", repr(component))
-    if not (inspect.isclass(component) and issubclass(component, Component)):
-        raise PluginError(f"{label} is not a component: derive it from Method, Backbone, Augmentation, Loss, ...")
-    if getattr(component, "kind", None) not in KINDS:
-        raise PluginError(f"{label}.kind must be one of {', '.join(KINDS)}.")
-    if not isinstance(getattr(component, "name", None), str) or not component.name:
-        raise PluginError(f'{label} has no name: add the class attribute name = "..." that users will type.')
-    if not (inspect.isclass(component.Config) and issubclass(component.Config, Schema)):
-        raise PluginError(f"{label}.Config must derive from akssl_core.Schema.")
-    if missing := sorted(getattr(component, "__abstractmethods__", ())):
-        raise PluginError(f"{label} lacks {', '.join(missing)}, which every {component.kind} defines.")
-
-
-def _canonical(distribution: str) -> str:
-    return distribution.lower().replace("_", "-").replace(".", "-")
-
-
-def _raw_entries() -> Iterator[Entry]:
-    """Each entry point of any API version once, stale copies of one distribution's metadata left out."""
-    seen = set()
-    points = importlib.metadata.entry_points()
-    for group in sorted(g for g in points.groups if g.startswith("akssl.v")):
-        for point in points.select(group=group):
-            distribution = point.dist.name if point.dist else "unknown"
-            version = point.dist.version if point.dist else "?"
-            key = (group, plain(point.name), _canonical(distribution))
-            if key not in seen:
-                seen.add(key)
-                api = group.removeprefix("akssl.v")
-                yield Entry(point.name, point.value, distribution, version, api, "installed")
-
-
-def _allowed() -> frozenset[str] | None:
-    """The plugins that AKSSL_PLUGINS lets in; None: all."""
-    value = os.environ.get("AKSSL_PLUGINS")
-    return None if value is None else frozenset(plain(name) for name in value.split(",") if name.strip())
-
-
-def entries() -> list[Entry]:
-    """All installed plugins with their status, sorted by name, from metadata alone."""
-    raw, allowed = list(_raw_entries()), _allowed()
-    claims: dict[str, set[str]] = {}
-    for entry in raw:
-        if entry.api == str(API):
-            claims.setdefault(plain(entry.name), set()).add(f"{entry.distribution} {entry.version}")
-    result = []
-    for entry in raw:
-        status, reason = "installed", ""
-        owners = claims.get(plain(entry.name), set())
-        if entry.api != str(API):
-            status, reason = "other API", f"made for API {entry.api}; this core offers {API}"
-        elif allowed is not None and not {plain(entry.name), plain(entry.distribution)} & allowed:
-            status, reason = "blocked", "not named in AKSSL_PLUGINS"
-        elif len(owners) > 1:
-            status, reason = "clash", f"claimed by {' and '.join(sorted(owners))}; uninstall all but one"
-        result.append(Entry(entry.name, entry.value, entry.distribution, entry.version, entry.api, status, reason))
-    return sorted(result, key=lambda e: (plain(e.name), e.distribution))
+def _provider(kind: str, name: str) -> str | None:
+    """Our own distribution that provides a component or the open family it belongs to."""
+    return PROVIDERS.get(kind, {}).get(_family(name))
 
 
 class Plugins:
@@ -206,10 +70,15 @@ class Plugins:
         # Made before any plugin exists, so that registering one runs the hook for that one alone.
         self._pm.hook.akssl_register.call_historic(kwargs={"registry": self.registry})
 
-    @property
-    def hook(self) -> Any:
-        """The run hooks of all loaded plugins."""
-        return self._pm.hook
+    def tell(self, event: str, **facts: Any) -> None:
+        """Call a run hook of every loaded plugin; one that raises is warned of and stops neither run nor others."""
+        for implementation in getattr(self._pm.hook, event).get_hookimpls():
+            _trace(f"hook {event} -> {implementation.plugin_name}")
+            try:
+                implementation.function(*(facts[name] for name in implementation.argnames))
+            except Exception as error:  # an observer must not stop a run
+                text = f"plugin '{implementation.plugin_name}' failed in {event} and is passed over: {error!r}"
+                warnings.warn(text, stacklevel=2)
 
     def register(self, plugin: object, name: str) -> None:
         """Register a module or object with hooks: for notebooks, tests and one-file plugins.
@@ -286,12 +155,25 @@ class Plugins:
         for entry in [None, *self._by_likelihood(kind, name)]:
             if entry is not None:
                 self.load(entry)
-            if found := self.registry.look(kind, name):
+            if found := self.registry.look(kind, name) or self._resolve(kind, name):
                 return found
-        resolved: type[Component] | None = self._pm.hook.akssl_resolve(kind=kind, name=name)
-        if resolved is None:
-            raise self._missing(kind, name)
-        return resolved
+        raise self._missing(kind, name)
+
+    def _resolve(self, kind: str, name: str) -> type[Component] | None:
+        """What the open families among the loaded plugins answer for a name that is in no registry."""
+        facts = {"kind": kind, "name": name}
+        for implementation in self._pm.hook.akssl_resolve.get_hookimpls():
+            try:
+                found = implementation.function(*(facts[key] for key in implementation.argnames))
+                if found is not None:
+                    check_component(found)
+                    return cast(type[Component], found)
+            except AksslError:
+                raise  # the name is this family's, and wrong
+            except Exception as error:
+                plugin = implementation.plugin_name
+                raise PluginError(f"{kind} '{name}': plugin '{plugin}' failed to look it up: {error!r}") from error
+        return None
 
     def names(self, kind: str) -> list[str]:
         """All names of one kind that could be meant: those loaded and, for methods, those installed."""
@@ -309,21 +191,24 @@ class Plugins:
                 self.register(_import_room(room), f"akssl_core.{room}")
 
     def _by_likelihood(self, kind: str, name: str) -> list[Entry]:
-        """Entries in the order in which they are worth importing: the namesake, its provider, the rest."""
-        provider = PROVIDERS.get(kind, {}).get(plain(name))
-        return sorted(self.entries, key=lambda e: (plain(e.name) != plain(name), e.distribution != provider))
+        """Entries in the order in which they are worth importing.
+
+        First the namesake of the name or of the family before its slash, then its provider, then the rest.
+        """
+        provider, likely = _provider(kind, name), (plain(name), _family(name))
+        return sorted(self.entries, key=lambda e: (plain(e.name) not in likely, e.distribution != provider))
 
     def _missing(self, kind: str, name: str) -> PluginError:
         """Why a name cannot be had, with the cure."""
         for entry in self.entries:
-            if plain(entry.name) == plain(name):
+            if plain(entry.name) in (plain(name), _family(name)):
                 if failure := self.failures.get(entry.name):
                     return _failed(kind, name, failure)
                 if entry.status != "installed":
                     return PluginError(f"{kind} '{name}': {entry.distribution} {entry.version}: {entry.reason}.")
-        if provider := PROVIDERS.get(kind, {}).get(plain(name)):
+        if provider := _provider(kind, name):
             for failure in self.failures.values():
-                if _canonical(failure.distribution) == provider:
+                if canonical(failure.distribution) == provider:
                     return _failed(kind, name, failure)
             return PluginError(f"no {kind} named '{name}' is installed. Install it with: pip install {provider}")
         known = self.names(kind)
@@ -331,14 +216,6 @@ class Plugins:
         if not hint and (near := suggest(name, PROVIDERS.get(kind, {}))):
             hint = f" Did you mean '{near}'? Install it with: pip install {PROVIDERS[kind][near]}."
         return PluginError(f"no {kind} named '{name}'.{hint} Installed: {', '.join(known) or 'none'}.")
-
-
-def version(distribution: str) -> str:
-    """The installed version of a distribution, or "not installed"."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def environment(plugins: Plugins) -> dict[str, Any]:

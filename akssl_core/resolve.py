@@ -28,9 +28,10 @@ from .config import (
 )
 from .data import DEFAULT_SOURCE, no_such_data
 from .engine import TrainSpec
-from .errors import ConfigError, did_you_mean, plain
+from .errors import ConfigError, PluginError, did_you_mean, plain
 from .method import Method
-from .plugins import STAND_IN, Plugins
+from .plugins import Plugins
+from .registry import STAND_IN
 from .rundir import read_yaml
 
 FLAT = {
@@ -241,8 +242,19 @@ def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
         return settings
     path = Path(text).expanduser()
     if not path.exists():
+        if "/" in str(text) and _is_open_family(str(text), plugins):
+            return settings
         raise no_such_data(str(text), names)
     return {**settings, "data": {"name": "folder", "path": str(path), **more}}
+
+
+def _is_open_family(text: str, plugins: Plugins) -> bool:
+    """Whether a plugin answers for what stands before the slash (`hf/beans`)."""
+    try:
+        plugins.get("data", text)
+    except PluginError:
+        return False
+    return True
 
 
 def layer(given: Given, plugins: Plugins) -> Layers:

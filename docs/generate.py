@@ -12,7 +12,8 @@ from akssl_core import describe
 from akssl_core.callbacks import EvaluateSpec
 from akssl_core.engine import TrainSpec
 from akssl_core.first_party import METHODS
-from akssl_core.plugins import KINDS, STAND_IN, installed
+from akssl_core.plugins import installed
+from akssl_core.registry import KINDS, STAND_IN
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

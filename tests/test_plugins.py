@@ -9,9 +9,11 @@ import pytest
 
 from akssl_core import plugins as room
 from akssl_core.config import Component, Schema
+from akssl_core.discovery import entries
 from akssl_core.errors import PluginError
 from akssl_core.hookspecs import hookimpl
-from akssl_core.plugins import Plugins, Registry, entries
+from akssl_core.plugins import Plugins
+from akssl_core.registry import Registry
 
 GOOD = """
     from akssl_core.config import Component, Schema
@@ -222,6 +224,45 @@ def test_resolve_answers_for_open_families():
     assert manager.get("backbone", "zoo/whatever") is Open
     with pytest.raises(PluginError, match="no backbone named 'nozoo'"):
         manager.get("backbone", "nozoo")
+
+
+FAMILY = """
+    from akssl_core import hookimpl
+    from akssl_core.config import Component
+    from akssl_core.errors import PluginError
+
+    @hookimpl
+    def akssl_resolve(kind, name):
+        family, slash, member = name.partition("/")
+        if (kind, family) != ("backbone", "zoo"):
+            return None
+        if member == "broken":
+            raise RuntimeError("the zoo is closed")
+        if member == "lino":
+            raise PluginError("zoo has no 'lino'. Did you mean 'lion'?")
+        return type("Animal", (Component,), {"kind": "backbone", "name": name})
+"""
+
+
+def test_a_name_with_a_slash_imports_the_plugin_of_its_family_alone(site):
+    site("pkg-zoo", "zoo", FAMILY)
+    other = site("pkg-alpha", "alpha", good("alpha"))
+    assert Plugins().get("backbone", "zoo/lion").name == "zoo/lion"
+    assert other not in sys.modules
+
+
+def test_a_family_that_fails_is_named_and_its_own_words_are_kept(site):
+    site("pkg-zoo", "zoo", FAMILY)
+    with pytest.raises(PluginError, match="plugin 'zoo' failed to look it up: RuntimeError.'the zoo is closed'"):
+        Plugins().get("backbone", "zoo/broken")
+    with pytest.raises(PluginError, match=r"^zoo has no 'lino'\. Did you mean 'lion'\?$"):
+        Plugins().get("backbone", "zoo/lino")
+
+
+def test_a_missing_first_party_family_names_its_package(monkeypatch):
+    monkeypatch.setattr(room, "entries", list)
+    with pytest.raises(PluginError, match="Install it with: pip install akssl-plugin-timm"):
+        Plugins().get("backbone", "timm/resnet18")
 
 
 def test_registry_refuses_a_taken_name_and_finds_the_source():

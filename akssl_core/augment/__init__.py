@@ -15,7 +15,7 @@ from .random import Draws
 from .views import Asymmetric, MultiCrop, Pair
 
 if TYPE_CHECKING:
-    from ..plugins import Registry
+    from ..registry import Registry
 
 __all__ = [
     "Asymmetric",

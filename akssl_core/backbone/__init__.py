@@ -12,7 +12,7 @@ from .vit import ViTSmall, ViTTiny
 from .wrap import WrappedBackbone
 
 if TYPE_CHECKING:
-    from ..plugins import Registry
+    from ..registry import Registry
 
 __all__ = ["Backbone", "Features", "TokenBackbone", "WrappedBackbone", "default_backbone"]
 

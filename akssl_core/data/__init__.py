@@ -18,7 +18,7 @@ from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
 from .wrapped import Wrapped
 
 if TYPE_CHECKING:
-    from ..plugins import Registry
+    from ..registry import Registry
 
 DEFAULT_SOURCE = Shapes.name
 
