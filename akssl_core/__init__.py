@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .launch import Result as Result
     from .launch import resume as resume
     from .launch import run as run
+    from .loss import KnownValue as KnownValue
     from .loss import Loss as Loss
     from .method import Choice as Choice
     from .method import Facts as Facts
@@ -70,7 +71,7 @@ _ROOMS = {
     "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError"),
     "export": ("load_backbone",),
     "hookspecs": ("hookimpl",),
-    "loss": ("Loss",),
+    "loss": ("KnownValue", "Loss"),
     "method": ("Choice", "Facts", "Method", "ParamRule"),
     "plugins": ("Plugins",),
     "registry": ("Registry",),

@@ -8,13 +8,76 @@ holds the whole batch.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+class Group(Protocol):
+    """What these functions need of a process group."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank, from 0."""
+
+    @property
+    def world(self) -> int:
+        """How many ranks there are."""
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """The tensor of every rank, in rank order."""
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        """The sum over ranks, as a tensor of its own."""
+
+
+class _Torch:
+    """The group of torch.distributed."""
+
+    @property
+    def rank(self) -> int:
+        return distributed.get_rank()
+
+    @property
+    def world(self) -> int:
+        return distributed.get_world_size()
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        distributed.all_gather(parts, x.contiguous())
+        return parts
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def acting_in(group: Group) -> Iterator[None]:
+    """Within this context the collectives of this thread go to `group`: how a test plays several ranks at once."""
+    _thread.group = group
+    try:
+        yield
+    finally:
+        del _thread.group
+
+
+def _group() -> Group | None:
+    """The group this thread is in, or None where a process trains alone."""
+    stand_in: Group | None = getattr(_thread, "group", None)
+    if stand_in is None and _grouped():
+        return _Torch()
+    return stand_in
 
 
 def _grouped() -> bool:
@@ -23,12 +86,14 @@ def _grouped() -> bool:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return distributed.get_rank() if _grouped() else 0
+    group = _group()
+    return group.rank if group else 0
 
 
 def world() -> int:
     """How many processes train together."""
-    return distributed.get_world_size() if _grouped() else 1
+    group = _group()
+    return group.world if group else 1
 
 
 def is_main() -> bool:
@@ -46,9 +111,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
-        distributed.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        group = _group()
+        assert group is not None
+        return torch.cat(group.all_gather(x.detach()))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -68,9 +133,9 @@ class _Sum(torch.autograd.Function):
 
 
 def _summed(x: Tensor) -> Tensor:
-    total = x.detach().clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(total)
-    return total
+    group = _group()
+    assert group is not None
+    return group.all_sum(x.detach())
 
 
 def gather(x: Tensor) -> Tensor:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import Component
+
+
+@dataclass(frozen=True)
+class KnownValue:
+    """A value that a loss has by its formula; the conformance kit computes it again."""
+
+    args: tuple[Any, ...]  # of the call: tensors, or lists of them
+    value: float
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the loss; the others are its defaults
+    tolerance: float = 1e-5  # absolute
 
 
 class Loss(nn.Module, Component, ABC):
@@ -23,6 +34,11 @@ class Loss(nn.Module, Component, ABC):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """Closed forms of this loss: calls whose value follows from the formula by hand."""
+        return ()
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

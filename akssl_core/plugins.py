@@ -49,6 +49,13 @@ def _family(name: str) -> str:
     return plain(name.partition("/")[0])
 
 
+def _is_no_method(entry: Entry) -> bool:
+    """Whether our own table knows that a plugin provides something else (a plugin of a stranger may be a method)."""
+    return any(
+        entry.distribution in table.values() for kind, table in PROVIDERS.items() if kind not in ("method", "loss")
+    )
+
+
 def _provider(kind: str, name: str) -> str | None:
     """Our own distribution that provides a component or the open family it belongs to."""
     return PROVIDERS.get(kind, {}).get(_family(name))
@@ -180,7 +187,8 @@ class Plugins:
         self._load_built_in()
         names = set(self.registry.names(kind)) - {STAND_IN}
         if kind == "method":
-            names |= {entry.name for entry in self.entries if entry.status == "installed"}
+            unseen = [e for e in self.entries if e.status == "installed" and e.name not in self._loaded]
+            names |= {entry.name for entry in unseen if not _is_no_method(entry)}
         return sorted(names)
 
     def _load_built_in(self) -> None:

@@ -26,11 +26,11 @@ LAYERS = (
     {"plan"},
     {"samples", "report"},
     {"launch"},
-    {"describe"},
+    {"describe", "testing", "scaffold"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-ABOVE_PLUGINS = {"api", "plan", "resolve", "launch", "cli", "__init__", "export"}  # may use the registry
+ABOVE_PLUGINS = {"api", "plan", "resolve", "launch", "cli", "__init__", "export", "testing"}  # may use the registry
 NO_TORCH = {
     "errors", "hookspecs", "first_party", "config", "schedule", "registry", "discovery", "plugins", "describe", "cli",
     "__init__",
@@ -116,10 +116,10 @@ def test_only_one_room_uses(module):
 
 
 WORDS = {
-    r"\.backward\(": {"engine"},
-    r"autocast": {"engine", "loss"},
+    r"\.backward\(": {"engine", "testing"},
+    r"autocast": {"engine", "loss", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
-    r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": {"rundir", "launch", "cli"},
+    r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": {"rundir", "launch", "cli", "scaffold"},
     r"^import pickle|torch\.save|torch\.load\b|yaml\.load\(|[^.\w]eval\(": set(),
 }
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from akssl_core import (
     Batch,
     Choice,
     Facts,
+    KnownValue,
     Loss,
     LossRef,
     Method,
@@ -49,6 +51,17 @@ class BarlowTwinsLoss(Loss):
             0.0051, ge=0, description="weight of the off-diagonal terms (the authors' code: 0.0051, the paper: 0.005)"
         )
         scale: float = Field(1.0, gt=0, description="factor on the whole loss (solo-learn's CIFAR recipe: 0.1)")
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """Two uncorrelated features a and b: equal, opposite and exchanged between the views."""
+        a, b = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+        z, exchanged = torch.stack([a, b], 1), torch.stack([b, a], 1)
+        return [
+            KnownValue((z, z), 0.0, tolerance=1e-6),
+            KnownValue((z, -z), 8.0, tolerance=1e-3),  # the variance has 1e-5 added
+            KnownValue((z, exchanged), 2.0102, {"lambda_": 0.0051}, tolerance=1e-3),
+        ]
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The loss of projections z1, z2 (N, D) of the same images."""

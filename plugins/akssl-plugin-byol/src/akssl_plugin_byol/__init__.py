@@ -10,7 +10,21 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, Facts, Loss, LossRef, Method, Now, Registry, Schedule, Schema, cosine, hookimpl
+from akssl_core import (
+    Backbone,
+    Batch,
+    Facts,
+    KnownValue,
+    Loss,
+    LossRef,
+    Method,
+    Now,
+    Registry,
+    Schedule,
+    Schema,
+    cosine,
+    hookimpl,
+)
 from akssl_core.nn import EMA, mlp, std_ratio
 
 from .recipes import RECIPES
@@ -24,6 +38,16 @@ class BYOLLoss(Loss):
     """
 
     name = "byol"
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """Predictions equal, orthogonal and opposite to their targets."""
+        x, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+        return [
+            KnownValue((x, y, y, x), 0.0),
+            KnownValue((x, x, y, y), 4.0),
+            KnownValue((x, y, -y, -x), 8.0),
+        ]
 
     def forward(self, p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
         """The loss of predictions p1, p2 (N, D) from views 1 and 2, with targets t1, t2 (N, D) of the same views."""

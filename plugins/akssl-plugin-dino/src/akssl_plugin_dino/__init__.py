@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from akssl_core import (
     Batch,
     Choice,
     Facts,
+    KnownValue,
     Loss,
     LossRef,
     Method,
@@ -49,6 +51,16 @@ class DINOLoss(Loss):
         """The student's sharpness; the teacher's changes with time, so it is an argument."""
 
         student_temperature: float = Field(0.1, gt=0, description="temperature of the student's softmax")
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """Constant outputs, and a student that meets a certain teacher."""
+        even, one, center = torch.zeros(2, 4), torch.eye(4)[:1].expand(2, -1), torch.zeros(4)
+        met = math.log(1 + 3 * math.exp(-10)) + 30 / (math.exp(25) + 3)
+        return [
+            KnownValue(([even, even], [even, even], center, 0.04), math.log(4)),
+            KnownValue(([one, one], [one, one], center, 0.04), met, tolerance=1e-7),
+        ]
 
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor, teacher_temperature: float

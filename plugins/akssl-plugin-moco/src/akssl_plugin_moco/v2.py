@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,20 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, Choice, ConfigError, Facts, Loss, LossRef, Method, Now, Schedule, Schema
+from akssl_core import (
+    Backbone,
+    Batch,
+    Choice,
+    ConfigError,
+    Facts,
+    KnownValue,
+    Loss,
+    LossRef,
+    Method,
+    Now,
+    Schedule,
+    Schema,
+)
 from akssl_core.nn import EMA, Queue, mlp, std_ratio
 
 from .recipes import V2_RECIPES
@@ -34,6 +48,14 @@ class InfoNCEQueue(Loss):
         """Settings of the loss."""
 
         temperature: float = Field(0.2, gt=0, description="divides the cosines (MoCo v2: 0.2, v1: 0.07)")
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """A queue orthogonal to the query; the key equal to it, and orthogonal to it."""
+        axes = torch.eye(6)
+        query, other, queue = axes[:1], axes[1:2], axes[2:]
+        met = math.log(1 + 4 * math.exp(-1 / 0.2))
+        return [KnownValue((query, query, queue), met), KnownValue((query, other, queue), math.log(5))]
 
     def forward(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
         """The loss of queries (N, D) with their keys (N, D) against the rows of `queue` (K, D)."""

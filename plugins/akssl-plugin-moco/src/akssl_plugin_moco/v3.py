@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,7 @@ from akssl_core import (
     Backbone,
     Batch,
     ConfigError,
+    KnownValue,
     Loss,
     LossRef,
     Method,
@@ -41,6 +44,18 @@ class InfoNCEMoCoV3(Loss):
         """Settings of the loss."""
 
         temperature: float = Field(1.0, gt=0, description="divides the cosines (the paper: ResNet 1, ViT 0.2)")
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """Orthonormal images that agree, at two temperatures, and rows that are all the same."""
+        basis, alike = torch.eye(4), torch.ones(4, 4)
+        return [
+            *(
+                KnownValue((basis,) * 4, 4 * t * math.log(1 + 3 * math.exp(-1 / t)), {"temperature": t})
+                for t in (0.2, 1.0)
+            ),
+            KnownValue((alike,) * 4, 4 * math.log(4)),
+        ]
 
     def forward(self, q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
         """The loss of the queries (N, D) of both views, each with the keys (N, D) of the other view."""

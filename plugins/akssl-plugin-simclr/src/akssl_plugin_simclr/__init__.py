@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, Facts, Loss, LossRef, Method, Now, Registry, Schema, dist, hookimpl
+from akssl_core import Backbone, Batch, Facts, KnownValue, Loss, LossRef, Method, Now, Registry, Schema, dist, hookimpl
 from akssl_core.nn import mlp, std_ratio
 
 from .recipes import RECIPES, RECIPES_V2
@@ -30,6 +31,14 @@ class NTXent(Loss):
         """Settings of the loss."""
 
         temperature: float = Field(0.1, gt=0, description="divides the cosines; smaller: closest views count more")
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """Orthonormal images, whose two views agree, and rows that are all the same."""
+        basis, alike = torch.eye(4), torch.ones(4, 4)
+        return [
+            KnownValue((basis, basis), math.log(1 + 6 * math.exp(-1 / t)), {"temperature": t}) for t in (0.2, 0.5, 1.0)
+        ] + [KnownValue((alike, alike), math.log(7))]
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The loss of two views (N, D) each, normalised here; row i of both shows image i."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, Loss, LossRef, Method, Now, ParamRule, Registry, Schema, hookimpl
+from akssl_core import Backbone, Batch, KnownValue, Loss, LossRef, Method, Now, ParamRule, Registry, Schema, hookimpl
 from akssl_core.nn import mlp, std_ratio
 
 from .recipes import RECIPES
@@ -22,6 +23,12 @@ class NegativeCosine(Loss):
     """
 
     name = "negative_cosine"
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """A prediction equal, orthogonal and opposite to its target."""
+        x, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+        return [KnownValue((x, x), -1.0), KnownValue((x, y), 0.0), KnownValue((x, -x), 1.0)]
 
     def forward(self, p: Tensor, z: Tensor) -> Tensor:
         """The loss of predictions p (N, D) of targets z (N, D)."""

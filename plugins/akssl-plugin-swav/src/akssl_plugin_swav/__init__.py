@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -15,6 +16,7 @@ from akssl_core import (
     Batch,
     Choice,
     Facts,
+    KnownValue,
     Loss,
     LossRef,
     Method,
@@ -45,6 +47,15 @@ class SwappedPrediction(Loss):
         """The sharpness of the predictions."""
 
         temperature: float = Field(0.1, gt=0, description="divides the scores before the softmax")
+
+    @classmethod
+    def known_values(cls) -> Sequence[KnownValue]:
+        """Codes that are certain and met by the scores; predictions that are even."""
+        certain, even = torch.eye(2), torch.zeros(2, 2)
+        return [
+            KnownValue(([certain, certain], [certain, certain]), math.log(1 + math.exp(-10)), tolerance=1e-7),
+            KnownValue(([even, even, even], [certain, certain]), math.log(2)),
+        ]
 
     def forward(self, scores: list[Tensor], codes: list[Tensor]) -> Tensor:
         """The loss of V scores (N, K), the global views' first, against 2 codes (N, K) whose rows sum to 1."""

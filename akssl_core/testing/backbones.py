@@ -1,0 +1,109 @@
+"""Checks of backbones: shapes, gradients, independence of images, export, patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..backbone import Backbone
+from .check import NotApplicable, expect, rule
+from .steps import _few
+from .subject import ComponentSubject, backward, is_token_backbone, patterns, toy_spec
+
+
+def _backbone(subject: ComponentSubject, size: int = 32, channels: int = 3, seed: int = 0) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built: Backbone = subject.build(toy_spec(size, channels))
+        return built
+
+
+@rule("backbone", cure="set embed_dim to the width of Features.pooled, and grid to the rows and columns of the patches")
+def features_have_their_shapes(subject: ComponentSubject) -> None:
+    """Features are (B, embed_dim), and patches, where there are any, (B, rows x columns, D)."""
+    for size, channels in ((32, 3), (16, 1), (48, 5), (96, 3)):
+        net = _backbone(subject, size, channels).eval()
+        with torch.no_grad():
+            features = net.features(patterns(2, channels, size))
+        what = f"{channels} channels of {size} px"
+        expect(tuple(features.pooled.shape) == (2, net.embed_dim), f"{what}: pooled is {tuple(features.pooled.shape)}")
+        expect(bool(features.pooled.isfinite().all()), f"{what}: features are not finite")
+        if features.patches is not None and features.grid is not None:
+            count = features.grid[0] * features.grid[1]
+            expect(features.patches.shape[:2] == (2, count), f"{what}: patches are {tuple(features.patches.shape)}")
+
+
+@rule("backbone", cure="remove what is not used: a classifier, a mask token, a head")
+def gradient_reaches_every_parameter(subject: ComponentSubject) -> None:
+    """Every trainable parameter gets a gradient."""
+    net = _backbone(subject).train()
+    waiting = {name for name, p in net.named_parameters() if p.requires_grad}
+    for step in range(3):  # a branch that starts at zero lets gradients through from the second step on
+        net.zero_grad()
+        features = net.features(patterns(4, 3, 32, seed=step))
+        backward((features.pooled * torch.linspace(-1, 1, net.embed_dim)).square().sum())
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                if p.grad is not None:
+                    if p.grad.abs().max() > 0:
+                        waiting.discard(name)
+                    p.sub_(p.grad / p.grad.norm().clamp(min=1e-6), alpha=1e-2)
+    expect(not waiting, f"no gradient in three steps: {_few(sorted(waiting))}")
+
+
+@rule("backbone", cure="put every batch norm and dropout into evaluation mode")
+def features_belong_to_their_image(subject: ComponentSubject) -> None:
+    """In evaluation mode features of an image do not depend on the images beside it, nor on chance."""
+    net, images = _backbone(subject).eval(), patterns(6, 3, 32)
+    with torch.no_grad():
+        together, again, alone = net(images), net(images), net(images[:1])
+    expect(torch.equal(together, again), "two passes over the same images give other features")
+    gap = float((together[:1] - alone).abs().max())
+    expect(
+        gap < 1e-4 * max(float(alone.abs().max()), 1.0), f"the first image's features differ by {gap:.2g} when alone"
+    )
+
+
+@rule("backbone", cure="let export_state() return what load_state_dict() takes, each tensor once")
+def weights_can_be_exported(subject: ComponentSubject) -> None:
+    """The exported weights go through safetensors into a fresh network, and features are the same."""
+    net, other = _backbone(subject).eval(), _backbone(subject, seed=1).eval()
+    exported = {name: tensor.contiguous() for name, tensor in net.export_state().items()}
+    other.load_state_dict(load(save(exported)))
+    images = patterns(2, 3, 32)
+    with torch.no_grad():
+        gap = float((net(images) - other(images)).abs().max())
+    expect(gap == 0, f"features differ by {gap:.2g} after a round trip")
+
+
+@rule("backbone", cure="select `keep` after positions were added; replace where `mask` is set before that")
+def patches_can_be_kept_and_masked(subject: ComponentSubject) -> None:
+    """Kept patches are encoded alone, and masked ones are replaced by the token."""
+    if not is_token_backbone(subject.component):
+        raise NotApplicable("not a TokenBackbone")
+    net: Any = _backbone(subject).eval()
+    images = patterns(2, 3, 32)
+    with torch.no_grad():
+        whole = net.features(images)
+        assert whole.patches is not None
+        count, width = whole.patches.shape[1:]
+        kept = net.features(images, keep=torch.arange(count // 2).expand(2, -1))
+        expect(kept.patches.shape == (2, count // 2, width), f"kept patches are {tuple(kept.patches.shape)}")
+        mask = torch.zeros(2, count, dtype=torch.bool)
+        token = torch.zeros(width)
+        same = net.features(images, mask=mask, token=token)
+        expect(torch.allclose(same.pooled, whole.pooled, atol=1e-5), "an empty mask changes the features")
+        mask[:, 0] = True
+        masked = [
+            net.features(other, mask=mask, token=token).pooled for other in (images, _first_patch_white(net, images))
+        ]
+        expect(torch.allclose(masked[0], masked[1], atol=1e-5), "pixels of a masked patch still reach the features")
+
+
+def _first_patch_white(net: Any, images: Tensor) -> Tensor:
+    changed_images = images.clone()
+    changed_images[:, :, : net.patch_size, : net.patch_size] = 2.0
+    return changed_images

@@ -1,0 +1,111 @@
+"""What a check is: a name, what it means, how to mend what it finds, and a function that finds it."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, TypeVar
+
+Function = TypeVar("Function", bound=Callable[[Any], None])
+
+
+class CheckFailed(AssertionError):
+    """What a check has found."""
+
+
+class NotApplicable(unittest.SkipTest):
+    """Why a check says nothing about this component; pytest reports it as skipped."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a check went."""
+
+    name: str
+    status: Literal["passed", "failed", "not applicable"]
+    meaning: str
+    found: str  # what happened, where it did not pass
+    cure: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check before it has a subject."""
+
+    kind: str
+    meaning: str
+    cure: str
+    slow: bool
+    function: Callable[[Any], None]
+
+    @property
+    def name(self) -> str:
+        """The name under which the check is listed."""
+        return self.function.__name__
+
+
+RULES: list[Rule] = []
+
+
+def rule(kind: str, *, cure: str, slow: bool = False) -> Callable[[Function], Function]:
+    """Make a function of a subject a check of every component of one kind; its docstring says what must hold."""
+
+    def register(function: Function) -> Function:
+        RULES.append(Rule(kind, " ".join((function.__doc__ or "").split()), cure, slow, function))
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of one component. Calling it raises `CheckFailed` or, where it does not apply, `unittest.SkipTest`."""
+
+    rule: Rule
+    subject: Any
+
+    @property
+    def name(self) -> str:
+        """The name of the check, as pytest and the table show it."""
+        return self.rule.name
+
+    @property
+    def meaning(self) -> str:
+        """What holds when the check passes."""
+        return self.rule.meaning
+
+    @property
+    def cure(self) -> str:
+        """What to do when it does not."""
+        return self.rule.cure
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __call__(self) -> None:
+        """Run it."""
+        self.rule.function(self.subject)
+
+    def outcome(self) -> Outcome:
+        """How the check goes, for a table; an error inside the component is a failure."""
+        try:
+            self()
+        except NotApplicable as reason:
+            return Outcome(self.name, "not applicable", self.meaning, str(reason), "")
+        except CheckFailed as failure:
+            return Outcome(self.name, "failed", self.meaning, str(failure), self.cure)
+        except Exception as error:
+            return Outcome(self.name, "failed", self.meaning, f"{type(error).__name__}: {error}", self.cure)
+        return Outcome(self.name, "passed", self.meaning, "", "")
+
+
+def fail(message: str) -> NoReturn:
+    """End a check with what it has found."""
+    raise CheckFailed(message)
+
+
+def expect(condition: bool, message: str) -> None:
+    """Fail with a message unless the condition holds."""
+    if not condition:
+        fail(message)

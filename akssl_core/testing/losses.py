@@ -1,0 +1,109 @@
+"""Checks of losses: known values, float32, gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import AksslError
+from ..loss import KnownValue
+from .check import NotApplicable, expect, rule
+from .setting_checks import varied
+from .subject import ComponentSubject
+
+
+def _known(subject: ComponentSubject) -> tuple[KnownValue, ...]:
+    known = tuple(subject.component.known_values())
+    if not known:
+        raise NotApplicable("the loss declares no known_values()")
+    return known
+
+
+def _noisy(args: Any, seed: int = 0) -> Any:
+    """The arguments of a call with noise on their tensors, so that nothing is at an exact minimum."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(args, Tensor):
+        noise = 0.1 * torch.rand(args.shape, generator=generator)
+        return args + noise if args.is_floating_point() else args
+    return type(args)(_noisy(item, seed + i) for i, item in enumerate(args)) if isinstance(args, list | tuple) else args
+
+
+def _leaves(args: Any) -> list[Tensor]:
+    if isinstance(args, Tensor):
+        return [args] if args.is_floating_point() else []
+    return [leaf for item in args for leaf in _leaves(item)] if isinstance(args, list | tuple) else []
+
+
+@rule(
+    "loss",
+    cure="compare sign, factors, means and masks with the paper's equation; declare known_values() if there are none",
+)
+def known_values_are_met(subject: ComponentSubject) -> None:
+    """The loss has the values that follow from its formula by hand."""
+    for number, known in enumerate(_known(subject)):
+        got = float(subject.build(**known.settings)(*known.args))
+        gap = abs(got - known.value)
+        expect(gap <= known.tolerance, f"known value {number}: {got:.7g} instead of {known.value:.7g}")
+
+
+@rule("loss", cure="derive from akssl_core.Loss and define forward, which is called in float32")
+def loss_computes_in_float32(subject: ComponentSubject) -> None:
+    """The loss computes in float32, whatever autocast and its inputs are."""
+    known = _known(subject)[0]
+    args = _noisy(known.args)
+    half = _cast(args, torch.bfloat16)
+    exact = float(subject.build(**known.settings)(*_cast(half, torch.float32)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = subject.build(**known.settings)(*half)
+    expect(mixed.dtype == torch.float32, f"under autocast the loss is {mixed.dtype}")
+    gap = abs(float(mixed) - exact)
+    expect(gap <= 1e-5 * max(abs(exact), 1.0), f"{float(mixed):.7g} under autocast, {exact:.7g} in float32")
+
+
+def _cast(args: Any, dtype: torch.dtype) -> Any:
+    if isinstance(args, Tensor):
+        return args.to(dtype) if args.is_floating_point() else args
+    return type(args)(_cast(item, dtype) for item in args) if isinstance(args, list | tuple) else args
+
+
+@rule("loss", cure="detach targets alone; guard roots and divisions by zero")
+def gradients_are_finite(subject: ComponentSubject) -> None:
+    """At least one argument gets a gradient, and every gradient is finite, at exact matches too."""
+    for known in _known(subject):
+        for args in (known.args, _noisy(known.args)):
+            fresh = _copies(args)
+            loss = subject.build(**known.settings)(*fresh)
+            expect(loss.ndim == 0 and bool(loss.isfinite()), f"the loss is {loss}")
+            expect(loss.requires_grad, "no argument gets a gradient")
+            loss.backward()
+            grads = [leaf.grad for leaf in _leaves(fresh) if leaf.grad is not None]
+            expect(all(bool(grad.isfinite().all()) for grad in grads), "a gradient is not finite")
+    expect(any(float(grad.abs().max()) > 0 for grad in grads), "every gradient is zero")
+
+
+def _copies(args: Any) -> Any:
+    """The arguments with tensors that collect gradients."""
+    if isinstance(args, Tensor):
+        return args.detach().clone().requires_grad_() if args.is_floating_point() else args
+    return type(args)(_copies(item) for item in args) if isinstance(args, list | tuple) else args
+
+
+@rule("loss", cure="use the setting in forward, or remove it")
+def every_setting_acts(subject: ComponentSubject) -> None:
+    """Every setting changes the loss."""
+    known = _known(subject)
+    for name, candidates in varied(subject):
+        idle = [_same_loss(subject, known, name, value) for value in candidates]
+        expect(False in idle or (None in idle and True not in idle), f"no other value of '{name}' changes the loss")
+
+
+def _same_loss(subject: ComponentSubject, known: tuple[KnownValue, ...], name: str, value: Any) -> bool | None:
+    """Whether another value of a setting leaves the loss as it is; None where it is refused."""
+    try:
+        other = subject.build(**{name: value})
+    except AksslError:
+        return None
+    usual = subject.build()
+    return all(float(usual(*_noisy(k.args))) == float(other(*_noisy(k.args))) for k in known)

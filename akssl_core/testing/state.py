@@ -1,0 +1,169 @@
+"""Checks of a method's state: where it lives, when it moves, and that a stopped run goes on bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from ..backbone import Backbone
+from ..nn import EMA
+from ..schedule import Now
+from .check import NotApplicable, expect, rule
+from .steps import _few, _forget_pushed, _moved
+from .subject import (
+    MethodSubject,
+    backward,
+    changed,
+    copied,
+    disturb_global_randomness,
+    middle,
+    seeded_step,
+)
+
+STEPS, CUT = 10, 6  # of a run that is stopped inside its second epoch
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, which follow forward passes
+
+
+@rule("method", cure="move slow state in after_step: use EMA, Queue, Center, Prototypes or a StepState of your own")
+def forward_moves_no_state(subject: MethodSubject) -> None:
+    """A forward pass, with its backward pass, moves no state but the statistics of batch norms."""
+    plan = subject.plan()
+    method = plan.method.train()
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
+    for seed in range(2):
+        optimizer.step()  # from the second time on, weights and their slow copies differ
+        before = copied(method.state_dict())
+        backward(seeded_step(method, subject.batch(plan, seed), middle(plan))["loss"])
+        moved = [n for n in changed(before, method.state_dict()) if not n.endswith(STATISTICS)]
+        expect(not moved, f"moved by the forward pass: {_few(moved)}")
+        _moved(method, middle(plan))
+
+
+@rule(
+    "method",
+    cure="build the copy with EMA(config.momentum, backbone=..., projector=...) and move nothing of it by hand",
+)
+def slow_copies_follow_their_momentum(subject: MethodSubject) -> None:
+    """Slow copies start as they should and follow by their momentum, exactly."""
+    plan = subject.plan()
+    method, now = plan.method.train(), Now(0, 4, 16)
+    copies = [module for module in method.modules() if isinstance(module, EMA)]
+    if not copies:
+        raise NotApplicable("the method has no slow copy (EMA)")
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    backward(seeded_step(method, subject.batch(plan), now)["loss"])
+    optimizer.step()
+    before = [copied(dict(slow.named_parameters())) for slow in copies]
+    _moved(method, now)
+    for slow, old in zip(copies, before, strict=True):
+        momentum = slow.momentum(now)
+        for name, p in slow.named_parameters():
+            part, _, rest = name.partition(".")
+            fast = slow._tracked[part].get_parameter(rest)
+            expected = momentum * old[name] + (1 - momentum) * fast
+            gap = float((p - expected).abs().max())
+            expect(gap < 1e-6, f"{name} is {gap:.2g} from momentum {momentum:g} x old + rest x new")
+
+
+@rule("method", cure="look at self.training before remembering anything, and leave requires_grad alone")
+def evaluation_changes_nothing(subject: MethodSubject) -> None:
+    """Features and losses in evaluation mode leave weights, statistics, queues and flags as they are."""
+    plan = subject.plan()
+    method, batch = plan.method, subject.batch(plan)
+    backward(seeded_step(method.train(), batch, middle(plan))["loss"])
+    _moved(method, middle(plan))
+    before, flags = copied(method.state_dict()), [p.requires_grad for p in method.parameters()]
+    method.eval()
+    with torch.no_grad():
+        method.encoder(batch.views.all()[0])
+        seeded_step(method, batch, middle(plan))
+    _moved(method, middle(plan).next())
+    followers = tuple(f"{name}." for name, module in method.named_modules() if isinstance(module, EMA))
+    moved = [n for n in changed(before, method.state_dict()) if not n.startswith(followers or ("\0",))]
+    expect(not moved, f"changed by an evaluation: {_few(moved)}")
+    expect(flags == [p.requires_grad for p in method.parameters()], "an evaluation changed requires_grad")
+
+
+@rule("method", cure="initialise your own layers alone, not every module you can reach")
+def construction_leaves_the_backbone_alone(subject: MethodSubject) -> None:
+    """Building the method leaves the weights of the backbone it is given as they are."""
+    plan = subject.plan()
+    backbone = plan.backbone
+    before, identity = copied(backbone.state_dict()), [id(p) for p in backbone.parameters()]
+    method = subject.component(plan.spec.method.config, backbone)
+    moved = changed(before, backbone.state_dict())
+    expect(not moved, f"changed by the constructor: {_few(moved)}")
+    expect(identity == [id(p) for p in backbone.parameters()], "the constructor replaced parameters of the backbone")
+    expect(isinstance(method.encoder, Backbone), f"encoder is a {type(method.encoder).__name__}, not a Backbone")
+
+
+@rule(
+    "method",
+    cure="register a module under one attribute, buffers with register_buffer, and share no storage between them",
+)
+def state_goes_through_safetensors(subject: MethodSubject) -> None:
+    """All state goes through safetensors and back, each tensor once."""
+    plan, fresh = subject.plan(), subject.plan(seed=1)
+    state = plan.method.state_dict()
+    places: dict[int, str] = {}
+    for name, tensor in state.items():
+        twin = places.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        expect(twin == name, f"{name} and {twin} share their memory")
+    fresh.method.load_state_dict(load(save(copied(state))))
+    moved = changed(copied(state), fresh.method.state_dict())
+    expect(not moved, f"not the same after a round trip: {_few(moved)}")
+
+
+@rule(
+    "method", cure="keep all state in buffers or parameters, take time from `now`, and random numbers from torch alone"
+)
+def resume_is_exact(subject: MethodSubject) -> None:
+    """A run stopped inside an epoch and continued from its checkpoint ends bit for bit like an unbroken one."""
+    length: dict[str, Any] = {"train": {"steps": STEPS}}
+    whole = subject.train(subject.plan(**length))
+    half = subject.train(subject.plan(**length), stop_at=CUT)
+    disturb_global_randomness(1)
+    rest = subject.train(subject.plan(**length), resumed=half)
+    after = [n for n, (a, b) in enumerate(zip(whole.losses[CUT:], rest.losses, strict=True), CUT + 1) if a != b]
+    expect(not after, f"stopped after step {CUT} and continued, the loss of step {after[0] if after else 0} is another")
+    moved = changed(whole.state, rest.state)
+    expect(not moved, f"other bits after the end: {_few(moved)}")
+
+
+@rule(
+    "method",
+    cure="draw with torch's default generator inside the step (the engine seeds it), never with random or numpy",
+)
+def a_seed_decides_everything(subject: MethodSubject) -> None:
+    """The same seed gives the same numbers, whatever other generators stand at; another seed gives others."""
+    length: dict[str, Any] = {"train": {"steps": 4}}
+    runs = []
+    for noise in (0, 1):
+        disturb_global_randomness(noise)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(noise)
+            runs.append(subject.train(subject.plan(**length)))
+    expect(runs[0].same(runs[1]), f"two runs of one seed: losses {runs[0].losses} and {runs[1].losses}")
+    other = subject.train(subject.plan(seed=1, **length))
+    expect(other.losses != runs[0].losses, "another seed gives the same losses")
+
+
+@rule("method", cure="let encoder return the backbone, or the slow copy's backbone")
+def encoder_can_be_exported(subject: MethodSubject) -> None:
+    """The network that is exported maps images to features of the width it tells, and loads into a fresh one."""
+    plan, fresh = subject.plan(), subject.plan(seed=1)
+    subject.train(plan, stop_at=2)
+    encoder, images = plan.method.encoder.eval(), subject.batch(plan).views.all()[0]
+    with torch.no_grad():
+        features = encoder(images)
+        expect(
+            tuple(features.shape) == (len(images), encoder.embed_dim),
+            f"features are {tuple(features.shape)} where embed_dim is {encoder.embed_dim}",
+        )
+        other = fresh.method.encoder.eval()
+        other.load_state_dict(load(save({n: t.contiguous() for n, t in encoder.export_state().items()})))
+        gap = float((other(images) - features).abs().max())
+    expect(gap == 0, f"a fresh network with the exported weights gives features that differ by {gap:.2g}")
+    _forget_pushed(plan.method)

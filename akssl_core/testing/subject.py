@@ -1,0 +1,227 @@
+"""What the checks look at: a component on toy data, and the few ways in which checks make it work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbone import Backbone, Features, TokenBackbone
+from ..callbacks import Callback
+from ..config import Schema, validate
+from ..data import Batch, ImageSpec, Views
+from ..engine import Engine, Terms
+from ..method import Method
+from ..optim import load_state_by_name, state_by_name
+from ..plan import Plan, make_plan
+from ..plugins import Plugins
+from ..resolve import collect
+from ..schedule import Now
+
+IMAGES, BATCH, SIZE, EPOCHS = 64, 16, 16, 4
+
+
+class ToyBackbone(Backbone):
+    """Two convolutions with batch norms, 24 features: trains a step in milliseconds."""
+
+    name = "toy"
+    embed_dim = 24
+
+    def __init__(self, image: ImageSpec) -> None:
+        super().__init__(Schema(), image)
+        self.conv1 = nn.Conv2d(image.channels, 16, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, self.embed_dim, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(self.embed_dim)
+
+    def features(self, images: Tensor) -> Features:
+        """The average of the last map, and the map."""
+        x = self.bn2(self.conv2(self.bn1(self.conv1(images)).relu())).relu()
+        return Features(x.mean((2, 3)), x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+
+
+def patterns(count: int, channels: int, size: int, seed: int = 0) -> Tensor:
+    """Smooth random images (count, channels, size, size), unlike each other, with mean 0 and deviation about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, channels, 4, 4, generator=generator)
+    return F.interpolate(coarse, (size, size), mode="bilinear", align_corners=False) * 1.5
+
+
+def toy_images(count: int = IMAGES, channels: int = 3, size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """uint8 images (count, channels, size, size) and labels: the channel (or half) that is brightest."""
+    images = (patterns(count, channels, size) * 50 + 128).clamp(0, 255).to(torch.uint8)
+    labels = images.float().mean((2, 3)).argmax(1) if channels > 1 else (images.float().mean((1, 2, 3)) > 128).long()
+    return images, labels
+
+
+def toy_spec(size: int = 32, channels: int = 3) -> ImageSpec:
+    """How toy images reach a network."""
+    return ImageSpec(size, channels, (0.5,) * channels, (0.2,) * channels)
+
+
+@dataclass
+class Trace:
+    """What a few steps of training left behind."""
+
+    losses: list[float] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+    def same(self, other: Trace) -> bool:
+        """Whether every number is the same to the last bit."""
+        return self.losses == other.losses and same_tensors(self.state, other.state)
+
+
+class _Watch(Callback):
+    """Notes each loss, and stops the run after a step where that is asked for."""
+
+    def __init__(self, trace: Trace, stop_at: int | None) -> None:
+        self.trace, self.stop_at = trace, stop_at
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """Note the loss of this step."""
+        self.trace.losses += [float(value) for name, value in terms.items() if name == "loss"]
+        if engine.now.step == self.stop_at:
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The run was to stop here."""
+
+
+class MethodSubject:
+    """A method with its default recipe on 64 toy images of 16 px."""
+
+    def __init__(
+        self, component: type[Method], plugins: Plugins, settings: Mapping[str, Any], backbone: str | None
+    ) -> None:
+        self.component, self.plugins = component, plugins
+        self.settings, self.backbone = dict(settings), backbone
+
+    def plan(self, *, channels: int = 3, size: int = SIZE, count: int = IMAGES, **given: Any) -> Plan:
+        """A run of the method, ready to start; `given` are keywords of `run`, which come before the kit's."""
+        keywords: dict[str, Any] = {
+            "data": toy_images(count, channels, size),
+            "backbone": self._backbone(channels, size),
+            "image_size": size,
+            "batch_size": BATCH,
+            "epochs": EPOCHS,
+            "precision": "fp32",
+            "device": "cpu",
+            "seed": 0,
+            **given,
+        }
+        options = {**self.settings, **keywords.pop("options", {})}
+        keywords = {key: value for key, value in keywords.items() if value is not None}
+        method = {"name": self.component.name, **options}
+        return make_plan(collect(method, None, keywords, self.plugins), self.plugins)
+
+    def _backbone(self, channels: int, size: int) -> Any:
+        """The kit's own network, the one that was asked for, or None: the rule for token methods decides."""
+        if self.backbone is not None:
+            return self.backbone
+        if not issubclass(ToyBackbone, self.component.accepts):
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return ToyBackbone(ImageSpec(size, channels, (0.5,) * channels, (0.2,) * channels))
+
+    def batch(self, plan: Plan, seed: int = 0, *, partners: Tensor | None = None, noise: float = 0.1) -> Batch:
+        """Views that the kit draws itself: each is the image at the group's size, with a little noise.
+
+        With `partners` (B,), every view after the first is of those images instead.
+        """
+        base = patterns(BATCH, plan.image.channels, plan.image.size, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        views, number = Views(), 0
+        for group in plan.augmentation.groups():
+            views[group.name] = []
+            for _ in group.transforms:
+                image = base if partners is None or number == 0 else base[partners]
+                view = F.interpolate(image, (group.size, group.size), mode="bilinear", align_corners=False)
+                views[group.name].append(view + noise * torch.randn(view.shape, generator=generator))
+                number += 1
+        return Batch(views, torch.arange(BATCH))
+
+    def train(self, plan: Plan, *, stop_at: int | None = None, resumed: Trace | None = None) -> Trace:
+        """Train a plan with the real engine to its end or to a step, from the start or from where another stopped."""
+        trace = Trace()
+        with torch.random.fork_rng(devices=[]):
+            engine = plan.engine([_Watch(trace, stop_at)])
+            if resumed is not None:
+                plan.method.load_state_dict(resumed.state)
+                load_state_by_name(engine.optimizer, resumed.optimizer)
+                engine.go_to(len(resumed.losses))
+            with suppress(_Stopped):
+                engine.fit()
+        trace.state = copied(plan.method.state_dict())
+        trace.optimizer = copied(state_by_name(engine.optimizer))
+        return trace
+
+
+@dataclass
+class ComponentSubject:
+    """A component of any other kind, with the settings it is built from."""
+
+    component: Any
+    plugins: Plugins
+    settings: Mapping[str, Any]
+
+    def build(self, *args: Any, **settings: Any) -> Any:
+        """The component with other settings over those of the subject."""
+        config = validate(self.component.Config, {**self.settings, **settings}, registry=self.plugins)
+        return self.component(config, *args)
+
+
+# -- what several checks need ---------------------------------------------------------------------
+def middle(plan: Plan) -> Now:
+    """A moment in the second half of the run, when what waits for its time at the start has begun."""
+    per_epoch = plan.loader().steps_per_epoch
+    total = per_epoch * EPOCHS
+    return Now(total * 3 // 4, per_epoch, total)
+
+
+def seeded_step(method: Method, batch: Batch, now: Now, seed: int = 0) -> dict[str, Tensor]:
+    """One forward pass, with the randomness inside the step fixed as the engine fixes it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cast("dict[str, Tensor]", method(batch, now))
+
+
+def backward(loss: Tensor) -> None:
+    """Gradients of a loss, added to those that are there."""
+    torch.autograd.backward([loss])
+
+
+def disturb_global_randomness(seed: int) -> None:
+    """Put every global generator but torch's, which the engine seeds, somewhere else."""
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Names whose tensors differ in any bit, or are on one side alone."""
+    names = [*before, *(name for name in after if name not in before)]
+    return [n for n in names if n not in before or n not in after or not torch.equal(before[n], after[n])]
+
+
+def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both have the same names and bits."""
+    return not changed(one, other)
+
+
+def is_token_backbone(component: type[Backbone]) -> bool:
+    """Whether a backbone can be shown some of its patches."""
+    return issubclass(component, TokenBackbone)
