@@ -63,7 +63,7 @@ def slow_copies_follow_their_momentum(subject: MethodSubject) -> None:
             part, _, rest = name.partition(".")
             fast = slow._tracked[part].get_parameter(rest)
             expected = momentum * old[name] + (1 - momentum) * fast
-            gap = float((p - expected).abs().max())
+            gap = (p - expected).abs().max().item()
             expect(gap < 1e-6, f"{name} is {gap:.2g} from momentum {momentum:g} x old + rest x new")
 
 
