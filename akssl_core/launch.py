@@ -22,9 +22,10 @@ from .engine import Engine
 from .errors import AksslError, RunDirError
 from .evaluation import sample
 from .export import export_backbone, load_backbone
+from .listing import environment
 from .optim import load_state_by_name
 from .plan import Plan, make_plan
-from .plugins import Plugins, environment, installed
+from .plugins import Plugins, installed
 from .report import render
 from .resolve import Given, collect
 from .rundir import Checkpoint, RunDir, refuse_used

@@ -10,20 +10,20 @@ import functools
 import importlib
 import importlib.util
 import os
-import platform
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pluggy
 
 from . import hookspecs
 from .config import Component
-from .discovery import Entry, canonical, entries, version
+from .discovery import Entry, canonical, entries
 from .errors import AksslError, PluginError, did_you_mean, plain, suggest
 from .first_party import PROVIDERS
 from .registry import STAND_IN, Registry, check_component
@@ -33,15 +33,25 @@ BUILT_IN = ("augment", "backbone", "custom", "data", "optim")  # rooms that regi
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an installed plugin cannot be used."""
+    """Why an installed plugin cannot be used: it did not import, or what it registers is not complete."""
 
     name: str
     distribution: str
     version: str
     error: BaseException
+    status: Literal["broken", "invalid"]
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version} is installed but did not load: {self.error!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A plugin that was imported."""
+
+    owner: str  # the name under which its components are registered; entry points of one module share it
+    file: str
+    seconds: float  # that the import took
 
 
 def _family(name: str) -> str:
@@ -68,7 +78,8 @@ class Plugins:
         self.registry = Registry()
         self.failures: dict[str, Failure] = {}
         self.entries = entries()
-        self._loaded: set[str] = set()
+        self.loaded: dict[str, Loaded] = {}  # by entry point or file
+        self._tried: set[str] = set()
         self._strict = os.environ.get("AKSSL_STRICT") == "1"
         self._pm = pluggy.PluginManager("akssl")
         self._pm.add_hookspecs(hookspecs)
@@ -107,20 +118,38 @@ class Plugins:
 
     def load(self, entry: Entry) -> None:
         """Import one installed plugin. A failure is kept in `failures` and hurts nobody else."""
-        if entry.name in self._loaded or entry.status != "installed":
+        if entry.name in self._tried or entry.status != "installed":
             return
-        self._loaded.add(entry.name)
+        self._tried.add(entry.name)
         _trace(f"loading {entry.name} from {entry.distribution} {entry.version}")
+        started = time.perf_counter()
         try:
             module = importlib.import_module(entry.value.partition(":")[0])
+        except (Exception, SystemExit) as error:
+            self._failed(entry, error, "broken")
+            return
+        try:
             if not self._pm.is_registered(module):
                 self.register(module, entry.name)
-        except (Exception, SystemExit) as error:
-            cause = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
-            self.failures[entry.name] = Failure(entry.name, entry.distribution, entry.version, cause)
-            _trace(f"failed: {self.failures[entry.name]}")
-            if self._strict:
-                raise PluginError(f"plugin '{entry.name}': {self.failures[entry.name]}") from error
+        except PluginError as error:
+            cause = error.__cause__ or error
+            understood = isinstance(cause, PluginError | pluggy.PluginValidationError)
+            self._failed(entry, cause, "invalid" if understood else "broken")
+            return
+        owner = self._pm.get_name(module) or entry.name
+        self.loaded[entry.name] = Loaded(owner, module.__file__ or "?", time.perf_counter() - started)
+
+    def _failed(self, entry: Entry, error: BaseException, status: Literal["broken", "invalid"]) -> None:
+        """Keep why a plugin cannot be used; in strict mode that is an error at once."""
+        failure = Failure(entry.name, entry.distribution, entry.version, error, status)
+        self.failures[entry.name] = failure
+        _trace(f"failed: {failure}")
+        if self._strict:
+            raise PluginError(f"plugin '{entry.name}': {failure}") from error
+
+    def answers(self, owner: str, hook: str) -> bool:
+        """Whether a registered plugin implements a hook."""
+        return any(one.plugin_name == owner for one in getattr(self._pm.hook, hook).get_hookimpls())
 
     def load_all(self) -> None:
         """Import every installed plugin, for listings."""
@@ -147,6 +176,7 @@ class Plugins:
             del sys.modules[path.stem]
             raise PluginError(f"plugin file {path} did not load: {error!r}") from error
         self.register(module, path.stem)
+        self.loaded[path.stem] = Loaded(path.stem, str(path), 0.0)
         if not self.registry.owned(path.stem):
             raise PluginError(
                 f"plugin file {path} registers nothing. Add: @hookimpl def akssl_register(registry): registry.add(...)"
@@ -187,15 +217,15 @@ class Plugins:
         self._load_built_in()
         names = set(self.registry.names(kind)) - {STAND_IN}
         if kind == "method":
-            unseen = [e for e in self.entries if e.status == "installed" and e.name not in self._loaded]
+            unseen = [e for e in self.entries if e.status == "installed" and e.name not in self._tried]
             names |= {entry.name for entry in unseen if not _is_no_method(entry)}
         return sorted(names)
 
     def _load_built_in(self) -> None:
         """The core's own components come through the same hook as everybody's."""
         for room in BUILT_IN:
-            if room not in self._loaded:
-                self._loaded.add(room)
+            if room not in self._tried:
+                self._tried.add(room)
                 self.register(_import_room(room), f"akssl_core.{room}")
 
     def _by_likelihood(self, kind: str, name: str) -> list[Entry]:
@@ -211,13 +241,13 @@ class Plugins:
         for entry in self.entries:
             if plain(entry.name) in (plain(name), _family(name)):
                 if failure := self.failures.get(entry.name):
-                    return _failed(kind, name, failure)
+                    return _unusable(kind, name, failure)
                 if entry.status != "installed":
                     return PluginError(f"{kind} '{name}': {entry.distribution} {entry.version}: {entry.reason}.")
         if provider := _provider(kind, name):
             for failure in self.failures.values():
                 if canonical(failure.distribution) == provider:
-                    return _failed(kind, name, failure)
+                    return _unusable(kind, name, failure)
             return PluginError(f"no {kind} named '{name}' is installed. Install it with: pip install {provider}")
         known = self.names(kind)
         hint = did_you_mean(name, known)
@@ -226,14 +256,7 @@ class Plugins:
         return PluginError(f"no {kind} named '{name}'.{hint} Installed: {', '.join(known) or 'none'}.")
 
 
-def environment(plugins: Plugins) -> dict[str, Any]:
-    """Versions and the plugin table, for a run's manifest."""
-    names = ("akssl-core", "torch", "torchvision", "pluggy", "pydantic", "safetensors", "numpy", "pillow")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    return {"versions": versions, "plugins": [entry.record() for entry in plugins.entries]}
-
-
-def _failed(kind: str, name: str, failure: Failure) -> PluginError:
+def _unusable(kind: str, name: str, failure: Failure) -> PluginError:
     error = PluginError(f"{kind} '{name}': {failure}. Mend it with: pip install -U {failure.distribution}")
     error.__cause__ = failure.error
     return error

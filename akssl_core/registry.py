@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .config import Component, Schema
@@ -13,16 +12,6 @@ STAND_IN = "custom"  # the name that an object passed from Python has in a confi
 KINDS = ("method", "backbone", "augmentation", "loss", "data", "optimizer", "callback")
 
 C = TypeVar("C", bound=type[Component])
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a component is written and who provides it."""
-
-    module: str
-    file: str
-    line: int
-    plugin: str
 
 
 class Registry:
@@ -69,13 +58,6 @@ class Registry:
     def owned(self, owner: str) -> list[type[Component]]:
         """What one plugin has added."""
         return [self._components[key] for key, name in self._owners.items() if name == owner]
-
-    def find(self, kind: str, name: str) -> Location:
-        """Module, file and line of a loaded component."""
-        component = self._components[kind, plain(name)]
-        _, line = inspect.getsourcelines(component)
-        file = inspect.getsourcefile(component) or "?"
-        return Location(component.__module__, file, line, self._owners[kind, plain(name)])
 
 
 def check_component(component: Any) -> None:

@@ -15,6 +15,7 @@ LAYERS = (
     {"config", "schedule"},
     {"registry", "discovery"},
     {"plugins"},
+    {"listing"},
     {"data", "nn"},
     {"backbone", "loss", "augment"},
     {"method", "custom"},
@@ -30,9 +31,20 @@ LAYERS = (
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-ABOVE_PLUGINS = {"api", "plan", "resolve", "launch", "cli", "__init__", "export", "testing"}  # may use the registry
+ABOVE_PLUGINS = {
+    "api",
+    "plan",
+    "resolve",
+    "launch",
+    "cli",
+    "__init__",
+    "export",
+    "testing",
+    "listing",
+}  # may use the registry
 NO_TORCH = {
-    "errors", "hookspecs", "first_party", "config", "schedule", "registry", "discovery", "plugins", "describe", "cli",
+    "errors", "hookspecs", "first_party", "config", "schedule", "registry", "discovery", "plugins", "listing",
+    "describe", "cli", "scaffold",
     "__init__",
 }  # fmt: skip
 FILES = sorted(CORE.rglob("*.py"))

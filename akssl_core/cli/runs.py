@@ -1,0 +1,178 @@
+"""Commands that train: run, resume, explain, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from .. import describe
+from ..discovery import entries
+from ..errors import ConfigError
+from .base import akssl, plugin_file_option, plugins_with
+from .plugins import describe_method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..launch import Result
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `run` and `explain` share."""
+    options = [
+        click.option("--data", help="source name or folder of images  [default: drawn shapes]"),
+        click.option("--backbone", help="backbone name  [default: chosen for the image size]"),
+        click.option("--epochs", type=int, help="passes over the data"),
+        click.option("--batch-size", type=int, help="images a step, over all processes"),
+        click.option("--image-size", type=int, help="side of the views in pixels"),
+        click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]"),
+        click.option("--seed", type=int, help="decides weights, batches and views  [default: 0]"),
+        click.option("--precision", type=click.Choice(PRECISIONS), help="number format of the forward pass"),
+        click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="where to train"),
+        click.option("--devices", type=int, help="number of processes"),
+        click.option("--workers", type=int, help="processes that read a torch Dataset"),
+        click.option("--recipe", help="the method's preset: default, cifar, imagenet, ..."),
+        click.option("--config", type=click.Path(path_type=Path), help="YAML file with any of these settings"),
+        click.option("--set", "assignments", multiple=True, metavar="A.B=VALUE", help="any setting, by its path"),
+        plugin_file_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _settings(options: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
+    """Flags and --set assignments as the keywords of `akssl_core.run`."""
+    from ..resolve import dotted, overlay, sections
+
+    pairs = []
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set: expected SECTION.KEY=VALUE, got '{text}'.")
+        try:
+            pairs.append((path, yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {path}: '{value}' is not a valid value.") from error
+    flags = sections({key: value for key, value in options.items() if value is not None})
+    return overlay(flags, sections(dotted(pairs)))
+
+
+@akssl.command(add_help_option=False)
+@click.argument("method", required=False)
+@run_options
+@click.option("--overwrite", is_flag=True, help="replace the run that --out already holds")
+@click.option("--no-report", is_flag=True, help="do not write report.html")
+@click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    method: str | None,
+    assignments: tuple[str, ...],
+    config: Path | None,
+    plugin_file: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    no_report: bool,
+    wants_help: bool,
+    **options: Any,
+) -> None:
+    """Train a backbone with METHOD and write a run folder."""
+    if wants_help:
+        click.echo(ctx.get_help())
+        if method is not None:
+            click.echo("\n" + describe_method(plugins_with(plugin_file), method))
+        return
+    if method is None and config is None:
+        names = ", ".join(entry.name for entry in entries()) or "none; pip install akssl-plugin-simsiam"
+        raise click.UsageError(f"missing METHOD. Installed: {names}.")
+    from ..launch import run as run_method
+
+    settings = _settings(options, assignments)
+    if method is not None:
+        settings["method"] = {**settings.get("method", {}), "name": method}
+    result = run_method(
+        config=config, out=out, overwrite=overwrite, report=not no_report, plugins=plugins_with(plugin_file), **settings
+    )
+    click.echo(_summary(result))
+
+
+@akssl.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@plugin_file_option
+@click.option("--no-report", is_flag=True, help="do not write report.html")
+def resume(run_dir: Path, plugin_file: Path | None, no_report: bool) -> None:
+    """Continue a run exactly where its last checkpoint stands."""
+    from ..launch import resume as resume_run
+
+    click.echo(_summary(resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file))))
+
+
+@akssl.command()
+@click.argument("method", required=False)
+@run_options
+def explain(
+    method: str | None,
+    assignments: tuple[str, ...],
+    config: Path | None,
+    plugin_file: Path | None,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Show every setting of a run and who decided it, without training."""
+    from ..config import leaves
+    from ..plan import make_plan
+    from ..resolve import collect
+
+    settings = _settings(options, assignments)
+    if method is not None:
+        settings["method"] = {**settings.get("method", {}), "name": method}
+    plugins = plugins_with(plugin_file)
+    plan = make_plan(collect(None, config, settings, plugins, who="command line"), plugins)
+    lines = [(path, json.dumps(value), plan.provenance[path]) for path, value in leaves(plan.spec.table())]
+    click.echo(describe.table(("setting", "value", "decided by"), lines))
+    click.echo("\n" + describe.table(("what follows", ""), plan.consequences()))
+    click.echo("\n" + "\n".join(f"- {note}" for note in plan.notes))
+
+
+@akssl.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+def report(run_dir: Path) -> None:
+    """Write RUN_DIR/report.html again from the files of the run."""
+    from ..report import render
+    from ..rundir import RunDir
+
+    folder = RunDir.open(run_dir)
+    click.echo(folder.write_text("report.html", render(folder.path)))
+
+
+def _summary(result: Result) -> str:
+    """The scores, where everything is, and how to use it."""
+    names = {
+        "knn_raw_pixels": "k-NN top-1, raw pixels",
+        "knn_random_init": "k-NN top-1, same backbone untrained",
+        "knn_top1": "k-NN top-1, trained",
+        "std_ratio": "std of features x sqrt(D) (healthy near 1)",
+        "rankme": "effective rank (RankMe)",
+        "loss": "loss",
+        "seconds": "seconds of training and evaluation",
+    }
+    lines = [(text, f"{result.metrics[key]:.4g}") for key, text in names.items() if result.metrics.get(key) is not None]
+    return "\n".join(
+        [
+            describe.table(("score", ""), lines),
+            f"\nVerdict on collapse: {result.verdict}",
+            f"Run folder: {result.run_dir}",
+            "Use it:",
+            "  import akssl_core",
+            f"  backbone = akssl_core.load_backbone({str(result.run_dir)!r})",
+            "  features = backbone(backbone.preprocess(image))",
+        ]
+    )
