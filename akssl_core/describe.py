@@ -45,7 +45,8 @@ def type_name(annotation: Any) -> str:
         inner = [type_name(arg) for arg in args if arg is not Ellipsis]
         return f"list of {inner[0]}" if Ellipsis in args or origin is list else f"({', '.join(inner)})"
     if isinstance(annotation, type) and issubclass(annotation, Ref):
-        return f"name of a {annotation.kind}"
+        article = "an" if annotation.kind[0] in "aeo" else "a"
+        return f"name of {article} {annotation.kind}"
     plain = {int: "whole number", float: "number", str: "text", bool: "true | false"}
     return plain.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
 

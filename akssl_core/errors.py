@@ -22,6 +22,10 @@ class PluginError(AksslError, LookupError):
     """A component is not installed, did not load, or two plugins claim its name."""
 
 
+class UnknownComponent(PluginError):
+    """No plugin, installed or known to us, has a component of this name."""
+
+
 class RunDirError(AksslError, OSError):
     """A run folder cannot be created, opened or read."""
 

@@ -24,7 +24,7 @@ import pluggy
 from . import hookspecs
 from .config import Component
 from .discovery import Entry, canonical, entries
-from .errors import AksslError, PluginError, did_you_mean, plain, suggest
+from .errors import AksslError, PluginError, UnknownComponent, did_you_mean, plain, suggest
 from .first_party import PROVIDERS
 from .registry import STAND_IN, Registry, check_component
 
@@ -196,6 +196,14 @@ class Plugins:
                 return found
         raise self._missing(kind, name)
 
+    def provides(self, kind: str, name: str) -> bool:
+        """Whether a component of this name is loaded, or the plugin that is named like it adds one."""
+        self._load_built_in()
+        for entry in self.entries:
+            if plain(entry.name) == plain(name):
+                self.load(entry)
+        return self.registry.look(kind, name) is not None
+
     def _resolve(self, kind: str, name: str) -> type[Component] | None:
         """What the open families among the loaded plugins answer for a name that is in no registry."""
         facts = {"kind": kind, "name": name}
@@ -253,7 +261,7 @@ class Plugins:
         hint = did_you_mean(name, known)
         if not hint and (near := suggest(name, PROVIDERS.get(kind, {}))):
             hint = f" Did you mean '{near}'? Install it with: pip install {PROVIDERS[kind][near]}."
-        return PluginError(f"no {kind} named '{name}'.{hint} Installed: {', '.join(known) or 'none'}.")
+        return UnknownComponent(f"no {kind} named '{name}'.{hint} Installed: {', '.join(known) or 'none'}.")
 
 
 def _unusable(kind: str, name: str, failure: Failure) -> PluginError:

@@ -28,7 +28,7 @@ from .config import (
 )
 from .data import DEFAULT_SOURCE, no_such_data
 from .engine import TrainSpec
-from .errors import ConfigError, PluginError, did_you_mean, plain
+from .errors import ConfigError, UnknownComponent, did_you_mean, plain
 from .method import Method
 from .plugins import Plugins
 from .registry import STAND_IN
@@ -237,24 +237,16 @@ def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
     text = more.pop("name", None) if isinstance(data, Mapping) else data
     if not isinstance(text, str | Path):
         return settings
-    names = plugins.names("data")
-    if isinstance(text, str) and plain(text) in {plain(name) for name in (*names, STAND_IN)}:
+    if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
         return settings
     path = Path(text).expanduser()
-    if not path.exists():
-        if "/" in str(text) and _is_open_family(str(text), plugins):
-            return settings
-        raise no_such_data(str(text), names)
-    return {**settings, "data": {"name": "folder", "path": str(path), **more}}
-
-
-def _is_open_family(text: str, plugins: Plugins) -> bool:
-    """Whether a plugin answers for what stands before the slash (`hf/beans`)."""
+    if path.exists():
+        return {**settings, "data": {"name": "folder", "path": str(path), **more}}
     try:
-        plugins.get("data", text)
-    except PluginError:
-        return False
-    return True
+        plugins.get("data", str(text))
+    except UnknownComponent as error:
+        raise no_such_data(str(text), plugins.names("data")) from error
+    return settings
 
 
 def layer(given: Given, plugins: Plugins) -> Layers:

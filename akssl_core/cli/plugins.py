@@ -17,10 +17,11 @@ from ..listing import COLUMNS, plugin_table
 from ..listing import find as locate
 from ..plugins import Plugins
 from ..registry import KINDS
+from ..scaffold import KINDS as NEW_KINDS
+from ..scaffold import create
 from .base import Commands, akssl, plugin_file_option, plugins_with
 
 ALIASES = {"dataset": "data", "logger": "callback"}  # what people call two kinds of components
-NEW_KINDS = ("method", "backbone", "augmentation", "loss", "dataset", "logger")
 
 
 @akssl.group(cls=Commands, invoke_without_command=True)
@@ -88,8 +89,6 @@ def check(ctx: click.Context, name: str, kind: str, slow: bool, as_json: bool, p
 @click.option("--kind", default="method", help=f"what the plugin adds: {', '.join(NEW_KINDS)}  [default: method]")
 def new(name: str, kind: str) -> None:
     """Write a new plugin, akssl-plugin-NAME, in this folder: it works, and its tests pass."""
-    from ..scaffold import create
-
     folder = create(name, kind)
     click.echo(f"{folder} is ready. Next:\n  cd {folder}\n  pip install -e '.[test]'\n  pytest")
 

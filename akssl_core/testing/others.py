@@ -114,7 +114,7 @@ def _minimise(subject: ComponentSubject, net: nn.Module, steps: range, state: An
     for step in steps:
         set_group_values(optimizer, config, Now(step, 10, 1000), 16)
         loss = (net(inputs) - inputs[:, :2]).square().mean()
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,9 +8,9 @@ from typing import Any
 COLORS: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "grayscale": 0.2}
 
 # Few images and minutes: few prototypes, a narrow projector with a batch norm behind it, two small crops that cost less
-# than half a large view, AdamW as for contrastive losses, and predictions half as sharp as the paper's: with 0.1 it hung
-# on the seed whether clusters had formed by the end. Colours change strongly and brightness little: under strong changes
-# of brightness an untrained network sees no likeness between two views of an image.
+# than half a large view, AdamW as for contrastive losses, and predictions half as sharp as the paper's: with 0.1 the
+# seed decided whether clusters had formed by the end. Colours change strongly and brightness little: under strong
+# changes of brightness an untrained network sees no likeness between two views of an image.
 SMALL: dict[str, Any] = {**COLORS, "brightness": 0.2, "contrast": 0.2, "grayscale": 0.5, "blur": 0.0}
 DEFAULT: dict[str, Any] = {
     "method": {

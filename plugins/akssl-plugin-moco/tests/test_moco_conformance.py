@@ -1,0 +1,19 @@
+"""The conformance kit of akssl."""
+
+from __future__ import annotations
+
+import pytest
+
+from akssl_core.testing import Check, checks
+
+ALL = [
+    *checks("mocov2"),
+    *checks("mocov3"),
+    *checks("infonce_queue", kind="loss"),
+    *checks("infonce_mocov3", kind="loss"),
+]
+
+
+@pytest.mark.parametrize("check", ALL, ids=lambda check: f"{check.subject.component.name}-{check}")
+def test_conformance(check: Check) -> None:
+    check()
