@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import shlex
 import subprocess
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 import akssl_core
-from akssl_core import cli
+from akssl_core import cli, hookspecs
+from akssl_core.registry import KINDS
+from akssl_core.testing.check import RULES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -94,3 +97,47 @@ def test_links_of_the_readme_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+HOOKS = (ROOT / "docs" / "hooks.md").read_text()
+
+
+def test_every_hook_is_documented_with_its_arguments():
+    hooks = {name: f for name, f in vars(hookspecs).items() if name.startswith("akssl_")}
+    assert len(hooks) == 4
+    for name, hook in hooks.items():
+        signature = f"{name}({', '.join(inspect.signature(hook).parameters)})"
+        assert f"### `{signature}`" in HOOKS, signature
+
+
+def test_every_kind_of_component_is_documented_and_has_checks_and_none_is_made_up():
+    section = HOOKS.partition("## Kinds of components")[2].partition("## ")[0]
+    rows = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
+    assert rows == set(KINDS)
+    assert {rule.kind for rule in RULES} == set(KINDS)
+
+
+def test_every_status_of_a_plugin_is_explained():
+    for status in ("broken", "invalid", "clash", "other API", "blocked"):
+        assert f"| `{status}` |" in HOOKS
+
+
+def test_every_command_is_documented():
+    commands = (ROOT / "docs" / "commands.md").read_text()
+    for name, command in cli.akssl.commands.items():
+        assert f"## `akssl {name}`" in commands
+        for inner in getattr(command, "commands", {}):
+            assert f"## `akssl {name} {inner}`" in commands
+
+
+def test_every_environment_variable_is_documented():
+    core = "".join(file.read_text() for file in (ROOT / "akssl_core").rglob("*.py"))
+    pages = HOOKS + README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    for name in set(re.findall(r"AKSSL_[A-Z]+", core)):
+        assert name in pages, name
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
