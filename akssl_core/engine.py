@@ -117,7 +117,11 @@ class Terms:
 
 
 class Clock:
-    """Seconds spent in each part of the loop since they were last read."""
+    """Seconds spent in each part of the loop since they were last read.
+
+    On a GPU the host runs ahead of the device, so that a part's seconds are those of launching its work; where the host
+    waits, that part shows the device's.
+    """
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
@@ -221,7 +225,9 @@ class Engine:
             with self._sync(last=i == len(micro) - 1):
                 with self._autocast():
                     out = self.model(batch, self.now)
+                self.clock.lap("forward")
                 self.scaler.scale(out["loss"] / len(micro)).backward()
+                self.clock.lap("backward")
             terms.add(out, 1 / len(micro))
         self.scaler.unscale_(self.optimizer)
         drop_frozen(self.optimizer, self.now)
@@ -235,7 +241,7 @@ class Engine:
                 if isinstance(module, StepState | Method):
                     module.after_step(self.now)
         self.now = self.now.next()
-        self.clock.lap("step")
+        self.clock.lap("optimizer")
         for callback in self.callbacks:
             callback.on_step(self, terms)
         self.clock.lap("record")

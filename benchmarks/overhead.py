@@ -1,9 +1,10 @@
 """How much of the machine a run keeps for training: our whole step against a bare forward and backward pass.
 
-Both sides train the same SimSiam modules (ResNet-18, ImageNet stem) at the same precision and memory layout on two
-views of 32 px, batch 256. Ours starts from raw uint8 images and does everything that a run does in a step; the bare
-loop has ready views and runs forward, backward and optimizer only. Repeats are interleaved; the result is the median
-of the ratios. Writes benchmarks/results/overhead.json and .md.
+Both sides train the same modules of a method (its default recipe, on a ResNet-18 with the ImageNet stem) at the same
+precision and memory layout on views of 32 px, batch 256. Ours starts from raw uint8 images and does everything that a
+run does in a step, views and slow state included; the bare loop has ready views and runs forward (of teachers too),
+backward and optimizer only. Repeats are interleaved; the result is the median of the ratios. Writes
+benchmarks/results/overhead.json and .md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from akssl_core import Batch, Views, describe
 from akssl_core.engine import Engine
+from akssl_core.first_party import METHODS
 from akssl_core.plan import Plan, make_plan
 from akssl_core.plugins import installed
 from akssl_core.resolve import collect
@@ -27,19 +29,18 @@ from akssl_core.resolve import collect
 RESULTS = Path(__file__).parent / "results"
 
 
-def plan_for(precision: str, batch: int, size: int) -> Plan:
-    """A run of SimSiam with a full ResNet-18."""
+def plan_for(method: str, precision: str, batch: int, size: int) -> Plan:
+    """A run of a method with a full ResNet-18."""
     settings = {
         "data": {"name": "shapes", "size": 4 * batch},
         "backbone": {"name": "resnet18", "stem": "imagenet"},
-        "options": {"out_dim": 2048, "hidden_dim": 512, "projector_layers": 2, "predictor_dim": 512},
         "batch_size": batch,
         "image_size": size,
         "precision": precision,
         "epochs": 1000,
     }
     plugins = installed()
-    return make_plan(collect("simsiam", None, settings, plugins), plugins)
+    return make_plan(collect(method, None, settings, plugins), plugins)
 
 
 class Bare:
@@ -48,9 +49,12 @@ class Bare:
     def __init__(self, plan: Plan) -> None:
         self.engine: Engine = plan.engine([])
         layout = torch.channels_last if plan.hardware.channels_last else torch.contiguous_format
-        shape = (self.engine.batch_size, plan.image.channels, plan.image.size, plan.image.size)
-        views = [torch.randn(shape).contiguous(memory_format=layout) for _ in range(2)]
-        self.batch = Batch(Views({"global": views}), torch.arange(shape[0]))
+        batch, channels = self.engine.batch_size, plan.image.channels
+        views = Views()
+        for group in plan.augmentation.groups():
+            shape = (batch, channels, group.size, group.size)
+            views[group.name] = [torch.randn(shape).contiguous(memory_format=layout) for _ in group.transforms]
+        self.batch = Batch(views, torch.arange(batch))
         self.dtype = plan.hardware.dtype
         plan.method.train()
 
@@ -92,12 +96,13 @@ def seconds(side: Bare | Ours, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def measure(precision: str, batch: int, size: int, repeats: int, steps: int) -> dict[str, Any]:
+def measure(method: str, precision: str, batch: int, size: int, repeats: int, steps: int) -> dict[str, Any]:
     """Images a second of both sides, interleaved, and the median of their ratios."""
-    bare, ours = Bare(plan_for(precision, batch, size)), Ours(plan_for(precision, batch, size))
+    bare, ours = Bare(plan_for(method, precision, batch, size)), Ours(plan_for(method, precision, batch, size))
     seconds(bare, 2), seconds(ours, 2)
     pairs = [(seconds(bare, steps), seconds(ours, steps)) for _ in range(repeats)]
     return {
+        "method": method,
         "precision": ours.engine.hardware.precision,
         "size": size,
         "batch": batch,
@@ -112,16 +117,19 @@ def measure(precision: str, batch: int, size: int, repeats: int, steps: int) -> 
 def main() -> None:
     """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("methods", nargs="*", default=sorted(METHODS))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--precision", nargs="+", default=["auto", "fp32"])
+    parser.add_argument("--precision", nargs="+", default=["auto"])
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
     arguments = parser.parse_args()
-    rows = [
-        measure(p, arguments.batch, arguments.size, arguments.repeats, arguments.steps) for p in arguments.precision
-    ]
+    rows = []
+    for method in arguments.methods:
+        for precision in arguments.precision:
+            rows.append(measure(method, precision, arguments.batch, arguments.size, arguments.repeats, arguments.steps))
+            print(json.dumps(rows[-1]), flush=True)
     machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     facts = {"torch": torch.__version__, "repeats": arguments.repeats, "steps": arguments.steps, **machine}
     arguments.out.parent.mkdir(exist_ok=True)

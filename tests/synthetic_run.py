@@ -49,7 +49,7 @@ FINAL = {
 
 
 def row(step, **more):
-    times = {"seconds": 2.0, "time_load": 0.25, "time_step": 0.75}
+    times = {"seconds": 2.0, "time_load": 0.25, "time_forward": 0.75}
     return {"step": step, "epoch": step / 10, "loss": 1.0 / step, "lr": 0.1, "images_per_s": 50.0, **times, **more}
 
 

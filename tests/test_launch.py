@@ -55,7 +55,10 @@ def test_a_run_leaves_all_files_and_numbers(start):
     assert {"loss", "knn_top1", "knn_raw_pixels", "knn_random_init", "std_ratio", "rankme"} <= result.metrics.keys()
     rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.history
-    assert {"step", "epoch", "loss", "z_norm", "lr", "images_per_s", "time_step", "time_augment"} <= rows[0].keys()
+    assert {"step", "epoch", "loss", "z_norm", "lr", "images_per_s"} <= rows[0].keys()
+    parts = ("load", "augment", "forward", "backward", "optimizer")
+    assert all(rows[0][f"time_{part}"] > 0 for part in parts)
+    assert sum(value for key, value in rows[0].items() if key.startswith("time_")) == pytest.approx(1, abs=1e-3)
     assert "knn_top1" in rows[-1]
     assert not [p for p in result.run_dir.rglob("*") if p.name.endswith((".part", ".pt", ".pkl"))]
 

@@ -209,7 +209,7 @@ def test_numbers_that_never_were_finite_have_no_curve(tmp_path):
 
 def test_time_is_shared_out(run):
     time = render(run).partition('id="time"')[2].partition("</section>")[0]
-    assert re.search(r"step</th><td>75\.0 %</td>", time)
+    assert re.search(r"forward</th><td>75\.0 %</td>", time)
     assert re.search(r"load</th><td>25\.0 %</td>", time)
 
 
