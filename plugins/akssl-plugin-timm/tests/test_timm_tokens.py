@@ -1,0 +1,122 @@
+"""Patch tokens that are selected and masked, and views of several sizes."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from akssl_core import ConfigError
+from akssl_core.nn import take
+
+
+# -- patch tokens ----------------------------------------------------------------------------------
+def test_tokens_and_their_grid(build, pictures, vit):
+    seen = vit.features(pictures())
+    with torch.no_grad():
+        tokens = vit.timm.forward_features(pictures())
+    assert seen.patches.shape == (2, 16, 192)
+    assert (seen.grid, vit.patch_size) == ((4, 4), 8)
+    assert torch.equal(seen.patches, tokens[:, 1:])
+    assert vit.patch_embed is vit.timm.patch_embed
+
+
+def test_registers_and_missing_class_tokens_are_no_patches(build, pictures):
+    registers = build("test_vit", options={"reg_tokens": 3})
+    assert registers.features(pictures()).patches.shape == (2, 4, 64)
+    mean = build("test_vit", pool="avg", options={"class_token": False})
+    seen = mean.features(pictures())
+    assert seen.patches.shape == (2, 4, 64)
+    torch.testing.assert_close(seen.pooled, mean.timm.fc_norm(seen.patches.mean(1)))
+
+
+def test_keeping_all_patches_in_order_changes_nothing(pictures, vit):
+    plain, kept = vit.features(pictures()), vit.features(pictures(), keep=torch.arange(16).expand(2, -1))
+    torch.testing.assert_close(kept.pooled, plain.pooled)
+    torch.testing.assert_close(kept.patches, plain.patches)
+    assert kept.grid is None
+
+
+def test_kept_patches_come_in_the_order_asked_for(pictures, vit):
+    order = torch.stack([torch.randperm(16), torch.randperm(16)])
+    plain, shuffled = vit.features(pictures()), vit.features(pictures(), keep=order)
+    torch.testing.assert_close(shuffled.patches, take(plain.patches, order), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shuffled.pooled, plain.pooled, atol=1e-4, rtol=1e-4)
+
+
+def test_patches_that_are_not_kept_have_no_influence(pictures, vit):
+    keep = torch.tensor([[0, 5, 9], [15, 1, 2]])
+    changed = pictures()
+    changed[0, :, 8:16, 8:16] += 9  # patch 5 of the first image: kept
+    changed[1, :, 8:16, 8:16] += 9  # patch 5 of the second image: not kept
+    before, after = (vit.features(x, keep=keep) for x in (pictures(), changed))
+    assert before.patches.shape == (2, 3, 192)
+    assert not torch.equal(before.patches[0], after.patches[0])
+    assert torch.equal(before.patches[1], after.patches[1])
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_masked_patches_have_no_influence_and_the_token_has(build, pictures, dynamic):
+    vit = build("test_vit", patch_size=8, options={"dynamic_img_size": dynamic})
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, 5] = True
+    token = torch.randn(64, requires_grad=True)
+    changed = pictures()
+    changed[:, :, 8:16, 8:16] = 9.0
+    before, after = (vit.features(x, mask=mask, token=token) for x in (pictures(), changed))
+    assert torch.equal(before.patches, after.patches)
+    assert torch.equal(before.pooled, after.pooled)
+    assert before.grid == (4, 4)
+    assert not torch.equal(before.patches, vit.features(pictures(), mask=mask, token=token + 1).patches)
+    nothing = torch.zeros_like(mask)
+    torch.testing.assert_close(vit.features(pictures(), mask=nothing, token=token).pooled, vit(pictures()))
+    before.patches.square().sum().backward()
+    assert token.grad is not None
+    assert token.grad.norm() > 0
+
+
+def test_masked_places_keep_their_positions(pictures, vit):
+    everything = torch.ones(2, 16, dtype=torch.bool)
+    patches = vit.features(pictures(), mask=everything, token=torch.zeros(192)).patches
+    assert len(patches[0].unique(dim=0)) == 16
+
+
+def test_patches_that_timm_drops_leave_no_grid(build, pictures):
+    seen = build("test_vit", patch_size=8, options={"patch_drop_rate": 0.5}).train().features(pictures())
+    assert (seen.patches.shape, seen.grid) == ((2, 8, 64), None)
+
+
+# -- sizes of views --------------------------------------------------------------------------------
+def test_views_of_several_sizes_pass_a_vision_transformer(build, pictures, vit):
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, dynamic_img_size=True)
+    plain.load_state_dict(vit.export_state())
+    for size in (16, 24, 48):
+        seen = vit.features(pictures(size))
+        assert seen.grid == (size // 8, size // 8)
+        torch.testing.assert_close(seen.pooled, plain.eval()(pictures(size)))
+
+
+def test_views_are_padded_with_zeros_to_whole_patches(build, pictures, vit):
+    view, padded = pictures(18), torch.zeros(2, 3, 24, 24)
+    padded[:, :, :18, :18] = view
+    assert vit.features(view).grid == (3, 3)
+    assert torch.equal(vit(view), vit(padded))
+    asked = build("test_vit", 30, options={"dynamic_img_pad": True})
+    assert asked.features(pictures(30)).grid == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        ("swin_s3_tiny_224", 18, r"made for images of 32 px, cannot take views of 18 x 18 px: .*divisible"),
+        ("test_vit_relpos", 16, r"timm/test_vit_relpos, made for images of 32 px, cannot take views of 16 x 16 px"),
+    ],
+)
+def test_a_view_of_a_size_that_it_cannot_take_is_the_users_to_mend(build, pictures, model, size, message):
+    with pytest.raises(ConfigError, match=message + ".*Give all views sizes that it takes, or choose another"):
+        build(model)(pictures(size))
+
+
+def test_other_mistakes_are_not_blamed_on_the_size(build, pictures):
+    with pytest.raises(RuntimeError, match="expected input"):
+        build("test_resnet")(pictures(32, channels=5))
