@@ -31,17 +31,27 @@ if TYPE_CHECKING:
     from .config import Schema as Schema
     from .data import Batch as Batch
     from .data import DatasetSource as DatasetSource
+    from .data import HoldOutSource as HoldOutSource
     from .data import ImageSet as ImageSet
     from .data import ImageSpec as ImageSpec
+    from .data import ImageStore as ImageStore
     from .data import Pixels as Pixels
     from .data import Preprocess as Preprocess
+    from .data import StoredImages as StoredImages
     from .data import TensorImages as TensorImages
+    from .data import Unreadable as Unreadable
     from .data import Views as Views
+    from .data import decode_image as decode_image
+    from .data import encode_labels as encode_labels
+    from .data import image_header as image_header
+    from .data import nearest_path as nearest_path
+    from .data import suitable_size as suitable_size
     from .errors import AksslError as AksslError
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import PluginError as PluginError
     from .errors import RunDirError as RunDirError
+    from .errors import did_you_mean as did_you_mean
     from .export import load_backbone as load_backbone
     from .hookspecs import hookimpl as hookimpl
     from .launch import Result as Result
@@ -67,8 +77,26 @@ _ROOMS = {
     "backbone": ("Backbone", "Features", "TokenBackbone"),
     "callbacks": ("Callback", "Logger"),
     "config": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
-    "data": ("Batch", "DatasetSource", "ImageSet", "ImageSpec", "Pixels", "Preprocess", "TensorImages", "Views"),
-    "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError"),
+    "data": (
+        "Batch",
+        "DatasetSource",
+        "HoldOutSource",
+        "ImageSet",
+        "ImageSpec",
+        "ImageStore",
+        "Pixels",
+        "Preprocess",
+        "StoredImages",
+        "TensorImages",
+        "Unreadable",
+        "Views",
+        "decode_image",
+        "encode_labels",
+        "image_header",
+        "nearest_path",
+        "suitable_size",
+    ),
+    "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "did_you_mean"),
     "export": ("load_backbone",),
     "hookspecs": ("hookimpl",),
     "loss": ("KnownValue", "Loss"),

@@ -38,7 +38,8 @@ class Result:
 
     `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
     `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
-    `verdict` is "healthy", "dimensional collapse" or "collapsed".
+    `verdict` is "healthy", "dimensional collapse" or "collapsed". In all but the main process of several, metrics,
+    history and verdict are empty.
     """
 
     backbone: Backbone
@@ -142,8 +143,9 @@ def resume(
         if checkpoint is not None and checkpoint.state["spec_hash"] != plan.spec_hash:
             raise RunDirError(f"{folder.path}: config.yaml is not the one its checkpoints were made with.")
         step = checkpoint.state["step"] if checkpoint else 0
-        folder.rewind(step)
-        folder.update_manifest(status="running", resumed_at=step, notes=[*folder.manifest["notes"], *problems])
+        if dist.is_main():
+            folder.rewind(step)
+            folder.update_manifest(status="running", resumed_at=step, notes=[*folder.manifest["notes"], *problems])
         return _train(folder, plan, plugins, checkpoint, with_report=report)
 
 
@@ -193,8 +195,9 @@ def _train(
     """Train from the checkpoint, or from the start, to the end; the manifest says how it went."""
     metrics: dict[str, float] | None = None
     callbacks, observers = _chosen(plan)
-    if dist.is_main():
-        plugins.tell("akssl_run_started", config=plan.spec.table(), run_dir=run_dir.path)
+    if not dist.is_main():
+        return _follow(run_dir, plan, checkpoint, callbacks)
+    plugins.tell("akssl_run_started", config=plan.spec.table(), run_dir=run_dir.path)
     observers.tell("on_run", plan.spec.table(), run_dir.path)
     try:
         metrics, verdict = _fit(run_dir, plan, checkpoint, callbacks, observers)
@@ -208,9 +211,17 @@ def _train(
         raise
     finally:
         observers.tell("on_finish", metrics)
-        if dist.is_main():
-            plugins.tell("akssl_run_finished", metrics=metrics, run_dir=run_dir.path)
+        plugins.tell("akssl_run_finished", metrics=metrics, run_dir=run_dir.path)
     return _read(run_dir, _product(plan))
+
+
+def _follow(run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None, callbacks: Sequence[Callback]) -> Result:
+    """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
+    engine = plan.engine(callbacks)
+    if checkpoint is not None:
+        _restore(engine, checkpoint)
+    engine.fit()
+    return Result(_product(plan), plan.preprocess, {}, [], run_dir.path, "")
 
 
 def _read(run_dir: RunDir, backbone: Backbone) -> Result:

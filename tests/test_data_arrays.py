@@ -105,12 +105,28 @@ def test_texts_and_large_numbers_are_numbered_in_order():
 
 
 @pytest.mark.parametrize(
+    ("given", "labels", "classes"),
+    [
+        (["b", None, "a"], [1, -1, 0], ("a", "b")),
+        ([0, 2, None, -1], [0, 2, -1, -1], None),
+        (np.array([70, None, 9], dtype=object), [1, -1, 0], ("9", "70")),
+        ([None, None], [-1, -1], None),
+    ],
+)
+def test_none_is_an_unknown_label(given, labels, classes):
+    found, names = encode_labels(given, len(given))
+    assert (found.tolist(), found.dtype, names) == (labels, torch.int64, classes)
+
+
+@pytest.mark.parametrize(
     ("labels", "text"),
     [
         ([0, 1], "got 2 labels for 4 images"),
         (np.eye(4), r"labels\.argmax\(1\)"),
         ([0.5, 1, 2, 3], "whole numbers or texts, got float64"),
         ([[0], [1, 2], [0], [0]], "some items are lists"),
+        (np.array([None, None, [1], [2]], dtype=object), "some items are lists"),
+        ([0.5, None, 1, 2], "whole numbers or texts, got float64"),
     ],
 )
 def test_wrong_labels_are_refused(labels, text):

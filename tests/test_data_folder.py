@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
@@ -15,7 +16,7 @@ from PIL import Image
 import akssl_core.data.folder as folder_module
 from akssl_core.config import validate
 from akssl_core.data import Folder
-from akssl_core.data.decode import Unreadable, read_image, shorter_side
+from akssl_core.data.decode import Unreadable, decode_image, image_header, read_image, shorter_side
 from akssl_core.data.folder import FolderConfig
 from akssl_core.errors import ConfigError, DataError
 
@@ -312,6 +313,19 @@ def test_a_file_that_disappears_is_unreadable(tmp_path):
     images = folder(tmp_path, max_unreadable=0.5).train()
     (tmp_path / "1.png").unlink()
     assert images.fetch([1]).unreadable == ((1, "No such file or directory"),)
+
+
+@pytest.mark.parametrize("kind", [bytes, io.BytesIO, lambda data: Image.open(io.BytesIO(data))])
+def test_bytes_open_files_and_pillow_images_are_decoded_alike(tmp_path, kind):
+    for suffix, mode, worth in (("jpg", "RGB", 3), ("png", "LA", 1)):
+        path = save(tmp_path / f"1.{suffix}", (90, 60), mode)
+        data = path.read_bytes()
+        assert image_header(kind(data)) == (worth, 60)
+        assert torch.equal(decode_image(kind(data), 3, 16), read_image(path, 3, 16))
+    with pytest.raises(Unreadable, match="an empty file"):
+        decode_image(b"", 3, 16)
+    with pytest.raises(Unreadable, match="not an image"):
+        image_header(io.BytesIO(b"text"))
 
 
 # -- memory and threads ---------------------------------------------------------------------------

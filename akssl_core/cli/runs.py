@@ -101,7 +101,7 @@ def run(
     result = run_method(
         config=config, out=out, overwrite=overwrite, report=not no_report, plugins=plugins_with(plugin_file), **settings
     )
-    click.echo(_summary(result))
+    _show(result)
 
 
 @akssl.command()
@@ -112,7 +112,7 @@ def resume(run_dir: Path, plugin_file: Path | None, no_report: bool) -> None:
     """Continue a run exactly where its last checkpoint stands."""
     from ..launch import resume as resume_run
 
-    click.echo(_summary(resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file))))
+    _show(resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file)))
 
 
 @akssl.command()
@@ -151,6 +151,12 @@ def report(run_dir: Path) -> None:
 
     folder = RunDir.open(run_dir)
     click.echo(folder.write_text("report.html", render(folder.path)))
+
+
+def _show(result: Result) -> None:
+    """Print the summary; of several processes, the main one alone has anything to say."""
+    if result.metrics:
+        click.echo(_summary(result))
 
 
 def _summary(result: Result) -> str:

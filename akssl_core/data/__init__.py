@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING
 
 from ..hookspecs import hookimpl
 from .arrays import Arrays, TensorImages
-from .base import Batch, DatasetSource, ImageSet, ImageSpec, Pixels, Subset, Views
+from .base import Batch, DatasetSource, ImageSet, ImageSpec, Pixels, Subset, Views, suitable_size
+from .decode import Unreadable, decode_image, image_header
 from .fashion_mnist import FashionMnist
 from .folder import Folder
+from .holdout import HoldOutSource
+from .labels import encode_labels
 from .loader import Loader
 from .preprocess import Preprocess
+from .scan import nearest_path
 from .shapes import Shapes
 from .source_of import no_such_data, source_from
 from .statistics import measure
+from .stored import ImageStore, StoredImages
 from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
 from .wrapped import Wrapped
 
@@ -29,19 +34,28 @@ __all__ = [
     "DatasetSource",
     "FashionMnist",
     "Folder",
+    "HoldOutSource",
     "ImageSet",
     "ImageSpec",
+    "ImageStore",
     "Loader",
     "Pixels",
     "Preprocess",
     "Shapes",
+    "StoredImages",
     "Subset",
     "TensorImages",
+    "Unreadable",
     "Views",
     "Wrapped",
+    "decode_image",
+    "encode_labels",
+    "image_header",
     "measure",
+    "nearest_path",
     "no_such_data",
     "source_from",
+    "suitable_size",
 ]
 
 

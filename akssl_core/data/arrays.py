@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Schema
 from ..errors import DataError
-from .base import ImageSet, Pixels, suitable_size
+from .base import ImageSet, Pixels
 from .convert import Layout, as_tensor, channels_first, find_layout, to_uint8
 from .holdout import HoldOutSource
 from .labels import encode_labels
@@ -56,9 +56,9 @@ class Arrays(HoldOutSource):
         self._pixels = to_uint8(self._in_order(raw, layout))
         if self._pixels.dtype != raw.dtype:
             self.notes.append("float images in [0, 1] were converted to uint8")
-        self._natural = suitable_size(min(self._pixels.shape[-2:]))
+        self.shorter = min(self._pixels.shape[-2:])
         if labels is not None:
-            self._labels, self._classes = encode_labels(labels, len(raw))
+            self.labels, self.classes = encode_labels(labels, len(raw))
         self.note_split()
 
     def _in_order(self, images: Tensor, layout: Layout | None) -> Tensor:
@@ -72,7 +72,7 @@ class Arrays(HoldOutSource):
 
     def make_images(self) -> ImageSet:
         """All images."""
-        return TensorImages(self._pixels, self._labels, self._classes)
+        return TensorImages(self._pixels, self.labels, self.classes)
 
 
 def _check_axes(images: Tensor) -> None:

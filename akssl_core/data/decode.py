@@ -1,13 +1,15 @@
-"""Image files into small uint8 tensors, and the reason when a file is not an image that can be read."""
+"""Image files into small uint8 tensors, and the reason when one is not an image that can be read."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .convert import pil_to_tensor
+from .convert import pil_channels, pil_to_tensor
 
 # Pillow reads more formats, among them PostScript, which runs programs. A renamed file must not reach those.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -15,26 +17,69 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 
 
 class Unreadable(Exception):
-    """A file that should be an image cannot be read as one; the text is the reason."""
+    """What should be an image cannot be read as one; the text is the reason."""
+
+    @classmethod
+    def because(cls, error: Exception) -> Unreadable:
+        """The reason that lies in any error which opening or decoding an image raised."""
+        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            return cls(f"more pixels than the limit of {Image.MAX_IMAGE_PIXELS} (PIL.Image.MAX_IMAGE_PIXELS)")
+        if isinstance(error, UnidentifiedImageError):
+            return cls("not an image in a known format")
+        if isinstance(error, OSError) and error.strerror:
+            return cls(error.strerror)
+        return cls(" ".join(str(error).split()) or type(error).__name__)
 
 
-def read_image(path: Path, channels: int, side: int) -> Tensor:
-    """The image as (channels, h, w) uint8, upright, its shorter side at most `side` and never enlarged.
+def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: int) -> Tensor:
+    """An image as (channels, h, w) uint8, upright, its shorter side at most `side` and never enlarged.
 
-    JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is large enough.
+    It comes as the bytes of a file, an open file, or a Pillow image of any mode. The longer side is cut to at
+    most 4 times the shorter. JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is
+    large enough.
+
+    Args:
+        image: what is decoded.
+        channels: 1 for gray, 3 for colour.
+        side: in pixels.
 
     Raises:
         Unreadable: empty, truncated, no image, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
-        # Opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those that lie on their side.
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            _refuse_bomb(image)
-            factor = min(1.0, side / min(image.size))
-            image.draft(None, (round(image.width * factor), round(image.height * factor)))
-            return pil_to_tensor(image, channels, side)
+        opened = _opened(image)
+        factor = min(1.0, side / min(opened.size))
+        opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
+        return pil_to_tensor(opened, channels, side)
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise Unreadable(_reason(path, error)) from error
+        raise Unreadable.because(error) from error
+
+
+def image_header(image: bytes | IO[bytes] | Image.Image) -> tuple[int, int]:
+    """(channels it is worth, shorter side) of an image, by its header alone; gray of any depth is worth 1, else 3.
+
+    Raises:
+        Unreadable: as `decode_image`, where the header shows it.
+    """
+    try:
+        opened = _opened(image)
+        return pil_channels(opened), min(opened.size)
+    except Exception as error:  # as above
+        raise Unreadable.because(error) from error
+
+
+def read_image(path: Path, channels: int, side: int) -> Tensor:
+    """The image in a file, as `decode_image` makes it.
+
+    Raises:
+        Unreadable: no such file, or as `decode_image`.
+    """
+    try:
+        # Opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those that lie on their side.
+        with path.open("rb") as file:
+            return decode_image(file, channels, side)
+    except OSError as error:
+        raise Unreadable.because(error) from error
 
 
 def shorter_side(path: Path) -> int:
@@ -44,11 +89,25 @@ def shorter_side(path: Path) -> int:
         Unreadable: as `read_image`, where the header shows it.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _refuse_bomb(image)
-            return min(image.size)
-    except Exception as error:  # as above
-        raise Unreadable(_reason(path, error)) from error
+        with path.open("rb") as file:
+            return image_header(file)[1]
+    except OSError as error:
+        raise Unreadable.because(error) from error
+
+
+def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
+    """The Pillow image, of a safe format and size."""
+    if isinstance(image, Image.Image):
+        return image
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    try:
+        opened = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if file.seek(0, io.SEEK_END) == 0:
+            raise Unreadable("an empty file") from error
+        raise
+    _refuse_bomb(opened)
+    return opened
 
 
 def _refuse_bomb(image: Image.Image) -> None:
@@ -56,15 +115,3 @@ def _refuse_bomb(image: Image.Image) -> None:
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
         raise Unreadable(f"{pixels} pixels, more than the limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS)")
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, Unreadable):
-        return str(error)
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"more pixels than the limit of {Image.MAX_IMAGE_PIXELS} (PIL.Image.MAX_IMAGE_PIXELS)"
-    if isinstance(error, UnidentifiedImageError):
-        return "an empty file" if path.stat().st_size == 0 else "not an image in a known format"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

@@ -7,24 +7,31 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .base import DatasetSource, ImageSet
+from .base import DatasetSource, ImageSet, suitable_size
+from .convert import stored_side
 from .labels import hold_out, without
 
 
 class HoldOutSource(DatasetSource):
     """A source without an official split. Training leaves out the queries, so that no probe sees its answers.
 
-    A constructor sets what is known before any image is made, and ends with `note_split`.
+    A constructor sets `shorter`, and `labels` and `classes` where there are any (`encode_labels` makes them),
+    before any image is made, and ends with `note_split`. The images themselves come from `make_images`.
     """
 
-    _natural: int  # the side of view that suits the images
-    _labels: Tensor | None = None  # of all images (N,)
-    _classes: tuple[str, ...] | None = None  # their names
+    shorter: int  # the median shorter side of the images, or of a sample of them, in pixels
+    labels: Tensor | None = None  # of all images, (N,) int64 with -1 for "unknown"
+    classes: tuple[str, ...] | None = None  # their names
 
     @property
     def natural_size(self) -> int:
         """By the median shorter side of the images, or of a sample of them."""
-        return self._natural
+        return suitable_size(self.shorter)
+
+    @property
+    def stored_side(self) -> int:
+        """The shorter side to which `make_images` may reduce images: 8/7 of that of the views, as 256 is for 224."""
+        return stored_side(self.asked_size or self.natural_size)
 
     @abstractmethod
     def make_images(self) -> ImageSet:
@@ -36,19 +43,19 @@ class HoldOutSource(DatasetSource):
 
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor] | None:
-        return None if self._labels is None else hold_out(self._labels)
+        return None if self.labels is None else hold_out(self.labels)
 
     def note_split(self) -> None:
         """Tell the user what is held out."""
-        if self._labels is None:
+        if self.labels is None:
             self.notes.append("no labels: every image trains, and no accuracy is computed")
         elif self._split is None:
             self.notes.append("too few labels to hold some out: every image trains, and no accuracy is computed")
         else:
-            queries = len(self._split[1])
+            queries, known = len(self._split[1]), int((self.labels >= 0).sum())
             self.notes.append(
-                f"{queries} of {len(self._labels)} labelled images (one in five of each class) are held out as "
-                f"queries for the probes; training does not see them"
+                f"{queries} of {known} labelled images (one in five of each class) are held out as queries for the "
+                f"probes; training does not see them"
             )
 
     def all(self) -> ImageSet:

@@ -18,6 +18,7 @@ def encode_labels(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...] | No
     """Labels (count,) as int64 with -1 for "unknown", and the names of the classes where numbers had to be given.
 
     Whole numbers from -1 to count - 1 stay as they are; other numbers and texts are numbered in sorted order.
+    None is an unknown label too.
 
     Raises:
         DataError: another length, shape or type.
@@ -27,6 +28,20 @@ def encode_labels(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...] | No
         what = f"{len(values)} labels" if values.ndim == 1 else f"labels of shape {values.shape}"
         cure = " One-hot labels become numbers by labels.argmax(1)." if values.ndim == 2 else ""
         raise DataError(f"labels: got {what} for {count} images; expected one label an image.{cure}")
+    if values.dtype != object:
+        return _numbered(values, count)
+    known = torch.tensor([value is not None for value in values])
+    labels = torch.full((count,), -1)
+    if not known.any():
+        return labels, None
+    labels[known], names = _numbered(_as_array(values[known.numpy()]), count)
+    return labels, names
+
+
+def _numbered(values: np.ndarray[Any, Any], count: int) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Labels that are all known as numbers; `count` is that of all images."""
+    if values.ndim != 1:
+        raise DataError(_LISTS)
     if values.dtype.kind not in "biuU":
         raise DataError(
             f"labels: expected whole numbers or texts, got {values.dtype}. Convert them, or leave them out."
@@ -37,6 +52,9 @@ def encode_labels(labels: Any, count: int) -> tuple[Tensor, tuple[str, ...] | No
     return torch.from_numpy(numbers.astype(np.int64)), tuple(str(name) for name in names)
 
 
+_LISTS = "labels: some items are lists; expected one number or text an image."
+
+
 def _as_array(labels: Any) -> np.ndarray[Any, Any]:
     if isinstance(labels, Tensor):
         return labels.detach().cpu().numpy()
@@ -44,7 +62,7 @@ def _as_array(labels: Any) -> np.ndarray[Any, Any]:
         values = np.asarray(labels)
         return np.asarray(values.tolist()) if values.dtype == object else values  # texts from a table
     except ValueError as error:
-        raise DataError("labels: some items are lists; expected one number or text an image.") from error
+        raise DataError(_LISTS) from error
 
 
 def hold_out(labels: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -15,10 +15,11 @@ from ..errors import DataError
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet
 from .convert import channels_first, stored_side
-from .folder import FolderConfig, FolderImages, ImageFiles
+from .folder import FolderConfig, ImageFiles
 from .labels import encode_labels
 from .root import data_root
 from .scan import class_folders, scan
+from .stored import StoredImages
 from .wrapped import stored_labels
 
 
@@ -170,4 +171,4 @@ class Imagenette(OfficialSplit):
         labels, classes = encode_labels(tops, len(found.files))
         store = ImageFiles(FolderConfig.model_validate({"path": path, "cache_gb": self.config.cache_gb}), found)
         side = stored_side(self.asked_size or self.natural_size)
-        return FolderImages(store, range(len(found.files)), side, labels, classes)
+        return StoredImages(store, range(len(found.files)), side, labels, classes)

@@ -14,7 +14,7 @@ from torch.utils.data import Subset as TorchSubset
 
 from ..config import Schema
 from ..errors import DataError
-from .base import ImageSet, Pixels, suitable_size
+from .base import ImageSet, Pixels
 from .convert import (
     as_tensor,
     channels_first,
@@ -22,7 +22,6 @@ from .convert import (
     pil_channels,
     pil_to_tensor,
     shrink,
-    stored_side,
     to_channels,
     to_uint8,
 )
@@ -142,9 +141,9 @@ class Wrapped(HoldOutSource):
         self.data = data
         items = [Item.read(data, i) for i in sorted({i * count // LOOKED_AT for i in range(LOOKED_AT)})]
         self._channels = max(item.channels for item in items)
-        self._natural = suitable_size(sorted(item.side for item in items)[len(items) // 2])
+        self.shorter = sorted(item.side for item in items)[len(items) // 2]
         self._check_values(items)
-        self._labels, self._classes = self._find_labels(items[0], count)
+        self.labels, self.classes = self._find_labels(items[0], count)
         self.note_split()
 
     def _check_values(self, items: list[Item]) -> None:
@@ -172,8 +171,7 @@ class Wrapped(HoldOutSource):
 
     def make_images(self) -> ImageSet:
         """All items."""
-        side = stored_side(self.asked_size or self.natural_size)
-        return WrappedImages(self.data, self._channels, side, self._labels, self._classes)
+        return WrappedImages(self.data, self._channels, self.stored_side, self.labels, self.classes)
 
 
 def stored_labels(data: Any) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from akssl_core import DataError
+from akssl_core import DataError, did_you_mean
 
-from .words import listed, nearest
+from .words import listed
 
 USUAL = ("image", "img", "images", "pixels", "picture", "photo")  # preferred where several columns hold images
 
@@ -77,8 +77,7 @@ def _no_labels(table: Any, name: str) -> str:
 
 def _refuse_missing(table: Any, name: str, setting: str) -> None:
     if name not in table.column_names:
-        near = nearest(name, table.column_names)
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(name, table.column_names)
         raise DataError(f"data.{setting}: there is no column '{name}'.{hint} Columns: {listed(table.column_names)}.")
 
 

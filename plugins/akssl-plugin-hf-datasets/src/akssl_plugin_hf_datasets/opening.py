@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from akssl_core import DataError
+from akssl_core import DataError, did_you_mean, nearest_path
 
-from .words import listed, nearest, one_line
+from .words import listed, one_line
 
 FILES = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"}  # suffix -> format
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
@@ -194,7 +193,7 @@ def _hub_has(path: str) -> bool:
 
 def _absent(path: str, why: str) -> DataError:
     """The error for what is neither here nor on the hub."""
-    return DataError(f"data: '{path}' is no local path, and {why} {LOCAL}.{_near(Path(path))}")
+    return DataError(f"data: '{path}' is no local path, and {why} {LOCAL}.{_near(path)}")
 
 
 def _refuse_no_name(path: str) -> None:
@@ -204,19 +203,15 @@ def _refuse_no_name(path: str) -> None:
         DataError: with what was perhaps meant.
     """
     if ON_THE_HUB.fullmatch(path) is None or Path(path).suffix.lower() in FILES:
-        raise DataError(f"data: '{path}' does not exist.{_near(Path(path).expanduser())} {LOCAL}.")
+        raise DataError(f"data: '{path}' does not exist.{_near(path)} {LOCAL}.")
     if path.isidentifier() and find_spec(f"datasets.packaged_modules.{path}") is not None:
         raise DataError(f"data: '{path}' is a format of files, not a data set. {LOCAL}.")
 
 
-def _near(place: Path) -> str:
+def _near(path: str) -> str:
     """` Did you mean 'x'?` for the path nearest to one that does not exist, or nothing."""
-    while not place.parent.is_dir():
-        if place == place.parent:
-            return ""
-        place = place.parent
-    near = nearest(place.name, sorted(os.listdir(place.parent)))
-    return f" Did you mean '{place.parent / near}'?" if near else ""
+    near = nearest_path(Path(path))
+    return f" Did you mean '{near}'?" if near else ""
 
 
 def _no_scripts() -> dict[str, bool]:
@@ -247,8 +242,7 @@ def pick(splits: Mapping[str, Any], name: str, path: str, setting: str) -> Any:
         DataError: there is none of this name, or it is empty.
     """
     if name not in splits:
-        near = nearest(name, splits)
-        hint = f" Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(name, splits)
         raise DataError(f"data.{setting}: '{path}' has no split '{name}'.{hint} Splits: {listed(splits)}.")
     if len(splits[name]) == 0:
         raise DataError(f"data.{setting}: the split '{name}' of '{path}' is empty. Splits: {listed(splits)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +10,11 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from akssl_core import DataError, DatasetSource, ImageSet, Schema
+from akssl_core import DataError, HoldOutSource, ImageSet, Schema, StoredImages
 
 from .columns import image_column, label_column
-from .images import RowImages, Rows
-from .labels import hold_out, read_labels
+from .images import Rows
+from .labels import read_labels
 from .opening import folder_of, open_splits, pick
 from .words import listed, one_line
 
@@ -51,7 +50,7 @@ class HfConfig(Schema):
     cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
 
 
-class HfDatasets(DatasetSource):
+class HfDatasets(HoldOutSource):
     """Images from Parquet, Arrow, a saved data set, an image folder or the Hugging Face hub.
 
     The rows of the test split follow those of the training split, so that both share one memory.
@@ -71,14 +70,19 @@ class HfDatasets(DatasetSource):
         self._test = self._test_split(splits)
         parts = [main] if self._test is None else [main, splits[self._test]]
         self._count = len(main)
-        self._labels: Tensor | None = None
-        self._classes: tuple[str, ...] | None = None
+        self._test_labels: Tensor | None = None  # where they are, they are the queries and nothing is held out
         if self._label is not None:
-            labels, classes = read_labels(parts, self._label)
-            if _any_known(labels[: self._count]):
-                self._labels, self._classes = labels, classes
+            self._take_labels(*read_labels(parts, self._label))
         self._rows = self._make_rows(parts)
-        self._note()
+        self.shorter = self._rows.shorter
+        self._note_columns()
+        self.note_split()
+
+    def _take_labels(self, labels: Tensor, classes: tuple[str, ...] | None) -> None:
+        """Keep the labels of both splits, if training images have some."""
+        if _any_known(labels[: self._count]):
+            self.labels, self.classes = labels[: self._count], classes
+            self._test_labels = None if self._test is None else labels[self._count :]
 
     def _make_rows(self, parts: list[Any]) -> Rows:
         import datasets  # type: ignore[import-untyped]
@@ -128,65 +132,39 @@ class HfDatasets(DatasetSource):
             return False
         return _any_known(read_labels([part], self._label)[0])
 
-    @cached_property
-    def _split(self) -> tuple[Tensor, Tensor] | None:
-        """Rows (bank, queries) of the probes, or None where there is nothing to tell apart."""
-        if self._labels is None:
-            return None
-        if self._test is None:
-            return hold_out(self._labels)
-        known = torch.nonzero(self._labels >= 0).flatten()
-        return known[known < self._count], known[known >= self._count]
-
-    def _note(self) -> None:
-        """Tell the user what was found and what is held out."""
-        count, name = self._count, self.config.split
+    def _note_columns(self) -> None:
+        """Tell the user what was found."""
         labels = "" if self._label is None else f", labels in column '{self._label}'"
-        self.notes.append(f"{count} images of split '{name}' in column '{self._image}'{labels}")
-        if self._classes:
-            self.notes.append(f"{len(self._classes)} classes: {listed(self._classes, 5)}")
-        if self._labels is None:
-            self.notes.append("no labels: every image trains, and no accuracy is computed")
-        elif self._split is None:
-            self.notes.append("too few labels to hold some out: every image trains, and no accuracy is computed")
-        elif self._test is None:
-            queries, known = len(self._split[1]), int((self._labels >= 0).sum())
-            self.notes.append(
-                f"{queries} of {known} labelled images (one in five of each class) are held out as queries for the "
-                f"probes; training does not see them"
-            )
-        else:
-            self.notes.append(f"{len(self._split[1])} labelled images of split '{self._test}' are the probes' queries")
+        self.notes.append(f"{self._count} images of split '{self.config.split}' in column '{self._image}'{labels}")
+        if self.classes:
+            self.notes.append(f"{len(self.classes)} classes: {listed(self.classes, 5)}")
 
-    @property
-    def natural_size(self) -> int:
-        """By the median shorter side of a sample of the images."""
-        side = min(self._rows.shorter, 224)
-        return max(8, side - side % (32 if side >= 64 else 4))
+    def note_split(self) -> None:
+        """Tell the user which images are the queries."""
+        if self._test_labels is None:
+            return super().note_split()
+        queries = int((self._test_labels >= 0).sum())
+        self.notes.append(f"{queries} labelled images of split '{self._test}' are the probes' queries")
 
-    @cached_property
-    def _images(self) -> ImageSet:
-        """All rows, reduced to about the size of the views: 8/7 of it, as 256 is for 224."""
-        side = round((self.asked_size or self.natural_size) * 8 / 7)
-        return RowImages(self._rows, torch.arange(len(self._rows)), side, self._labels, self._classes)
-
-    def all(self) -> ImageSet:
-        """Every image of the split, held out or not."""
-        return self._images.subset(torch.arange(self._count))
+    def make_images(self) -> ImageSet:
+        """Every image of the split to train on, reduced to about the size of the views."""
+        return StoredImages(self._rows, range(self._count), self.stored_side, self.labels, self.classes)
 
     def train(self) -> ImageSet:
         """The images of the split that are not held out."""
-        kept = torch.ones(self._count, dtype=torch.bool)
-        if self._split is not None and self._test is None:
-            kept[self._split[1]] = False
-        return self._images.subset(torch.nonzero(kept).flatten())
+        return super().train() if self._test_labels is None else self.all()
 
     def probe(self) -> tuple[ImageSet, ImageSet] | None:
-        """The labelled training images, and the labelled or held-out queries."""
-        if self._split is None:
-            return None
-        bank, queries = self._split
-        return self._images.subset(bank), self._images.subset(queries)
+        """The labelled training images, and the labelled images of the test split or those held out."""
+        if self._test_labels is None or self.labels is None:
+            return super().probe()
+        rows = range(self._count, len(self._rows))
+        tests = StoredImages(self._rows, rows, self.stored_side, self._test_labels, self.classes)
+        return _labelled(self.all(), self.labels), _labelled(tests, self._test_labels)
+
+
+def _labelled(images: ImageSet, labels: Tensor) -> ImageSet:
+    return images.subset(torch.nonzero(labels >= 0).flatten())
 
 
 def _any_known(labels: Tensor) -> bool:

@@ -1,9 +1,8 @@
-"""Pieces of messages: lists of names, the nearest name, the first cause of an error."""
+"""Pieces of messages: lists of names, the first cause of an error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 LONGEST = 300  # characters of another library's message that are shown
 
@@ -12,13 +11,6 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     """Names with commas, the first few of very many."""
     every = list(names)
     return ", ".join(every[:most]) + (", ..." if len(every) > most else "") if every else "none"
-
-
-def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name nearest to a misspelt one, or None when nothing is near."""
-    by_lower = {name.lower(): name for name in names}
-    near = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[near[0]] if near else None
 
 
 def one_line(error: BaseException) -> str:

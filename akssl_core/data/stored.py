@@ -1,0 +1,247 @@
+"""Images that are decoded when they are asked for, remembered, and stood in for where they cannot be read."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .base import ImageSet, Pixels
+from .decode import Unreadable
+
+THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes without the interpreter lock
+SAMPLE = 64  # headers read to learn the usual size and the channels
+
+
+class ImageStore(ABC):
+    """Images that lie outside memory: what of them was decoded so far, and the record of what could not be.
+
+    A subclass says where they lie (`cells`), how one is read (`header`, `decode`), how it is called (`id_of`)
+    and how many `channels` it decodes to. `StoredImages` shows its rows.
+
+    Args:
+        count: the number of images; they are the rows 0 to count - 1.
+        place: where they lie, for messages: "./photos".
+        max_unreadable: share of the images that may be unreadable, rounded up to whole images; the setting of
+            this name in the source's config.
+        cache_gb: memory for decoded images in GiB.
+        broken: what is no row and counts as an unreadable image all the same: id -> reason.
+    """
+
+    noun: ClassVar[str] = "images"  # what messages call the rows
+    expected: ClassVar[str] = "can be read"  # what messages say that none of the sample does
+    channels: int  # 1 or 3, of every decoded image
+
+    def __init__(
+        self,
+        count: int,
+        place: str,
+        *,
+        max_unreadable: float,
+        cache_gb: float,
+        broken: Mapping[str, str] | None = None,
+    ) -> None:
+        self.count, self.place, self.share = count, place, max_unreadable
+        self.unreadable = dict(broken or {})  # id -> reason
+        self.reasons: dict[int, str] = {}  # by row: two names that are no text may look alike when printed
+        self.total = count + len(self.unreadable)
+        self.room = int(cache_gb * 2**30)
+        self._small: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    @abstractmethod
+    def cells(self, rows: Sequence[int]) -> Sequence[Any]:
+        """What `header` and `decode` take for each of these rows: a path, bytes, a cell of a table."""
+
+    @abstractmethod
+    def header(self, cell: Any) -> tuple[int, int]:
+        """(channels it is worth, shorter side) of one image, without decoding it.
+
+        Raises:
+            Unreadable: with the reason.
+        """
+
+    @abstractmethod
+    def decode(self, cell: Any, side: int) -> Tensor:
+        """One image as (channels, h, w) uint8, its shorter side at most `side`. Several threads call it at once.
+
+        Raises:
+            Unreadable: with the reason.
+        """
+
+    def id_of(self, row: int) -> str:
+        """The name of an image for people: a file's path where there is one, else its number."""
+        return str(row)
+
+    def look(self, count: int | None = None) -> tuple[int, int]:
+        """(most channels, median shorter side) of 64 images spread over the first `count`, by their headers.
+
+        Raises:
+            DataError: none of them can be read, or too many images cannot.
+        """
+        count = self.count if count is None else count
+        rows = sorted({i * count // SAMPLE for i in range(SAMPLE)})
+        seen, reasons = [], {}
+        for row, cell in zip(rows, self.cells(rows), strict=True):
+            try:
+                seen.append(self.header(cell))
+            except Unreadable as error:
+                reasons[row] = str(error)
+        if not seen:
+            named = first_few({self.id_of(row): reason for row, reason in reasons.items()})
+            looked_at = f"{len(rows)} {self.noun} looked at in {self.place}"
+            raise DataError(f"data: none of {looked_at} {self.expected}: {named}.")
+        for row, reason in reasons.items():
+            self.mark(row, reason)
+        self.check()
+        return max(channels for channels, _ in seen), statistics.median_low(side for _, side in seen)
+
+    def mark(self, row: int, reason: str) -> None:
+        """Record an image that cannot be read.
+
+        Raises:
+            DataError: more than the allowed share cannot be read.
+        """
+        self.reasons[row] = self.unreadable[self.id_of(row)] = reason
+        self.check()
+
+    def check(self) -> None:
+        """Stop when too many images cannot be read.
+
+        Raises:
+            DataError: with their number, share and first few names, and the setting to raise.
+        """
+        bad, count = len(self.unreadable), self.total
+        if bad > ceil(self.share * count):
+            raise DataError(
+                f"data: {bad} of {count} {self.noun} in {self.place} cannot be read ({bad / count:.1%}, allowed "
+                f"{self.share:.1%}): {first_few(self.unreadable)}. Repair or remove them, or raise data.max_unreadable."
+            )
+
+    def read(self, rows: Sequence[int], side: int) -> dict[int, Tensor]:
+        """The images at these rows, reduced to a shorter side of `side`; those that cannot be read are left out.
+
+        Raises:
+            DataError: too many images cannot be read.
+        """
+        wanted = dict.fromkeys(rows)
+        missing = [row for row in wanted if row not in self._small and row not in self.reasons]
+        images = {row: self._small[row] for row in wanted if row in self._small}
+        for row, result in zip(missing, self._decoded(missing, side), strict=True):
+            if isinstance(result, Unreadable):
+                self.mark(row, str(result))
+            else:
+                images[row] = result
+                self._keep(row, result)
+        return images
+
+    def _decoded(self, rows: Sequence[int], side: int) -> list[Tensor | Unreadable]:
+        """Decode in a few threads; they live for one batch alone."""
+
+        def one(cell: Any) -> Tensor | Unreadable:
+            try:
+                return self.decode(cell, side)
+            except Unreadable as error:
+                return error
+
+        cells = self.cells(rows) if rows else []
+        if len(cells) <= 1:
+            return [one(cell) for cell in cells]
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="akssl-decode") as pool:
+            return list(pool.map(one, cells))
+
+    def _keep(self, row: int, image: Tensor) -> None:
+        """Keep an image while there is room. Nothing is dropped: every image is as likely to come next."""
+        if image.numel() <= self.room:
+            self._small[row] = image
+            self.room -= image.numel()
+
+
+class StoredImages(ImageSet):
+    """Some rows of a store as images. One that cannot be read is stood in for by the next that can.
+
+    The next one is looked for among these images alone, first among those with the same label, so that a
+    bank never shows a query and a probe is not told a wrong label.
+
+    Args:
+        store: where the images come from; several sets may share its memory and its record.
+        rows: those of the store that are shown, in this order.
+        side: the shorter side that larger images are reduced to.
+        labels: one a row, (N,) int64 with -1 for "unknown", or None.
+        classes: their names, or None.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        rows: Sequence[int],
+        side: int,
+        labels: Tensor | None = None,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        self.store, self.rows, self.side = store, rows, side
+        self.labels, self.classes, self.channels = labels, classes, store.channels
+        self._instead: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: Sequence[int]) -> Pixels:
+        """The images at these positions, in this order, reduced to about the size of the views.
+
+        Raises:
+            DataError: too many images cannot be read.
+        """
+        index = [int(i) for i in index]
+        images = self.store.read([self.rows[i] for i in index], self.side)
+        bad = tuple((i, self.store.reasons[self.rows[i]]) for i in index if self.rows[i] not in images)
+        stand_ins = {i: self._stand_in(i) for i, _ in bad}
+        return Pixels.stack([stand_ins[i] if i in stand_ins else images[self.rows[i]] for i in index], bad)
+
+    def _stand_in(self, i: int) -> Tensor:
+        """The image shown instead of image i: always the same one, found once."""
+        for j in [self._instead[i]] if i in self._instead else self._after(i):
+            for image in self.store.read([self.rows[j]], self.side).values():
+                self._instead[i] = j
+                return image
+        store = self.store
+        bad = first_few(store.unreadable)
+        raise DataError(f"data: none of {len(self)} {store.noun} in {store.place} can be read: {bad}.")
+
+    def _after(self, i: int) -> Iterator[int]:
+        """The other positions from i on, around the end; those with the same label first."""
+        if self.labels is not None:
+            same = torch.nonzero(self.labels == self.labels[i]).flatten()
+            yield from same[same > i].tolist()
+            yield from same[same < i].tolist()
+        yield from range(i + 1, len(self))
+        yield from range(i)
+
+    def id_of(self, i: int) -> str:
+        """The name that the store has for the image."""
+        return self.store.id_of(self.rows[i])
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """What of the whole store could not be read so far, with the reasons."""
+        return self.store.unreadable
+
+    def subset(self, rows: Tensor) -> ImageSet:
+        """Some of these images, with the same memory and the same record."""
+        labels = None if self.labels is None else self.labels[rows]
+        return StoredImages(self.store, [self.rows[i] for i in rows.tolist()], self.side, labels, self.classes)
+
+
+def first_few(unreadable: Mapping[str, str]) -> str:
+    """The first few names with their reasons, for a message."""
+    return "; ".join(f"{name} ({reason})" for name, reason in sorted(unreadable.items())[:3])
