@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Loss(nn.Module, Component, ABC):
     """
 
     kind = "loss"
+    partly_detached: ClassVar[bool] = False  # True: a part of an argument is a target, so that gradients are no slopes
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -54,6 +54,16 @@ class Loaded:
     seconds: float  # that the import took
 
 
+def _unknown_hook(plugin: object) -> str:
+    """What to say of a hook that does not exist, with the nearest that does; nothing where all of them do."""
+    hooks = [name for name in vars(hookspecs) if name.startswith("akssl_")]
+    marked = [name for name in dir(plugin) if hasattr(getattr(plugin, name), f"{hookspecs.hookimpl.project_name}_impl")]
+    for name in marked:
+        if name not in hooks:
+            return f"unknown hook '{name}'.{did_you_mean(name, hooks)} Hooks: {', '.join(hooks)}."
+    return ""
+
+
 def _family(name: str) -> str:
     """The plain form of what stands before the slash ("timm/vit_tiny"), or of the whole name."""
     return plain(name.partition("/")[0])
@@ -112,7 +122,10 @@ class Plugins:
             if self._pm.has_plugin(name):
                 self._pm.unregister(name=name)
             self.registry.drop(name)
-            raise PluginError(f"plugin '{name}' cannot be used: {error}") from error
+            cause: BaseException = error
+            if isinstance(error, pluggy.PluginValidationError) and (hint := _unknown_hook(plugin)):
+                cause = PluginError(hint)
+            raise PluginError(f"plugin '{name}' cannot be used: {cause}") from cause
         finally:
             self.registry.owner = ""
 

@@ -55,6 +55,10 @@ class Registry:
         pairs = [(c, self._owners[key]) for key, c in self._components.items() if key[0] == kind]
         return sorted(pairs, key=lambda pair: pair[0].name)
 
+    def owner_of(self, component: type[Component]) -> str:
+        """The plugin that has added a component; "" where an open family made it."""
+        return self._owners.get((component.kind, plain(component.name)), "")
+
     def owned(self, owner: str) -> list[type[Component]]:
         """What one plugin has added."""
         return [self._components[key] for key, name in self._owners.items() if name == owner]

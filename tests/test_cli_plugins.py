@@ -67,7 +67,7 @@ def test_checking_a_right_component_says_what_each_check_means(here, tmp_path):
     assert (code, err) == (0, "")
     assert "known_values_are_met" in out
     assert "The loss has the values that follow from its formula by hand." in out
-    assert "cubed: 6 passed, 0 failed, 0 not applicable" in out
+    assert "cubed: 7 passed, 0 failed, 0 not applicable (akssl-core 0.1.0)" in out
 
 
 def test_checking_a_broken_component_says_what_was_found_and_how_to_mend_it(here, tmp_path):
@@ -99,6 +99,41 @@ def test_wrong_names_are_refused_with_the_nearest_right_one(here, arguments, mes
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+CRASHES = """
+    from akssl_core import Method, hookimpl
+
+    class Crashes(Method):
+        '''It does not get far.'''
+        name = "crashes"
+        paper = "none"
+
+        def step(self, batch, now):
+            return {"loss": self.no_such_part(batch)}
+
+    @hookimpl
+    def akssl_register(registry):
+        registry.add(Crashes)
+"""
+
+
+def test_a_method_is_checked_with_its_losses(here):
+    code, out, _ = here("plugins", "check", "mocov2", "--json")
+    assert code == 0
+    losses = {"loss infonce_queue", "loss infonce_mocov3"}
+    assert {row["component"] for row in json.loads(out)} == {"method mocov2", *losses}
+
+
+def test_an_error_that_many_checks_meet_is_told_once_with_its_place(here, tmp_path):
+    file = tmp_path / "cubed_file.py"
+    file.write_text(textwrap.dedent(CRASHES))
+    code, out, _ = here("plugins", "check", "crashes", "--plugin-file", file)
+    assert code == 1
+    assert f"{file}:10" in out
+    failed = sum("  failed  " in line for line in out.splitlines())
+    assert failed > 5
+    assert out.count("found: ") < failed / 2
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,11 @@ class DetachedLoss(RightLoss):
         return super().forward(p.detach(), z.detach())
 
 
+class DetachedInOneTerm(RightLoss):
+    def forward(self, p, z):
+        return super().forward(p, z) + super().forward(p.detach(), z)
+
+
 class IdleSettingLoss(RightLoss):
     class Config(RightLoss.Config):
         sharpness: float = Field(1.0, gt=0, description="of nothing")
@@ -310,6 +315,7 @@ BROKEN = {
     HalfPrecisionLoss: "loss_computes_in_float32",
     RootAtZero: "gradients_are_finite",
     DetachedLoss: "gradients_are_finite",
+    DetachedInOneTerm: "gradients_are_those_of_the_formula",
     IdleSettingLoss: "every_setting_acts",
     WrongWidth: "features_have_their_shapes",
     DeadParameter: "gradient_reaches_every_parameter",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
 from .. import describe
-from ..discovery import entries
+from ..discovery import entries, version
 from ..errors import ConfigError, did_you_mean
 from ..listing import COLUMNS, plugin_table
 from ..listing import find as locate
@@ -20,6 +21,9 @@ from ..registry import KINDS
 from ..scaffold import KINDS as NEW_KINDS
 from ..scaffold import create
 from .base import Commands, akssl, plugin_file_option, plugins_with
+
+if TYPE_CHECKING:
+    from ..testing import Outcome
 
 ALIASES = {"dataset": "data", "logger": "callback"}  # what people call two kinds of components
 
@@ -60,28 +64,52 @@ def show(method: str, plugin_file: Path | None) -> None:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", default="method", help="what it is: method, backbone, augmentation, loss, dataset, logger, ...")
-@click.option("--slow", is_flag=True, help="also the checks that learn for a minute")
+@click.option("--kind", help="what it is: method, backbone, loss, ...  [default: all of that name, and its losses]")
+@click.option("--slow", is_flag=True, help="also whether it learns, a minute or two")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @plugin_file_option
 @click.pass_context
-def check(ctx: click.Context, name: str, kind: str, slow: bool, as_json: bool, plugin_file: Path | None) -> None:
+def check(ctx: click.Context, name: str, kind: str | None, slow: bool, as_json: bool, plugin_file: Path | None) -> None:
     """Prove a component right: the checks that every one of its kind must pass, on toy data and in seconds."""
     from ..testing import checks
 
-    outcomes = [one.outcome() for one in checks(name, kind=kind, slow=slow, plugins=plugins_with(plugin_file))]
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    manager = plugins_with(plugin_file)
+    rows = [
+        (f"{kind} {name}", one.outcome())
+        for kind, name in _to_check(manager, name, kind)
+        for one in checks(name, kind=kind, slow=slow, plugins=manager)
+    ]
     if as_json:
-        click.echo(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
+        click.echo(json.dumps([{"component": component, **asdict(outcome)} for component, outcome in rows], indent=2))
     else:
-        click.echo(describe.table(("check", "result", "meaning"), [(o.name, o.status, o.meaning) for o in outcomes]))
-        for outcome in failed:
-            click.echo(f"\n{outcome.name}\n  found: {outcome.found}\n  mend:  {outcome.cure}")
-        passed = sum(outcome.status == "passed" for outcome in outcomes)
-        click.echo(
-            f"\n{name}: {passed} passed, {len(failed)} failed, {len(outcomes) - passed - len(failed)} not applicable"
-        )
-    ctx.exit(1 if failed else 0)
+        lines = [(component, o.name, o.status, o.meaning) for component, o in rows]
+        click.echo(describe.table(("component", "check", "result", "meaning"), lines))
+        _tell_failures([outcome for _, outcome in rows])
+        many = Counter(outcome.status for _, outcome in rows)
+        counts = ", ".join(f"{many[status]} {status}" for status in ("passed", "failed", "not applicable"))
+        click.echo(f"\n{name}: {counts} (akssl-core {version('akssl-core')})")
+    ctx.exit(int(any(outcome.status == "failed" for _, outcome in rows)))
+
+
+def _to_check(manager: Plugins, name: str, kind: str | None) -> list[tuple[str, str]]:
+    """Kind and name of what is meant: all components of that name, and the losses of the plugin that has them."""
+    if kind is not None:
+        return [(ALIASES.get(kind, kind), name)]
+    kinds = [kind for kind in KINDS if manager.provides(kind, name)]
+    first = manager.get(kinds[0] if kinds else "method", name)
+    losses = [c.name for c in manager.registry.owned(manager.registry.owner_of(first)) if c.kind == "loss"]
+    return list(dict.fromkeys([*((kind, name) for kind in kinds or ["method"]), *(("loss", loss) for loss in losses)]))
+
+
+def _tell_failures(outcomes: list[Outcome]) -> None:
+    """What was found and how to mend it; checks that met the same error are told together."""
+    together: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            together.setdefault(outcome.found, []).append(outcome)
+    for found, alike in together.items():
+        names = ", ".join(outcome.name for outcome in alike)
+        click.echo(f"\n{names}\n  found: {found}\n  mend:  {alike[0].cure}")
 
 
 @plugins.command()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 import unittest
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+HERE = Path(__file__).parent
 Function = TypeVar("Function", bound=Callable[[Any], None])
 
 
@@ -96,8 +100,17 @@ class Check:
         except CheckFailed as failure:
             return Outcome(self.name, "failed", self.meaning, str(failure), self.cure)
         except Exception as error:
-            return Outcome(self.name, "failed", self.meaning, f"{type(error).__name__}: {error}", self.cure)
+            found = f"{type(error).__name__}: {error} ({_place(error)})"
+            return Outcome(self.name, "failed", self.meaning, found, "mend the error, then check again")
         return Outcome(self.name, "passed", self.meaning, "", "")
+
+
+def _place(error: Exception) -> str:
+    """File and line of the innermost frame that belongs neither to torch nor to this kit."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and Path(f.filename).parent != HERE]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def fail(message: str) -> NoReturn:

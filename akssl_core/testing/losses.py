@@ -11,7 +11,10 @@ from ..errors import AksslError
 from ..loss import KnownValue
 from .check import NotApplicable, expect, rule
 from .setting_checks import varied
-from .subject import ComponentSubject
+from .subject import ComponentSubject, backward
+
+STEP = 1e-2  # by which an argument moves to find a slope
+SLOPE = 0.05  # relative difference of a slope that float32 and the curvature of a loss allow
 
 
 def _known(subject: ComponentSubject) -> tuple[KnownValue, ...]:
@@ -88,6 +91,49 @@ def _copies(args: Any) -> Any:
     if isinstance(args, Tensor):
         return args.detach().clone().requires_grad_() if args.is_floating_point() else args
     return type(args)(_copies(item) for item in args) if isinstance(args, list | tuple) else args
+
+
+@rule(
+    "loss",
+    cure="detach whole arguments that are targets, nothing else, and gather with akssl_core.dist.gather; a loss that "
+    "detaches a part of an argument on purpose says partly_detached = True",
+)
+def gradients_are_those_of_the_formula(subject: ComponentSubject) -> None:
+    """The gradient of every argument that gets one is the slope of the loss, found by moving the argument a little."""
+    known = _known(subject)
+    if subject.component.partly_detached:
+        raise NotApplicable("the loss detaches a part of an argument on purpose (partly_detached)")
+    for number, one in enumerate(known):
+        loss, args = subject.build(**one.settings), _copies(_noisy(one.args, seed=7))
+        backward(loss(*args))
+        for place, leaf in enumerate(_leaves(args)):
+            if leaf.grad is None or not leaf.grad.abs().max() > 0:
+                continue  # a target
+            slope, expected = _slope(loss, args, leaf), (leaf.grad * _direction(leaf)).sum().item()
+            allowed = SLOPE * max(abs(slope), abs(expected), 0.01 * leaf.grad.norm().item()) + 1e-4
+            expect(
+                abs(slope - expected) <= allowed,
+                f"known value {number} with noise, tensor {place}: the loss changes by {slope:.4g} along a direction "
+                f"in which its gradient says {expected:.4g}",
+            )
+
+
+def _direction(leaf: Tensor) -> Tensor:
+    """A fixed random direction of unit length."""
+    direction = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(3))
+    unit: Tensor = direction / direction.norm()
+    return unit
+
+
+def _slope(loss: Any, args: Any, leaf: Tensor) -> float:
+    """How fast the loss changes when one argument moves along its direction."""
+    values: list[float] = []
+    with torch.no_grad():
+        for sign in (1, -1):
+            leaf.add_(_direction(leaf), alpha=sign * STEP)
+            values.append(loss(*args).item())
+            leaf.sub_(_direction(leaf), alpha=sign * STEP)
+    return (values[0] - values[1]) / (2 * STEP)
 
 
 @rule("loss", cure="use the setting in forward, or remove it")

@@ -103,7 +103,7 @@ def test_every_number_of_the_rows_is_a_scalar_at_its_step(result):
     read = scalars(result.run_dir / "tensorboard")
     assert read == expected(result)
     assert {"train/loss", "train/z_std_ratio", "train/lr", "train/epoch", "probe/knn_top1", "probe/rankme"} <= set(read)
-    assert {"time/step", "time/images_per_s", "time/seconds", "final/knn_raw_pixels", "final/loss"} <= set(read)
+    assert {"time/forward", "time/images_per_s", "time/seconds", "final/knn_raw_pixels", "final/loss"} <= set(read)
     assert [step for step, _ in read["train/loss"]] == list(range(1, 9))
     assert len(list((result.run_dir / "tensorboard").iterdir())) == 1
 

@@ -159,7 +159,7 @@ def test_every_number_of_the_rows_is_in_the_history_at_its_step(result):
     assert rows(part) == expected(result.run_dir)
     assert [row["step"] for row in rows(part)] == list(range(1, 9))
     last = rows(part)[-1]
-    assert {"train/loss", "train/z_std_ratio", "train/lr", "train/epoch", "probe/knn_top1", "time/step"} <= set(last)
+    assert {"train/loss", "train/z_std_ratio", "train/lr", "train/epoch", "probe/knn_top1", "time/forward"} <= set(last)
 
 
 def test_the_final_numbers_are_the_summary_and_the_run_has_succeeded(result):
