@@ -90,7 +90,7 @@ def test_the_tutorials_code_is_well_typed_and_tidy(author):
     for command in (
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["mypy", "--strict", str(source)],
+        ["mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict", str(source)],
     ):
         env = {**os.environ, "MYPYPATH": str(ROOT)}  # mypy does not follow the import hook of an editable install
         words = [tools / command[0], *command[1:]]
