@@ -88,7 +88,7 @@ def test_random_weights_need_no_network(build, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    build("test_convnext", 64)
+    assert build("test_convnext", 64).embed_dim > 0
 
 
 # -- the same network as timm's --------------------------------------------------------------------
