@@ -14,8 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from . import dist
+from .allocator import kept_memory
 from .callbacks import Callback
 from .config import Schema
+from .convolution import fast_convolutions
 from .data.base import Batch, Pixels, Views
 from .data.loader import Loader
 from .errors import ConfigError
@@ -26,6 +28,7 @@ from .schedule import Now
 
 MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
 
+LAYOUT = torch.channels_last  # what convolutions prefer everywhere: in fp32 on a CPU 1.12 to 1.26 times the rate
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -55,11 +58,6 @@ class Hardware:
     device: torch.device
     dtype: torch.dtype
     reason: str
-
-    @property
-    def channels_last(self) -> bool:
-        """The memory layout that convolutions prefer at reduced precision and on GPUs."""
-        return self.dtype != torch.float32 or self.device.type == "cuda"
 
     @property
     def precision(self) -> str:
@@ -163,8 +161,7 @@ class Engine:
         total = (spec.epochs or 1) * loader.steps_per_epoch
         self.now = Now(0, loader.steps_per_epoch, min(total, spec.steps or total))
         self.clock = Clock()
-        layout = torch.channels_last if hardware.channels_last else torch.preserve_format
-        method.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        method.to(device=self.device, memory_format=LAYOUT)  # type: ignore[call-overload]
         self.model = dist.wrap(method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.dtype == torch.float16)
 
@@ -179,7 +176,7 @@ class Engine:
 
     def fit(self) -> None:
         """Train from `now` to the end."""
-        with _deterministic(self.spec.deterministic):
+        with _deterministic(self.spec.deterministic), fast_convolutions(self.method), kept_memory():
             self._call("on_start")
             self.method.train()
             self.clock.read()
@@ -204,9 +201,8 @@ class Engine:
     def _micro_batches(self, pixels: Pixels, index: Tensor, label: Tensor | None, epoch: int) -> Iterator[Batch]:
         """The views of one loaded batch, in as many parts as gradients are accumulated over."""
         views = self.views(pixels.to(self.device), index, epoch)
-        if self.hardware.channels_last:
-            for group in views.values():
-                group[:] = [view.contiguous(memory_format=torch.channels_last) for view in group]
+        for group in views.values():
+            group[:] = [view.contiguous(memory_format=LAYOUT) for view in group]
         index = index.to(self.device)
         label = None if label is None else label.to(self.device)
         self.clock.lap("augment")

@@ -1,10 +1,10 @@
 """How much of the machine a run keeps for training: our whole step against a bare forward and backward pass.
 
 Both sides train the same modules of a method (its default recipe, on a ResNet-18 with the ImageNet stem) at the same
-precision and memory layout on views of 32 px, batch 256. Ours starts from raw uint8 images and does everything that a
-run does in a step, views and slow state included; the bare loop has ready views and runs forward (of teachers too),
-backward and optimizer only. Repeats are interleaved; the result is the median of the ratios. Writes
-benchmarks/results/overhead.json and .md.
+precision, memory layout and kernels on views of 32 px, batch 256. Ours starts from raw uint8 images and does everything
+that a run does in a step; the bare loop has ready views and runs what the method's mathematics asks for alone: forward
+(of teachers too), backward, optimizer, moving averages. Repeats are interleaved; the result is the median of the
+ratios. Writes benchmarks/results/overhead.json and .md.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from typing import Any
 import torch
 
 from akssl_core import Batch, Views, describe
-from akssl_core.engine import Engine
+from akssl_core.allocator import kept_memory
+from akssl_core.convolution import fast_convolutions
+from akssl_core.engine import LAYOUT, Engine
 from akssl_core.first_party import METHODS
+from akssl_core.method import Method
+from akssl_core.nn import StepState
 from akssl_core.plan import Plan, make_plan
 from akssl_core.plugins import installed
 from akssl_core.resolve import collect
@@ -44,19 +48,19 @@ def plan_for(method: str, precision: str, batch: int, size: int) -> Plan:
 
 
 class Bare:
-    """Forward, backward and optimizer on ready views; the yardstick."""
+    """Forward, backward, optimizer and the method's own slow state on ready views; the yardstick."""
 
     def __init__(self, plan: Plan) -> None:
         self.engine: Engine = plan.engine([])
-        layout = torch.channels_last if plan.hardware.channels_last else torch.contiguous_format
         batch, channels = self.engine.batch_size, plan.image.channels
         views = Views()
         for group in plan.augmentation.groups():
             shape = (batch, channels, group.size, group.size)
-            views[group.name] = [torch.randn(shape).contiguous(memory_format=layout) for _ in group.transforms]
+            views[group.name] = [torch.randn(shape).contiguous(memory_format=LAYOUT) for _ in group.transforms]
         self.batch = Batch(views, torch.arange(batch))
         self.dtype = plan.hardware.dtype
         plan.method.train()
+        self.slow = [part for part in plan.method.modules() if isinstance(part, StepState | Method)]
 
     def step(self) -> None:
         """One step."""
@@ -65,6 +69,8 @@ class Bare:
         loss.backward()
         self.engine.optimizer.step()
         self.engine.optimizer.zero_grad(set_to_none=True)
+        for module in self.slow:
+            module.after_step(self.engine.now)
 
 
 class Ours:
@@ -99,8 +105,9 @@ def seconds(side: Bare | Ours, steps: int) -> float:
 def measure(method: str, precision: str, batch: int, size: int, repeats: int, steps: int) -> dict[str, Any]:
     """Images a second of both sides, interleaved, and the median of their ratios."""
     bare, ours = Bare(plan_for(method, precision, batch, size)), Ours(plan_for(method, precision, batch, size))
-    seconds(bare, 2), seconds(ours, 2)
-    pairs = [(seconds(bare, steps), seconds(ours, steps)) for _ in range(repeats)]
+    with fast_convolutions(bare.engine.method), fast_convolutions(ours.engine.method), kept_memory():
+        seconds(bare, 2), seconds(ours, 2)
+        pairs = [(seconds(bare, steps), seconds(ours, steps)) for _ in range(repeats)]
     return {
         "method": method,
         "precision": ours.engine.hardware.precision,

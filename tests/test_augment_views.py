@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-from akssl_core.augment import Asymmetric, MultiCrop, Pair, PolicyTransform, ViewPolicy, akssl_register
+from akssl_core.augment import Asymmetric, MultiCrop, Pair, PolicyTransform, ViewPolicy, akssl_register, base
 from akssl_core.augment.policy import _chunks
 from akssl_core.augment.random import Draws
 from akssl_core.augment.views import local_size
@@ -96,17 +96,35 @@ def test_without_strengths_there_is_no_jitter():
 
 
 def test_chunks_cover_the_batch_once():
-    parts = list(_chunks(torch.empty(150, 3, 32, 32)))
-    assert parts == [slice(0, 64), slice(64, 128), slice(128, 150)]
-    assert list(_chunks(torch.empty(3, 3, 512, 512))) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    parts = list(_chunks(torch.empty(600, 3, 32, 32)))
+    assert parts == [slice(0, 256), slice(256, 512), slice(512, 600)]
+    assert list(_chunks(torch.empty(3, 3, 1024, 1024))) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+@pytest.mark.parametrize("limit", [0, 2**24])
+def test_views_made_in_one_go_are_those_made_alone(monkeypatch, limit):
+    monkeypatch.setattr(base, "TOGETHER_UP_TO", limit)
+    augmentation, batch = MultiCrop(MultiCrop.Config(local_count=3), spec()), pixels(10)
+    views = augmentation(batch, draws(10))
+    flat = [transform for group in augmentation.groups() for transform in group.transforms]
+    assert [len(group) for group in views.values()] == [2, 3]
+    for v, (view, transform) in enumerate(zip(views.all(), flat, strict=True)):
+        torch.testing.assert_close(view, transform(batch, draws(10).view(v)), atol=1e-5, rtol=0)
+
+
+def test_ragged_images_may_be_shown_in_one_go():
+    batch = Pixels.stack([pixels(1, size).images[0] for size in (20, 40, 64)])
+    twice = batch.repeat(2)
+    assert twice.sizes.tolist() == [[20, 20], [40, 40], [64, 64]] * 2
+    assert twice.images[3:].equal(batch.images)
 
 
 def test_chunks_do_not_show_in_the_views():
-    transform, batch = PolicyTransform(ViewPolicy(blur=0.5, solarize=0.2), 32, spec()), pixels(150)
-    whole = transform(batch, draws(150))
+    transform, batch = PolicyTransform(ViewPolicy(blur=0.5, solarize=0.2), 32, spec()), pixels(300)
+    whole = transform(batch, draws(300))
     pieces = [
-        transform(Pixels(batch.images[start : start + 50]), Draws.of(0, 0, torch.arange(start, start + 50)))
-        for start in (0, 50, 100)
+        transform(Pixels(batch.images[start : start + 100]), Draws.of(0, 0, torch.arange(start, start + 100)))
+        for start in (0, 100, 200)
     ]
     torch.testing.assert_close(whole, torch.cat(pieces), atol=1e-5, rtol=0)
 

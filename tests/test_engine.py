@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from akssl_core.convolution import Conv2d
 from akssl_core.engine import Engine, TrainSpec, choose_hardware
 from akssl_core.errors import ConfigError
 from akssl_core.optim import load_state_by_name, set_group_values, state_by_name
@@ -183,12 +185,23 @@ def test_deterministic_mode_lasts_as_long_as_the_training(plan):
         assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_convolutions_are_fast_while_it_trains_and_torchs_own_afterwards(plan):
+    class Look(Watch):
+        def on_step(self, engine, terms):
+            self.events.append({type(part) for part in engine.method.modules() if isinstance(part, nn.Conv2d)})
+
+    watch, p = Look(), plan(train={"steps": 1}, backbone="resnet18")
+    p.engine([watch]).fit()
+    assert watch.events[1] == {Conv2d}
+    assert {type(part) for part in p.method.modules() if isinstance(part, nn.Conv2d)} == {nn.Conv2d}
+
+
 def test_hardware_is_chosen_with_a_reason():
     auto = choose_hardware(TrainSpec(device="cpu"))
     assert auto.device.type == "cpu"
     assert "CPU has" in auto.reason
     fixed = choose_hardware(TrainSpec(precision="fp32", device="cpu"))
-    assert (fixed.precision, fixed.reason, fixed.channels_last) == ("fp32", "set by the user", False)
+    assert (fixed.precision, fixed.reason) == ("fp32", "set by the user")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="checks what a machine without CUDA says")

@@ -11,7 +11,7 @@ import pytest
 CORE = Path(__file__).parents[1] / "akssl_core"
 PLUGINS = Path(__file__).parents[1] / "plugins"
 LAYERS = (
-    {"errors", "dist", "hashing", "hookspecs", "first_party"},
+    {"errors", "dist", "hashing", "hookspecs", "first_party", "allocator", "convolution"},
     {"config", "schedule"},
     {"registry", "discovery"},
     {"plugins"},
@@ -129,7 +129,7 @@ def test_only_one_room_uses(module):
 
 WORDS = {
     r"\.backward\(": {"engine", "testing"},
-    r"autocast": {"engine", "loss", "testing"},
+    r"autocast": {"engine", "loss", "convolution", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
     r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": {"rundir", "launch", "cli", "scaffold"},
     r"^import pickle|torch\.save|torch\.load\b|yaml\.load\(|[^.\w]eval\(": set(),

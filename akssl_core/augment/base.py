@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -14,6 +15,8 @@ from ..data.base import ImageSpec, Pixels, Views
 from .random import Draws
 
 P = TypeVar("P", bound="Parameters")
+
+TOGETHER_UP_TO = 2**24  # bytes of pixels, repeated for each view
 
 
 class Transform(Protocol):
@@ -55,6 +58,13 @@ class ViewGroup:
     transforms: tuple[Transform, ...]  # one per view
 
 
+def _alike(transform: Transform, pixels: Pixels, draws: Sequence[Draws]) -> Sequence[Tensor]:
+    """Several views by one transform, made in one go where the images are small: calls cost more than pixels there."""
+    if pixels.images.numel() * len(draws) > TOGETHER_UP_TO:
+        return [transform(pixels, of_one) for of_one in draws]
+    return transform(pixels.repeat(len(draws)), Draws.join(draws)).chunk(len(draws))
+
+
 class Augmentation(Component, ABC):
     """Turns a batch of raw pixels into named groups of views, on the device the pixels are on.
 
@@ -76,9 +86,10 @@ class Augmentation(Component, ABC):
         views, v = Views(), 0
         for group in self.groups():
             views[group.name] = []
-            for transform in group.transforms:
-                views[group.name].append(transform(pixels, draws.view(v)))
-                v += 1
+            for transform, alike in groupby(group.transforms):
+                of_each = [draws.view(v + i) for i in range(len(list(alike)))]
+                views[group.name] += _alike(transform, pixels, of_each)
+                v += len(of_each)
         return views
 
     @property

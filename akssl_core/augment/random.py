@@ -7,6 +7,7 @@ process count and after a resume.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,11 @@ class Draws:
     def view(self, v: int) -> Draws:
         """The draws for view v of the same images."""
         return replace(self, keys=mix(self.keys ^ fold(1, v)))
+
+    @classmethod
+    def join(cls, draws: Sequence[Draws]) -> Draws:
+        """The draws for several batches, one after the other."""
+        return cls(torch.cat([part.keys for part in draws]))
 
     def uniform(self, op: str, count: int) -> Tensor:
         """(B, count) float32, uniform in [0, 1), for one named operation."""

@@ -40,6 +40,11 @@ class Pixels:
         sizes = None if self.sizes is None else self.sizes.to(device, non_blocking=True)
         return replace(self, images=self.images.to(device, non_blocking=True), sizes=sizes)
 
+    def repeat(self, times: int) -> Pixels:
+        """The same images several times over, one copy of the batch after the other."""
+        sizes = None if self.sizes is None else self.sizes.repeat(times, 1)
+        return replace(self, images=self.images.repeat(times, 1, 1, 1), sizes=sizes)
+
     def image(self, i: int) -> Tensor:
         """Image i alone, (C, h, w) uint8, without the canvas around it."""
         if self.sizes is None:
