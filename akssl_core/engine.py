@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import dist
 from .allocator import kept_memory
+from .backbone.base import Backbone
 from .callbacks import Callback
 from .config import Schema
 from .convolution import fast_convolutions
@@ -45,6 +46,9 @@ class TrainSpec(Schema):
     devices: int = Field(1, ge=1, description="processes; more than one are started by torchrun")
     workers: int | None = Field(None, ge=0, description="processes that read a torch Dataset; folders use threads")
     clip: Clip | None = Field(None, description="gradient clipping")
+    compile: bool = Field(
+        False, description="torch.compile the backbones for training; pays on long runs on a GPU, not on a CPU"
+    )
     deterministic: bool = Field(False, description="only operations that give the same bits every time")
     log_every: int | None = Field(None, ge=1, description="steps between rows of metrics.jsonl")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
@@ -162,6 +166,7 @@ class Engine:
         self.now = Now(0, loader.steps_per_epoch, min(total, spec.steps or total))
         self.clock = Clock()
         method.to(device=self.device, memory_format=LAYOUT)  # type: ignore[call-overload]
+        self.compiled = _compiled(method) if spec.compile else {}
         self.model = dist.wrap(method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.dtype == torch.float16)
 
@@ -219,7 +224,7 @@ class Engine:
         terms = Terms()
         for i, batch in enumerate(micro):
             with self._sync(last=i == len(micro) - 1):
-                with self._autocast():
+                with self._autocast(), _forwards(self.compiled):
                     out = self.model(batch, self.now)
                 self.clock.lap("forward")
                 self.scaler.scale(out["loss"] / len(micro)).backward()
@@ -254,6 +259,23 @@ class Engine:
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = self.hardware.dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _compiled(method: Method) -> dict[Backbone, Callable[..., Any]]:
+    """What torch.compile makes of the forward pass of each backbone; the work is done at its first call."""
+    return {part: torch.compile(part.forward) for part in method.modules() if isinstance(part, Backbone)}
+
+
+@contextmanager
+def _forwards(compiled: Mapping[Backbone, Callable[..., Any]]) -> Iterator[None]:
+    """The backbones run these instead of their own forward, while this lasts: probes see other batches and do not."""
+    for part, forward in compiled.items():
+        part.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for part in compiled:
+            del part.forward
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def jobs(systems: list[str]) -> list[Job]:
 
 
 # -- one run --------------------------------------------------------------------------------------
-def perform(job: Job, threads: int) -> dict[str, Any]:
+def perform(job: Job, threads: int, precision: str) -> dict[str, Any]:
     """The scores of one job."""
     torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -76,19 +76,19 @@ def perform(job: Job, threads: int) -> dict[str, Any]:
     elif job.system.startswith("lightly "):
         scores = score(job, *trained_by_lightly(job))
     else:
-        backbone, preprocess, facts = trained(job)
+        backbone, preprocess, facts = trained(job, precision)
         scores = {**score(job, backbone, preprocess), **facts}
     return {**asdict(job), **scores, "minutes": round((time.perf_counter() - started) / 60, 2)}
 
 
-def trained(job: Job) -> tuple[Backbone, Preprocess, dict[str, float]]:
+def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, float]]:
     """The backbone of one run of ours."""
     plugins = Plugins()
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
     with tempfile.TemporaryDirectory() as folder:
         result = akssl_core.run(
-            method=job.system, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed,
+            method=job.system, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed, precision=precision,
             out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
         )  # fmt: skip
     last = result.history[-1]
@@ -173,7 +173,7 @@ def over(rows: list[dict[str, Any]], key: str, digits: int = 1) -> str:
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and key in ("knn", "linear") else text
 
 
-def write(rows: list[dict[str, Any]]) -> None:
+def write(rows: list[dict[str, Any]], file: Path) -> None:
     """The rows, their summary and the page."""
     caption = (
         f"{EPOCHS} epochs of {IMAGES} images ({EPOCHS * IMAGES} seen), default recipes, backbone `{BACKBONE}`, "
@@ -181,14 +181,13 @@ def write(rows: list[dict[str, Any]]) -> None:
         f"{platform.machine()}, torch {torch.__version__}."
     )
     lines = summary(rows)
-    RESULTS.mkdir(exist_ok=True)
     table = {"caption": caption, "columns": list(COLUMNS), "summary": lines, "rows": rows}
-    (RESULTS / "accuracy.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     parts = ["# Accuracy", "", caption, ""]
     for data in DATA:
         cells = [[entry[name] for name in COLUMNS] for entry in lines if entry["data"] == data]
         parts += [f"## {data}", "", describe.markdown(COLUMNS, cells), ""]
-    (RESULTS / "accuracy.md").write_text("\n".join(parts))
+    file.with_suffix(".md").write_text("\n".join(parts))
 
 
 def main() -> None:
@@ -197,9 +196,13 @@ def main() -> None:
     parser.add_argument("systems", nargs="*", help="only these methods, baselines or 'lightly NAME'")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier call")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
+    parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
+    parser.add_argument("--precision", default="auto", help="of our runs; another than auto has a table of its own")
     arguments = parser.parse_args()
-    file = RESULTS / "accuracy.json"
-    wanted = jobs(arguments.systems)
+    suffix = "" if arguments.precision == "auto" else f"-{arguments.precision}"
+    file = RESULTS / f"accuracy{suffix}.json"
+    RESULTS.mkdir(exist_ok=True)
+    wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data]
     rows = json.loads(file.read_text())["rows"] if file.exists() and (arguments.resume or arguments.systems) else []
     if not arguments.resume:
         rows = [row for row in rows if Job(row["data"], row["system"], row["seed"]) not in wanted]
@@ -207,12 +210,12 @@ def main() -> None:
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     warnings.simplefilter("ignore")
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(perform, job, threads) for job in wanted if job not in done]
+        futures = [pool.submit(perform, job, threads, arguments.precision) for job in wanted if job not in done]
         for future in as_completed(futures):
             rows.append(future.result())
             print(json.dumps(rows[-1]), flush=True)
-            write(rows)
-    write(rows)
+            write(rows, file)
+    write(rows, file)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The peer: lightly's SimCLR, BYOL, SwAV and DINO as the examples of its repository build them.
+"""The peer: lightly's methods as the examples of its repository build them.
 
 Heads, losses, transforms, optimizers, learning rates, batch sizes and schedules are those of `examples/pytorch/` in
 lightly-ai/lightly. Only what a common budget fixes is different: the backbone, the images, the epochs, the size of
 the views (local crops keep their 96/224 of the global ones), the mean and standard deviation that views are
-normalised with, and no blur, which lightly's own examples for 32 px leave out as well. Needs `pip install -e .[bench]`.
+normalised with, and no blur below 64 px, which lightly's own examples for 32 px leave out as well. Needs
+`pip install -e .[bench]`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
+from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
 from lightly.models.modules import (
+    BarlowTwinsProjectionHead,
     BYOLPredictionHead,
     BYOLProjectionHead,
     DINOProjectionHead,
+    MoCoProjectionHead,
     SimCLRProjectionHead,
+    SimSiamPredictionHead,
+    SimSiamProjectionHead,
     SwaVProjectionHead,
     SwaVPrototypes,
 )
@@ -30,7 +35,9 @@ from lightly.transforms import (
     BYOLView1Transform,
     BYOLView2Transform,
     DINOTransform,
+    MoCoV2Transform,
     SimCLRTransform,
+    SimSiamTransform,
     SwaVTransform,
 )
 from lightly.utils.scheduler import cosine_schedule
@@ -75,7 +82,7 @@ def simclr(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
         return value
 
     modules = nn.ModuleList([backbone, head])
-    transform = SimCLRTransform(input_size=image.size, gaussian_blur=0.0, normalize=statistics(image))
+    transform = SimCLRTransform(**settings(image))
     optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
     return Example(256, transform, modules, optimizer, loss, encoder=backbone)
 
@@ -96,8 +103,7 @@ def byol(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
         return value
 
     modules = nn.ModuleList([backbone, projector, predictor, target_backbone, target_projector])
-    settings = {"input_size": image.size, "gaussian_blur": 0.0, "normalize": statistics(image)}
-    transform = BYOLTransform(BYOLView1Transform(**settings), BYOLView2Transform(**settings))
+    transform = BYOLTransform(BYOLView1Transform(**settings(image)), BYOLView2Transform(**settings(image)))
     optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
     return Example(256, transform, modules, optimizer, loss, encoder=backbone)
 
@@ -115,7 +121,7 @@ def swav(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
 
     modules = nn.ModuleList([backbone, head, prototypes])
     sizes = (image.size, local_size(image))
-    transform = SwaVTransform(crop_sizes=sizes, gaussian_blur=0.0, normalize=statistics(image))
+    transform = SwaVTransform(crop_sizes=sizes, normalize=statistics(image), **blur(image))
     optimizer = torch.optim.Adam(modules.parameters(), lr=0.001)
     return Example(128, transform, modules, optimizer, loss, encoder=backbone)
 
@@ -144,15 +150,84 @@ def dino(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
     transform = DINOTransform(
         global_crop_size=image.size,
         local_crop_size=local_size(image),
-        gaussian_blur=(0.0, 0.0, 0.0),
         normalize=statistics(image),
+        **blur(image, none=(0.0, 0.0, 0.0)),
     )
     optimizer = torch.optim.Adam(modules.parameters(), lr=0.001)
     freeze = student_head.cancel_last_layer_gradients
     return Example(64, transform, modules, optimizer, loss, encoder=teacher, after_backward=freeze)
 
 
-METHODS = {"simclr": simclr, "byol": byol, "swav": swav, "dino": dino}
+def simsiam(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/simsiam.py`."""
+    projector, predictor = SimSiamProjectionHead(backbone.embed_dim, 512, 128), SimSiamPredictionHead(128, 64, 128)
+    criterion = NegativeCosineSimilarity()
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        z0, z1 = (projector(backbone(x)) for x in views)
+        p0, p1 = predictor(z0), predictor(z1)
+        value: Tensor = 0.5 * (criterion(z0.detach(), p1) + criterion(z1.detach(), p0))
+        return value
+
+    modules = nn.ModuleList([backbone, projector, predictor])
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Example(256, SimSiamTransform(**settings(image)), modules, optimizer, loss, encoder=backbone)
+
+
+def barlowtwins(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/barlowtwins.py`, whose transform is BYOL's."""
+    projector, criterion = BarlowTwinsProjectionHead(backbone.embed_dim, 2048, 2048), BarlowTwinsLoss()
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        z0, z1 = (projector(backbone(x)) for x in views)
+        value: Tensor = criterion(z0, z1)
+        return value
+
+    modules = nn.ModuleList([backbone, projector])
+    transform = BYOLTransform(BYOLView1Transform(**settings(image)), BYOLView2Transform(**settings(image)))
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Example(256, transform, modules, optimizer, loss, encoder=backbone)
+
+
+def mocov2(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/moco.py`: one direction, and a bank of 4096 keys."""
+    projector = MoCoProjectionHead(backbone.embed_dim, 512, 128)
+    slow_backbone, slow_projector = slow(copy.deepcopy(backbone)), slow(copy.deepcopy(projector))
+    criterion = NTXentLoss(memory_bank_size=(4096, 128))
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        momentum = cosine_schedule(epoch, epochs, 0.996, 1)
+        update_momentum(backbone, slow_backbone, m=momentum)
+        update_momentum(projector, slow_projector, m=momentum)
+        query = projector(backbone(views[0]))
+        key = slow_projector(slow_backbone(views[1])).detach()
+        value: Tensor = criterion(query, key)
+        return value
+
+    modules = nn.ModuleList([backbone, projector, slow_backbone, slow_projector])
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Example(256, MoCoV2Transform(**settings(image)), modules, optimizer, loss, encoder=backbone)
+
+
+METHODS = {
+    "simclr": simclr,
+    "byol": byol,
+    "simsiam": simsiam,
+    "barlowtwins": barlowtwins,
+    "swav": swav,
+    "dino": dino,
+    "mocov2": mocov2,
+}
+
+
+def settings(image: ImageSpec) -> dict[str, Any]:
+    """What a transform of two views is told."""
+    return {"input_size": image.size, "normalize": statistics(image), **blur(image)}
+
+
+def blur(image: ImageSpec, none: Any = 0.0) -> dict[str, Any]:
+    """No blur below 64 px; from there lightly's own default."""
+    return {"gaussian_blur": none} if image.size < 64 else {}
 
 
 def slow(module: nn.Module) -> nn.Module:
@@ -224,8 +299,18 @@ def train(
     batch_size = batch_size or example.batch_size
     if len(images) < batch_size:
         raise ValueError(f"{len(images)} images make no batch of {batch_size}")
-    loader = DataLoader(
-        PILViews(images, example.transform),
+    loader = loader_of(PILViews(images, example.transform), batch_size, seed)
+    example.modules.train()
+    start = time.perf_counter()
+    for epoch in range(epochs):
+        one_epoch(example, loader, epoch)
+    return Trained(example.encoder.eval(), time.perf_counter() - start)
+
+
+def loader_of(views: Dataset[list[Tensor]], batch_size: int, seed: int) -> DataLoader[list[Tensor]]:
+    """Batches of views from two worker processes that stay."""
+    return DataLoader(
+        views,
         batch_size,
         shuffle=True,
         drop_last=True,
@@ -233,17 +318,15 @@ def train(
         persistent_workers=True,
         generator=torch.Generator().manual_seed(seed),  # seeds the workers too, numpy and random among them
     )
-    example.modules.train()
-    start = time.perf_counter()
-    for epoch in range(epochs):
-        _epoch(example, loader, epoch)
-    return Trained(example.encoder.eval(), time.perf_counter() - start)
 
 
-def _epoch(example: Example, loader: DataLoader[list[Tensor]], epoch: int) -> None:
-    """One pass over the images."""
+def one_epoch(
+    example: Example, loader: DataLoader[list[Tensor]], epoch: int, tick: Callable[[], None] = lambda: None
+) -> None:
+    """One pass over the images; `tick` is called after each step."""
     for views in loader:
         example.loss(views, epoch).backward()
         example.after_backward(epoch)
         example.optimizer.step()
         example.optimizer.zero_grad()
+        tick()

@@ -185,6 +185,24 @@ def test_deterministic_mode_lasts_as_long_as_the_training(plan):
         assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_compiled_backbones_train_alike_and_are_left_as_they_were(plan, monkeypatch):
+    calls = []
+
+    def compiler(forward):  # stands in for torch.compile, which takes half a minute
+        def compiled(images):
+            calls.append(images.shape)
+            return forward(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    (usual, watch), (compiled, other) = fit(plan(epochs=1)), fit(plan(epochs=1, train={"compile": True}))
+    assert other.losses == watch.losses
+    assert len(calls) >= compiled.now.step
+    assert all("forward" not in vars(part) for part in compiled.method.modules())
+    assert usual.compiled == {}
+
+
 def test_convolutions_are_fast_while_it_trains_and_torchs_own_afterwards(plan):
     class Look(Watch):
         def on_step(self, engine, terms):

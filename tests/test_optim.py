@@ -227,6 +227,23 @@ def test_adamw_equals_the_plain_loop_of_torch(layout):
         torch.testing.assert_close(mine, torchs)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("more", [{}, {"nesterov": True}, {"momentum": 0.0}], ids=str)
+def test_sgd_equals_the_plain_loop_of_torch_though_some_parameters_start_late(layout, more):
+    nets = [Net().to(memory_format=layout) for _ in range(2)]
+    optimizer, settings = build(SGD, nets[0], lr=0.05, weight_decay=0.1, **more)
+    plain = torch.optim.SGD(
+        groups(nets[1], kind=SGD), momentum=settings.momentum, nesterov=settings.nesterov, fused=False, foreach=False
+    )
+    for net, of_net in ((nets[0], optimizer), (nets[1], plain)):
+        late = next(net.parameters()).requires_grad_(False)
+        train(net, of_net, settings, 2)
+        late.requires_grad_(True)
+        train(net, of_net, settings, 2, first=2)
+    for mine, torchs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, torchs)
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_training_is_deterministic(kind):
     nets = [Net(), Net()]

@@ -36,9 +36,10 @@ class Pixels:
         return len(self.images)
 
     def to(self, device: torch.device) -> Pixels:
-        """The same pixels on another device (asynchronously where the memory is pinned)."""
+        """The same pixels on another device; to a GPU from pinned memory, so that the host does not wait."""
         sizes = None if self.sizes is None else self.sizes.to(device, non_blocking=True)
-        return replace(self, images=self.images.to(device, non_blocking=True), sizes=sizes)
+        images = self.images.pin_memory() if device.type == "cuda" and not self.images.is_cuda else self.images
+        return replace(self, images=images.to(device, non_blocking=True), sizes=sizes)
 
     def repeat(self, times: int) -> Pixels:
         """The same images several times over, one copy of the batch after the other."""

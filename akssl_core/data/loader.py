@@ -63,18 +63,17 @@ class Loader:
         share = self.batch_size // self.world
         steps = self.order(epoch)[: self.steps_per_epoch * self.batch_size].view(-1, self.world, share)
         index = steps[start:, self.rank]  # (steps, b)
-        parts = [row.tolist() for row in index]
-        with closing(self._fetched(parts)) as fetched:
+        with closing(self._fetched(index)) as fetched:
             for row, pixels in zip(index, fetched, strict=True):
                 yield pixels, row, None if self.images.labels is None else self.images.labels[row]
 
-    def _fetched(self, parts: list[list[int]]) -> Generator[Pixels, None, None]:
-        """The pixels of each part in turn, in the way that suits the images."""
+    def _fetched(self, index: Tensor) -> Generator[Pixels, None, None]:
+        """The pixels of each row of `index` (steps, b) in turn, in the way that suits the images."""
         if self.images.loading == "process" and self.workers > 0:
-            return _by_workers(self.images, parts, self.workers)
+            return _by_workers(self.images, index, self.workers)
         if self.images.loading == "thread":
-            return _ahead(self.images.fetch, parts)
-        return (self.images.fetch(part) for part in parts)
+            return _ahead(self.images.fetch, index)
+        return (self.images.fetch(row.tolist()) for row in index)
 
 
 def _check_sizes(count: int, batch_size: int, world: int) -> None:
@@ -89,13 +88,13 @@ def _check_sizes(count: int, batch_size: int, world: int) -> None:
         raise DataError(f"batch_size: {batch_size} is more than the {count} images to train on. {cure}")
 
 
-def _ahead(fetch: Callable[[Sequence[int]], Pixels], parts: list[list[int]]) -> Generator[Pixels, None, None]:
+def _ahead(fetch: Callable[[Sequence[int]], Pixels], index: Tensor) -> Generator[Pixels, None, None]:
     """Fetch in one background thread, a few batches ahead, so that decoding overlaps computing."""
     pending: deque[Future[Pixels]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="akssl-loader") as pool:
         try:
-            for part in parts:
-                pending.append(pool.submit(fetch, part))
+            for row in index:
+                pending.append(pool.submit(fetch, row.tolist()))
                 if len(pending) > DEPTH:
                     yield pending.popleft().result()
             while pending:
@@ -108,24 +107,24 @@ def _ahead(fetch: Callable[[Sequence[int]], Pixels], parts: list[list[int]]) -> 
 class _Parts(Dataset["Pixels | AksslError"]):
     """An image set whose items are whole batches, as worker processes see it."""
 
-    def __init__(self, images: ImageSet, parts: list[list[int]]) -> None:
-        self.images, self.parts = images, parts
+    def __init__(self, images: ImageSet, index: Tensor) -> None:
+        self.images, self.index = images, index
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.index)
 
     def __getitem__(self, i: int) -> Pixels | AksslError:
         try:
-            return self.images.fetch(self.parts[i])
+            return self.images.fetch(self.index[i].tolist())
         except AksslError as error:  # sent as a value: raised there, its text would arrive inside a traceback
             return error
 
 
-def _by_workers(images: ImageSet, parts: list[list[int]], workers: int) -> Generator[Pixels, None, None]:
+def _by_workers(images: ImageSet, index: Tensor, workers: int) -> Generator[Pixels, None, None]:
     """Fetch in worker processes, in order."""
     batches: Iterator[Pixels | AksslError] = iter(
         DataLoader(
-            _Parts(images, parts),
+            _Parts(images, index),
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
