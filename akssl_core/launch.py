@@ -75,8 +75,8 @@ def run(
 
     Args:
         method: name of an installed method ("simsiam"), or a table with its name and settings.
-        data: a source's name, a folder of images, a torch Dataset, a uint8 array or tensor [N, H, W, C] or
-            [N, C, H, W], or a pair (images, labels). Default: drawn shapes, made on the spot.
+        data: a source's name, a folder of images, a file that `akssl data prepare` wrote, a torch Dataset, a uint8
+            array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels). Default: drawn shapes.
         backbone: a registered name, an nn.Module or a Backbone. Default: chosen for the image size.
         epochs: passes over the data. Default: a small budget.
         batch_size: images a step, over all processes.

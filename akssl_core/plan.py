@@ -198,8 +198,8 @@ def _source(spec: RunSpec, given: Given) -> DatasetSource:
         source = source_from(data, spec.train.image_size)
         if source is None:
             raise DataError(
-                f"data: cannot use a {type(data).__name__}. Give a source name, a folder, a torch Dataset, "
-                f"a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
+                f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, "
+                f"a torch Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
             )
         return source
     result: DatasetSource = spec.data.build(spec.train.image_size)

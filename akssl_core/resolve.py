@@ -26,7 +26,7 @@ from .config import (
     leaves,
     validate,
 )
-from .data import DEFAULT_SOURCE, no_such_data
+from .data import DEFAULT_SOURCE, DatasetSource, no_such_data, source_at
 from .engine import TrainSpec
 from .errors import ConfigError, UnknownComponent, did_you_mean, plain
 from .method import Method
@@ -231,7 +231,7 @@ def collect(
 
 
 def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
-    """A data source's name stays; the path of a folder becomes the folder source."""
+    """A data source's name stays; a path becomes the source that reads what lies there."""
     data = settings.get("data")
     more = dict(data) if isinstance(data, Mapping) else {}
     text = more.pop("name", None) if isinstance(data, Mapping) else data
@@ -241,12 +241,29 @@ def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
         return settings
     path = Path(text).expanduser()
     if path.exists():
-        return {**settings, "data": {"name": "folder", "path": str(path), **more}}
+        return {**settings, "data": {"name": source_at(path).name, "path": str(path), **more}}
     try:
         plugins.get("data", str(text))
     except UnknownComponent as error:
         raise no_such_data(str(text), plugins.names("data")) from error
     return settings
+
+
+class DataSpec(Schema):
+    """The data alone, for what trains nothing."""
+
+    data: DataRef
+
+
+def data_source(settings: Mapping[str, Any], plugins: Plugins, image_size: int | None = None) -> DatasetSource:
+    """The source that the section `data` of some settings means, as a run would build it.
+
+    Raises:
+        AksslError: no such source or path, a wrong setting, or any section beside `data`.
+    """
+    spec = validate(DataSpec, _name_data(sections(settings), plugins), registry=plugins)
+    source: DatasetSource = spec.data.build(image_size)
+    return source
 
 
 def layer(given: Given, plugins: Plugins) -> Layers:

@@ -11,12 +11,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -197,11 +199,76 @@ def refuse_used(path: Path, *, overwrite: bool = False) -> None:
 
 def write_atomic(path: Path, data: bytes) -> Path:
     """Write a file beside its target, flush it to disk and move it into place."""
-    draft = path.with_name(f".{path.name}.part")
-    _write(draft, data)
-    draft.replace(path)
-    _sync_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(data)
     return path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write beside its target: flushed to disk and moved into place at the end, removed on an error."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            _flush(file)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+class TensorStream:
+    """A safetensors file written from start to end, of which little has to be in memory.
+
+    The header stands at the start and tells lengths that only the end knows, so room is kept for it. The
+    tensors `fixed` follow it; they may be filled until `finish` writes them. Then come the bytes that grow.
+
+    Args:
+        file: a new file, open for writing.
+        fixed: tensors of a known shape by name, the widest numbers first, so that all lie aligned.
+        grown: names of tensors (bytes,) uint8, in the order in which they are appended to.
+        metadata: texts for the header.
+    """
+
+    def __init__(
+        self, file: IO[bytes], fixed: Mapping[str, Tensor], grown: Sequence[str], metadata: Mapping[str, str]
+    ) -> None:
+        self.file, self.fixed, self.metadata = file, fixed, metadata
+        self.lengths = dict.fromkeys(grown, 0)
+        longest = len(self._header(dict.fromkeys(grown, 2**60)))
+        self.room = longest + -longest % 8
+        file.seek(8 + self.room + sum(tensor.nbytes for tensor in fixed.values()))
+
+    def append(self, name: str, data: bytes) -> None:
+        """More bytes of the tensor `name`; those of the tensors before it are complete."""
+        self.file.write(data)
+        self.lengths[name] += len(data)
+
+    def finish(self) -> None:
+        """Write what stands before the grown tensors."""
+        header = self._header(self.lengths).ljust(self.room)
+        self.file.seek(0)
+        self.file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in self.fixed.values():
+            self.file.write(tensor.numpy().tobytes())
+
+    def _header(self, lengths: Mapping[str, int]) -> bytes:
+        """The table of the tensors as safetensors lays it out."""
+        shapes = {
+            name: (_TYPES[tensor.dtype], list(tensor.shape), tensor.nbytes) for name, tensor in self.fixed.items()
+        }
+        shapes |= {name: ("U8", [length], length) for name, length in lengths.items()}
+        table: dict[str, Any] = {"__metadata__": dict(self.metadata)}
+        end = 0
+        for name, (kind, shape, size) in shapes.items():
+            table[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+            end += size
+        return json.dumps(table, separators=(",", ":")).encode()
+
+
+_TYPES = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -281,8 +348,12 @@ def _timestamp() -> str:
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        _flush(file)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

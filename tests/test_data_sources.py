@@ -257,7 +257,7 @@ def test_without_a_network_the_way_by_hand_is_told(root, monkeypatch, source_cla
 def test_sources_are_registered_and_built_by_name(tmp_path):
     manager = Plugins()
     manager.entries = []
-    named = {"shapes", "folder", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenette"}
+    named = {"shapes", "folder", "prepared", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenette"}
     assert set(manager.names("data")) >= named
     Image.fromarray(noise(9, 9, 3)).save(tmp_path / "1.png")
 

@@ -25,7 +25,7 @@ LAYERS = (
     {"resolve", "api"},
     {"rules"},
     {"plan"},
-    {"samples", "report"},
+    {"samples", "report", "cache"},
     {"launch"},
     {"describe", "testing", "scaffold"},
     {"cli", "__init__", "__main__"},

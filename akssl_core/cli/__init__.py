@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 from ..errors import AksslError
+from . import data as data
 from . import plugins as plugins
 from . import runs as runs
 from .base import akssl

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from ..discovery import version
-from ..errors import did_you_mean
+from ..errors import ConfigError, did_you_mean
 from ..plugins import Plugins, installed
 
 plugin_file_option = click.option(
     "--plugin-file", type=click.Path(path_type=Path), help="a plugin that is one Python file"
 )
+
+
+def set_option(text: str) -> Callable[..., Any]:
+    """The option --set, with what its settings are."""
+    return click.option("--set", "assignments", multiple=True, metavar="A.B=VALUE", help=text)
 
 
 class Commands(click.Group):
@@ -43,3 +50,20 @@ def plugins_with(plugin_file: Path | None) -> Plugins:
     if plugin_file is not None:
         plugins.load_file(plugin_file)
     return plugins
+
+
+def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Flags and --set assignments as the keywords of `akssl_core.run`."""
+    from ..resolve import dotted, overlay, sections
+
+    pairs = []
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set: expected SECTION.KEY=VALUE, got '{text}'.")
+        try:
+            pairs.append((path, yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {path}: '{value}' is not a valid value.") from error
+    flags = sections({key: value for key, value in options.items() if value is not None})
+    return overlay(flags, sections(dotted(pairs)))

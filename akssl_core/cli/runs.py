@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
 from .. import describe
 from ..discovery import entries
-from ..errors import ConfigError
-from .base import akssl, plugin_file_option, plugins_with
+from .base import akssl, plugin_file_option, plugins_with, set_option, settings_of
 from .plugins import describe_method
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `run` and `explain` share."""
     options = [
-        click.option("--data", help="source name or folder of images  [default: drawn shapes]"),
+        click.option("--data", help="source name, folder of images or prepared file  [default: drawn shapes]"),
         click.option("--backbone", help="backbone name  [default: chosen for the image size]"),
         click.option("--epochs", type=int, help="passes over the data"),
         click.option("--batch-size", type=int, help="images a step, over all processes"),
@@ -39,29 +37,12 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--workers", type=int, help="processes that read a torch Dataset"),
         click.option("--recipe", help="the method's preset: default, cifar, imagenet, ..."),
         click.option("--config", type=click.Path(path_type=Path), help="YAML file with any of these settings"),
-        click.option("--set", "assignments", multiple=True, metavar="A.B=VALUE", help="any setting, by its path"),
+        set_option("any setting, by its path"),
         plugin_file_option,
     ]
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def _settings(options: dict[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
-    """Flags and --set assignments as the keywords of `akssl_core.run`."""
-    from ..resolve import dotted, overlay, sections
-
-    pairs = []
-    for text in assignments:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"--set: expected SECTION.KEY=VALUE, got '{text}'.")
-        try:
-            pairs.append((path, yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {path}: '{value}' is not a valid value.") from error
-    flags = sections({key: value for key, value in options.items() if value is not None})
-    return overlay(flags, sections(dotted(pairs)))
 
 
 @akssl.command(add_help_option=False)
@@ -95,7 +76,7 @@ def run(
         raise click.UsageError(f"missing METHOD. Installed: {names}.")
     from ..launch import run as run_method
 
-    settings = _settings(options, assignments)
+    settings = settings_of(options, assignments)
     if method is not None:
         settings["method"] = {**settings.get("method", {}), "name": method}
     result = run_method(
@@ -131,7 +112,7 @@ def explain(
     from ..plan import make_plan
     from ..resolve import collect
 
-    settings = _settings(options, assignments)
+    settings = settings_of(options, assignments)
     if method is not None:
         settings["method"] = {**settings.get("method", {}), "name": method}
     plugins = plugins_with(plugin_file)

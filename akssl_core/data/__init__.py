@@ -13,10 +13,11 @@ from .folder import Folder
 from .holdout import HoldOutSource
 from .labels import encode_labels
 from .loader import Loader
+from .prepared import Prepared
 from .preprocess import Preprocess
 from .scan import nearest_path
 from .shapes import Shapes
-from .source_of import no_such_data, source_from
+from .source_of import no_such_data, source_at, source_from
 from .statistics import measure
 from .stored import ImageStore, StoredImages
 from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
@@ -40,6 +41,7 @@ __all__ = [
     "ImageStore",
     "Loader",
     "Pixels",
+    "Prepared",
     "Preprocess",
     "Shapes",
     "StoredImages",
@@ -54,6 +56,7 @@ __all__ = [
     "measure",
     "nearest_path",
     "no_such_data",
+    "source_at",
     "source_from",
     "suitable_size",
 ]
@@ -62,5 +65,5 @@ __all__ = [
 @hookimpl
 def akssl_register(registry: Registry) -> None:
     """Register the sources that have a name; the others are made from Python objects."""
-    for source in (Shapes, Folder, FashionMnist, Cifar10, Cifar100, Stl10, Imagenette):
+    for source in (Shapes, Folder, Prepared, FashionMnist, Cifar10, Cifar100, Stl10, Imagenette):
         registry.add(source)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import Component
+from .convert import stored_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ class DatasetSource(Component, ABC):
     family: ClassVar[str | None] = None  # names the recipe that suits this data: "cifar", "imagenet"
     mean: tuple[float, ...] | None = None  # known statistics per channel; None: measured on a sample
     std: tuple[float, ...] | None = None
+    asked_side: int | None = None  # the shorter side at which images are to be kept, where somebody says so
 
     def __init__(self, config: Any, image_size: int | None = None) -> None:
         self.config = config
@@ -174,6 +176,11 @@ class DatasetSource(Component, ABC):
     @abstractmethod
     def natural_size(self) -> int:
         """The side of view that suits these images when the user asks for none."""
+
+    @property
+    def stored_side(self) -> int:
+        """The shorter side to which images may be reduced: 8/7 of that of the views, as 256 is for 224."""
+        return self.asked_side or stored_side(self.asked_size or self.natural_size)
 
     @abstractmethod
     def train(self) -> ImageSet:

@@ -160,6 +160,11 @@ def stored_side(view: int) -> int:
     return round(view * 8 / 7)
 
 
+def largest_view(side: int) -> int:
+    """The largest side of view for which images are kept at this shorter side or less; the reverse of `stored_side`."""
+    return (14 * side + 6) // 16  # the largest v with 8 v / 7 < side + 1/2
+
+
 def pil_channels(image: Image.Image) -> int:
     """The channels that a Pillow image is worth: 1 for gray of any depth, else 3."""
     return 1 if image.mode in ("1", "L", "LA", "F", *_SIXTEEN_BIT) else 3

@@ -8,7 +8,6 @@ from functools import cached_property
 from torch import Tensor
 
 from .base import DatasetSource, ImageSet, suitable_size
-from .convert import stored_side
 from .labels import hold_out, without
 
 
@@ -28,14 +27,9 @@ class HoldOutSource(DatasetSource):
         """By the median shorter side of the images, or of a sample of them."""
         return suitable_size(self.shorter)
 
-    @property
-    def stored_side(self) -> int:
-        """The shorter side to which `make_images` may reduce images: 8/7 of that of the views, as 256 is for 224."""
-        return stored_side(self.asked_size or self.natural_size)
-
     @abstractmethod
     def make_images(self) -> ImageSet:
-        """All images, labelled or not; called once."""
+        """All images, labelled or not, reduced to `stored_side` at most where they are decoded; called once."""
 
     @cached_property
     def _images(self) -> ImageSet:

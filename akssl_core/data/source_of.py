@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch.utils.data import Dataset
 from ..errors import DataError, did_you_mean
 from .arrays import Arrays
 from .base import DatasetSource
-from .folder import Folder, FolderConfig
+from .folder import Folder
+from .prepared import SUFFIX, Prepared
 from .scan import nearest_path
 from .wrapped import Wrapped
 
@@ -21,8 +23,8 @@ def source_from(data: object, image_size: int | None = None) -> DatasetSource | 
     """The source for a Python object or a path; None for anything else, a source's name among it.
 
     An array or tensor, alone or as a pair (images, labels); a torch `Dataset`; a `DatasetSource`, as it is;
-    a `Path`, or the text of a path that exists. Names are looked up before, so write "./name" for a folder
-    that bears the name of a source.
+    a `Path`, or the text of a path that exists, of a folder or a prepared file. Names are looked up before, so
+    write "./name" for a folder that bears the name of a source.
 
     Raises:
         DataError: the object is of these kinds and cannot be used.
@@ -36,8 +38,16 @@ def source_from(data: object, image_size: int | None = None) -> DatasetSource | 
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
         return Arrays(data[0], data[1], image_size=image_size)
     if isinstance(data, Path) or (isinstance(data, str) and Path(data).expanduser().exists()):
-        return Folder(FolderConfig.model_validate({"path": Path(data).expanduser()}), image_size)
+        path = Path(data).expanduser()
+        source: Any = source_at(path)
+        result: DatasetSource = source(source.Config.model_validate({"path": path}), image_size)
+        return result
     return None
+
+
+def source_at(path: Path) -> type[Folder | Prepared]:
+    """The source that reads what lies at a path: a prepared file by its suffix, else a folder."""
+    return Prepared if path.suffix.lower() == SUFFIX and not path.is_dir() else Folder
 
 
 def no_such_data(text: str, names: Iterable[str]) -> DataError:
@@ -47,6 +57,8 @@ def no_such_data(text: str, names: Iterable[str]) -> DataError:
     is_path = "/" in text or text.startswith((".", "~"))
     hint = "" if is_path else did_you_mean(text, names)
     if not hint and near is not None:
-        hint = f" Did you mean the folder '{near}'?"
+        hint = f" Did you mean the {'folder' if near.is_dir() else 'file'} '{near}'?"
     known = ", ".join(names)
-    return DataError(f"data: '{text}' is neither a data source nor an existing folder.{hint} Sources: {known}.")
+    return DataError(
+        f"data: '{text}' is neither a data source nor an existing folder or prepared file.{hint} Sources: {known}."
+    )

@@ -38,6 +38,7 @@ class ImageStore(ABC):
 
     noun: ClassVar[str] = "images"  # what messages call the rows
     expected: ClassVar[str] = "can be read"  # what messages say that none of the sample does
+    threads: ClassVar[int] = THREADS  # that decode a batch; 1: whoever fetches it does
     channels: int  # 1 or 3, of every decoded image
 
     def __init__(
@@ -146,7 +147,7 @@ class ImageStore(ABC):
         return images
 
     def _decoded(self, rows: Sequence[int], side: int) -> list[Tensor | Unreadable]:
-        """Decode in a few threads; they live for one batch alone."""
+        """Decode in `threads` threads; they live for one batch alone."""
 
         def one(cell: Any) -> Tensor | Unreadable:
             try:
@@ -155,9 +156,9 @@ class ImageStore(ABC):
                 return error
 
         cells = self.cells(rows) if rows else []
-        if len(cells) <= 1:
+        if len(cells) <= 1 or self.threads == 1:
             return [one(cell) for cell in cells]
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="akssl-decode") as pool:
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="akssl-decode") as pool:
             return list(pool.map(one, cells))
 
     def _keep(self, row: int, image: Tensor) -> None:

@@ -14,7 +14,7 @@ from ..config import Schema
 from ..errors import DataError
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet
-from .convert import channels_first, stored_side
+from .convert import channels_first
 from .folder import FolderConfig, ImageFiles
 from .labels import encode_labels
 from .root import data_root
@@ -170,5 +170,4 @@ class Imagenette(OfficialSplit):
         tops = class_folders(found.files) or []
         labels, classes = encode_labels(tops, len(found.files))
         store = ImageFiles(FolderConfig.model_validate({"path": path, "cache_gb": self.config.cache_gb}), found)
-        side = stored_side(self.asked_size or self.natural_size)
-        return StoredImages(store, range(len(found.files)), side, labels, classes)
+        return StoredImages(store, range(len(found.files)), self.stored_side, labels, classes)

@@ -1,0 +1,260 @@
+"""The file that `akssl data prepare` writes: what it holds, and the check of one that comes from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..config import Schema
+from ..errors import DataError
+from .scan import nearest_path
+
+SUFFIX = ".safetensors"
+FORMAT, VERSION = "akssl-images", "1"
+PARTS = ("all", "train", "bank", "queries")  # positions (n,) int64; "all" and "train" are every row where they lack
+LONGEST = 65535  # side of an image in pixels
+VIEWS = (8, 512)  # sides of view that images may suit
+MOST_CLASSES = 2**20  # where they have no names: somebody counts them in a table
+ROOMIEST = 16  # a canvas for all images against the largest image: 4 x 4, for images of at most 4 to 1
+
+_DTYPES = {
+    "pixels": "U8",
+    "names": "U8",
+    "unreadable": "U8",
+    "sizes": "I32",
+    **dict.fromkeys(("labels", *PARTS), "I64"),
+}
+_NEEDED = ("pixels", "sizes", "names", "unreadable")
+
+
+class Record(Schema):
+    """What the header says of the images."""
+
+    source: str = Field(description="what they were prepared from")
+    channels: int = Field(ge=1, le=1024, description="of every image")
+    side: int = Field(ge=1, le=LONGEST, description="the shorter side that larger images were reduced to")
+    natural_size: int = Field(ge=VIEWS[0], le=VIEWS[1], description="the side of view that suits them")
+    classes: tuple[str, ...] | None = Field(None, description="names of the classes")
+    mean: tuple[FiniteFloat, ...] | None = Field(None, description="known statistics per channel")
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
+        None, description="known statistics per channel"
+    )
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> Record:
+        for values in (self.mean, self.std):
+            if values is not None and len(values) != self.channels:
+                raise ValueError("mean and std have one number a channel")
+        return self
+
+
+class Unread(Schema):
+    """What could not be read when the file was made. Such rows have no pixels; other images stand in for them."""
+
+    rows: dict[int, str] = Field(description="row -> reason")
+    others: dict[str, str] = Field(description="id of what is no row -> reason")
+
+
+class NotPrepared(Exception):
+    """What is wrong with a file, as the end of a sentence that begins with its name."""
+
+
+@dataclass(frozen=True)
+class PreparedFile:
+    """A checked file. Pixels stay on disk: the file is mapped into memory, and what is looked at is read."""
+
+    path: Path
+    record: Record
+    pixels: Tensor  # (bytes,) uint8: the images (C, h, w), one after the other
+    sizes: Tensor  # (N, 2) int32: height and width; 0, 0 for an image that could not be read
+    starts: Tensor  # (N,) int64: where in `pixels` each begins
+    labels: Tensor | None  # (N,) int64, -1 for "unknown"
+    names: Tensor  # uint8: the ids as UTF-8, a zero between two
+    unread: Unread
+    parts: Mapping[str, Tensor]
+
+    @classmethod
+    def open(cls, path: Path) -> PreparedFile:
+        """Map a file that comes from anywhere.
+
+        Raises:
+            DataError: it does not exist, was written by something else, or is damaged.
+        """
+        try:
+            return cls.mapped(path)
+        except NotPrepared as error:
+            raise DataError(
+                f"data: {path} {error}. Expected a file that 'akssl data prepare' wrote; make one again: "
+                f"akssl data prepare SRC --out FILE{SUFFIX}"
+            ) from error
+
+    @classmethod
+    def mapped(cls, path: Path) -> PreparedFile:
+        """Map a file and check all but its pixels, which may be anything.
+
+        Raises:
+            NotPrepared: with what is wrong.
+        """
+        tensors, metadata = _mapped(path)
+        record = _record(metadata)
+        count = _check_sizes(tensors, record)
+        unread = _unread(tensors, count)
+        if int((tensors["names"] == 0).sum()) != count - 1:
+            raise NotPrepared(f"is damaged: its names are not those of {count} images")
+        _check_labels(tensors, record, count)
+        _check_parts(tensors, count)
+        amounts = _amounts(tensors["sizes"], record.channels)
+        return cls(
+            path=path,
+            record=record,
+            pixels=tensors["pixels"],
+            sizes=tensors["sizes"],
+            starts=amounts.cumsum(0) - amounts,
+            labels=tensors.get("labels"),
+            names=tensors["names"],
+            unread=unread,
+            parts={name: tensors[name] for name in PARTS if name in tensors},
+        )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, row: int) -> Tensor:
+        """One image (C, h, w), a view of the mapped file."""
+        height, width = self.sizes[row].tolist()
+        start, channels = int(self.starts[row]), self.record.channels
+        return self.pixels[start : start + channels * height * width].view(channels, height, width)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The name of each image."""
+        return _text(self.names).split("\0")
+
+    @cached_property
+    def is_reduced(self) -> bool:
+        """Whether an image is as large as the side allows, so that it may have been larger before."""
+        return int(self.sizes.amin(1).max()) == self.record.side
+
+
+def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header's texts. `safe_open` maps the file and checks that they fill it exactly."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise NotPrepared("is a safetensors file without prepared images")
+            if metadata.get("version") != VERSION:
+                raise NotPrepared(f"is of version {metadata.get('version')!r:.20}, and this akssl reads {VERSION}")
+            names = set(file.keys())
+            if lacking := [name for name in _NEEDED if name not in names]:
+                raise NotPrepared(f"is damaged: it lacks {', '.join(lacking)}")
+            for name in names & _DTYPES.keys():
+                _check_type(name, file.get_slice(name))
+            return {name: file.get_tensor(name) for name in names & _DTYPES.keys()}, metadata
+    except FileNotFoundError as error:
+        near = nearest_path(path)
+        raise NotPrepared("does not exist" + (f" (did you mean '{near}'?)" if near else "")) from error
+    except (OSError, SafetensorError) as error:
+        raise NotPrepared(f"cannot be read: {' '.join(str(error).split()):.200}".rstrip(".")) from error
+
+
+def _check_type(name: str, view: Any) -> None:
+    found, shape, wanted = view.get_dtype(), view.get_shape(), _DTYPES[name]
+    axes = 2 if name == "sizes" else 1
+    if found != wanted or len(shape) != axes or (axes == 2 and shape[1] != 2):
+        expected = f"{wanted} of shape {'(N, 2)' if axes == 2 else '(N,)'}"
+        raise NotPrepared(f"is damaged: '{name}' is {found} of shape {tuple(shape)!s:.40}, not {expected}")
+
+
+def _record(metadata: Mapping[str, str]) -> Record:
+    try:
+        return Record.model_validate_json(metadata.get("record", ""))
+    except ValidationError as error:
+        raise NotPrepared(f"is damaged: its record is wrong: {_first(error)}") from error
+
+
+def _unread(tensors: Mapping[str, Tensor], count: int) -> Unread:
+    """The record of unreadable images; its rows must be those without pixels."""
+    try:
+        unread = Unread.model_validate_json(tensors["unreadable"].numpy().tobytes())
+    except ValidationError as error:
+        raise NotPrepared(f"is damaged: its list of unreadable images is wrong: {_first(error)}") from error
+    empty = (tensors["sizes"][:, 0] == 0).nonzero().flatten().tolist()
+    if sorted(unread.rows) != empty:
+        raise NotPrepared(f"is damaged: {len(empty)} images have no pixels, and {len(unread.rows)} are unreadable")
+    if len(empty) == count:
+        raise NotPrepared("is damaged: none of its images has pixels")
+    return unread
+
+
+def _first(error: ValidationError) -> str:
+    """The first mistake, without the value, which may be of any length."""
+    item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, item['loc'])):.40} {item['msg']:.80}".strip()
+
+
+def _amounts(sizes: Tensor, channels: int) -> Tensor:
+    """Bytes of each image, (N,) int64."""
+    return sizes.long().prod(1) * channels
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:
+    """That the images fill the pixels exactly and fit into a canvas of reasonable size; their number."""
+    sizes, pixels = tensors["sizes"], tensors["pixels"]
+    if len(sizes) == 0:
+        raise NotPrepared("is damaged: it holds no image")
+    low, high = int(sizes.min()), int(sizes.max())
+    if low < 0 or high > LONGEST:
+        raise NotPrepared(f"is damaged: sides of images run from {low} to {high} px, not from 0 to {LONGEST}")
+    if bool(((sizes[:, 0] == 0) != (sizes[:, 1] == 0)).any()):
+        raise NotPrepared("is damaged: an image has a height without a width, or the reverse")
+    amounts = _amounts(sizes, record.channels)
+    # In float64, which cannot overflow and is exact below 2^53: a larger sum is no file's length.
+    total = float(amounts.double().sum())
+    if total != pixels.numel():
+        raise NotPrepared(f"is damaged: its sizes add up to {total:.0f} bytes of pixels, and it holds {pixels.numel()}")
+    shorter = int(sizes.amin(1).max())
+    if shorter > record.side:
+        raise NotPrepared(
+            f"is damaged: an image has a shorter side of {shorter} px, more than the {record.side} it states"
+        )
+    height, width = sizes.amax(0).tolist()
+    largest = int(amounts.max()) // record.channels
+    if height * width > ROOMIEST * largest:
+        raise NotPrepared(f"is damaged: sides of up to {height} x {width} px do not go with images of {largest} pixels")
+    return len(sizes)
+
+
+def _check_labels(tensors: Mapping[str, Tensor], record: Record, count: int) -> None:
+    labels = tensors.get("labels")
+    if labels is None:
+        return
+    most = MOST_CLASSES if record.classes is None else len(record.classes)
+    if len(labels) != count:
+        raise NotPrepared(f"is damaged: it has {len(labels)} labels for {count} images")
+    low, high = int(labels.min()), int(labels.max())
+    if low < -1 or high >= most:
+        raise NotPrepared(f"is damaged: its labels run from {low} to {high}, not from -1 to {most - 1}")
+
+
+def _check_parts(tensors: Mapping[str, Tensor], count: int) -> None:
+    for name in PARTS:
+        rows = tensors.get(name)
+        if rows is None:
+            continue
+        if len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
+            raise NotPrepared(f"is damaged: '{name}' must hold positions from 0 to {count - 1}")
+    probes = [name in tensors for name in ("bank", "queries")]
+    if any(probes) and not (all(probes) and "labels" in tensors):
+        raise NotPrepared("is damaged: a probe needs bank, queries and labels, and it lacks one of them")
+
+
+def _text(names: Tensor) -> str:
+    return names.numpy().tobytes().decode("utf-8", "replace")
