@@ -88,8 +88,8 @@ def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, f
         plugins.load_file(HERE / "supervised.py")
     with tempfile.TemporaryDirectory() as folder:
         result = akssl_core.run(
-            method=job.system, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed, precision=precision,
-            out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
+            method=job.system, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed,
+            precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
         )  # fmt: skip
     last = result.history[-1]
     return result.backbone, result.preprocess, {"z_std_ratio": last["z_std_ratio"], "loss": last["loss"]}

@@ -400,7 +400,7 @@ def test_only_what_is_fetched_is_read(make, tmp_path):
     before = resident()
     images = opened(path).train()
     pixels = images.fetch([5, 120])
-    assert pixels.images.flatten(1).unique(dim=1).flatten().tolist() == [5, 120]
+    assert [(image.min(), image.max()) for image in pixels.images] == [(5, 5), (120, 120)]
     del pixels
     assert resident() - before < 30
 
