@@ -29,8 +29,15 @@ types: install
 docs: install  ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py
 
-bench: install  ## speed, as ratios measured side by side
+bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py simclr byol dino --size 96 --batch 64 --out throughput-96
+	$(BIN)/python benchmarks/photos.py
+	$(BIN)/python benchmarks/augment.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python docs/generate.py
 
 bench-learning: install  ## the scores of the default run over three seeds, a quarter of an hour
 	$(BIN)/python benchmarks/learning.py simsiam

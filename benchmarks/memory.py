@@ -14,8 +14,9 @@ import sys
 import warnings
 from typing import Any
 
+from plans import plan_for
 from results import facts, write
-from throughput import METHODS, lightly, ours, pil_views, plan_for
+from throughput import METHODS, lightly, ours, pil_views
 
 SIDES = ("ours", "ours fp32", "lightly")
 

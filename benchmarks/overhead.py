@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from plans import plan_for
+from results import facts, write
 
 from akssl_core import Batch, Views, describe
 from akssl_core.allocator import kept_memory
@@ -26,25 +26,7 @@ from akssl_core.engine import LAYOUT, Engine
 from akssl_core.first_party import METHODS
 from akssl_core.method import Method
 from akssl_core.nn import StepState
-from akssl_core.plan import Plan, make_plan
-from akssl_core.plugins import installed
-from akssl_core.resolve import collect
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def plan_for(method: str, precision: str, batch: int, size: int) -> Plan:
-    """A run of a method with a full ResNet-18."""
-    settings = {
-        "data": {"name": "shapes", "size": 4 * batch},
-        "backbone": {"name": "resnet18", "stem": "imagenet"},
-        "batch_size": batch,
-        "image_size": size,
-        "precision": precision,
-        "epochs": 1000,
-    }
-    plugins = installed()
-    return make_plan(collect(method, None, settings, plugins), plugins)
+from akssl_core.plan import Plan
 
 
 class Bare:
@@ -104,7 +86,8 @@ def seconds(side: Bare | Ours, steps: int) -> float:
 
 def measure(method: str, precision: str, batch: int, size: int, repeats: int, steps: int) -> dict[str, Any]:
     """Images a second of both sides, interleaved, and the median of their ratios."""
-    bare, ours = Bare(plan_for(method, precision, batch, size)), Ours(plan_for(method, precision, batch, size))
+    data = {"name": "shapes", "size": 4 * batch}
+    bare, ours = (side(plan_for(method, data, precision, batch, size)) for side in (Bare, Ours))
     with fast_convolutions(bare.engine.method), fast_convolutions(ours.engine.method), kept_memory():
         seconds(bare, 2), seconds(ours, 2)
         pairs = [(seconds(bare, steps), seconds(ours, steps)) for _ in range(repeats)]
@@ -130,20 +113,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--precision", nargs="+", default=["auto"])
-    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
+    parser.add_argument("--out", default="overhead", help="name of the results")
     arguments = parser.parse_args()
     rows = []
     for method in arguments.methods:
         for precision in arguments.precision:
             rows.append(measure(method, precision, arguments.batch, arguments.size, arguments.repeats, arguments.steps))
             print(json.dumps(rows[-1]), flush=True)
-    machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    facts = {"torch": torch.__version__, "repeats": arguments.repeats, "steps": arguments.steps, **machine}
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps({"facts": facts, "rows": rows}, indent=2) + "\n")
-    lines = [[str(value) for value in row.values()] for row in rows]
-    arguments.out.with_suffix(".md").write_text(describe.markdown(list(rows[0]), lines) + "\n")
-    print(describe.table(list(rows[0]), lines))
+    write(arguments.out, rows, facts(repeats=arguments.repeats, steps=arguments.steps))
+    columns = list(rows[0])
+    print(describe.table(columns, [[str(value) for value in row.values()] for row in rows]))
 
 
 if __name__ == "__main__":

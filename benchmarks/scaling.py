@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plans import plan_for
 from results import facts, write
-from throughput import Ticking, plan_for
+from throughput import Ticking
 
 from akssl_core import ImageSet, Pixels, dist
 from akssl_core.data.loader import Loader

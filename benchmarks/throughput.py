@@ -20,39 +20,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from plans import plan_for
 from results import facts, write
 
 from akssl_core import Callback
-from akssl_core.augment.policy import BLUR_FROM
-from akssl_core.plan import Plan, make_plan
-from akssl_core.plugins import installed
-from akssl_core.resolve import collect
+from akssl_core.plan import Plan
 
 METHODS = ("simclr", "byol", "simsiam", "barlowtwins", "mocov2", "swav", "dino")
 SIDES = ("ours", "ours fp32", "lightly", "kornia", "AK_SSL")
 Tick = Callable[[], None]
 Epoch = Callable[[Tick], Any]  # trains for one epoch and ticks after each step
-
-
-def plan_for(method: str, data: Any, precision: str, batch: int, size: int) -> Plan:
-    """One of our runs, by the method's default recipe; blur from 64 px up, as everybody else."""
-    settings: dict[str, Any] = {
-        "data": data,
-        "backbone": {"name": "resnet18", "stem": "imagenet"},
-        "batch_size": batch,
-        "image_size": size,
-        "precision": precision,
-        "epochs": 1000,
-    }
-    plugins = installed()
-    plan = make_plan(collect(method, None, settings, plugins), plugins)
-    if size < BLUR_FROM:
-        return plan
-    table = plan.spec.table()["augmentation"]
-    for policy in (table, table.get("first"), table.get("second"), table.get("local")):
-        if policy is not None and "scale" in policy:
-            policy["blur"] = 0.5
-    return make_plan(collect(method, None, {**settings, "augmentation": table}, plugins), plugins)
 
 
 # -- the sides ------------------------------------------------------------------------------------

@@ -54,15 +54,39 @@ def accuracy() -> str:
     return f"{data['caption']}\n\n{describe.markdown(columns, [[e[key] for key in columns] for e in data['summary']])}"
 
 
-def overhead() -> str:
-    """The measured share of the machine that a step keeps for training."""
-    file = RESULTS / "overhead.json"
+MEASURED = (
+    "overhead",
+    "throughput",
+    "throughput-96",
+    "photos",
+    "augment",
+    "augment-operations",
+    "memory",
+    "scaling-batch",
+    "scaling-size",
+    "scaling-views",
+    "scaling-images",
+    "scaling-processes",
+)
+
+
+def measured(name: str) -> str:
+    """What a benchmark has found, with the facts it depends on."""
+    file = RESULTS / f"{name}.json"
     if not file.exists():
         return "Nothing has been measured yet."
     data = json.loads(file.read_text())
     facts = ", ".join(f"{name} {value}" for name, value in data["facts"].items())
-    lines = [[str(value) for value in row.values()] for row in data["rows"]]
-    return f"{describe.markdown(list(data['rows'][0]), lines)}\n\n({facts})"
+    columns = list(dict.fromkeys(key for row in data["rows"] for key in row))
+    lines = [[str(row.get(column, "-")) for column in columns] for row in data["rows"]]
+    return f"{describe.markdown(columns, lines)}\n\n({facts})"
+
+
+def performance(text: str) -> str:
+    """`docs/performance.md` with every table filled in."""
+    for name in MEASURED:
+        text = filled(text, name, measured(name))
+    return text
 
 
 def all_settings() -> str:
@@ -114,7 +138,7 @@ def pages() -> dict[Path, str]:
     speed = ROOT / "docs" / "performance.md"
     result = {
         readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
-        speed: filled(speed.read_text(), "overhead", overhead()),
+        speed: performance(speed.read_text()),
         ROOT / "docs" / "settings.md": all_settings(),
         ROOT / "docs" / "commands.md": all_commands(),
     }
