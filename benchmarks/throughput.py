@@ -96,7 +96,7 @@ def sides(method: str, arguments: argparse.Namespace) -> dict[str, Epoch]:
         "kornia": lambda: kornia(method, images, batch, size),
         "AK_SSL": lambda: ak_ssl(method, images, size, batch),
     }
-    cannot = {"AK_SSL"} if method == "mocov2" else set()  # it calls .cuda()
+    cannot = {"AK_SSL"} if method in ("mocov2", "swav") else set()  # it calls .cuda(); its queue breaks at batch 256
     return {name: makers[name]() for name in arguments.sides if name not in cannot}
 
 
