@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ def kept_memory() -> Iterator[None]:
     anew each time, and the system clears every page again: 10 to 20 % of a step on a CPU. Without glibc nothing
     changes. Tensors on a GPU have an allocator of their own that works like this.
     """
-    library = ctypes.CDLL(None)
+    library = ctypes.CDLL(None) if os.name == "posix" else None  # elsewhere there is no such handle
     set_option, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
     if set_option is None or trim is None:
         yield

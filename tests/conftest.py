@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, hookimpl
+from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, cli, hookimpl
 from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins import Plugins
 
@@ -100,3 +102,18 @@ def photos():
     images = torch.randint(0, 120, (64, 3, 12, 12), generator=generator)
     images[torch.arange(64), labels] += 100
     return images.to(torch.uint8), labels
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path):
+    """The command in this process and an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["akssl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    return call

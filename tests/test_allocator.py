@@ -32,7 +32,9 @@ def test_large_blocks_are_mapped_once_instead_of_every_time():
     assert kept < faults() / 10
 
 
-def test_without_glibc_nothing_is_changed(monkeypatch):
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_without_glibc_nothing_is_changed(monkeypatch, system):
+    monkeypatch.setattr(allocator.os, "name", system)
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
     with kept_memory():
         assert torch.ones(3).sum() == 3

@@ -10,7 +10,6 @@ import textwrap
 
 import pytest
 
-from akssl_core import cli
 from akssl_core.errors import ConfigError
 
 
@@ -18,21 +17,6 @@ def akssl(*arguments, cwd=None, **environment):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", "akssl_core", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
-
-
-@pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
-    """The command in this process and an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["akssl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return call
 
 
 SMALL = (

@@ -9,26 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from akssl_core import cli, run
+from akssl_core import run
 from akssl_core.data import Prepared, source_from
 from akssl_core.rundir import read_yaml
 
 SMALL = ("--image-size", "16", "--batch-size", "8", "--precision", "fp32", "--set", "train.steps=1")
-
-
-@pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
-    """The command in this process and an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["akssl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return call
 
 
 @pytest.fixture

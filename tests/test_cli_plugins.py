@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from akssl_core import cli
 from akssl_core.plugins import installed
 
 ONE_FILE = """
@@ -39,19 +38,10 @@ ONE_FILE = """
 
 
 @pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
-    """The command in this process and an empty folder, with a plugin manager of its own."""
-    monkeypatch.chdir(tmp_path)
+def here(here):
+    """The command, with a plugin manager of its own."""
     installed.cache_clear()
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["akssl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    yield call
+    yield here
     installed.cache_clear()
     sys.modules.pop("cubed_file", None)
 

@@ -513,7 +513,7 @@ def parts(make, tmp_path):
     return tensors, metadata
 
 
-def refused(path, message):
+def assert_refused(path, message):
     with pytest.raises(DataError) as caught:
         opened(path)
     text = str(caught.value)
@@ -586,7 +586,7 @@ def test_damaged_tensors_are_refused(parts, tmp_path, case):
     changes, message = TENSORS[case]
     tensors = {name: t for name, t in {**parts[0], **changes}.items() if t is not None}
     save_file(tensors, tmp_path / "x.safetensors", parts[1])
-    refused(tmp_path / "x.safetensors", message)
+    assert_refused(tmp_path / "x.safetensors", message)
 
 
 RECORDS = {
@@ -621,14 +621,14 @@ def test_damaged_metadata_is_refused(parts, tmp_path, case):
             metadata["record"] = json.dumps(json.loads(metadata["record"]) | {name: value})
     metadata = {} if changes is None else {name: value for name, value in metadata.items() if value is not None}
     save_file(parts[0], tmp_path / "x.safetensors", metadata or None)
-    refused(tmp_path / "x.safetensors", message)
+    assert_refused(tmp_path / "x.safetensors", message)
 
 
 def test_labels_without_names_have_a_limit_too(parts, tmp_path):
     record = json.dumps(json.loads(parts[1]["record"]) | {"classes": None})
     tensors = {**parts[0], "labels": torch.tensor([0, 1, 2, 3, 4, 2**20])}
     save_file(tensors, tmp_path / "x.safetensors", {**parts[1], "record": record})
-    refused(tmp_path / "x.safetensors", "labels run from 0 to 1048576, not from -1 to 1048575")
+    assert_refused(tmp_path / "x.safetensors", "labels run from 0 to 1048576, not from -1 to 1048575")
 
 
 def header(table, data=b""):
@@ -660,13 +660,13 @@ def test_what_is_no_whole_safetensors_file_is_refused(parts, tmp_path, case):
     path = tmp_path / "x.safetensors"
     save_file(parts[0], path, parts[1])
     path.write_bytes(RAW[case](path.read_bytes()))
-    refused(path, "cannot be read: ")
+    assert_refused(path, "cannot be read: ")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    refused(tmp_path / "nowhere" / "x.safetensors", "does not exist")
+    assert_refused(tmp_path / "nowhere" / "x.safetensors", "does not exist")
     (tmp_path / "f.safetensors").mkdir()
-    refused(tmp_path / "f.safetensors", "cannot be read")
+    assert_refused(tmp_path / "f.safetensors", "cannot be read")
 
 
 def test_names_that_are_no_text_can_be_shown(parts, tmp_path):
