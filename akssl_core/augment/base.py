@@ -30,7 +30,7 @@ class Transform(Protocol):
 class Parameters:
     """The drawn parameters of one operation: fields are tensors with one row an image."""
 
-    def rows(self: P, part: slice) -> P:
+    def rows(self: P, part: slice | Tensor) -> P:
         """The parameters of some of the images."""
         return type(self)(*(getattr(self, field.name)[part] for field in fields(self)))
 

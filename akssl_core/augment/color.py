@@ -76,18 +76,20 @@ class ColorJitter(Operation[Jitters]):
         order = parameters.order[rows].to(images.device)
         rows = rows.to(images.device)
         work = images.index_select(0, rows)
-        for position, weights in enumerate(_blends(factors, order)):
-            blend(work, weights)
+        blends = _blends(factors, order)
+        for position in range(4):
             part = slice(bounds[position], bounds[position + 1])
             if part.start < part.stop:
                 shift_hue(work[part], factors[part, HUE])
+            if position < len(blends):
+                blend(work, blends[position])
         return images.index_copy_(0, rows, work)
 
 
 def _by_hue_position(parameters: Jitters) -> tuple[Tensor, list[int]]:
     """The chosen images sorted by when their hue turns, so that each position's hue images are one slice.
 
-    Returns the indices, and five bounds: images bounds[p] to bounds[p + 1] turn their hue at position p.
+    Returns the indices, and five bounds: images bounds[p] to bounds[p + 1] turn their hue after p blends.
     """
     place = (parameters.order == HUE).to(torch.int32).argmax(1)
     place = place.masked_fill(parameters.factors[:, HUE] == 0, 4)  # a hue that does not turn has no position
@@ -105,12 +107,13 @@ class Blend(NamedTuple):
 
 
 def _blends(factors: Tensor, order: Tensor) -> list[Blend]:
-    """The four steps of every image as blends; where the step is the hue, the blend changes nothing.
+    """The three steps of every image that are no turn of the hue, as blends.
 
     Brightness, contrast and saturation are all f x + (1 - f) reference: the reference is 0, the mean gray of the
     image and the gray of the pixel. So one blend serves all images, whichever of the three is their turn.
     """
-    factor = torch.where(order == HUE, 1.0, factors.gather(1, order))
+    order = order.gather(1, (order == HUE).to(torch.int8).argsort(dim=1, stable=True)[:, :3])
+    factor = factors.gather(1, order)
     rest = 1 - factor
     weights = (factor, rest * (order == SATURATION), rest * (order == CONTRAST))
     return [Blend(*step) for step in zip(*(weight.unbind(1) for weight in weights), strict=True)]

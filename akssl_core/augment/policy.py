@@ -99,12 +99,13 @@ class PolicyTransform:
         images = pixels.images
         crops = self.crop.sample(draws, _sizes(pixels, draws))
         drawn = [(operation, operation.sample(draws)) for operation in self.operations]
-        views = torch.empty(*images.shape[:2], self.size, self.size, device=images.device)
+        shape = (*images.shape[:2], self.size, self.size)
+        views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
         for part in _chunks(views):
             view = self.crop.apply(images[part], crops.rows(part))
             for operation, parameters in drawn:
                 operation.apply(view, parameters.rows(part))
-            self.normalize.apply(view, out=views[part])
+            views[part] = self.normalize.apply(view, out=view)
         return views
 
 
