@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from .errors import did_you_mean as did_you_mean
     from .export import load_backbone as load_backbone
     from .hookspecs import hookimpl as hookimpl
-    from .launch import Result as Result
     from .launch import resume as resume
     from .launch import run as run
     from .loss import KnownValue as KnownValue
@@ -70,6 +69,7 @@ if TYPE_CHECKING:
     from .schedule import Schedule as Schedule
     from .schedule import cosine as cosine
     from .schedule import linear as linear
+    from .training import Result as Result
 
 _ROOMS = {
     "api": ("Installed", "build", "methods"),
@@ -103,8 +103,9 @@ _ROOMS = {
     "method": ("Choice", "Facts", "Method", "ParamRule"),
     "plugins": ("Plugins",),
     "registry": ("Registry",),
-    "launch": ("Result", "resume", "run"),
+    "launch": ("resume", "run"),
     "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),
+    "training": ("Result",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 _MODULES = ("dist", "nn")

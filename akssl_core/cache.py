@@ -17,8 +17,8 @@ from .data import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .data.convert import largest_view, shrink, stored_side
 from .data.prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
 from .errors import ConfigError, DataError
+from .files import TensorStream, atomic_file
 from .resolve import data_source
-from .rundir import TensorStream, atomic_file
 
 if TYPE_CHECKING:
     from .plugins import Plugins

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import warnings
@@ -20,7 +19,9 @@ from . import dist
 from .config import Component, Schema
 from .data.base import ImageSet
 from .data.preprocess import Preprocess
+from .errors import RunStopped
 from .evaluation import Verdict, embed, knn, pixels_as_features, spectrum, verdict
+from .interrupt import Interrupted, Signals
 from .optim import state_by_name
 from .rundir import RunDir
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .engine import Engine, Terms
 
 
-class Diverged(RuntimeError):
+class Diverged(RunStopped):
     """The loss is no longer a number."""
 
 
@@ -51,6 +52,13 @@ class Callback(Component):
 
     def on_end(self, engine: Engine) -> None:
         """After the last step."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know to go on as if it had not stopped; JSON, stored with each checkpoint."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave, before `on_start`."""
 
 
 class Logger(Component):
@@ -150,6 +158,7 @@ class Recorder(Callback):
         self.periods = (log_every, checkpoint_every)  # a row before each checkpoint, so that a resume repeats it
         self._terms: dict[str, Tensor] = {}
         self._count = 0
+        self._diverged: Tensor | None = None  # the first step whose loss is no number; 0: none
         self._extra: dict[str, float] = {}
         self._since = time.perf_counter()
         self._bar: tqdm[Any] | None = None
@@ -172,6 +181,7 @@ class Recorder(Callback):
         for name, value in terms.items():
             self._terms[name] = self._terms[name] + value if name in self._terms else value
         self._count += 1
+        self._note_divergence(terms, engine.now.step)
         if self._bar is not None:
             self._bar.update()
         step, at_epoch_end = engine.now.step, engine.at_epoch_end
@@ -187,14 +197,40 @@ class Recorder(Callback):
         if self._bar is not None:
             self._bar.close()
 
+    def state(self) -> dict[str, Any]:
+        """The sums of steps that have no row yet; a float32 is exact in JSON."""
+        return {"sums": {name: float(value) for name, value in self._terms.items()}, "count": self._count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with these sums."""
+        self._terms = {name: torch.tensor(value, dtype=torch.float32) for name, value in state["sums"].items()}
+        self._count = state["count"]
+
+    def check(self, engine: Engine) -> None:
+        """Stop a run whose loss is no number, before anything of it is kept.
+
+        Raises:
+            Diverged: it is, with the step at which it began.
+        """
+        first = int(self._diverged) if self._diverged is not None else 0
+        if dist.any_rank(first > 0):
+            raise Diverged(
+                f"the loss of step {first or engine.now.step} is not a finite number. Lower optimizer.lr, set "
+                f"train.clip, or use --precision fp32; the last checkpoint is from before."
+            )
+
+    def _note_divergence(self, terms: Terms, step: int) -> None:
+        """Remember the first step without a finite loss, on the device: nobody waits for it here."""
+        loss = dict(terms.items()).get("loss")
+        if loss is not None:
+            here = torch.where(loss.isfinite(), 0, step)
+            earlier = here if self._diverged is None else self._diverged
+            self._diverged = torch.where(earlier > 0, earlier, here)
+
     def _write(self, engine: Engine) -> None:
+        self.check(engine)
         seconds = time.perf_counter() - self._since
         means = {name: float(value) / self._count for name, value in self._terms.items()}
-        if not math.isfinite(means.get("loss", 0.0)):
-            raise Diverged(
-                f"the loss became {means['loss']} by step {engine.now.step}. "
-                f"Lower optimizer.lr, set train.clip, or use --precision fp32."
-            )
         row = {
             "step": engine.now.step,
             "epoch": round(engine.now.epoch, 6),
@@ -246,18 +282,37 @@ class Probe(Callback):
 class Checkpoints(Callback):
     """Saves everything that training needs to go on bit for bit."""
 
-    def __init__(self, run_dir: RunDir, every: int, keep: int, spec_hash: str) -> None:
-        self.run_dir, self.every, self.keep, self.spec_hash = run_dir, every, keep, spec_hash
+    def __init__(
+        self, run_dir: RunDir, every: int, keep: int, settings: Mapping[str, Any], recorder: Recorder, signals: Signals
+    ) -> None:
+        self.run_dir, self.every, self.keep, self.settings = run_dir, every, keep, settings
+        self.recorder, self.signals = recorder, signals
 
     def on_step(self, engine: Engine, terms: Terms) -> None:
         """Save within an epoch where one is due."""
-        if engine.now.step % self.every == 0 and not engine.at_epoch_end:
-            self.save(engine)
+        if not engine.at_epoch_end:
+            self._save_if(engine, due=engine.now.step % self.every == 0)
 
     def on_epoch(self, engine: Engine) -> None:
         """Save at the end of an epoch where one is due, and at the end of the run."""
-        if engine.now.step % self.every == 0 or engine.now.step >= engine.now.total_steps:
+        last = engine.now.step >= engine.now.total_steps
+        self._save_if(engine, due=last or engine.now.step % self.every == 0)
+
+    def _save_if(self, engine: Engine, *, due: bool) -> None:
+        """Save where it is due, or where the run is asked to stop.
+
+        Raises:
+            Interrupted: it was asked to, and all is saved.
+        """
+        asked = self.signals.asked()
+        if due or asked:
+            self.recorder.check(engine)
             self.save(engine)
+        if asked and engine.now.step < engine.now.total_steps:
+            raise Interrupted(
+                f"stopped by {asked} at step {engine.now.step}; all is saved: "
+                f"'akssl resume {self.run_dir.path}' goes on from there."
+            )
 
     def save(self, engine: Engine) -> None:
         """One checkpoint of the engine as it stands."""
@@ -267,7 +322,8 @@ class Checkpoints(Callback):
         state = {
             "step": engine.now.step,
             "score": last.get("knn_top1") if last.get("step") == engine.now.step else None,
-            "spec_hash": self.spec_hash,
+            "settings": self.settings,
+            "callbacks": [[type(one).__name__, state] for one in engine.callbacks if (state := one.state())],
             "scaler": engine.scaler.state_dict(),
             "torch": torch.__version__,
         }

@@ -154,8 +154,33 @@ def mean(x: Tensor) -> Tensor:
     return total / world()
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether any process says yes. The answer travels from CPU to CPU, so that no GPU is waited for."""
+    if world() == 1:
+        return flag
+    said = torch.tensor([float(flag)])
+    return bool(gather(said).any())
+
+
+def from_main(text: str) -> str:
+    """The main process's text, in every process; at most a few thousand bytes."""
+    if world() == 1:
+        return text
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    longest = int(gather(torch.tensor([len(data)])).max())
+    rows = gather(torch.nn.functional.pad(data, (0, longest - len(data)))[None])
+    return bytes(rows[0].tolist()).rstrip(b"\0").decode()
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process of the group is gone."""
+    kinds = tuple(getattr(distributed, name) for name in ("DistError",) if hasattr(distributed, name))
+    words = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
 def start(device: str | torch.device, *, init_method: str = "env://") -> None:
-    """Join the process group that torchrun describes in the environment: nccl on CUDA, gloo on CPU.
+    """Join the process group that torchrun describes in the environment: nccl for tensors on CUDA, gloo for the CPU's.
 
     A process that was not started by torchrun, or that has joined already, is left as it is.
     """
@@ -164,7 +189,7 @@ def start(device: str | torch.device, *, init_method: str = "env://") -> None:
         return
     backend = "gloo"
     if torch.device(device).type == "cuda":
-        backend = "nccl"
+        backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank())
     number = int(os.environ["RANK"])
     distributed.init_process_group(backend, init_method=init_method, rank=number, world_size=size)

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import dist
 from .allocator import kept_memory
 from .backbone.base import Backbone
+from .batch_norm import shared_statistics
 from .callbacks import Callback
 from .config import Schema
 from .convolution import fast_convolutions
@@ -181,7 +182,7 @@ class Engine:
 
     def fit(self) -> None:
         """Train from `now` to the end."""
-        with _deterministic(self.spec.deterministic), fast_convolutions(self.method), kept_memory():
+        with self._surroundings():
             self._call("on_start")
             self.method.train()
             self.clock.read()
@@ -189,6 +190,13 @@ class Engine:
                 epoch, start = divmod(self.now.step, self.now.steps_per_epoch)
                 self._epoch(epoch, start)
             self._call("on_end")
+
+    @contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """What holds while a run trains, and no longer."""
+        norms = shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
+        with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
+            yield
 
     def _epoch(self, epoch: int, start: int) -> None:
         """Train from step `start` of an epoch to its end, or to the end of the run."""

@@ -30,6 +30,10 @@ class RunDirError(AksslError, OSError):
     """A run folder cannot be created, opened or read."""
 
 
+class RunStopped(RuntimeError):
+    """A run could not go on, through no fault of its settings; its last checkpoint stands. The command exits with 1."""
+
+
 def plain(name: str) -> str:
     """The form in which names are compared: lower case without `-`, `_` and spaces."""
     return name.lower().translate(str.maketrans("", "", "-_ "))

@@ -1,13 +1,11 @@
-"""A run from start to end: plan, train, probe, export, report; and going on with one that was stopped."""
+"""The beginning of a run, and going on with one that was stopped."""
 
 from __future__ import annotations
 
 import secrets
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,39 +13,15 @@ from typing import Any
 import torch
 
 from . import dist
-from .backbone import Backbone
-from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Observers, Probe, ProbeData, Recorder
-from .data import Preprocess
-from .engine import Engine
-from .errors import AksslError, RunDirError
-from .evaluation import sample
-from .export import export_backbone, load_backbone
+from .changes import changes
+from .errors import AksslError, ConfigError
+from .export import load_backbone
 from .listing import environment
-from .optim import load_state_by_name
 from .plan import Plan, make_plan
 from .plugins import Plugins, installed
-from .report import render
-from .resolve import Given, collect
+from .resolve import Given, collect, sections
 from .rundir import Checkpoint, RunDir, refuse_used
-from .samples import sample_tensors
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run leaves behind.
-
-    `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
-    `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
-    `verdict` is "healthy", "dimensional collapse" or "collapsed". In all but the main process of several, metrics,
-    history and verdict are empty.
-    """
-
-    backbone: Backbone
-    preprocess: Preprocess
-    metrics: dict[str, float]
-    history: list[dict[str, Any]]
-    run_dir: Path
-    verdict: str
+from .training import Result, Training, read_result
 
 
 def run(
@@ -109,7 +83,7 @@ def run(
     with _surroundings(device):
         plan = make_plan(given, plugins)
         _warn(plan)
-        path = Path(out) if out is not None else _new_path(plan)
+        path = Path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
 
@@ -121,31 +95,34 @@ def resume(
     augmentation: Any = None,
     report: bool = True,
     plugins: Plugins | None = None,
+    **settings: Any,
 ) -> Result:
-    """Continue a run exactly where its last checkpoint stands; a finished run is only read.
+    """Continue a run exactly where its last checkpoint stands; a finished run is only read, unless it is to train on.
 
-    `data`, `backbone` and `augmentation` are needed again if the run was started with Python objects for them.
+    `data`, `backbone` and `augmentation` are needed again if the run was started with Python objects for them. Any
+    other setting of `run` may be given; those that would change what the steps so far have meant are refused. More
+    `epochs` are not: schedules then stretch to the new end.
 
     Raises:
-        RunDirError: the folder holds no run, or no checkpoint that can be read.
+        RunDirError: the folder holds no run, no checkpoint that can be read, or another process trains in it.
+        ConfigError: settings differ in a way that a run cannot go on with; the message lists them.
     """
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
-    if "final" in folder.manifest:
-        return _read(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
+    if folder.begun and folder.manifest.get("final") and not settings:
+        return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
     objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
     named = {key: value for key, value in objects.items() if value is not None}
-    settings = folder.read_config()
-    given = Given([("config.yaml", settings)], named)
-    with _surroundings(settings["train"]["device"]):
+    stored = folder.read_config()
+    with _surroundings(stored.get("train", {}).get("device")), _held(folder):
+        processes = {"train": {"devices": dist.world()}}
+        given = Given([("config.yaml", stored), ("the launcher", processes), ("resume", sections(settings))], named)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        if checkpoint is not None and checkpoint.state["spec_hash"] != plan.spec_hash:
-            raise RunDirError(f"{folder.path}: config.yaml is not the one its checkpoints were made with.")
-        step = checkpoint.state["step"] if checkpoint else 0
-        if dist.is_main():
-            folder.rewind(step)
-            folder.update_manifest(status="running", resumed_at=step, notes=[*folder.manifest["notes"], *problems])
+        notes = [*problems, *_accepted(folder, plan, checkpoint)]
+        for note in notes if dist.is_main() else ():
+            warnings.warn(note, UserWarning, stacklevel=2)
+        _go_on(folder, plan, plugins, checkpoint, notes)
         return _train(folder, plan, plugins, checkpoint, with_report=report)
 
 
@@ -156,6 +133,45 @@ def _warn(plan: Plan) -> None:
         warnings.warn(text, UserWarning, stacklevel=3)
 
 
+def _accepted(folder: RunDir, plan: Plan, checkpoint: Checkpoint | None) -> list[str]:
+    """What was changed since the checkpoint, in words.
+
+    Raises:
+        ConfigError: a run cannot go on with some of it.
+    """
+    found = changes(checkpoint.state["settings"], plan.spec.table()) if checkpoint else []
+    if harmful := [str(change) for change in found if not change.harmless]:
+        raise ConfigError(
+            f"{folder.path}: a run goes on with the settings it began with, and these differ: {'; '.join(harmful)}. "
+            f"Put them back, or start a new run: akssl run --config {folder.path / 'config.yaml'} --out NEW_DIR."
+        )
+    return [f"resumed with other settings: {'; '.join(map(str, found))}"] if found else []
+
+
+def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, notes: Sequence[str]) -> None:
+    """Bring the files to where the checkpoint stands."""
+    if not dist.is_main():
+        return
+    step = checkpoint.state["step"] if checkpoint else 0
+    if not folder.begun:
+        _begin(folder, plan, plugins)  # killed before the manifest was written
+    folder.rewind(step)
+    folder.write_config(plan.spec.table(), plan.provenance)
+    known = folder.manifest.get("notes", [])
+    folder.update_manifest(status="running", final=None, resumed_at=step, notes=[*known, *notes])
+
+
+@contextmanager
+def _held(folder: RunDir) -> Iterator[None]:
+    """The folder is this run's alone, which the main process sees to."""
+    if dist.is_main():
+        folder.lock()
+    try:
+        yield
+    finally:
+        folder.unlock()
+
+
 def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_report: bool) -> Result:
     """A run from its first step in a new folder; bad input that shows only now leaves no folder behind."""
     existed = path.exists()
@@ -164,9 +180,11 @@ def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_re
         _begin(run_dir, plan, plugins)
         return _train(run_dir, plan, plugins, None, with_report=with_report)
     except AksslError:
-        if not existed and not run_dir.history:
+        if dist.is_main() and not existed and not run_dir.history:
             run_dir.remove()
         raise
+    finally:
+        run_dir.unlock()
 
 
 def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
@@ -192,116 +210,9 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
 def _train(
     run_dir: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, *, with_report: bool
 ) -> Result:
-    """Train from the checkpoint, or from the start, to the end; the manifest says how it went."""
-    metrics: dict[str, float] | None = None
-    callbacks, observers = _chosen(plan)
-    if not dist.is_main():
-        return _follow(run_dir, plan, checkpoint, callbacks)
-    plugins.tell("akssl_run_started", config=plan.spec.table(), run_dir=run_dir.path)
-    observers.tell("on_run", plan.spec.table(), run_dir.path)
-    try:
-        metrics, verdict = _fit(run_dir, plan, checkpoint, callbacks, observers)
-        status = "collapsed" if verdict == "collapsed" else "finished"
-        run_dir.update_manifest(status=status, final=metrics, verdict=verdict)
-        if with_report:
-            run_dir.write_text("report.html", render(run_dir.path))
-    except BaseException as error:
-        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        run_dir.update_manifest(status=status, error=str(error) or type(error).__name__)
-        raise
-    finally:
-        observers.tell("on_finish", metrics)
-        plugins.tell("akssl_run_finished", metrics=metrics, run_dir=run_dir.path)
-    return _read(run_dir, _product(plan))
-
-
-def _follow(run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None, callbacks: Sequence[Callback]) -> Result:
-    """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
-    engine = plan.engine(callbacks)
-    if checkpoint is not None:
-        _restore(engine, checkpoint)
-    engine.fit()
-    return Result(_product(plan), plan.preprocess, {}, [], run_dir.path, "")
-
-
-def _read(run_dir: RunDir, backbone: Backbone) -> Result:
-    """The result of a run that has ended."""
-    manifest = run_dir.manifest
-    assert backbone.preprocess is not None
-    return Result(backbone, backbone.preprocess, manifest["final"], run_dir.history, run_dir.path, manifest["verdict"])
-
-
-def _fit(
-    run_dir: RunDir, plan: Plan, checkpoint: Checkpoint | None, chosen: Sequence[Callback], observers: Observers
-) -> tuple[dict[str, float], str]:
-    """Train, then score and export the encoder; the final numbers and the verdict on collapse."""
-    started = time.perf_counter()
-    evaluate = plan.spec.evaluate
-    engine = plan.engine([*chosen, *_callbacks(run_dir, plan, observers)])
-    probe = _probe_data(plan, evaluate.queries, evaluate.bank)
-    if checkpoint is None:
-        run_dir.update_manifest(baselines=_baselines(probe, engine, evaluate))
-    else:
-        _restore(engine, checkpoint)
-    engine.fit()
-    scores, verdict = probe.encoder_scores(engine, evaluate)
-    encoder = _product(plan)
-    export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
-    run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
-    run_dir.write_unreadable(plan.images.unreadable)
-    seconds = round(time.perf_counter() - started, 1)
-    loss = run_dir.history[-1]["loss"]
-    return {"loss": loss, **scores, **run_dir.manifest["baselines"], "seconds": seconds}, verdict
-
-
-def _baselines(probe: ProbeData, engine: Engine, evaluate: EvaluateSpec) -> dict[str, float]:
-    """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, (untrained, _) = probe.pixel_scores(evaluate), probe.encoder_scores(engine, evaluate)
-    named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def _chosen(plan: Plan) -> tuple[list[Callback], Observers]:
-    """What the user has listed: callbacks that see the engine, and loggers that see rows."""
-    built = [ref.build() for ref in plan.spec.callbacks]
-    loggers = [one for one in built if isinstance(one, Logger)]
-    return [one for one in built if isinstance(one, Callback)], Observers(loggers)
-
-
-def _callbacks(run_dir: RunDir, plan: Plan, observers: Observers) -> list[Callback]:
-    """Probe, then write the row, then save: so that a checkpoint never precedes its row."""
-    train, evaluate = plan.spec.train, plan.spec.evaluate
-    assert train.log_every is not None
-    assert train.checkpoint_every is not None
-    assert evaluate.every is not None
-    recorder = Recorder(run_dir, train.log_every, train.checkpoint_every, observers)
-    online = _probe_data(plan, evaluate.online_queries, evaluate.online_bank)
-    saver = Checkpoints(run_dir, train.checkpoint_every, train.keep, plan.spec_hash)
-    return [Probe(online, evaluate, evaluate.every, recorder), recorder, saver]
-
-
-def _probe_data(plan: Plan, queries: int, bank: int) -> ProbeData:
-    """Labelled bank and queries where the source has them, else a sample of the training images."""
-    pair = plan.source.probe()
-    if pair is None:
-        return ProbeData(sample(plan.images, queries), None, plan.preprocess)
-    return ProbeData(sample(pair[1], queries), sample(pair[0], bank), plan.preprocess)
-
-
-def _restore(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Put an engine where a checkpoint was taken."""
-    engine.method.load_state_dict(checkpoint.model)
-    load_state_by_name(engine.optimizer, checkpoint.optimizer)
-    engine.scaler.load_state_dict(checkpoint.state["scaler"])
-    engine.go_to(checkpoint.state["step"])
-
-
-def _product(plan: Plan) -> Backbone:
-    """The trained network alone, on the CPU, in eval mode and the plain memory layout."""
-    encoder = plan.method.encoder
-    encoder.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    encoder.preprocess = plan.preprocess
-    return encoder.eval()
+    """Train from the checkpoint, or from the start, to the end."""
+    training = Training(run_dir, plan, plugins, checkpoint)
+    return training.lead(with_report=with_report) if dist.is_main() else training.follow()
 
 
 def _new_path(plan: Plan) -> Path:

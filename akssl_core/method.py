@@ -54,6 +54,8 @@ class Method(nn.Module, Component, ABC):
     views: ClassVar[Mapping[str, int | range]] = {"global": 2}  # how many views of each group it takes
     accepts: ClassVar[type[Backbone]] = Backbone  # type: ignore[type-abstract]  # TokenBackbone: masks patches
     uses_labels: ClassVar[bool] = False
+    shared_batch_norm: ClassVar[bool] = True  # with several processes, batch norms see the batch of all (SyncBN)
+    accumulates: ClassVar[bool] = False  # the loss of a batch is the mean over its micro-batches' losses
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # partial runs: "default", "cifar", "imagenet"
     paper: ClassVar[str] = ""  # authors, year, link
 

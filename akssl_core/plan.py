@@ -6,7 +6,6 @@ Everything a user can get wrong is found here, before a run folder exists.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,12 +102,6 @@ class Plan:
         ]
 
     @property
-    def spec_hash(self) -> str:
-        """Tells apart configurations; stored with each checkpoint."""
-        text = json.dumps(self.spec.table(), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-    @property
     def has_objects(self) -> bool:
         """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
         spec = self.spec
@@ -164,12 +157,13 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     facts = _facts(spec.train, len(images), size, augmentation)
     fill_method(layers, spec, facts)
     spec = check(layers, plugins)
+    _check_accumulation(method_class, spec.train)
     warnings = list(method_class.check(spec.method.config, facts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, image, given)
         method = _method(spec, backbone)
-    _check_batch_norms(method, facts)
+    warnings += _check_batch_norms(method, facts, spec.train)
     plan = Plan(
         spec=spec,
         provenance=provenance(spec, layers),
@@ -258,8 +252,8 @@ def _facts(train: TrainSpec, count: int, size: int, augmentation: Augmentation) 
 def _check_devices(train: TrainSpec) -> None:
     if train.devices != dist.world() and train.devices > 1:
         raise ConfigError(
-            f"train.devices: {train.devices} processes are started by torchrun: "
-            f"torchrun --nproc-per-node {train.devices} -m akssl_core run ..."
+            f"train.devices: {train.devices} processes are started by the command line, 'akssl run ... --devices "
+            f"{train.devices}', or by torchrun --nproc-per-node {train.devices}; this is {dist.world()}."
         )
 
 
@@ -274,14 +268,29 @@ def _check_shares(train: TrainSpec) -> None:
         )
 
 
-def _check_batch_norms(method: Method, facts: Facts) -> None:
-    """A batch norm cannot train on one image: every value would become its channel's mean."""
-    if facts.forward_size < 2 and any(isinstance(module, _BatchNorm) for module in method.modules()):
+def _check_accumulation(method: type[Method], train: TrainSpec) -> None:
+    """Micro-batches are refused where their losses do not add up to that of the batch."""
+    if train.accumulate > 1 and not method.accumulates:
+        raise ConfigError(
+            f"train.accumulate: the losses of {train.accumulate} micro-batches are not that of the batch, as far as "
+            f"{method.name} says (accumulates). Use 1, with a smaller batch or more processes (--devices)."
+        )
+
+
+def _check_batch_norms(method: Method, facts: Facts, train: TrainSpec) -> list[str]:
+    """Refuses one image a forward pass, which is its own mean; warns of what batch norms see of micro-batches."""
+    if not any(isinstance(module, _BatchNorm) for module in method.modules()):
+        return []
+    if facts.forward_size < 2:
         least = 2 * facts.batch_size // facts.forward_size
         raise ConfigError(
             f"train.batch_size: the batch norms of {method.name} need at least 2 images a forward pass, and a batch of "
             f"{facts.batch_size} gives 1. Use --batch-size {least} or more."
         )
+    if train.accumulate > 1:
+        seen = facts.forward_size * (dist.world() if method.shared_batch_norm else 1)
+        return [f"train.accumulate: batch norms see one micro-batch of {seen} images, not all {facts.batch_size}."]
+    return []
 
 
 def _offered(augmentation: Augmentation) -> dict[str, int]:

@@ -6,25 +6,22 @@ Only safetensors, JSON, YAML and HTML are written; nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from .errors import ConfigError, RunDirError, did_you_mean
+from .files import digest, sync, sync_folder, take_lock, tensor_bytes, told, write_atomic, write_flushed
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt")
@@ -46,21 +43,27 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history: list[dict[str, Any]] = []
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> RunDir:
         """A new run folder.
 
         Raises:
-            RunDirError: it already holds a run (and `overwrite` is off), or it cannot be made.
+            RunDirError: it already holds a run (and `overwrite` is off), another process is using it, or it cannot
+                be made.
         """
         refuse_used(path, overwrite=overwrite)
         run = cls(path)
         try:
+            path.mkdir(parents=True, exist_ok=True)
+            run.lock()
             for name in OWN_FILES + OWN_MORE:
                 (path / name).unlink(missing_ok=True)
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (path / "checkpoints").mkdir(exist_ok=True)
+        except RunDirError:
+            raise
         except OSError as error:
             raise RunDirError(f"out: cannot create {path}: {error.strerror}. Choose another folder.") from error
         return run
@@ -72,12 +75,30 @@ class RunDir:
         Raises:
             RunDirError: it does not exist or holds no run.
         """
-        if not (path / "manifest.json").is_file():
+        if not any((path / name).is_file() for name in ("manifest.json", "config.yaml")):
             siblings = [p.parent.name for p in path.parent.glob("*/manifest.json")]
             raise RunDirError(f"{path} holds no run (no manifest.json).{did_you_mean(path.name, siblings)}")
         run = cls(path)
         run.history = _rows(path / "metrics.jsonl")
         return run
+
+    # -- one process at a time --------------------------------------------------------------------
+    def lock(self) -> None:
+        """Keep other processes from training in this folder until `unlock`, or until this process ends in any way.
+
+        Raises:
+            RunDirError: another process trains in it.
+        """
+        try:
+            self._lock = take_lock(self.path / ".lock")
+        except BlockingIOError as other:
+            raise RunDirError(f"{self.path}: another process (pid {other}) is training in this folder.") from None
+
+    def unlock(self) -> None:
+        """Let others train in this folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     # -- small files ------------------------------------------------------------------------------
     def write_config(self, config: Mapping[str, Any], provenance: Mapping[str, str]) -> None:
@@ -96,14 +117,29 @@ class RunDir:
         return result
 
     @property
+    def begun(self) -> bool:
+        """Whether the run came far enough to have a manifest."""
+        return (self.path / "manifest.json").is_file()
+
+    @property
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` says."""
-        result: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+        """What `manifest.json` says.
+
+        Raises:
+            RunDirError: it cannot be read.
+        """
+        file = self.path / "manifest.json"
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunDirError(f"{file} cannot be read: {error}") from error
+        if not isinstance(result, dict):
+            raise RunDirError(f"{file} must hold a table, got {type(result).__name__}.")
         return result
 
     def update_manifest(self, **fields: Any) -> None:
         """Set fields of `manifest.json`, keeping the others."""
-        known = self.manifest if (self.path / "manifest.json").exists() else {"created": _timestamp()}
+        known = self.manifest if self.begun else {"created": _timestamp()}
         write_atomic(self.path / "manifest.json", _json({**known, **fields, "updated": _timestamp()}))
 
     def write_text(self, name: str, text: str) -> Path:
@@ -112,7 +148,7 @@ class RunDir:
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
         """A safetensors file of the run with text in its header."""
-        return write_atomic(self.path / name, _tensor_bytes(tensors, metadata))
+        return write_atomic(self.path / name, tensor_bytes(tensors, metadata))
 
     def write_unreadable(self, unreadable: Mapping[str, str]) -> None:
         """`unreadable.txt`: each file that could not be read, with the reason; no file where all could."""
@@ -128,12 +164,15 @@ class RunDir:
     def log(self, row: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
         row = {name: _jsonable(value) for name, value in row.items()}
+        file = self.path / "metrics.jsonl"
+        with told(file), file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row, allow_nan=False) + "\n")
         self.history.append(row)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget rows that come after a checkpoint, before training goes on from it."""
+        """Forget rows that come after a checkpoint and drafts of a killed process, before training goes on from it."""
+        for draft in (*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
         self.history = [row for row in self.history if row["step"] <= step]
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_atomic(self.path / "metrics.jsonl", lines.encode())
@@ -145,24 +184,31 @@ class RunDir:
         """A checkpoint folder, complete or absent; the last `keep` and the best (by state["score"]) stay."""
         target = self.path / "checkpoints" / f"{state['step']:08d}"
         draft = target.with_name(f".{target.name}.part")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        parts = {"model.safetensors": _tensor_bytes(model), "optimizer.safetensors": _tensor_bytes(optimizer)}
-        sums = {name: hashlib.blake2b(data, digest_size=16).hexdigest() for name, data in parts.items()}
-        for name, data in parts.items():
-            _write(draft / name, data)
-        _write(draft / "state.json", _json({**state, "checksums": sums}))
-        shutil.rmtree(target, ignore_errors=True)
-        draft.replace(target)
-        _sync_folder(target.parent)
-        self._prune(keep)
+        parts = {"model.safetensors": tensor_bytes(model), "optimizer.safetensors": tensor_bytes(optimizer)}
+        described = {**state, "checksums": {name: digest(data) for name, data in parts.items()}}
+        parts["state.json"] = _json({**described, "digest": digest(_json(described))})
+        with told(target):
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            try:
+                for name, data in parts.items():
+                    write_flushed(draft / name, data)
+                sync_folder(draft)
+                sync(self.path / "metrics.jsonl")  # rows must not be younger than the checkpoint they belong to
+                shutil.rmtree(target, ignore_errors=True)
+                draft.replace(target)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            sync_folder(target.parent)
+            self._prune(keep)
         return target
 
     def _prune(self, keep: int) -> None:
         folders = self.checkpoints()
-        scores = {path: json.loads((path / "state.json").read_text()).get("score") for path in folders}
+        scores = {path: _score(path) for path in folders}
         scored = [path for path in folders if scores[path] is not None]
-        best = max(scored, key=lambda path: float(scores[path])) if scored else None
+        best = max(scored, key=lambda path: scores[path] or 0.0) if scored else None
         for path in folders[:-keep]:
             if path != best:
                 shutil.rmtree(path)
@@ -177,9 +223,11 @@ class RunDir:
         for path in reversed(self.checkpoints()):
             try:
                 return _read_checkpoint(path), problems
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
                 problems.append(f"checkpoint {path.name} is damaged ({error}); using the one before it")
-        return None, problems
+        if problems:
+            raise RunDirError(f"{self.path}: none of its checkpoints can be read; {problems[0].partition(';')[0]}.")
+        return None, []
 
 
 def refuse_used(path: Path, *, overwrite: bool = False) -> None:
@@ -195,80 +243,6 @@ def refuse_used(path: Path, *, overwrite: bool = False) -> None:
             f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
             f"replace it with --overwrite, or choose another folder."
         )
-
-
-def write_atomic(path: Path, data: bytes) -> Path:
-    """Write a file beside its target, flush it to disk and move it into place."""
-    with atomic_file(path) as file:
-        file.write(data)
-    return path
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write beside its target: flushed to disk and moved into place at the end, removed on an error."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        with draft.open("wb") as file:
-            yield file
-            _flush(file)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-class TensorStream:
-    """A safetensors file written from start to end, of which little has to be in memory.
-
-    The header stands at the start and tells lengths that only the end knows, so room is kept for it. The
-    tensors `fixed` follow it; they may be filled until `finish` writes them. Then come the bytes that grow.
-
-    Args:
-        file: a new file, open for writing.
-        fixed: tensors of a known shape by name, the widest numbers first, so that all lie aligned.
-        grown: names of tensors (bytes,) uint8, in the order in which they are appended to.
-        metadata: texts for the header.
-    """
-
-    def __init__(
-        self, file: IO[bytes], fixed: Mapping[str, Tensor], grown: Sequence[str], metadata: Mapping[str, str]
-    ) -> None:
-        self.file, self.fixed, self.metadata = file, fixed, metadata
-        self.lengths = dict.fromkeys(grown, 0)
-        longest = len(self._header(dict.fromkeys(grown, 2**60)))
-        self.room = longest + -longest % 8
-        file.seek(8 + self.room + sum(tensor.nbytes for tensor in fixed.values()))
-
-    def append(self, name: str, data: bytes) -> None:
-        """More bytes of the tensor `name`; those of the tensors before it are complete."""
-        self.file.write(data)
-        self.lengths[name] += len(data)
-
-    def finish(self) -> None:
-        """Write what stands before the grown tensors."""
-        header = self._header(self.lengths).ljust(self.room)
-        self.file.seek(0)
-        self.file.write(len(header).to_bytes(8, "little") + header)
-        for tensor in self.fixed.values():
-            self.file.write(tensor.numpy().tobytes())
-
-    def _header(self, lengths: Mapping[str, int]) -> bytes:
-        """The table of the tensors as safetensors lays it out."""
-        shapes = {
-            name: (_TYPES[tensor.dtype], list(tensor.shape), tensor.nbytes) for name, tensor in self.fixed.items()
-        }
-        shapes |= {name: ("U8", [length], length) for name, length in lengths.items()}
-        table: dict[str, Any] = {"__metadata__": dict(self.metadata)}
-        end = 0
-        for name, (kind, shape, size) in shapes.items():
-            table[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
-            end += size
-        return json.dumps(table, separators=(",", ":")).encode()
-
-
-_TYPES = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -305,13 +279,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
-    state = json.loads((path / "state.json").read_text())
-    for name, expected in state["checksums"].items():
-        if hashlib.blake2b((path / name).read_bytes(), digest_size=16).hexdigest() != expected:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state.pop("digest") != digest(_json(state)):
+        raise ValueError("state.json has changed since it was written")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        if digest((path / name).read_bytes()) != state["checksums"][name]:
             raise ValueError(f"{name} has changed since it was written")
     model, _ = read_tensors(path / "model.safetensors")
     optimizer, _ = read_tensors(path / "optimizer.safetensors")
     return Checkpoint(path, model, optimizer, state)
+
+
+def _score(checkpoint: Path) -> float | None:
+    """What a checkpoint says of its probe; nothing where it is damaged."""
+    try:
+        score = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["score"]
+        return None if score is None else float(score)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -323,11 +308,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def _tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(plain, dict(metadata) if metadata else None)
 
 
 def _jsonable(value: Any) -> Any:
@@ -343,22 +323,3 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 def _timestamp() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        _flush(file)
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

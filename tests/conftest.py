@@ -34,6 +34,7 @@ class ToyMethod(Method):
     """A method with every kind of slow state: a teacher, a queue, a centre, and noise in its step."""
 
     name = "toy"
+    accumulates = True
     recipes = {
         "default": {
             "backbone": {"name": "toy"},

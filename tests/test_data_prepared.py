@@ -22,9 +22,10 @@ from akssl_core.data.convert import largest_view, stored_side
 from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepared import PreparedConfig
 from akssl_core.errors import ConfigError, DataError
+from akssl_core.files import TensorStream, atomic_file
 from akssl_core.launch import run
 from akssl_core.plugins import Plugins
-from akssl_core.rundir import TensorStream, atomic_file, read_tensors
+from akssl_core.rundir import read_tensors
 
 MODES = (("jpg", "RGB"), ("png", "RGBA"), ("png", "P"), ("jpg", "CMYK"), ("png", "L"), ("webp", "RGB"), ("png", "1"))
 BROKEN = {"cat/03.png": "empty", "dog/20.jpg": "not an image"}

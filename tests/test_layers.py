@@ -12,8 +12,8 @@ CORE = Path(__file__).parents[1] / "akssl_core"
 PLUGINS = Path(__file__).parents[1] / "plugins"
 LAYERS = (
     {"errors", "dist", "hashing", "hookspecs", "first_party", "allocator", "convolution"},
-    {"config", "schedule"},
-    {"registry", "discovery"},
+    {"config", "schedule", "files", "batch_norm", "interrupt"},
+    {"registry", "discovery", "changes", "processes"},
     {"plugins"},
     {"listing"},
     {"data", "nn"},
@@ -22,10 +22,11 @@ LAYERS = (
     {"optim", "evaluation", "rundir"},
     {"callbacks", "export"},
     {"engine"},
-    {"resolve", "api"},
+    {"resolve", "api", "faults"},
     {"rules"},
     {"plan"},
     {"samples", "report", "cache"},
+    {"training"},
     {"launch"},
     {"describe", "testing", "scaffold"},
     {"cli", "__init__", "__main__"},
@@ -114,7 +115,7 @@ def test_no_torch_where_help_and_listings_come_from(file):
 
 
 ONLY = {
-    "torch.distributed": {"dist"},
+    "torch.distributed": {"dist", "processes"},
     "pluggy": {"hookspecs", "plugins"},
     "importlib.metadata": {"discovery"},
     "click": {"cli"},
@@ -131,7 +132,14 @@ WORDS = {
     r"\.backward\(": {"engine", "testing"},
     r"autocast": {"engine", "loss", "convolution", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
-    r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": {"rundir", "launch", "cli", "scaffold"},
+    r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": {
+        "rundir",
+        "files",
+        "launch",
+        "training",
+        "cli",
+        "scaffold",
+    },  # fmt: skip
     r"^import pickle|torch\.save|torch\.load\b|yaml\.load\(|[^.\w]eval\(": set(),
 }
 

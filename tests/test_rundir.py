@@ -13,6 +13,7 @@ from akssl_core.rundir import RunDir, read_tensors, read_yaml
 def run(tmp_path):
     run = RunDir.create(tmp_path / "run")
     run.update_manifest(status="running")
+    run.unlock()
     return run
 
 
@@ -114,7 +115,7 @@ def test_an_interrupted_write_leaves_no_checkpoint(run, monkeypatch):
     def fail(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("akssl_core.rundir._write", fail)
+    monkeypatch.setattr("akssl_core.rundir.write_flushed", fail)
     with pytest.raises(OSError, match="No space left"):
         save(run, 1)
     assert run.checkpoints() == []

@@ -78,6 +78,10 @@ class SignFlipped(Right):
         return {"loss": -super().step(batch, now)["loss"]}
 
 
+class SaysMicroBatchesAddUp(Right):
+    accumulates = True
+
+
 class DetachedTooEarly(Right):
     def online(self, x):
         return self.projector(self.backbone(x).detach())
@@ -293,6 +297,7 @@ BROKEN = {
     SettingWithoutMeaning: "settings_are_described",
     HalfPrecision: "loss_computes_in_float32",
     GatherMissing: "two_processes_are_one",
+    SaysMicroBatchesAddUp: "micro_batches_are_one_batch",
     TrainedTarget: "gradient_reaches_every_parameter",
     WrongMomentum: "slow_copies_follow_their_momentum",
     RemembersInEvaluation: "evaluation_changes_nothing",

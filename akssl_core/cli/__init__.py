@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from ..errors import AksslError
+from ..errors import AksslError, RunStopped
 from . import data as data
 from . import plugins as plugins
 from . import runs as runs
@@ -27,10 +27,12 @@ def main() -> NoReturn:
         sys.exit(status if isinstance(status, int) else 0)
     except (AksslError, click.UsageError) as error:
         _fail(error.format_message() if isinstance(error, click.UsageError) else str(error), 2, debug)
+    except RunStopped as error:
+        _fail(str(error), 1, debug)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _fail(str(error.__cause__ or "") or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
         sys.exit(0)
@@ -41,5 +43,6 @@ def main() -> NoReturn:
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    click.echo(f"akssl: {message}", err=True)
+    if os.environ.get("RANK", "0") == "0" or code != 2:  # of several processes, all find the same mistake
+        click.echo(f"akssl: {message}", err=True)
     sys.exit(code)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from .plugins import describe_method
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..launch import Result
+    from ..training import Result
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -74,11 +77,12 @@ def run(
     if method is None and config is None:
         names = ", ".join(entry.name for entry in entries()) or "none; pip install akssl-plugin-simsiam"
         raise click.UsageError(f"missing METHOD. Installed: {names}.")
-    from ..launch import run as run_method
-
     settings = settings_of(options, assignments)
     if method is not None:
         settings["method"] = {**settings.get("method", {}), "name": method}
+    _share_among_processes(settings, config)
+    from ..launch import run as run_method
+
     result = run_method(
         config=config, out=out, overwrite=overwrite, report=not no_report, plugins=plugins_with(plugin_file), **settings
     )
@@ -87,13 +91,20 @@ def run(
 
 @akssl.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--epochs", type=int, help="passes over the data, from the first on; more than before trains longer")
+@click.option("--devices", type=int, help="number of processes; any number can go on with a run")
+@set_option("any setting that moves no weight of the steps so far, by its path")
 @plugin_file_option
 @click.option("--no-report", is_flag=True, help="do not write report.html")
-def resume(run_dir: Path, plugin_file: Path | None, no_report: bool) -> None:
+def resume(
+    run_dir: Path, assignments: tuple[str, ...], plugin_file: Path | None, no_report: bool, **options: Any
+) -> None:
     """Continue a run exactly where its last checkpoint stands."""
+    settings = settings_of(options, assignments)
+    _share_among_processes(settings, run_dir / "config.yaml")
     from ..launch import resume as resume_run
 
-    _show(resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file)))
+    _show(resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file), **settings))
 
 
 @akssl.command()
@@ -132,6 +143,24 @@ def report(run_dir: Path) -> None:
 
     folder = RunDir.open(run_dir)
     click.echo(folder.write_text("report.html", render(folder.path)))
+
+
+def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:
+    """Where more than one process is asked for, start them with the same command line, and end as they do."""
+    asked = settings.get("train", {}).get("devices")
+    if asked is None and config is not None and config.is_file():
+        from ..rundir import read_yaml
+
+        train = read_yaml(config).get("train")
+        asked = train.get("devices") if isinstance(train, Mapping) else None
+    if not isinstance(asked, int) or asked < 2 or "WORLD_SIZE" in os.environ:
+        return  # a wrong value is told where all settings are checked
+    from ..processes import launch
+
+    code, message = launch(asked, sys.argv[1:])
+    if message:
+        click.echo(f"akssl: {message} 'akssl resume RUN_DIR' goes on from the last checkpoint.", err=True)
+    sys.exit(code)
 
 
 def _show(result: Result) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import dist
+from ..batch_norm import shared_statistics
 from ..data import Batch, Views
 from ..method import Method
 from ..nn import EMA, StepState
@@ -165,33 +166,74 @@ def a_small_step_lowers_the_loss(subject: MethodSubject) -> None:
 def two_processes_are_one(subject: MethodSubject) -> None:
     """Two processes with half of the batch each give the loss, gradients and state of one with all of it."""
     plan = subject.plan()
-    method = _still_norms(plan.method.train())
-    batches = [subject.batch(plan, seed) for seed in range(3)]
-    first, second = (seeded_step(method, batches[0], middle(plan), seed)["loss"].item() for seed in (0, 1))
-    _forget_pushed(method)
-    if first != second:
-        raise NotApplicable("the step draws random numbers, which differ between layouts")
+    method = plan.method.train()
+    if not method.shared_batch_norm:
+        _still_norms(method)
+    batches = _batches_without_draws(subject, plan, method)
     copies = [copy.deepcopy(method) for _ in range(2)]
-    whole = _several_steps(method, batches, middle(plan), None)
-    halves = on_ranks(2, lambda rank: _several_steps(copies[rank.rank], batches, middle(plan), rank))
+    whole = _several_steps(method, batches, middle(plan))
+
+    def of_rank(rank: ThreadRank) -> dict[str, Tensor]:
+        with shared_statistics(copies[rank.rank]):
+            return _several_steps(copies[rank.rank], [_half(batch, rank.rank) for batch in batches], middle(plan))
+
+    halves = on_ranks(2, of_rank)
     mean = {
         name: (halves[0][name] + halves[1][name]) / 2 if name.startswith("loss") else halves[0][name] for name in whole
     }
-    for name, expected in whole.items():
-        gap = float((mean[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
-        expect(gap < CLOSE, f"{name} differs by {gap:.2g} of its size between one process and two")
+    _expect_close(mean, whole, "between one process and two")
 
 
-def _several_steps(method: Method, batches: list[Batch], now: Now, rank: ThreadRank | None) -> dict[str, Tensor]:
-    """Losses, gradients and state of some steps on this rank's share of each batch, gradients averaged as DDP does."""
+@rule("method", cure="say accumulates = False, the default, where rows of a batch are compared with each other")
+def micro_batches_are_one_batch(subject: MethodSubject) -> None:
+    """A method that says `accumulates` has the loss, gradients and state of the whole batch in two micro-batches."""
+    plan = subject.plan()
+    method = _still_norms(plan.method.train())
+    if not method.accumulates:
+        raise NotApplicable("the method does not say accumulates = True, so train.accumulate is refused")
+    batches = _batches_without_draws(subject, plan, method)
+    parts = copy.deepcopy(method)
+    whole = _several_steps(method, batches, middle(plan))
+    _expect_close(
+        _several_steps(parts, batches, middle(plan), micro=2), whole, "between one batch and two micro-batches"
+    )
+
+
+def _batches_without_draws(subject: MethodSubject, plan: Plan, method: Method) -> list[Batch]:
+    """Batches for a comparison of layouts, which a step that draws random numbers cannot pass."""
+    batches = [subject.batch(plan, seed) for seed in range(3)]
+    start = copy.deepcopy(method.state_dict())
+    first, second = (seeded_step(method, batches[0], middle(plan), seed)["loss"].item() for seed in (0, 1))
+    method.load_state_dict(start)
+    _forget_pushed(method)
+    if first != second:
+        raise NotApplicable("the step draws random numbers, which differ between layouts")
+    return batches
+
+
+def _expect_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    for name, expected in wanted.items():
+        gap = float((found[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
+        expect(gap < CLOSE, f"{name} differs by {gap:.2g} of its size {where}")
+
+
+def _half(batch: Batch, which: int) -> Batch:
+    """The first or the second half of a batch."""
+    share = slice(which * len(batch) // 2, (which + 1) * len(batch) // 2)
+    views = Views({name: [view[share] for view in group] for name, group in batch.views.items()})
+    return Batch(views, batch.index[share])
+
+
+def _several_steps(method: Method, batches: Sequence[Batch], now: Now, *, micro: int = 1) -> dict[str, Tensor]:
+    """Losses, gradients and state of some steps in one or two micro-batches, gradients averaged as DDP does."""
     found = {}
     for i, batch in enumerate(batches):
-        share = slice(None) if rank is None else slice(rank.rank * BATCH // 2, (rank.rank + 1) * BATCH // 2)
-        views = Views({name: [view[share] for view in group] for name, group in batch.views.items()})
         method.zero_grad()
-        loss = method(Batch(views, batch.index[share]), now)["loss"]
-        backward(loss)
-        found[f"loss of step {i}"] = loss.detach()
+        losses = []
+        for part in [batch] if micro == 1 else [_half(batch, 0), _half(batch, 1)]:
+            losses.append(method(part, now)["loss"] / micro)
+            backward(losses[-1])
+        found[f"loss of step {i}"] = torch.stack(losses).sum().detach()
         with torch.no_grad():
             for name, p in method.named_parameters():
                 if p.grad is not None:
@@ -278,14 +320,15 @@ def labels_are_never_read(subject: MethodSubject) -> None:
 @rule("method", cure="move state in after_step alone, and let the engine call it")
 def state_moves_once_a_step(subject: MethodSubject) -> None:
     """Slow state moves once an optimizer step, however many micro-batches the step has."""
-    plan = subject.plan(train={"accumulate": 2, "steps": 3}, batch_size=2 * BATCH)
+    micro = 2 if subject.component.accumulates else 1
+    plan = subject.plan(train={"accumulate": micro, "steps": 3}, batch_size=micro * BATCH)
     calls: dict[str, int] = {}
     for name, module in plan.method.named_modules():
         if isinstance(module, StepState | Method):
             _count(module, name or type(module).__name__, calls)
     subject.train(plan)
     wrong = {name: count for name, count in calls.items() if count != 3}
-    expect(not wrong, f"after_step in 3 steps of 2 micro-batches: {wrong}")
+    expect(not wrong, f"after_step in 3 steps of {micro} micro-batches: {wrong}")
 
 
 def _count(module: Any, name: str, calls: dict[str, int]) -> None:

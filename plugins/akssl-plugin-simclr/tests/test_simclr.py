@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Backbone, Batch, Facts, Features, ImageSpec, Now, Schema, Views, dist
+from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views
 from akssl_core.config import validate
 from akssl_core.optim import LARS, parameter_groups
 
@@ -292,20 +292,6 @@ def test_state_dict_holds_all_that_a_step_needs() -> None:
 
 
 # -- settings -------------------------------------------------------------------------------------
-def test_accumulation_is_told_to_leave_fewer_negatives() -> None:
-    config = make().config
-    whole = Facts(1000, 256, 256, 32, 10, {"global": 2})
-    assert list(SimCLR.check(config, whole)) == []
-    (warning,) = SimCLR.check(config, Facts(1000, 256, 64, 32, 10, {"global": 2}))
-    assert warning.startswith("train.accumulate: each view is contrasted with those of 64 images")
-
-
-def test_processes_are_not_taken_for_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dist, "world", lambda: 4)
-    facts = Facts(1000, 256, 64, 32, 10, {"global": 2})
-    assert list(SimCLR.check(make().config, facts)) == []
-
-
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
 def test_recipes_are_valid(name: str, recipe: str) -> None:

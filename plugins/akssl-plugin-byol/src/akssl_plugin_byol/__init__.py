@@ -67,6 +67,7 @@ class BYOL(Method):
     """
 
     name = "byol"
+    accumulates = True
     paper = "Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, https://arxiv.org/abs/2006.07733"
     recipes = RECIPES
 

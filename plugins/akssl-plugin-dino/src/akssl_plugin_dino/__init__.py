@@ -87,6 +87,7 @@ class DINO(Method):
 
     name = "dino"
     views: ClassVar[Mapping[str, int | range]] = {"global": 2, "local": range(17)}
+    accumulates = True
     paper = (
         "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, "
         "https://arxiv.org/abs/2104.14294"

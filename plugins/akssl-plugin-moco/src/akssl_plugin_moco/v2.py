@@ -77,6 +77,8 @@ class MoCoV2(Method):
     """
 
     name = "mocov2"
+    accumulates = True
+    shared_batch_norm = False  # they are what ShuffleBN keeps apart
     paper = "Chen, Fan, Girshick and He, Improved Baselines with Momentum Contrastive Learning, 2020, https://arxiv.org/abs/2003.04297"
     recipes = V2_RECIPES
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, Facts, KnownValue, Loss, LossRef, Method, Now, Registry, Schema, dist, hookimpl
+from akssl_core import Backbone, Batch, KnownValue, Loss, LossRef, Method, Now, Registry, Schema, dist, hookimpl
 from akssl_core.nn import mlp, std_ratio
 
 from .recipes import RECIPES, RECIPES_V2
@@ -80,17 +80,6 @@ class SimCLR(Method):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
         self.loss = config.loss.build()
-
-    @classmethod
-    def check(cls, config: Any, facts: Facts) -> Sequence[str]:
-        """Warns where gradient accumulation leaves fewer negatives than the batch suggests."""
-        compared = facts.forward_size * dist.world()
-        if compared >= facts.batch_size:
-            return ()
-        return [
-            f"train.accumulate: each view is contrasted with those of {compared} images, one micro-batch, not with "
-            f"all {facts.batch_size} of the batch. More negatives need a larger micro-batch or more processes."
-        ]
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Algorithm 1 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""

@@ -43,6 +43,7 @@ class SimSiam(Method):
     """
 
     name = "simsiam"
+    accumulates = True
     paper = "Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, https://arxiv.org/abs/2011.10566"
     recipes = RECIPES
 

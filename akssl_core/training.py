@@ -1,0 +1,176 @@
+"""One process's part in a run: train, probe, export, report; the main process writes, the others follow."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .backbone import Backbone
+from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Observers, Probe, ProbeData, Recorder
+from .data import Preprocess
+from .engine import Engine
+from .evaluation import sample
+from .export import export_backbone
+from .faults import explained
+from .interrupt import Signals
+from .optim import load_state_by_name
+from .plan import Plan
+from .report import render
+from .rundir import Checkpoint, RunDir
+from .samples import sample_tensors
+
+if TYPE_CHECKING:
+    from .plugins import Plugins
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
+    `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
+    `verdict` is "healthy", "dimensional collapse" or "collapsed". In all but the main process of several, metrics,
+    history and verdict are empty.
+    """
+
+    backbone: Backbone
+    preprocess: Preprocess
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    run_dir: Path
+    verdict: str
+
+
+@dataclass
+class Training:
+    """What this process does of a run, from a checkpoint or from the start to the end."""
+
+    run_dir: RunDir
+    plan: Plan
+    plugins: Plugins
+    checkpoint: Checkpoint | None
+
+    def __post_init__(self) -> None:
+        self.signals = Signals()
+        built = [ref.build() for ref in self.plan.spec.callbacks]
+        self.chosen = [one for one in built if isinstance(one, Callback)]
+        self.observers = Observers([one for one in built if isinstance(one, Logger)])
+
+    def lead(self, *, with_report: bool) -> Result:
+        """Train in the main process; the manifest says how it went."""
+        run_dir, table = self.run_dir, self.plan.spec.table()
+        metrics: dict[str, float] | None = None
+        self.plugins.tell("akssl_run_started", config=table, run_dir=run_dir.path)
+        self.observers.tell("on_run", table, run_dir.path)
+        try:
+            metrics, verdict = self._fit()
+            status = "collapsed" if verdict == "collapsed" else "finished"
+            run_dir.update_manifest(status=status, final=metrics, verdict=verdict)
+            if with_report:
+                run_dir.write_text("report.html", render(run_dir.path))
+        except BaseException as error:
+            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            with suppress(OSError):  # the disk may be what failed
+                run_dir.update_manifest(status=status, error=str(error) or type(error).__name__)
+            raise
+        finally:
+            self.observers.tell("on_finish", metrics)
+            self.plugins.tell("akssl_run_finished", metrics=metrics, run_dir=run_dir.path)
+        return read_result(run_dir, _product(self.plan))
+
+    def follow(self) -> Result:
+        """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
+        self._engine(probing=False)
+        self._train()
+        return Result(_product(self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
+
+    def _fit(self) -> tuple[dict[str, float], str]:
+        """Train, then score and export the encoder; the final numbers and the verdict on collapse."""
+        started = time.perf_counter()
+        run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
+        probe = _probe_data(plan, evaluate.queries, evaluate.bank)
+        engine = self._engine(probing=True)
+        if self.checkpoint is None:
+            run_dir.update_manifest(baselines=_baselines(probe, engine, evaluate))
+        self._train()
+        scores, verdict = probe.encoder_scores(engine, evaluate)
+        encoder = _product(plan)
+        export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
+        run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
+        run_dir.write_unreadable(plan.images.unreadable)
+        seconds = round(time.perf_counter() - started, 1)
+        loss = run_dir.history[-1]["loss"]
+        return {"loss": loss, **scores, **run_dir.manifest["baselines"], "seconds": seconds}, verdict
+
+    def _engine(self, *, probing: bool) -> Engine:
+        """The engine where the checkpoint stands, with what happens around it."""
+        self.engine = self.plan.engine([*self.chosen, *self._callbacks(probing=probing)])
+        if self.checkpoint is not None:
+            _restore(self.engine, self.checkpoint)
+        return self.engine
+
+    def _train(self) -> None:
+        with self.signals, explained(self.engine):
+            self.engine.fit()
+
+    def _callbacks(self, *, probing: bool) -> list[Callback]:
+        """Probe, then write the row, then save: so that a checkpoint never precedes its row."""
+        train, evaluate = self.plan.spec.train, self.plan.spec.evaluate
+        assert train.log_every is not None
+        assert train.checkpoint_every is not None
+        assert evaluate.every is not None
+        recorder = Recorder(self.run_dir, train.log_every, train.checkpoint_every, self.observers)
+        settings = self.plan.spec.table()
+        saver = Checkpoints(self.run_dir, train.checkpoint_every, train.keep, settings, recorder, self.signals)
+        if not probing:
+            return [recorder, saver]
+        online = _probe_data(self.plan, evaluate.online_queries, evaluate.online_bank)
+        return [Probe(online, evaluate, evaluate.every, recorder), recorder, saver]
+
+
+def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
+    """The result of a run that has ended."""
+    manifest = run_dir.manifest
+    assert backbone.preprocess is not None
+    return Result(backbone, backbone.preprocess, manifest["final"], run_dir.history, run_dir.path, manifest["verdict"])
+
+
+def _baselines(probe: ProbeData, engine: Engine, evaluate: EvaluateSpec) -> dict[str, float]:
+    """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
+    raw, (untrained, _) = probe.pixel_scores(evaluate), probe.encoder_scores(engine, evaluate)
+    named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _probe_data(plan: Plan, queries: int, bank: int) -> ProbeData:
+    """Labelled bank and queries where the source has them, else a sample of the training images."""
+    pair = plan.source.probe()
+    if pair is None:
+        return ProbeData(sample(plan.images, queries), None, plan.preprocess)
+    return ProbeData(sample(pair[1], queries), sample(pair[0], bank), plan.preprocess)
+
+
+def _restore(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Put an engine where a checkpoint was taken."""
+    engine.method.load_state_dict(checkpoint.model)
+    load_state_by_name(engine.optimizer, checkpoint.optimizer)
+    engine.scaler.load_state_dict(checkpoint.state["scaler"])
+    engine.go_to(checkpoint.state["step"])
+    states = [(name, state) for name, state in checkpoint.state["callbacks"]]
+    for callback in engine.callbacks:
+        place = next((i for i, (name, _) in enumerate(states) if name == type(callback).__name__), None)
+        if place is not None:
+            callback.restore(states.pop(place)[1])
+
+
+def _product(plan: Plan) -> Backbone:
+    """The trained network alone, on the CPU, in eval mode and the plain memory layout."""
+    encoder = plan.method.encoder
+    encoder.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    encoder.preprocess = plan.preprocess
+    return encoder.eval()
