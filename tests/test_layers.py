@@ -128,18 +128,12 @@ def test_only_one_room_uses(module):
     assert users == ONLY[module]
 
 
+WRITERS = {"rundir", "files", "launch", "training", "cli", "scaffold"}
 WORDS = {
     r"\.backward\(": {"engine", "testing"},
     r"autocast": {"engine", "loss", "convolution", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
-    r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": {
-        "rundir",
-        "files",
-        "launch",
-        "training",
-        "cli",
-        "scaffold",
-    },  # fmt: skip
+    r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": WRITERS,
     r"^import pickle|torch\.save|torch\.load\b|yaml\.load\(|[^.\w]eval\(": set(),
 }
 

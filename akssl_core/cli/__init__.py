@@ -32,7 +32,8 @@ def main() -> NoReturn:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort) as error:
-        _fail(str(error.__cause__ or "") or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug)
+        said = str(error.__cause__ or error)  # click puts its own exception around an interrupt
+        _fail(said or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
         sys.exit(0)
