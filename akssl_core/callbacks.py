@@ -54,7 +54,10 @@ class Callback(Component):
         """After the last step."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must know to go on as if it had not stopped; JSON, stored with each checkpoint."""
+        """What a resumed run must know to go on as if it had not stopped; JSON, stored with each checkpoint.
+
+        Called in every process; that of the main one is kept.
+        """
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -198,13 +201,20 @@ class Recorder(Callback):
             self._bar.close()
 
     def state(self) -> dict[str, Any]:
-        """The sums of steps that have no row yet; a float32 is exact in JSON."""
-        return {"sums": {name: float(value) for name, value in self._terms.items()}, "count": self._count}
+        """The sums of steps that have no row yet, averaged over the processes; a float32 is exact in JSON."""
+        return {"sums": self._over_processes(), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with these sums."""
         self._terms = {name: torch.tensor(value, dtype=torch.float32) for name, value in state["sums"].items()}
         self._count = state["count"]
+
+    def _over_processes(self) -> dict[str, float]:
+        """The sums of the terms, averaged over the processes: each has seen a share of every batch."""
+        if not self._terms:
+            return {}
+        sums = dist.mean(torch.stack([value.float() for value in self._terms.values()])).tolist()
+        return dict(zip(self._terms, sums, strict=True))
 
     def check(self, engine: Engine) -> None:
         """Stop a run whose loss is no number, before anything of it is kept.
@@ -230,7 +240,7 @@ class Recorder(Callback):
     def _write(self, engine: Engine) -> None:
         self.check(engine)
         seconds = time.perf_counter() - self._since
-        means = {name: float(value) / self._count for name, value in self._terms.items()}
+        means = {name: value / self._count for name, value in self._over_processes().items()}
         row = {
             "step": engine.now.step,
             "epoch": round(engine.now.epoch, 6),
@@ -316,6 +326,7 @@ class Checkpoints(Callback):
 
     def save(self, engine: Engine) -> None:
         """One checkpoint of the engine as it stands."""
+        states = [[type(one).__name__, state] for one in engine.callbacks if (state := one.state())]
         if not dist.is_main():
             return
         last = self.run_dir.history[-1] if self.run_dir.history else {}
@@ -323,7 +334,7 @@ class Checkpoints(Callback):
             "step": engine.now.step,
             "score": last.get("knn_top1") if last.get("step") == engine.now.step else None,
             "settings": self.settings,
-            "callbacks": [[type(one).__name__, state] for one in engine.callbacks if (state := one.state())],
+            "callbacks": states,
             "scaler": engine.scaler.state_dict(),
             "torch": torch.__version__,
         }

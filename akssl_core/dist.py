@@ -179,20 +179,21 @@ def lost_peer(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 
-def start(device: str | torch.device, *, init_method: str = "env://") -> None:
+def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
     """Join the process group that torchrun describes in the environment: nccl for tensors on CUDA, gloo for the CPU's.
 
-    A process that was not started by torchrun, or that has joined already, is left as it is.
+    A process that was not started by torchrun, or that has joined already, is left as it is. Returns whether it joined.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or _grouped():
-        return
+        return False
     backend = "gloo"
     if torch.device(device).type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank())
     number = int(os.environ["RANK"])
     distributed.init_process_group(backend, init_method=init_method, rank=number, world_size=size)
+    return True
 
 
 def stop() -> None:

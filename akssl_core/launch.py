@@ -77,7 +77,7 @@ def run(
         "seed": seed, "precision": precision, "device": device, "devices": devices, "workers": workers,
         "options": options, **sections,
     }  # fmt: skip
-    if out is not None:
+    if out is not None and dist.is_main():
         refuse_used(Path(out), overwrite=overwrite)
     given = collect(method, config, flat, plugins)
     with _surroundings(device):
@@ -224,9 +224,10 @@ def _new_path(plan: Plan) -> Path:
 @contextmanager
 def _surroundings(device: str | None) -> Iterator[None]:
     """The process group of torchrun, and the caller's random state kept as it was."""
-    dist.start("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
+    joined = dist.start("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        dist.stop()
+        if joined:
+            dist.stop()
