@@ -48,7 +48,7 @@ COLUMNS = ("method", "backbone", "norms", "layout", "loss", "gradient", "state")
 
 
 class Watch(akssl_core.Callback):
-    """Keeps the gradients of the last step as the optimizer sees them, may hold batch norms still, and may stop a run."""
+    """Keeps the gradients of the last step as the optimizer sees them; may hold batch norms still, may stop a run."""
 
     name = "watch"
     still, stop_at = False, 0
