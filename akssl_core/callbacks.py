@@ -24,8 +24,10 @@ from .evaluation import Verdict, embed, knn, pixels_as_features, spectrum, verdi
 from .interrupt import Interrupted, Signals
 from .optim import state_by_name
 from .rundir import RunDir
+from .sharding import gathered
 
 if TYPE_CHECKING:
+    from .backbone import Backbone
     from .engine import Engine, Terms
 
 
@@ -137,12 +139,13 @@ class ProbeData:
         )
         return queries, {"knn_top1": accuracy}
 
-    def encoder_scores(self, engine: Engine, spec: EvaluateSpec) -> tuple[dict[str, float], Verdict]:
-        """k-NN accuracy and collapse numbers of the engine's encoder, and what the latter mean."""
+    def encoder_scores(
+        self, encoder: Backbone, device: torch.device, spec: EvaluateSpec
+    ) -> tuple[dict[str, float], Verdict]:
+        """k-NN accuracy and collapse numbers of an encoder, and what the latter mean."""
 
         def features(images: ImageSet) -> Tensor:
-            encoder = engine.method.encoder
-            return embed(encoder, images, self.preprocess, batch_size=spec.batch_size, device=engine.device)
+            return embed(encoder, images, self.preprocess, batch_size=spec.batch_size, device=device)
 
         queries, scores = self.score(features, spec)
         shape = spectrum(queries)
@@ -285,8 +288,10 @@ class Probe(Callback):
         """Probe when a multiple of `every` epochs was passed, and at the end of the run."""
         now = engine.now
         due = now.epoch // self.every > max(now.epoch - 1, 0) // self.every
-        if dist.is_main() and (due or now.step >= now.total_steps):
-            self.recorder.note(self.data.encoder_scores(engine, self.spec)[0])
+        if due or now.step >= now.total_steps:
+            encoder = engine.encoder()  # in every process
+            if dist.is_main():
+                self.recorder.note(self.data.encoder_scores(encoder, engine.device, self.spec)[0])
 
 
 class Checkpoints(Callback):
@@ -327,6 +332,7 @@ class Checkpoints(Callback):
     def save(self, engine: Engine) -> None:
         """One checkpoint of the engine as it stands."""
         states = [[type(one).__name__, state] for one in engine.callbacks if (state := one.state())]
+        model, optimizer = gathered(engine.method.state_dict()), gathered(state_by_name(engine.optimizer))
         if not dist.is_main():
             return
         last = self.run_dir.history[-1] if self.run_dir.history else {}
@@ -338,5 +344,4 @@ class Checkpoints(Callback):
             "scaler": engine.scaler.state_dict(),
             "torch": torch.__version__,
         }
-        model = engine.method.state_dict()
-        self.run_dir.save_checkpoint(model, state_by_name(engine.optimizer), state, keep=self.keep)
+        self.run_dir.save_checkpoint(model, optimizer, state, keep=self.keep)

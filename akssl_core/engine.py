@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import dist
 from .allocator import kept_memory
@@ -27,6 +27,7 @@ from .method import Method
 from .nn import StepState
 from .optim import Clip, OptimizerConfig, clip, drop_frozen, set_group_values
 from .schedule import Now
+from .sharding import gathered, is_sharded, sync_gradients
 
 MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
 
@@ -44,6 +45,9 @@ class TrainSpec(Schema):
     accumulate: int = Field(1, ge=1, description="micro-batches a step")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the forward pass")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="with several processes: each has all parameters, or a share of them (large ViTs)"
+    )
     devices: int = Field(1, ge=1, description="processes; more than one are started by torchrun")
     workers: int | None = Field(None, ge=0, description="processes that read a torch Dataset; folders use threads")
     clip: Clip | None = Field(None, description="gradient clipping")
@@ -157,24 +161,39 @@ class Engine:
         *,
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
+        plain: Backbone | None = None,
     ) -> None:
         self.method, self.loader, self.spec = method, loader, spec
         self.optimizer, self.rates = optimizer, rates
         self.hardware, self.device = hardware, hardware.device
         self.views, self.seed, self.callbacks = views, seed, callbacks
         self.batch_size = loader.batch_size
+        self._plain = plain  # the encoder with room for all its parameters, where the method's own has a share
         total = (spec.epochs or 1) * loader.steps_per_epoch
         self.now = Now(0, loader.steps_per_epoch, min(total, spec.steps or total))
         self.clock = Clock()
-        method.to(device=self.device, memory_format=LAYOUT)  # type: ignore[call-overload]
+        self.sharded = is_sharded(method)
+        if not self.sharded:
+            method.to(device=self.device, memory_format=LAYOUT)  # type: ignore[call-overload]
         self.compiled = _compiled(method) if spec.compile else {}
-        self.model = dist.wrap(method)
+        self.model: nn.Module = method if self.sharded else dist.wrap(method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.dtype == torch.float16)
 
     @property
     def at_epoch_end(self) -> bool:
         """Whether `on_epoch` follows: the epoch is complete, or the run ends within it."""
         return self.now.step % self.now.steps_per_epoch == 0 or self.now.step >= self.now.total_steps
+
+    def encoder(self) -> Backbone:
+        """The encoder with all its parameters, for probes and export.
+
+        With shared-out parameters it is a copy that is filled here, and all processes must call this together.
+        """
+        encoder = self.method.encoder
+        if self._plain is None:
+            return encoder
+        self._plain.load_state_dict(gathered(encoder.state_dict(), everywhere=True))
+        return self._plain
 
     def go_to(self, step: int) -> None:
         """Stand where a checkpoint was taken."""
@@ -262,6 +281,7 @@ class Engine:
 
     def _sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Gradients travel between processes on the last micro-batch alone."""
+        sync_gradients(self.model, last)
         return nullcontext() if last else dist.no_sync(self.model)
 
     def _autocast(self) -> AbstractContextManager[None]:

@@ -18,6 +18,7 @@ from .errors import ConfigError, RunDirError, did_you_mean
 from .hookspecs import hookimpl
 from .method import ParamRule
 from .schedule import LearningRate, Now, Schedule
+from .sharding import are_whole, share_as
 
 if TYPE_CHECKING:
     from .registry import Registry
@@ -198,7 +199,7 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """A copy in the parameter's memory layout, which fused kernels take for granted without a check."""
     if value.shape != parameter.shape:
         return value.clone()
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(share_as(parameter, value))
 
 
 # -- the optimizers -------------------------------------------------------------------------------
@@ -220,8 +221,9 @@ class SGD(Optimizer):
         """Torch's SGD in one fused kernel: 2.6 times as fast as `foreach` on a CPU."""
         config = self.config
         momentum, nesterov = config.momentum, config.nesterov
-        optimizer = torch.optim.SGD(groups, lr=config.lr.start, momentum=momentum, nesterov=nesterov, fused=True)
-        if momentum:
+        fused = are_whole(groups)
+        optimizer = torch.optim.SGD(groups, lr=config.lr.start, momentum=momentum, nesterov=nesterov, fused=fused)
+        if momentum and fused:
             optimizer.register_step_pre_hook(_start_momenta)
         return optimizer
 
@@ -251,7 +253,8 @@ class AdamW(Optimizer):
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """Torch's AdamW in one fused kernel: 3 times as fast as `foreach` on a CPU, 6 times as the plain loop."""
-        return torch.optim.AdamW(groups, lr=self.config.lr.start, betas=self.config.betas, fused=True)
+        config = self.config
+        return torch.optim.AdamW(groups, lr=config.lr.start, betas=config.betas, fused=are_whole(groups))
 
 
 class LARS(Optimizer):

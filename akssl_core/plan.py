@@ -5,6 +5,7 @@ Everything a user can get wrong is found here, before a run folder exists.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .plugins import Plugins
 from .registry import STAND_IN
 from .resolve import Given, RunSpec, check, layer, provenance
 from .rules import fill_backbone, fill_lengths, fill_method, fill_size
+from .sharding import shard
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Plan:
         train, seed = self.spec.train, self.spec.seed
         rates = self.spec.optimizer.config
         assert isinstance(rates, OptimizerConfig)
+        plain = self._shard() if train.strategy == "fsdp" and dist.world() > 1 else None
         groups = parameter_groups(self.method, self.method.param_rules(), rates)
         optimizer = self.spec.optimizer.build().build(groups)
 
@@ -68,7 +71,16 @@ class Plan:
             self.hardware,
             seed=seed,
             callbacks=callbacks,
+            plain=plain,
         )
+
+    def _shard(self) -> Backbone:
+        """Share the parameters out over the processes; a copy of the encoder that has room for all of them."""
+        plain: Backbone = copy.deepcopy(self.method.encoder)
+        self.method.to(self.hardware.device)
+        backbones = [part for part in self.method.modules() if isinstance(part, Backbone)]
+        shard(self.method, [part for backbone in backbones for part in backbone.parts()], self.hardware.device)
+        return plain
 
     def loader(self) -> Loader:
         """The batches of this process."""
@@ -250,6 +262,8 @@ def _facts(train: TrainSpec, count: int, size: int, augmentation: Augmentation) 
 
 # -- cross-checks ---------------------------------------------------------------------------------
 def _check_devices(train: TrainSpec) -> None:
+    if train.strategy == "fsdp" and train.precision == "fp16":
+        raise ConfigError("train.strategy: 'fsdp' does not go with precision fp16; use bf16, fp32 or strategy ddp.")
     if train.devices != dist.world() and train.devices > 1:
         raise ConfigError(
             f"train.devices: {train.devices} processes are started by the command line, 'akssl run ... --devices "

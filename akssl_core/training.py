@@ -23,6 +23,7 @@ from .plan import Plan
 from .report import render
 from .rundir import Checkpoint, RunDir
 from .samples import sample_tensors
+from .sharding import share_as
 
 if TYPE_CHECKING:
     from .plugins import Plugins
@@ -57,6 +58,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.signals = Signals()
+        self.product: Backbone | None = None
         built = [ref.build() for ref in self.plan.spec.callbacks]
         self.chosen = [one for one in built if isinstance(one, Callback)]
         self.observers = Observers([one for one in built if isinstance(one, Logger)])
@@ -81,25 +83,28 @@ class Training:
         finally:
             self.observers.tell("on_finish", metrics)
             self.plugins.tell("akssl_run_finished", metrics=metrics, run_dir=run_dir.path)
-        return read_result(run_dir, _product(self.plan))
+        assert self.product is not None
+        return read_result(run_dir, self.product)
 
     def follow(self) -> Result:
         """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
-        self._engine(probing=False)
+        engine = self._engine()
+        self._untrained(engine)
         self._train()
-        return Result(_product(self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
+        return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
 
     def _fit(self) -> tuple[dict[str, float], str]:
         """Train, then score and export the encoder; the final numbers and the verdict on collapse."""
         started = time.perf_counter()
         run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
         probe = _probe_data(plan, evaluate.queries, evaluate.bank)
-        engine = self._engine(probing=True)
-        if self.checkpoint is None:
-            run_dir.update_manifest(baselines=_baselines(probe, engine, evaluate))
+        engine = self._engine()
+        if (untrained := self._untrained(engine)) is not None:
+            run_dir.update_manifest(baselines=_baselines(probe, untrained, engine.device, evaluate))
         self._train()
-        scores, verdict = probe.encoder_scores(engine, evaluate)
-        encoder = _product(plan)
+        trained = engine.encoder()
+        scores, verdict = probe.encoder_scores(trained, engine.device, evaluate)
+        self.product = encoder = _product(trained, plan)
         export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
         run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
         run_dir.write_unreadable(plan.images.unreadable)
@@ -107,9 +112,13 @@ class Training:
         loss = run_dir.history[-1]["loss"]
         return {"loss": loss, **scores, **run_dir.manifest["baselines"], "seconds": seconds}, verdict
 
-    def _engine(self, *, probing: bool) -> Engine:
+    def _untrained(self, engine: Engine) -> Backbone | None:
+        """The encoder before the first step of a run that begins."""
+        return engine.encoder() if self.checkpoint is None else None
+
+    def _engine(self) -> Engine:
         """The engine where the checkpoint stands, with what happens around it."""
-        self.engine = self.plan.engine([*self.chosen, *self._callbacks(probing=probing)])
+        self.engine = self.plan.engine([*self.chosen, *self._callbacks()])
         if self.checkpoint is not None:
             _restore(self.engine, self.checkpoint)
         return self.engine
@@ -118,7 +127,7 @@ class Training:
         with self.signals, explained(self.engine):
             self.engine.fit()
 
-    def _callbacks(self, *, probing: bool) -> list[Callback]:
+    def _callbacks(self) -> list[Callback]:
         """Probe, then write the row, then save: so that a checkpoint never precedes its row."""
         train, evaluate = self.plan.spec.train, self.plan.spec.evaluate
         assert train.log_every is not None
@@ -127,8 +136,6 @@ class Training:
         recorder = Recorder(self.run_dir, train.log_every, train.checkpoint_every, self.observers)
         settings = self.plan.spec.table()
         saver = Checkpoints(self.run_dir, train.checkpoint_every, train.keep, settings, recorder, self.signals)
-        if not probing:
-            return [recorder, saver]
         online = _probe_data(self.plan, evaluate.online_queries, evaluate.online_bank)
         return [Probe(online, evaluate, evaluate.every, recorder), recorder, saver]
 
@@ -140,9 +147,9 @@ def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
     return Result(backbone, backbone.preprocess, manifest["final"], run_dir.history, run_dir.path, manifest["verdict"])
 
 
-def _baselines(probe: ProbeData, engine: Engine, evaluate: EvaluateSpec) -> dict[str, float]:
+def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:
     """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, (untrained, _) = probe.pixel_scores(evaluate), probe.encoder_scores(engine, evaluate)
+    raw, (untrained, _) = probe.pixel_scores(evaluate), probe.encoder_scores(encoder, device, evaluate)
     named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
     return {name: value for name, value in named.items() if value is not None}
 
@@ -157,7 +164,8 @@ def _probe_data(plan: Plan, queries: int, bank: int) -> ProbeData:
 
 def _restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Put an engine where a checkpoint was taken."""
-    engine.method.load_state_dict(checkpoint.model)
+    now = engine.method.state_dict()
+    engine.method.load_state_dict({name: share_as(now[name], value) for name, value in checkpoint.model.items()})
     load_state_by_name(engine.optimizer, checkpoint.optimizer)
     engine.scaler.load_state_dict(checkpoint.state["scaler"])
     engine.go_to(checkpoint.state["step"])
@@ -168,9 +176,8 @@ def _restore(engine: Engine, checkpoint: Checkpoint) -> None:
             callback.restore(states.pop(place)[1])
 
 
-def _product(plan: Plan) -> Backbone:
+def _product(encoder: Backbone, plan: Plan) -> Backbone:
     """The trained network alone, on the CPU, in eval mode and the plain memory layout."""
-    encoder = plan.method.encoder
     encoder.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     encoder.preprocess = plan.preprocess
     return encoder.eval()

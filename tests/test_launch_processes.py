@@ -61,6 +61,28 @@ def test_two_processes_from_one_command_are_one_run(tmp_path):
     assert [row["step"] for row in longer.history] == [4, 8, 12]
 
 
+def test_shared_out_parameters_train_the_same(tmp_path):
+    """FSDP on two processes, with an optimizer, clipping and a teacher, against one process."""
+    backbone = {"name": "vit_tiny", "patch_size": 8}
+    more = {"train": {"clip": {"norm": 0.1}}, "optimizer": {"name": "sgd", "lr": 0.01}}
+    one = run("byol", out=tmp_path / "one", **{**SETTINGS, **more, "backbone": backbone})
+    (tmp_path / "two.yaml").write_text((one.run_dir / "config.yaml").read_text())
+    command = [*AKSSL, "run", "--config", "two.yaml", "--devices", "2", "--set", "train.strategy=fsdp", "--out", "two"]
+    process = start(command, tmp_path)
+    _out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    two = RunDir.open(tmp_path / "two")
+    for mine, theirs in zip(one.history, two.history, strict=True):
+        assert abs(mine["loss"] - theirs["loss"]) < 1e-4
+        assert mine["std_ratio"] == pytest.approx(theirs["std_ratio"], rel=1e-2)
+    weights, (checkpoint, _) = RunDir.open(one.run_dir).latest()[0].model, two.latest()
+    assert checkpoint.model.keys() == weights.keys()
+    for name, expected in weights.items():
+        torch.testing.assert_close(checkpoint.model[name], expected, atol=1e-4, rtol=1e-2, msg=name)
+    with pytest.warns(UserWarning, match="train.epochs: 2 -> 3"):
+        assert resume(tmp_path / "two", epochs=3, report=False).history[-1]["step"] == 12
+
+
 def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tmp_path):
     command = [*AKSSL, "run", "simsiam", "--devices", "2", "--epochs", "9999", *SMALL, "--out", "run"]
     process = start([*command, "--set", "train.checkpoint_every=2"], tmp_path)

@@ -12,7 +12,7 @@ CORE = Path(__file__).parents[1] / "akssl_core"
 PLUGINS = Path(__file__).parents[1] / "plugins"
 LAYERS = (
     {"errors", "dist", "hashing", "hookspecs", "first_party", "allocator", "convolution"},
-    {"config", "schedule", "files", "batch_norm", "interrupt"},
+    {"config", "schedule", "files", "batch_norm", "interrupt", "sharding"},
     {"registry", "discovery", "changes", "processes"},
     {"plugins"},
     {"listing"},
@@ -115,7 +115,7 @@ def test_no_torch_where_help_and_listings_come_from(file):
 
 
 ONLY = {
-    "torch.distributed": {"dist", "processes"},
+    "torch.distributed": {"dist", "processes", "sharding"},
     "pluggy": {"hookspecs", "plugins"},
     "importlib.metadata": {"discovery"},
     "click": {"cli"},

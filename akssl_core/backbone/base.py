@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,10 @@ class Backbone(nn.Module, Component, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features (B, D)."""
         return self.features(images).pooled
+
+    def parts(self) -> Sequence[nn.Module]:
+        """The modules that may each be put together alone when parameters are shared out (FSDP); none: all at once."""
+        return ()
 
     def export_state(self) -> dict[str, Tensor]:
         """The weights as they are exported, under the key names of the library the network comes from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -153,6 +154,10 @@ class ViT(TokenBackbone):
             self.pos_embed.requires_grad_(False)
             self.pos_embed[:, :1] = 0.0
             self.pos_embed[:, 1:] = sincos(self.grid, self.width)
+
+    def parts(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
 
     def features(
         self,
