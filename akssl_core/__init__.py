@@ -51,9 +51,11 @@ if TYPE_CHECKING:
     from .errors import DataError as DataError
     from .errors import PluginError as PluginError
     from .errors import RunDirError as RunDirError
+    from .errors import RunStopped as RunStopped
     from .errors import did_you_mean as did_you_mean
     from .export import load_backbone as load_backbone
     from .hookspecs import hookimpl as hookimpl
+    from .interrupt import Interrupted as Interrupted
     from .launch import resume as resume
     from .launch import run as run
     from .loss import KnownValue as KnownValue
@@ -96,9 +98,10 @@ _ROOMS = {
         "nearest_path",
         "suitable_size",
     ),
-    "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "did_you_mean"),
+    "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "RunStopped", "did_you_mean"),
     "export": ("load_backbone",),
     "hookspecs": ("hookimpl",),
+    "interrupt": ("Interrupted",),
     "loss": ("KnownValue", "Loss"),
     "method": ("Choice", "Facts", "Method", "ParamRule"),
     "plugins": ("Plugins",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,11 +83,41 @@ def measured(name: str) -> str:
     return f"{describe.markdown(columns, lines)}\n\n({facts})"
 
 
+TRIED = ("layouts", "kills", "faults", "fuzz", "steps")
+
+
+def runs(text: str) -> str:
+    """`docs/runs.md` with what `make soak` has found."""
+    for name in TRIED:
+        file = ROOT / "soak" / "results" / f"{name}.md"
+        text = filled(text, name, file.read_text().rstrip() if file.exists() else "Nothing has been tried yet.")
+    return text
+
+
+def precision() -> str:
+    """k-NN accuracy at the default precision and in fp32, over the seeds that both were run with."""
+    rows = {name: json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in ("accuracy", "accuracy-fp32")}
+    found = {
+        name: {(r["system"], r["seed"]): r["knn"] for r in of if r["data"] == "shapes"} for name, of in rows.items()
+    }
+    lines = []
+    for system in dict.fromkeys(system for system, _ in found["accuracy-fp32"]):
+        seeds = sorted(
+            seed for name, seed in found["accuracy"].keys() & found["accuracy-fp32"].keys() if name == system
+        )
+        auto, fp32 = ([found[name][system, seed] for seed in seeds] for name in found)
+        spread = max(statistics.stdev(auto), statistics.stdev(fp32))
+        gap = statistics.mean(auto) - statistics.mean(fp32)
+        cells = [f"{statistics.mean(x):.1f} ± {statistics.stdev(x):.1f}" for x in (auto, fp32)]
+        lines.append([system, str(len(seeds)), *cells, f"{gap:+.1f}", f"{spread:.1f}"])
+    return describe.markdown(["method", "seeds", "bf16", "fp32", "bf16 - fp32", "larger deviation"], sorted(lines))
+
+
 def performance(text: str) -> str:
     """`docs/performance.md` with every table filled in."""
     for name in MEASURED:
         text = filled(text, name, measured(name))
-    return text
+    return filled(text, "precision", precision())
 
 
 def all_settings() -> str:
@@ -135,10 +166,11 @@ def filled(text: str, part: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page with its generated parts as they should be."""
     readme = ROOT / "README.md"
-    speed = ROOT / "docs" / "performance.md"
+    speed, lasting = ROOT / "docs" / "performance.md", ROOT / "docs" / "runs.md"
     result = {
         readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
         speed: performance(speed.read_text()),
+        lasting: runs(lasting.read_text()),
         ROOT / "docs" / "settings.md": all_settings(),
         ROOT / "docs" / "commands.md": all_commands(),
     }
