@@ -31,14 +31,15 @@ def embed(
     The encoder stands on `device`. It runs in eval mode and without gradients; afterwards each of its modules
     is back in the mode it was in.
     """
+    return _rows(lambda batch: features_of(encoder, batch, preprocess, device=device), images, batch_size)
+
+
+def features_of(encoder: Backbone, batch: Pixels, preprocess: Preprocess, *, device: torch.device) -> Tensor:
+    """Features (B, D) of one batch, on the device that the encoder stands on; it is left as it was."""
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-
-    def features(batch: Pixels) -> Tensor:
-        result: Tensor = encoder(preprocess.pixels(batch.to(device)).contiguous(memory_format=layout))
-        return result
-
     with _eval_mode(encoder), torch.no_grad():
-        return _rows(features, images, batch_size)
+        result: Tensor = encoder(preprocess.pixels(batch.to(device)).contiguous(memory_format=layout))
+    return result
 
 
 def pixels_as_features(images: ImageSet, preprocess: Preprocess, *, batch_size: int = 256) -> Tensor:

@@ -55,7 +55,32 @@ def linear_probe(
     """
     bank, bank_labels = _usable(bank, bank_labels, "bank")
     queries, query_labels = _usable(queries, query_labels, "queries")
-    classes, targets = torch.unique(bank_labels, return_inverse=True)
+    guesses, l2, validation_accuracy = linear_guesses(bank, bank_labels, queries, seed=seed)
+    return LinearScore(_accuracy(guesses, query_labels), l2, validation_accuracy)
+
+
+def linear_guesses(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, seed: int = 0) -> tuple[Tensor, float, float]:
+    """The labels (Q,) that `linear_probe` judges by, its penalty and its accuracy on the held-out images.
+
+    `bank_labels` (N,) are all known and the features finite.
+
+    Raises:
+        DataError: as `linear_probe`.
+    """
+    classes, targets, held_out = held_out_split(bank_labels, seed)
+    rows, query_rows = _standardised(bank, queries)
+    l2, validation_accuracy, start = _choose(rows, targets, held_out)
+    weights = _Problem.of(rows, targets, len(classes)).solve(l2, start, FINAL)
+    return classes[_guesses(query_rows, weights)], l2, validation_accuracy
+
+
+def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The classes (K,) among some labels, the number (N,) of each image's class, and which images choose settings.
+
+    Raises:
+        DataError: there are fewer than two classes, or no class with two images.
+    """
+    classes, targets = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise DataError("linear probe: the bank holds images of one class alone. A classifier needs two or more.")
     held_out = _held_out(targets, seed)
@@ -64,11 +89,7 @@ def linear_probe(
             "linear probe: each class of the bank has a single labelled image, so that none can be held out "
             "for validation. Give at least one class two images."
         )
-    rows, query_rows = _standardised(bank, queries)
-    l2, validation_accuracy, start = _choose(rows, targets, held_out)
-    weights = _Problem.of(rows, targets, len(classes)).solve(l2, start, FINAL)
-    accuracy = _accuracy(classes[_guesses(query_rows, weights)], query_labels)
-    return LinearScore(accuracy, l2, validation_accuracy)
+    return classes, targets, held_out
 
 
 def _usable(features: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:

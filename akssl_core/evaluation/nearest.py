@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,11 +34,24 @@ def knn(
     """
     bank, bank_labels = labelled(bank, bank_labels, "k-NN", "bank")
     queries, query_labels = labelled(queries, query_labels, "k-NN", "queries")
-    similarity, index = _nearest(bank, queries, k)
-    weights = torch.softmax(similarity / temperature, dim=1)  # exp(sim / T) up to a factor, without overflow
-    labels = bank_labels[index]  # (Q, k)
-    guesses = torch.cat([_vote(labels[part], weights[part]) for part in _blocks(len(queries))])
+    guesses = knn_guesses(bank, bank_labels, queries, ks=(k,), temperature=temperature)[k]
     return 100 * (guesses == query_labels).double().mean().item()
+
+
+def knn_guesses(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, *, ks: Sequence[int], temperature: float = 0.07
+) -> dict[int, Tensor]:
+    """For each number of neighbours the labels (Q,) that `knn` judges by; the search is done once for all of them.
+
+    `bank_labels` (N,) are all known.
+    """
+    similarity, index = _nearest(bank, queries, max(ks))
+    labels = bank_labels[index]  # (Q, k), the nearest first
+    result = {}
+    for k in ks:
+        weights = torch.softmax(similarity[:, :k] / temperature, dim=1)  # exp(sim / T) up to a factor, without overflow
+        result[k] = torch.cat([_vote(labels[part, :k], weights[part]) for part in _blocks(len(queries))])
+    return result
 
 
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> Tensor:
