@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning bench-accuracy parity slow install clean
+.PHONY: demo test lint types docs bench bench-learning bench-accuracy bench-help parity slow install clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ bench-learning: install  ## the scores of the default run over three seeds, a qu
 
 bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and lightly, an hour and a half
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python docs/generate.py
+
+bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, a quarter of an hour
+	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
 
 parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas

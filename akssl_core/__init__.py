@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import dist as dist
     from . import nn as nn
+    from . import sklearn as sklearn
     from .api import Installed as Installed
     from .api import build as build
     from .api import methods as methods
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from .data import image_header as image_header
     from .data import nearest_path as nearest_path
     from .data import suitable_size as suitable_size
+    from .embedding import Embedded as Embedded
+    from .embedding import embed as embed
     from .errors import AksslError as AksslError
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
@@ -56,6 +59,8 @@ if TYPE_CHECKING:
     from .export import load_backbone as load_backbone
     from .hookspecs import hookimpl as hookimpl
     from .interrupt import Interrupted as Interrupted
+    from .judge import Evaluation as Evaluation
+    from .judge import evaluate as evaluate
     from .launch import resume as resume
     from .launch import run as run
     from .loss import KnownValue as KnownValue
@@ -98,10 +103,12 @@ _ROOMS = {
         "nearest_path",
         "suitable_size",
     ),
+    "embedding": ("Embedded", "embed"),
     "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "RunStopped", "did_you_mean"),
     "export": ("load_backbone",),
     "hookspecs": ("hookimpl",),
     "interrupt": ("Interrupted",),
+    "judge": ("Evaluation", "evaluate"),
     "loss": ("KnownValue", "Loss"),
     "method": ("Choice", "Facts", "Method", "ParamRule"),
     "plugins": ("Plugins",),
@@ -112,6 +119,7 @@ _ROOMS = {
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 _MODULES = ("dist", "nn")
+_OPTIONAL = ("sklearn",)  # a module that needs an extra, so no part of `import *`
 
 __all__ = sorted([*_ROOM_OF, *_MODULES])
 
@@ -119,7 +127,7 @@ __all__ = sorted([*_ROOM_OF, *_MODULES])
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module(".discovery", __name__).version("akssl-core")
-    if name in _MODULES:
+    if name in _MODULES + _OPTIONAL:
         return importlib.import_module(f".{name}", __name__)
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'akssl_core' has no attribute '{name}'")
@@ -130,4 +138,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_OPTIONAL, "__version__"]

@@ -24,7 +24,7 @@ from .errors import ConfigError, RunDirError, did_you_mean
 from .files import digest, sync, sync_folder, take_lock, tensor_bytes, told, write_atomic, write_flushed
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
-OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt")
+OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt", "evaluation.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,18 @@ class RunDir:
         if unreadable:
             self.write_text("unreadable.txt", "".join(f"{name}\t{why}\n" for name, why in sorted(unreadable.items())))
             self.update_manifest(unreadable=len(unreadable))
+
+    def write_evaluation(self, found: Mapping[str, Any]) -> Path:
+        """`evaluation.json`: what evaluations after training have found."""
+        return write_atomic(self.path / "evaluation.json", _json(found))
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """What `evaluation.json` says; nothing where there is none or it is damaged."""
+        try:
+            found = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def remove(self) -> None:
         """Delete the folder, for a run that ended before its first row."""

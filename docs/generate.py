@@ -83,6 +83,16 @@ def measured(name: str) -> str:
     return f"{describe.markdown(columns, lines)}\n\n({facts})"
 
 
+def did_it_help() -> str:
+    """Accuracies and differences at each share of the labels, and the answers."""
+    file = RESULTS / "did-it-help.json"
+    if not file.exists():
+        return "Nothing has been measured yet."
+    data = json.loads(file.read_text())
+    answers = "\n".join(f"- {name}: {text}" for name, text in data["answers"].items())
+    return f"{measured('did-it-help')}\n\n{answers}"
+
+
 TRIED = ("layouts", "kills", "faults", "fuzz", "steps")
 
 
@@ -166,11 +176,12 @@ def filled(text: str, part: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page with its generated parts as they should be."""
     readme = ROOT / "README.md"
-    speed, lasting = ROOT / "docs" / "performance.md", ROOT / "docs" / "runs.md"
+    speed, lasting, judging = (ROOT / "docs" / f"{name}.md" for name in ("performance", "runs", "evaluate"))
     result = {
         readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
         speed: performance(speed.read_text()),
         lasting: runs(lasting.read_text()),
+        judging: filled(judging.read_text(), "did-it-help", did_it_help()),
         ROOT / "docs" / "settings.md": all_settings(),
         ROOT / "docs" / "commands.md": all_commands(),
     }

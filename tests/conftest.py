@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
+import akssl_core
 from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, cli, hookimpl
 from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins import Plugins
@@ -118,3 +120,27 @@ def here(monkeypatch, capsys, tmp_path):
         return caught.value.code, out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A short run on a few drawn images, made once: 60 to train on, 40 to be judged by, 12 px."""
+    result = akssl_core.run(
+        method="simsiam",
+        data={"name": "shapes", "size": 60, "test_size": 40},
+        backbone={"name": "resnet_tiny", "widths": (4, 4, 8, 8)},
+        image_size=12,
+        epochs=2,
+        batch_size=20,
+        precision="fp32",
+        seed=3,
+        options={"out_dim": 16},
+        out=tmp_path_factory.mktemp("runs") / "small",
+    )
+    return result.run_dir
+
+
+@pytest.fixture
+def finished(small_run, tmp_path):
+    """A copy of that run's folder."""
+    return shutil.copytree(small_run, tmp_path / "finished")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -91,6 +93,39 @@ def test_the_python_of_the_readme_works(photos, monkeypatch):
     names["model"].eval()
     images = result.preprocess(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8))
     torch.testing.assert_close(names["model"](images), result.backbone(images), rtol=1e-5, atol=1e-5)
+
+
+def blocks_of(page: str, language: str) -> list[str]:
+    """The blocks of a page in their order; one that needs what is not installed is left out."""
+    found = re.findall(rf"(?:<!-- needs: (\w+) -->\n)?```{language}\n(.*?)```", page, re.DOTALL)
+    return [block for needed, block in found if not needed or importlib.util.find_spec(needed)]
+
+
+def test_the_page_on_evaluation_works(photos, monkeypatch, capsys):
+    """Its photos are two classes by sub-folder, which the page says that labels are."""
+    for name in ("photos", "others"):
+        for i, file in enumerate(sorted((photos / "photos").glob("*.png"))):
+            (photos / name / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            (photos / name / "ab"[i % 2] / file.name).write_bytes(file.read_bytes())
+    for file in (photos / "photos").glob("*.png"):
+        file.unlink()
+    page = (ROOT / "docs" / "evaluate.md").read_text()
+    monkeypatch.setattr("akssl_core.judge.finetune.LEAST", 2)
+    commands = [line for block in blocks_of(page, "bash") for line in block.splitlines()]
+    assert {line.split()[1] for line in commands} == {"run", "eval", "embed"}
+    for line in commands:
+        words = shlex.split(line, comments=True)[1:]
+        monkeypatch.setattr(sys, "argv", ["akssl", *words, *(SMALL if words[0] == "run" else ())])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0, (line, capsys.readouterr().err)
+    results = json.loads((photos / "runs" / "photos" / "evaluation.json").read_text())["results"]
+    assert results.keys() == {"knn", "linear", "finetune"}
+    assert results["knn"].keys() == {"photos", "./others"}
+    names: dict[str, object] = {}
+    for block in blocks_of(page, "python"):
+        exec(compile(block, "evaluate.md", "exec"), names)
+    assert len(names["ids"]) == len(names["features"]) == 24
 
 
 def test_links_of_the_readme_lead_somewhere():

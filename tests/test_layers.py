@@ -25,10 +25,10 @@ LAYERS = (
     {"resolve", "api", "faults"},
     {"rules"},
     {"plan"},
-    {"samples", "report", "cache"},
-    {"training"},
+    {"samples", "report", "cache", "trained"},
+    {"training", "embedding", "judge"},
     {"launch"},
-    {"describe", "testing", "scaffold"},
+    {"describe", "testing", "scaffold", "sklearn"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -42,6 +42,7 @@ ABOVE_PLUGINS = {
     "export",
     "testing",
     "listing",
+    "trained",
 }  # may use the registry
 NO_TORCH = {
     "errors", "hookspecs", "first_party", "config", "schedule", "registry", "discovery", "plugins", "listing",
@@ -119,6 +120,8 @@ ONLY = {
     "pluggy": {"hookspecs", "plugins"},
     "importlib.metadata": {"discovery"},
     "click": {"cli"},
+    "sklearn": {"sklearn"},
+    "pyarrow": {"embedding"},
 }
 
 
@@ -130,7 +133,7 @@ def test_only_one_room_uses(module):
 
 WRITERS = {"rundir", "files", "launch", "training", "cli", "scaffold"}
 WORDS = {
-    r"\.backward\(": {"engine", "testing"},
+    r"\.backward\(": {"engine", "testing", "judge"},
     r"autocast": {"engine", "loss", "convolution", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
     r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": WRITERS,

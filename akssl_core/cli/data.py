@@ -59,13 +59,13 @@ def _summary(written: Written) -> str:
     size = f"{written.size / 1e9:.2f} GB" if written.size >= 1e9 else f"{written.size / 1e6:.1f} MB"
     classes = f"{written.classes} classes" if written.classes else "no classes"
     facts = f"{written.images} images, {size}, {classes}, shorter side at most {record.side} px"
-    lines = [f"{written.path}: {facts}, {len(unreadable)} unreadable{_named(unreadable)}"]
+    lines = [f"{written.path}: {facts}, {len(unreadable)} unreadable{named(unreadable)}"]
     if written.family is not None:
         lines.append(f"Runs from a file do not choose the recipe of such data by themselves: --recipe {written.family}")
     return "\n".join([*lines, f"Train from it: akssl run simsiam --data {shlex.quote(str(written.path))}"])
 
 
-def _named(unreadable: Mapping[str, str]) -> str:
+def named(unreadable: Mapping[str, str]) -> str:
     """The first few names with their reasons."""
     if not unreadable:
         return ""

@@ -1,0 +1,136 @@
+"""What an evaluation has found, as objects, as plain values and as one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TRAINED, RANDOM, PIXELS, GIVEN = "trained", "random init", "raw pixels", "given weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The accuracy of one system in percent, with its 95 % interval and the accuracy of each draw of labels."""
+
+    system: str  # "trained", "random init", "raw pixels" or "given weights"
+    labels: float  # share of the labels, above 0 and at most 1
+    images: int  # labelled images that the classifier learned from
+    k: int | None  # neighbours, for k-NN alone
+    accuracy: float
+    low: float
+    high: float
+    draws: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How much better the trained backbone is than another system, in points, with its 95 % interval."""
+
+    against: str
+    labels: float
+    k: int | None
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a protocol has found. `answer` says in one sentence whether training has helped."""
+
+    protocol: str  # "knn", "linear" or "finetune"
+    meaning: str  # the protocol in words
+    interval: str  # how the intervals are computed
+    data: str
+    split: Mapping[str, Any]  # which images, how many, how many in both parts
+    k: int | None  # neighbours of the comparisons, the answer and `metrics`
+    scores: tuple[Score, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[float, ...]:
+        """The shares of labels, as they were asked for."""
+        return tuple(dict.fromkeys(score.labels for score in self.scores))
+
+    @property
+    def accuracy(self) -> float:
+        """The trained backbone's accuracy in percent with the most labels."""
+        return self._headline()[TRAINED].accuracy
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracies with the most labels, named as those of a run: knn_top1, knn_random_init, knn_raw_pixels."""
+        names = {TRAINED: "top1", RANDOM: "random_init", PIXELS: "raw_pixels", GIVEN: "given_weights"}
+        return {f"{self.protocol}_{names[system]}": score.accuracy for system, score in self._headline().items()}
+
+    @property
+    def answer(self) -> str:
+        """One sentence that says whether it helped."""
+        return sentence(self.scores, self.comparisons, self.k)
+
+    def only(self, labels: float) -> Evaluation:
+        """What was found with one share of the labels."""
+        scores = tuple(score for score in self.scores if score.labels == labels)
+        comparisons = tuple(one for one in self.comparisons if one.labels == labels)
+        found = {**vars(self), "scores": scores, "comparisons": comparisons}
+        return Evaluation(**found)
+
+    def record(self) -> dict[str, Any]:
+        """Everything as plain values, fit for JSON."""
+        return {
+            "protocol": self.protocol,
+            "meaning": self.meaning,
+            "interval": self.interval,
+            "data": self.data,
+            "split": dict(self.split),
+            "labels": list(self.labels),
+            "k": self.k,
+            "answer": self.answer,
+            "metrics": self.metrics,
+            "scores": [{**asdict(score), "draws": list(score.draws)} for score in self.scores],
+            "comparisons": [asdict(one) for one in self.comparisons],
+            "notes": list(self.notes),
+        }
+
+    def _headline(self) -> dict[str, Score]:
+        most = max(self.labels)
+        return {score.system: score for score in self.scores if score.labels == most and score.k == self.k}
+
+
+def sentence(scores: Sequence[Score], comparisons: Sequence[Comparison], k: int | None) -> str:
+    """Did it help? For each share of labels, from the intervals of the differences.
+
+    "yes": better than the same backbone untrained and than raw pixels, both intervals above zero. "partly": better
+    than untrained alone. "no": worse than untrained. "cannot be told": the interval against untrained holds zero.
+    """
+    shares = list(dict.fromkeys(score.labels for score in scores))
+    words: dict[str, list[float]] = {}
+    for share in shares:
+        words.setdefault(_word([one for one in comparisons if one.labels == share]), []).append(share)
+    verdicts = "; ".join(f"{word} with {_shares(of)} of the labels" for word, of in words.items())
+    first = shares[0]
+    trained = next(s for s in scores if s.system == TRAINED and s.labels == first and s.k == k)
+    than = " and ".join(
+        f"{one.difference:+.1f} points from {one.against} [{one.low:+.1f}, {one.high:+.1f}]"
+        for one in comparisons
+        if one.labels == first
+    )
+    where = f"with {_shares([first])} " if len(shares) > 1 else ""
+    return f"Did it help? {verdicts[0].upper()}{verdicts[1:]}: {where}{trained.accuracy:.1f} % is {than}."
+
+
+def _word(comparisons: Sequence[Comparison]) -> str:
+    against = {one.against: one for one in comparisons}
+    if against[RANDOM].high < 0:
+        return "no"
+    if against[RANDOM].low <= 0:
+        return "cannot be told"
+    return "yes" if against[PIXELS].low > 0 else "partly (better than untrained, not surely than raw pixels)"
+
+
+def _shares(shares: Sequence[float]) -> str:
+    """1 %, 10 % and 100 %."""
+    texts = [f"{100 * share:g} %" for share in shares]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

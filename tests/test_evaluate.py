@@ -1,0 +1,360 @@
+"""`akssl_core.evaluate` and `akssl eval`: what is judged, what stays as it was, and what the numbers mean."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import akssl_core
+from akssl_core import ConfigError, DataError, RunDirError
+from akssl_core.evaluation import linear_guesses, linear_guesses_sgd
+from akssl_core.judge import Comparison, Score, Split, interval, stratified
+from akssl_core.judge.finetune import FineTuning
+from akssl_core.judge.interval import student
+from akssl_core.judge.result import sentence
+from akssl_core.plan import make_plan
+from akssl_core.plugins import installed
+from akssl_core.resolve import Given
+from akssl_core.rundir import read_tensors, read_yaml
+from akssl_core.trained import open_trained
+
+PROTOCOLS = ("knn", "linear", "finetune")
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Fine-tuning that lasts an instant."""
+    monkeypatch.setattr("akssl_core.judge.finetune.LEAST", 3)
+
+
+def contents(folder):
+    """A hash of every file but evaluation.json, and its time."""
+    return {
+        str(file.relative_to(folder)): (hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_mtime_ns)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "evaluation.json"
+    }
+
+
+# -- the run stays as it is -----------------------------------------------------------------------
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_byte_of_the_run_changes_but_its_results(finished, protocol, few_steps):
+    before = contents(finished)
+    state = torch.get_rng_state()
+    akssl_core.evaluate(finished, protocol, labels=(0.5, 1.0), seeds=2, epochs=1, k=5)
+    assert contents(finished) == before
+    assert (finished / "evaluation.json").is_file()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_fine_tuning_trains_a_copy():
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4), nn.BatchNorm1d(4))
+    backbone.embed_dim = 4
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 3, 8, 8), generator=generator).to(torch.uint8)
+    labels = torch.arange(12) % 2 + 5
+    images[labels == 5] //= 8  # dark and bright
+    data, feed = akssl_core.TensorImages(images, labels), akssl_core.Preprocess(8, 3, (0.5,) * 3, (0.2,) * 3, 8)
+    guesses = FineTuning(1, 5, torch.device("cpu")).guesses(backbone, feed, data, labels, data, seed=0)
+    assert torch.equal(guesses, labels), "it must have learned, else nothing was tuned"
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_equal_calls_give_equal_results(finished, few_steps):
+    for protocol in PROTOCOLS:
+        first, again = (akssl_core.evaluate(finished, protocol, labels=0.5, seeds=2, epochs=1) for _ in range(2))
+        assert first == again
+
+
+# -- what is beside it ----------------------------------------------------------------------------
+def test_random_init_is_the_runs_own_beginning(finished):
+    plan = make_plan(Given([("config.yaml", read_yaml(finished / "config.yaml"))]), installed())
+    began, built = plan.method.encoder.state_dict(), open_trained(finished).untrained().state_dict()
+    assert began.keys() == built.keys()
+    assert all(torch.equal(value, built[name]) for name, value in began.items())
+    trained, _ = read_tensors(finished / "backbone.safetensors")
+    assert not torch.equal(trained["conv1.weight"], built["conv1.weight"])
+
+
+def test_scores_with_all_labels_are_those_of_the_run_and_its_baselines(finished):
+    final = json.loads((finished / "manifest.json").read_text())["final"]
+    found = akssl_core.evaluate(finished, k=20).metrics
+    assert found == {name: final[name] for name in ("knn_top1", "knn_random_init", "knn_raw_pixels")}
+
+
+def test_systems_shares_and_neighbours_each_have_a_score(finished):
+    found = akssl_core.evaluate(finished, labels=(0.2, 1.0), seeds=3, k=(1, 20))
+    keys = [(score.labels, score.system, score.k) for score in found.scores]
+    systems = ("trained", "random init", "raw pixels")
+    assert keys == [(share, system, k) for share in (0.2, 1.0) for system in systems for k in (1, 20)]
+    assert [len(score.draws) for score in found.scores] == [3] * 6 + [1] * 6
+    assert found.labels == (0.2, 1.0)
+    for score in found.scores:
+        assert score.accuracy == pytest.approx(sum(score.draws) / len(score.draws))
+        assert score.low <= score.accuracy <= score.high
+    assert {one.k for one in found.comparisons} == {20}
+
+
+def test_weights_from_a_file_are_compared(finished, tmp_path):
+    trained, _ = read_tensors(finished / "backbone.safetensors")
+    save_file({**trained, "fc.weight": torch.zeros(3, 8)}, tmp_path / "w.safetensors")
+    found = akssl_core.evaluate(finished, weights=tmp_path / "w.safetensors")
+    assert "knn_given_weights" in found.metrics
+    assert any("fc.weight" in note for note in found.notes)
+    assert any("0.485" in note for note in found.notes)
+    same = akssl_core.evaluate(finished, weights=finished / "backbone.safetensors").metrics
+    assert same["knn_given_weights"] == same["knn_top1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {**t, "conv1.weight": torch.zeros(64, 3, 7, 7)}, r"'conv1.weight' has the shape \(64, 3, 7, 7\)"),
+        (lambda t: {name: v for name, v in t.items() if name != "conv1.weight"}, "1 weights are missing, 'conv1"),
+    ],
+)
+def test_weights_of_another_network_are_refused(finished, tmp_path, change, message):
+    trained, _ = read_tensors(finished / "backbone.safetensors")
+    save_file(change(trained), tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        akssl_core.evaluate(finished, weights=tmp_path / "w.safetensors")
+    assert not (finished / "evaluation.json").exists()
+
+
+# -- data -----------------------------------------------------------------------------------------
+def test_other_data_and_how_it_is_split(finished, photos):
+    found = akssl_core.evaluate(finished, data=photos)
+    assert (found.data, found.split["train_images"], found.split["test_images"]) == ("Tensor", 51, 13)
+    assert "held out" in found.split["how"]
+    assert found.split["classes"] == 3
+    fewer = akssl_core.evaluate(finished, data=photos, train_images=20, test_images=10).split
+    assert (fewer["train_images"], fewer["test_images"]) == (20, 10)
+
+
+def test_data_without_labels_is_refused(finished, photos, tmp_path):
+    before = contents(finished)
+    with pytest.raises(DataError, match="Labels are required"):
+        akssl_core.evaluate(finished, data=photos[0])
+    with pytest.raises(DataError, match="neither a data source nor"):
+        akssl_core.evaluate(finished, data="shappes")
+    with pytest.raises(DataError, match="cannot use a int"):
+        akssl_core.evaluate(finished, data=3)
+    assert contents(finished) == before
+
+
+def test_a_run_from_python_objects_asks_for_them_again(photos, tmp_path):
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(432, 8), nn.BatchNorm1d(8))
+
+    kept = dict(image_size=12, epochs=1, precision="fp32", batch_size=16, options={"out_dim": 8}, report=False)
+    folder = akssl_core.run("simsiam", data=photos, backbone=network(), out=tmp_path / "run", **kept).run_dir
+    with pytest.raises(ConfigError, match="module=Sequential"):
+        akssl_core.evaluate(folder, data=photos)
+    with pytest.raises(ConfigError, match="was trained on a Python object"):
+        akssl_core.evaluate(folder, backbone=network())
+    mine = network()
+    before = {name: value.clone() for name, value in mine.state_dict().items()}
+    found = akssl_core.evaluate(folder, data=photos, backbone=mine)
+    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
+    final = json.loads((folder / "manifest.json").read_text())["final"]
+    assert found.metrics["knn_random_init"] == final["knn_random_init"]
+    assert found.metrics["knn_top1"] == final["knn_top1"]
+
+
+def test_images_in_both_parts_are_found(finished, photos):
+    images, labels = photos[0].clone(), photos[1]
+    split = Split.of(akssl_core.data.Arrays(images, labels), "x")
+    assert split.overlap == ()
+    source = akssl_core.data.Arrays(images, labels)
+    bank, queries = source.probe()
+    twin = int(queries.id_of(4))
+    images[twin] = images[int(bank.id_of(7))]
+    found = akssl_core.evaluate(finished, data=(images, labels))
+    assert (found.split["overlap"], found.split["overlap_ids"]) == (1, [str(twin)])
+    assert "1 of 13 test images are also training images" in found.notes[0]
+
+
+def test_unreadable_images_are_left_out_and_told(finished, tmp_path):
+    generator = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(15):
+            pixels = generator.integers(0, 256, (14, 14, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i:02}.png")
+    (tmp_path / "photos" / "a" / "03.png").write_bytes(b"no image")
+    found = akssl_core.evaluate(finished, data=tmp_path / "photos")
+    assert found.split["train_images"] + found.split["test_images"] == 29
+    assert list(found.split["unreadable"]) == ["a/03.png"]
+    assert found.split["overlap"] == 0, "a stand-in is no image of its own"
+
+
+# -- labels ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_label_fractions_are_stratified_and_nested(seed):
+    labels = torch.tensor([0] * 50 + [3] * 30 + [9] * 20 + [11] * 2)[torch.randperm(102)]
+    part, more = stratified(labels, 0.1, seed), stratified(labels, 0.5, seed)
+    assert {k: int((labels[part] == k).sum()) for k in (0, 3, 9, 11)} == {0: 5, 3: 3, 9: 2, 11: 1}
+    assert {k: int((labels[more] == k).sum()) for k in (0, 3, 9, 11)} == {0: 25, 3: 15, 9: 10, 11: 1}
+    assert set(part.tolist()) <= set(more.tolist())
+    assert torch.equal(part, part.unique())
+    assert torch.equal(stratified(labels, 1.0, seed), torch.arange(102))
+    assert not torch.equal(part, stratified(labels, 0.1, seed + 1))
+
+
+# -- intervals and the answer ---------------------------------------------------------------------
+def test_an_interval_is_what_a_hand_computes():
+    values = 100 * torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.float64)
+    # Draws 50, 25, 75: s = 25. Images 100, 66.7, 33.3, 0 and the added -100, 200: mean 50, v = sum of squares / 5.
+    of_draws = 4.3027 * 25 / math.sqrt(3)
+    of_images = 1.959964 * math.sqrt((2 * 150**2 + 2 * 50**2 + 2 * (50 / 3) ** 2) / 5 / 6)
+    half = math.hypot(of_draws, of_images)
+    found = interval(values, least=-100, most=200)
+    assert (found.mean, found.low, found.high) == pytest.approx((50, max(50 - half, -100), min(50 + half, 200)))
+    assert found.low > -100, "the hand has computed it"
+    cut = interval(values, least=0, most=100)
+    assert (cut.mean, cut.low, cut.high) == (50, 0, 100)
+    one = interval(values[:1], least=0, most=100)
+    assert one.high - one.mean == pytest.approx(1.959964 * math.sqrt(6 * 50**2 / 5 / 6))
+    right = interval(torch.full((1, 98), 100.0, dtype=torch.float64), least=0, most=100)
+    assert right.high == 100
+    assert 97 < right.low < 99, "all right is not certain to stay so"
+
+
+def test_students_quantiles():
+    assert [student(n) for n in (1, 4, 30)] == [12.7062, 2.7764, 2.0423]
+    assert student(40) == pytest.approx(2.0211, abs=1e-4)
+    assert student(120) == pytest.approx(1.9799, abs=1e-4)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(400):
+        values = 100 * (torch.rand(1, 200, generator=generator, dtype=torch.float64) < 0.8).double()
+        found = interval(values, least=0, most=100)
+        hits += found.low <= 80 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("random", "pixels", "word"),
+    [
+        ((1.0, 3.0), (0.5, 2.0), "YES WITH"),
+        ((1.0, 3.0), (-0.5, 2.0), "PARTLY"),
+        ((-1.0, 3.0), (0.5, 2.0), "CANNOT BE TOLD"),
+        ((-3.0, -1.0), (0.5, 2.0), "NO WITH"),
+    ],
+)
+def test_the_answer_follows_from_the_intervals(random, pixels, word):
+    scores = [Score("trained", 0.1, 9, 20, 61.25, 60.0, 62.5, (61.25,))]
+    comparisons = [Comparison("random init", 0.1, 20, 2.0, *random), Comparison("raw pixels", 0.1, 20, 1.0, *pixels)]
+    text = sentence(scores, comparisons, 20)
+    assert text.upper().startswith(f"DID IT HELP? {word}")
+    assert "10 % of the labels" in text
+    assert f"61.2 % is +2.0 points from random init [{random[0]:+.1f}, {random[1]:+.1f}]" in text
+    assert text.count("?") == 1
+
+
+def test_comparisons_are_paired(finished):
+    """The same weights as the run's own differ by nothing at all, whatever each one's interval."""
+    found = akssl_core.evaluate(finished, labels=0.3, seeds=4, weights=finished / "backbone.safetensors")
+    same = next(one for one in found.comparisons if one.against == "given weights")
+    assert same.difference == 0
+    score = next(one for one in found.scores if one.system == "trained" and one.k == found.k)
+    assert len(set(score.draws)) > 1
+
+
+# -- the probe by SGD -----------------------------------------------------------------------------
+def test_sgd_and_lbfgs_agree_where_classes_are_apart():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 4 + 2
+    centres = 3 * torch.randn(8, 16, generator=generator)
+    features = 5 + centres[labels] + torch.randn(600, 16, generator=generator)
+    features[:, 3] = 7.0  # constant channels count for nothing
+    bank, queries = (features[:400], labels[:400]), (features[400:], labels[400:])
+    exact, *_ = linear_guesses(*bank, queries[0])
+    found, rate, validation = linear_guesses_sgd(*bank, queries[0])
+    assert (found == queries[1]).double().mean() > 0.95
+    assert (found == exact).double().mean() > 0.97
+    assert validation > 90
+    assert rate in (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+    shuffled, *_ = linear_guesses_sgd(bank[0], bank[1][torch.randperm(400, generator=generator)], queries[0])
+    assert (shuffled == queries[1]).double().mean() < 0.5
+
+
+def test_the_solver_is_taken(finished):
+    for solver in ("lbfgs", "sgd"):
+        assert 0 <= akssl_core.evaluate(finished, "linear", solver=solver).accuracy <= 100
+
+
+# -- the file and the command ---------------------------------------------------------------------
+def test_results_are_collected_by_protocol_data_and_labels(finished, photos):
+    first = akssl_core.evaluate(finished, labels=(0.5, 1.0), seeds=2)
+    akssl_core.evaluate(finished, data=photos)
+    akssl_core.evaluate(finished, "linear", labels=1.0)
+    table = json.loads((finished / "evaluation.json").read_text())
+    assert table["format"] == "akssl-evaluation-1"
+    assert {p: {d: sorted(of) for d, of in by.items()} for p, by in table["results"].items()} == {
+        "knn": {first.data: ["0.5", "1"], "Tensor": ["1"]},
+        "linear": {first.data: ["1"]},
+    }
+    assert table["results"]["knn"][first.data]["0.5"] == first.only(0.5).record()
+    tensors, metadata = read_tensors(finished / "backbone.safetensors")
+    save_file({name: value + 1 for name, value in tensors.items()}, finished / "backbone.safetensors", metadata)
+    akssl_core.evaluate(finished)
+    assert list(json.loads((finished / "evaluation.json").read_text())["results"]) == ["knn"], "others are outdated"
+
+
+def test_the_command_says_what_python_says(here, finished):
+    code, out, err = here("eval", finished, "--labels", "0.5,1.0", "--seeds", 2, "--k", "5,20", "--json")
+    assert code == 0, err
+    assert json.loads(out) == akssl_core.evaluate(finished, labels=(0.5, 1.0), seeds=2, k=(5, 20)).record()
+    code, out, err = here("eval", finished, "--protocol", "linear", "--set", "data.size=50")
+    assert code == 0, err
+    assert "Protocol: linear, linear probe" in out
+    assert "50 training and 40 test images of 10 classes" in out
+    assert "Did it help?" in out
+    assert "Interval: mean over the draws" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--labels", "0.1;1"), "--labels: expected numbers with commas"),
+        (("--labels", "1.5"), "labels: 1.5 is no share"),
+        (("--labels", "nan"), "labels: nan is no share"),
+        (("--seeds", "0"), "seeds: expected a whole number from 1"),
+        (("--k", "0"), "k: expected a whole number from 1"),
+        (("--weights", "none.safetensors"), "none.safetensors cannot be read"),
+        (("--data", "shapez"), "Did you mean 'shapes'?"),
+        (("--set", "train.epochs=3"), "--set train: only settings of the data"),
+        (("--set", "data.sise=3"), "Did you mean 'size'?"),
+        (("--protocol", "kn"), "'kn' is not one of 'knn', 'linear', 'finetune'"),
+    ],
+)
+def test_bad_input_is_one_line(here, finished, arguments, message):
+    code, out, err = here("eval", finished, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (finished / "evaluation.json").exists()
+
+
+def test_bad_python_input(finished, tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'linear'"):
+        akssl_core.evaluate(finished, "liner")
+    with pytest.raises(RunDirError, match=r"holds no run.*Did you mean 'finished'"):
+        akssl_core.evaluate(tmp_path / "finishd")
+    (finished / "backbone.safetensors").unlink()
+    with pytest.raises(RunDirError, match="has not finished yet"):
+        akssl_core.evaluate(finished)
