@@ -16,15 +16,17 @@ from torch import nn
 import akssl_core
 from akssl_core import ConfigError, DataError, RunDirError
 from akssl_core.evaluation import linear_guesses, linear_guesses_sgd
+from akssl_core.files import CannotWrite
+from akssl_core.first_party import METHODS
 from akssl_core.judge import Comparison, Score, Split, interval, stratified
 from akssl_core.judge.finetune import FineTuning
 from akssl_core.judge.interval import student
 from akssl_core.judge.result import sentence
 from akssl_core.plan import make_plan
 from akssl_core.plugins import installed
-from akssl_core.resolve import Given
-from akssl_core.rundir import read_tensors, read_yaml
-from akssl_core.trained import open_trained
+from akssl_core.resolve import Given, collect
+from akssl_core.rundir import RunDir, read_tensors, read_yaml
+from akssl_core.trained import Trained, open_trained
 
 PROTOCOLS = ("knn", "linear", "finetune")
 
@@ -83,6 +85,24 @@ def test_random_init_is_the_runs_own_beginning(finished):
     assert all(torch.equal(value, built[name]) for name, value in began.items())
     trained, _ = read_tensors(finished / "backbone.safetensors")
     assert not torch.equal(trained["conv1.weight"], built["conv1.weight"])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_begins_with_what_is_built_again(method, tmp_path):
+    """Encoders that are slow copies too, and methods that start their backbone in a way of their own."""
+    settings = {"method": method, "data": {"name": "shapes", "size": 40}, "image_size": 16, "batch_size": 20, "seed": 5}
+    try:
+        plan = make_plan(collect(None, None, settings, installed()), installed())
+    except ConfigError as error:
+        assert "patch tokens" in str(error)  # noqa: PT017 # it takes transformers alone
+        plan = make_plan(collect(None, None, {**settings, "backbone": "vit_tiny"}, installed()), installed())
+    folder = RunDir(tmp_path)
+    folder.write_config(plan.spec.table(), plan.provenance)
+    plan.backbone.preprocess = plan.preprocess
+    built = Trained(tmp_path, plan.backbone, None, installed()).untrained().state_dict()
+    began = plan.method.encoder.state_dict()
+    assert began.keys() == built.keys()
+    assert all(torch.equal(value, built[name]) for name, value in began.items())
 
 
 def test_scores_with_all_labels_are_those_of_the_run_and_its_baselines(finished):
@@ -250,7 +270,8 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
     ("random", "pixels", "word"),
     [
         ((1.0, 3.0), (0.5, 2.0), "YES WITH"),
-        ((1.0, 3.0), (-0.5, 2.0), "PARTLY"),
+        ((1.0, 3.0), (-0.5, 2.0), "PARTLY (BETTER THAN UNTRAINED, NOT SURELY BETTER THAN RAW PIXELS)"),
+        ((1.0, 3.0), (-2.5, -0.5), "PARTLY (BETTER THAN UNTRAINED, WORSE THAN RAW PIXELS)"),
         ((-1.0, 3.0), (0.5, 2.0), "CANNOT BE TOLD"),
         ((-3.0, -1.0), (0.5, 2.0), "NO WITH"),
     ],
@@ -261,7 +282,7 @@ def test_the_answer_follows_from_the_intervals(random, pixels, word):
     text = sentence(scores, comparisons, 20)
     assert text.upper().startswith(f"DID IT HELP? {word}")
     assert "10 % of the labels" in text
-    assert f"61.2 % is +2.0 points from random init [{random[0]:+.1f}, {random[1]:+.1f}]" in text
+    assert f"61.2 % is 2.0 points above random init [{random[0]:+.1f}, {random[1]:+.1f}]" in text
     assert text.count("?") == 1
 
 
@@ -348,6 +369,34 @@ def test_bad_input_is_one_line(here, finished, arguments, message):
     assert message in err
     assert err.count("\n") == 1
     assert not (finished / "evaluation.json").exists()
+
+
+def test_results_that_cannot_be_kept_are_given_all_the_same(finished, monkeypatch):
+    def refuse(self, found):
+        raise CannotWrite("cannot write: the file system is read-only")
+
+    monkeypatch.setattr(RunDir, "write_evaluation", refuse)
+    with pytest.warns(UserWarning, match="not kept: cannot write"):
+        found = akssl_core.evaluate(finished)
+    assert found.file is None
+    assert found.metrics
+
+
+def test_a_damaged_results_file_is_written_anew(finished):
+    (finished / "evaluation.json").write_text("{")
+    assert akssl_core.evaluate(finished).file == finished / "evaluation.json"
+    assert json.loads((finished / "evaluation.json").read_text())["results"]
+
+
+def test_a_run_that_is_replaced_loses_its_results(finished):
+    akssl_core.evaluate(finished)
+    RunDir.create(finished, overwrite=True).unlock()
+    assert not (finished / "evaluation.json").exists()
+
+
+def test_numbers_of_numpy_are_numbers(finished):
+    found = akssl_core.evaluate(finished, labels=np.linspace(0.5, 1, 2), k=np.arange(5, 7), seeds=np.int64(2))
+    assert json.loads(json.dumps(found.record()))["labels"] == [0.5, 1.0]
 
 
 def test_bad_python_input(finished, tmp_path):

@@ -60,8 +60,11 @@ def judge(
     source = _source(run_dir, data, assignments)
     from ..judge import evaluate
 
-    found = evaluate(run_dir, data=source, labels=shares, k=ks, plugins=plugins_with(plugin_file), **options)
-    click.echo(json.dumps(found.record(), indent=2) if as_json else _summary(found, run_dir))
+    try:
+        found = evaluate(run_dir, data=source, labels=shares, k=ks, plugins=plugins_with(plugin_file), **options)
+    except KeyboardInterrupt as error:
+        raise click.ClickException("stopped; nothing was written.") from error
+    click.echo(json.dumps(found.record(), indent=2) if as_json else _summary(found))
 
 
 @akssl.command()
@@ -92,15 +95,13 @@ def embed(
     source = _source(run_dir, data, assignments)
     from ..embedding import embed_to_file
 
-    saved = embed_to_file(
-        run_dir,
-        out,
-        data=source,
-        batch_size=batch_size,
-        device=device,
-        overwrite=force,
-        plugins=plugins_with(plugin_file),
-    )
+    plugins = plugins_with(plugin_file)
+    try:
+        saved = embed_to_file(
+            run_dir, out, data=source, batch_size=batch_size, device=device, overwrite=force, plugins=plugins
+        )
+    except KeyboardInterrupt as error:
+        raise click.ClickException(f"stopped; {out} was not written.") from error
     bad = saved.unreadable
     left_out = f", {len(bad)} unreadable and left out{named(bad)}" if bad else ""
     click.echo(f"{saved.path}: {saved.images} images, {saved.width} features each{left_out}")
@@ -130,7 +131,7 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
         raise ConfigError(f"--{option}: expected numbers with commas between, as {example}, got '{text}'.") from None
 
 
-def _summary(found: Evaluation, run_dir: Path) -> str:
+def _summary(found: Evaluation) -> str:
     """A table of the scores, what they mean, and the answer."""
     split = found.split
     with_k = found.protocol == "knn"
@@ -159,6 +160,6 @@ def _summary(found: Evaluation, run_dir: Path) -> str:
             "",
             *(f"Note: {note}" for note in found.notes),
             found.answer,
-            f"Written: {run_dir / 'evaluation.json'}",
+            *([f"Written: {found.file}"] if found.file else []),
         ]
     )

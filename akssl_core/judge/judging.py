@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +17,12 @@ from tqdm import tqdm
 from ..config import validate
 from ..engine import TrainSpec, choose_hardware
 from ..errors import ConfigError, did_you_mean
+from ..files import CannotWrite
 from ..rundir import RunDir
 from ..trained import Trained, open_trained
 from .finetune import FineTuning
 from .interval import HOW, interval
-from .protocols import FineTune, Knn, Linear, Protocol, Solver, System
+from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
 from .result import GIVEN, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score
 from .split import Split, stratified
 
@@ -88,30 +92,31 @@ def evaluate(
     draws = {share: _draws(split.labels, share, seeds, way) for share in shares}
     right = _all_right(way, systems, split, draws)
     found = _evaluation(way, name, split, draws, right, notes)
-    _collect(folder, trained, found)
-    return found
+    try:
+        return replace(found, file=_collect(folder, trained, found))
+    except CannotWrite as error:
+        warnings.warn(f"the results are not kept: {error}", UserWarning, stacklevel=2)
+        return found
 
 
 # -- what was asked for ---------------------------------------------------------------------------
-def _shares(labels: float | Sequence[float]) -> list[float]:
-    shares = [labels] if isinstance(labels, int | float) else list(labels)
+def _shares(labels: Any) -> list[float]:
+    shares = [labels] if isinstance(labels, Real) else list(labels)
     for share in shares:
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
             raise ConfigError(f"labels: {share!r} is no share of the labels; expected above 0 and at most 1, as 0.1.")
     if not shares:
         raise ConfigError("labels: expected a share of the labels, or several; got none.")
     return [float(share) for share in dict.fromkeys(shares)]
 
 
-def _at_least_one(name: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+def _at_least_one(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
         raise ConfigError(f"{name}: expected a whole number from 1 on, got {value!r}.")
 
 
-def _protocol(
-    name: str, k: int | Sequence[int], solver: Solver, epochs: int, batch_size: int, device: torch.device
-) -> Protocol:
-    ks = [k] if isinstance(k, int) else list(k)
+def _protocol(name: str, k: Any, solver: Solver, epochs: int, batch_size: int, device: torch.device) -> Protocol:
+    ks = [k] if isinstance(k, Integral) else list(k)
     if not ks:
         raise ConfigError("k: expected a number of neighbours, or several; got none.")
     for one in ks:
@@ -119,7 +124,7 @@ def _protocol(
     if solver not in ("auto", "lbfgs", "sgd"):
         raise ConfigError(f"solver: '{solver}' is none of auto, lbfgs, sgd.")
     if name == "knn":
-        return Knn(sorted(set(ks)), batch_size, device)
+        return Knn(sorted({int(one) for one in ks}), batch_size, device)
     if name == "linear":
         return Linear(solver, batch_size, device)
     if name == "finetune":
@@ -157,17 +162,20 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
     """Which test images each system gets right; one system is in memory at a time."""
     jobs = [(share, seed, rows) for share, of in draws.items() for seed, rows in enumerate(of)]
     result: dict[tuple[str, float, int | None], list[Tensor]] = {}
-    with tqdm(
-        total=len(systems) * len(jobs), unit="fit", disable=not sys.stderr.isatty(), file=sys.stderr, leave=False
-    ) as bar:
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=len(systems) * len(jobs), unit="fit", disable=hidden, file=sys.stderr, leave=False) as bar:
         for system in systems:
-            learner = way.learner(system, split)
+            learner, found = way.learner(system, split), Guesses()
             for share, seed, rows in jobs:
-                for k, guesses in learner.guesses(rows, seed).items():
+                if seed == 0 or share < 1 or learner.repeats:  # else it would be the same once more
+                    found = learner.guesses(rows, seed)
+                for k, guesses in found.items():
                     right = 100 * (guesses == split.test_labels).double()
                     result.setdefault((system.name, share, k), []).append(right)
                 bar.update()
-            if bar.disable:
+                if hidden and learner.repeats:
+                    sys.stderr.write(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}\n")
+            if hidden:
                 sys.stderr.write(f"{way.name}: {system.name} is judged\n")
     return {key: torch.stack(of) for key, of in result.items()}
 
@@ -219,12 +227,12 @@ def _warnings(split: Split) -> list[str]:
     return notes
 
 
-def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> None:
+def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> Path:
     """Add to `evaluation.json`, by protocol, data and share of labels; results of earlier weights are dropped."""
     known = folder.read_evaluation()
     same = known.get("format") == FORMAT and known.get("backbone") == trained.fingerprint
-    results = known["results"] if same else {}
+    results = known.get("results", {}) if same else {}
     by_share = results.setdefault(found.protocol, {}).setdefault(found.data, {})
     by_share |= {f"{share:g}": found.only(share).record() for share in found.labels}
     table = {"format": FORMAT, "backbone": trained.fingerprint, "results": results}
-    folder.write_evaluation(table)
+    return folder.write_evaluation(table)

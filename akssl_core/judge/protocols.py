@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ from .finetune import BATCH, LEAST, RATE, FineTuning
 from .split import Split
 
 Solver = Literal["auto", "lbfgs", "sgd"]
-Guesses = Mapping[int | None, Tensor]  # (Q,) labels, by the number of neighbours where there are any
+Guesses = dict[int | None, Tensor]  # (Q,) labels, by the number of neighbours where there are any
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class System:
 class Learner(ABC):
     """One system with one split, ready to learn from any rows of the training images."""
 
+    repeats: ClassVar[bool] = False  # whether a seed matters when all labels are used
+
     @abstractmethod
     def guesses(self, rows: Tensor, seed: int) -> Guesses:
         """The labels given to the test images after learning from these rows (n,)."""
@@ -53,7 +55,7 @@ class Protocol(ABC):
 
     name: ClassVar[str]
     meaning: str
-    repeats: ClassVar[bool] = False  # whether a seed matters when all labels are used
+    repeats: ClassVar[bool] = False  # as its learners
 
     @abstractmethod
     def learner(self, system: System, split: Split) -> Learner:
@@ -140,6 +142,7 @@ class Linear(Protocol):
 
 @dataclass(frozen=True)
 class _Tuned(Learner):
+    repeats = True
     system: System
     split: Split
     tuning: FineTuning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 TRAINED, RANDOM, PIXELS, GIVEN = "trained", "random init", "raw pixels", "given weights"
@@ -48,6 +49,7 @@ class Evaluation:
     scores: tuple[Score, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = ()
+    file: Path | None = None  # that collects what was found; None: it could not be written
 
     @property
     def labels(self) -> tuple[float, ...]:
@@ -103,7 +105,8 @@ def sentence(scores: Sequence[Score], comparisons: Sequence[Comparison], k: int 
     """Did it help? For each share of labels, from the intervals of the differences.
 
     "yes": better than the same backbone untrained and than raw pixels, both intervals above zero. "partly": better
-    than untrained alone. "no": worse than untrained. "cannot be told": the interval against untrained holds zero.
+    than untrained alone, and it says how raw pixels stand. "cannot be told": the interval against untrained holds
+    zero. "no": worse than untrained.
     """
     shares = list(dict.fromkeys(score.labels for score in scores))
     words: dict[str, list[float]] = {}
@@ -113,7 +116,8 @@ def sentence(scores: Sequence[Score], comparisons: Sequence[Comparison], k: int 
     first = shares[0]
     trained = next(s for s in scores if s.system == TRAINED and s.labels == first and s.k == k)
     than = " and ".join(
-        f"{one.difference:+.1f} points from {one.against} [{one.low:+.1f}, {one.high:+.1f}]"
+        f"{abs(one.difference):.1f} points {'above' if one.difference >= 0 else 'below'} {one.against} "
+        f"[{one.low:+.1f}, {one.high:+.1f}]"
         for one in comparisons
         if one.labels == first
     )
@@ -127,7 +131,10 @@ def _word(comparisons: Sequence[Comparison]) -> str:
         return "no"
     if against[RANDOM].low <= 0:
         return "cannot be told"
-    return "yes" if against[PIXELS].low > 0 else "partly (better than untrained, not surely than raw pixels)"
+    if against[PIXELS].low > 0:
+        return "yes"
+    worse = against[PIXELS].high < 0
+    return f"partly (better than untrained, {'worse than' if worse else 'not surely better than'} raw pixels)"
 
 
 def _shares(shares: Sequence[float]) -> str:
