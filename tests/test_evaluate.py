@@ -34,6 +34,7 @@ PROTOCOLS = ("knn", "linear", "finetune")
 @pytest.fixture
 def few_steps(monkeypatch):
     """Fine-tuning that lasts an instant."""
+    monkeypatch.setattr("akssl_core.judge.judging.USUAL_EPOCHS", 1)
     monkeypatch.setattr("akssl_core.judge.finetune.LEAST", 3)
 
 
@@ -51,7 +52,7 @@ def contents(folder):
 def test_no_byte_of_the_run_changes_but_its_results(finished, protocol, few_steps):
     before = contents(finished)
     state = torch.get_rng_state()
-    akssl_core.evaluate(finished, protocol, labels=(0.5, 1.0), seeds=2, epochs=1, k=5)
+    akssl_core.evaluate(finished, protocol, labels=(0.5, 1.0), seeds=2)
     assert contents(finished) == before
     assert (finished / "evaluation.json").is_file()
     assert torch.equal(torch.get_rng_state(), state)
@@ -73,7 +74,7 @@ def test_fine_tuning_trains_a_copy():
 
 def test_equal_calls_give_equal_results(finished, few_steps):
     for protocol in PROTOCOLS:
-        first, again = (akssl_core.evaluate(finished, protocol, labels=0.5, seeds=2, epochs=1) for _ in range(2))
+        first, again = (akssl_core.evaluate(finished, protocol, labels=0.5, seeds=2) for _ in range(2))
         assert first == again
 
 
@@ -313,6 +314,19 @@ def test_sgd_and_lbfgs_agree_where_classes_are_apart():
     assert (shuffled == queries[1]).double().mean() < 0.5
 
 
+def test_many_numbers_are_left_to_sgd(finished, monkeypatch):
+    sizes = []
+
+    def watched(bank, *rest, **more):
+        sizes.append(bank.numel())
+        return linear_guesses_sgd(bank, *rest, **more)
+
+    monkeypatch.setattr("akssl_core.judge.protocols.linear_guesses_sgd", watched)
+    monkeypatch.setattr("akssl_core.judge.protocols.LARGE", 60 * 8)
+    akssl_core.evaluate(finished, "linear")
+    assert sizes == [60 * 3 * 12 * 12], "raw pixels alone are more than allowed"
+
+
 def test_the_solver_is_taken(finished):
     for solver in ("lbfgs", "sgd"):
         assert 0 <= akssl_core.evaluate(finished, "linear", solver=solver).accuracy <= 100
@@ -360,6 +374,9 @@ def test_the_command_says_what_python_says(here, finished):
         (("--data", "shapez"), "Did you mean 'shapes'?"),
         (("--set", "train.epochs=3"), "--set train: only settings of the data"),
         (("--set", "data.sise=3"), "Did you mean 'size'?"),
+        (("--protocol", "linear", "--k", "5"), "k: a setting of the protocol 'knn'; this is 'linear'. Leave it out"),
+        (("--epochs", "5"), "epochs: a setting of the protocol 'finetune'; this is 'knn'"),
+        (("--protocol", "finetune", "--epochs", "0"), "epochs: expected a whole number from 1"),
         (("--protocol", "kn"), "'kn' is not one of 'knn', 'linear', 'finetune'"),
     ],
 )
@@ -402,6 +419,14 @@ def test_numbers_of_numpy_are_numbers(finished):
 def test_bad_python_input(finished, tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'linear'"):
         akssl_core.evaluate(finished, "liner")
+    for labels in (None, "all", (), [0.1, "x"], True):
+        with pytest.raises(ConfigError, match="labels: "):
+            akssl_core.evaluate(finished, labels=labels)
+    for wrong in ({"k": ()}, {"k": "5"}, {"seeds": None}, {"train_images": 0}, {"batch_size": 2.5}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected a"):
+            akssl_core.evaluate(finished, **wrong)
+    with pytest.raises(ConfigError, match="none of auto, lbfgs, sgd"):
+        akssl_core.evaluate(finished, "linear", solver="adam")
     with pytest.raises(RunDirError, match=r"holds no run.*Did you mean 'finished'"):
         akssl_core.evaluate(tmp_path / "finishd")
     (finished / "backbone.safetensors").unlink()

@@ -16,6 +16,7 @@ from akssl_core import AksslError, ConfigError, DataError, RunDirError
 pytest.importorskip("sklearn", reason="the extra is not installed: pip install -e '.[dev]'")
 
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -90,6 +91,14 @@ def test_gray_images_need_no_axis_for_channels(small_run, images):
     np.testing.assert_array_equal(Featurizer(small_run).fit_transform(gray), expected)
     rows = Featurizer(small_run, image_shape=(12, 12)).fit_transform(gray.reshape(30, -1))
     np.testing.assert_array_equal(rows, expected)
+
+
+def test_the_digits_of_scikit_learn_are_taken_as_they_are(small_run):
+    rows, _ = load_digits(return_X_y=True)
+    featurizer = Featurizer(small_run, image_shape=(8, 8), value_range=(0, 16))
+    found = featurizer.fit_transform(rows[:40])
+    gray = np.rint(rows[:40] * 255 / 16).astype(np.uint8).reshape(40, 8, 8, 1)
+    np.testing.assert_allclose(found, direct(small_run, gray), rtol=1e-3, atol=1e-5)
 
 
 def test_names_of_the_features(small_run, images):

@@ -30,10 +30,10 @@ device_option = click.option(
 @data_option
 @click.option("--labels", default="1.0", show_default=True, help="shares of the training labels: 0.01,0.1,1.0")
 @click.option("--seeds", type=int, default=5, show_default=True, help="draws of the labels")
-@click.option("--k", default="10,20,100,200", show_default=True, help="neighbours of the k-NN")
+@click.option("--k", help="neighbours of the k-NN  [default: 10,20,100,200]")
 @click.option("--weights", type=click.Path(path_type=Path), help="compare with these weights, .safetensors: ImageNet's")
-@click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), default="auto", help="of the linear probe")
-@click.option("--epochs", type=int, default=10, show_default=True, help="of the fine-tuning")
+@click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")
+@click.option("--epochs", type=int, help="of the fine-tuning  [default: 10]")
 @click.option("--train-images", type=int, help="learn from at most so many images  [default: all]")
 @click.option("--test-images", type=int, help="test on at most so many images  [default: all]")
 @batch_option
@@ -45,7 +45,7 @@ def judge(
     run_dir: Path,
     data: str | None,
     labels: str,
-    k: str,
+    k: str | None,
     assignments: tuple[str, ...],
     plugin_file: Path | None,
     as_json: bool,
@@ -56,7 +56,8 @@ def judge(
     Accuracies come with 95 % intervals. The run is left as it is, but for RUN_DIR/evaluation.json, which collects what
     was found by protocol, data and share of labels.
     """
-    shares, ks = _numbers("labels", labels, float), _numbers("k", k, int)
+    shares = _numbers("labels", labels, float)
+    ks = None if k is None else _numbers("k", k, int)
     source = _source(run_dir, data, assignments)
     from ..judge import evaluate
 

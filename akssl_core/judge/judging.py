@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ..plugins import Plugins
 
 FORMAT = "akssl-evaluation-1"  # of evaluation.json
-PROTOCOLS = ("knn", "linear", "finetune")
+OWN = {"knn": "k", "linear": "solver", "finetune": "epochs"}  # the protocols, and the setting that each alone has
+USUAL_KS, USUAL_EPOCHS = (10, 20, 100, 200), 10
 USUAL_K = 20  # of the comparisons, where it is among those that were asked for
 
 
@@ -43,11 +44,11 @@ def evaluate(
     data: Any = None,
     labels: float | Sequence[float] = 1.0,
     seeds: int = 5,
-    k: int | Sequence[int] = (10, 20, 100, 200),
+    k: int | Sequence[int] | None = None,
     weights: str | Path | None = None,
     backbone: nn.Module | None = None,
-    solver: Solver = "auto",
-    epochs: int = 10,
+    solver: Solver | None = None,
+    epochs: int | None = None,
     train_images: int | None = None,
     test_images: int | None = None,
     batch_size: int = 256,
@@ -64,11 +65,11 @@ def evaluate(
         data: labelled data as `run` takes it, or a table of a source's settings. Default: that of the run.
         labels: share of the training labels to use, or several; each class keeps the same share, at least one image.
         seeds: draws of the labels. Where all are used, k-NN and probe have nothing to draw and are computed once.
-        k: neighbours of the k-NN, one number or several.
+        k: neighbours of the k-NN, one number or several. Default: 10, 20, 100 and 200.
         weights: a .safetensors file to compare with, of ImageNet say: a state dict under the backbone library's names.
         backbone: your own network as it began, if the run trained one.
-        solver: of the linear probe: "lbfgs", "sgd", or "auto", which takes SGD where the features are many.
-        epochs: of the fine-tuning.
+        solver: of the linear probe: "lbfgs", "sgd" or "auto", the default, which takes SGD where features are many.
+        epochs: of the fine-tuning. Default: 10.
         train_images: learn from at most so many images, spread over the data.
         test_images: test on at most so many.
         batch_size: images a forward pass.
@@ -79,13 +80,16 @@ def evaluate(
         AksslError: there is no such run, the data have no labels, or a setting is wrong; nothing is written.
     """
     shares = _shares(labels)
-    counts = {"seeds": seeds, "epochs": epochs, "train_images": train_images, "test_images": test_images}
-    for name, value in {**counts, "batch_size": batch_size}.items():
+    for name, value in {"seeds": seeds, "batch_size": batch_size}.items():
         _at_least_one(name, value)
+    for name, limit in {"train_images": train_images, "test_images": test_images}.items():
+        _at_least_one(name, 1 if limit is None else limit)
+    settings = {"k": k, "solver": solver, "epochs": epochs}
+    _only_own(protocol, {name for name, value in settings.items() if value is not None})
     trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
     folder = RunDir.open(trained.path)
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
-    way = _protocol(protocol, k, solver, epochs, batch_size, hardware.device)
+    way = _protocol(protocol, settings, batch_size, hardware.device)
     systems, notes = _systems(trained, weights)
     source, name = trained.source(data)
     split = Split.of(source, name, train_images, test_images)
@@ -101,7 +105,7 @@ def evaluate(
 
 # -- what was asked for ---------------------------------------------------------------------------
 def _shares(labels: Any) -> list[float]:
-    shares = [labels] if isinstance(labels, Real) else list(labels)
+    shares = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
     for share in shares:
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
             raise ConfigError(f"labels: {share!r} is no share of the labels; expected above 0 and at most 1, as 0.1.")
@@ -111,26 +115,36 @@ def _shares(labels: Any) -> list[float]:
 
 
 def _at_least_one(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ConfigError(f"{name}: expected a whole number from 1 on, got {value!r}.")
 
 
-def _protocol(name: str, k: Any, solver: Solver, epochs: int, batch_size: int, device: torch.device) -> Protocol:
-    ks = [k] if isinstance(k, Integral) else list(k)
-    if not ks:
-        raise ConfigError("k: expected a number of neighbours, or several; got none.")
-    for one in ks:
-        _at_least_one("k", one)
-    if solver not in ("auto", "lbfgs", "sgd"):
-        raise ConfigError(f"solver: '{solver}' is none of auto, lbfgs, sgd.")
+def _only_own(protocol: str, given: set[str]) -> None:
+    """Refuse an unknown protocol, and settings that belong to another one: they would change nothing."""
+    if protocol not in OWN:
+        hint = did_you_mean(str(protocol), OWN)
+        raise ConfigError(f"protocol: there is no '{protocol}'.{hint} Protocols: {', '.join(OWN)}.")
+    for name in sorted(given - {OWN[protocol]}):
+        owner = next(other for other, own in OWN.items() if own == name)
+        raise ConfigError(f"{name}: a setting of the protocol '{owner}'; this is '{protocol}'. Leave it out.")
+
+
+def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: torch.device) -> Protocol:
+    own = settings[OWN[name]]
     if name == "knn":
-        return Knn(sorted({int(one) for one in ks}), batch_size, device)
+        ks = USUAL_KS if own is None else list(own) if isinstance(own, Iterable) else [own]
+        if not ks:
+            raise ConfigError("k: expected a number of neighbours, or several; got none.")
+        for k in ks:
+            _at_least_one("k", k)
+        return Knn(sorted({int(k) for k in ks}), batch_size, device)
     if name == "linear":
-        return Linear(solver, batch_size, device)
-    if name == "finetune":
-        return FineTune(FineTuning(epochs, batch_size, device))
-    hint = did_you_mean(str(name), PROTOCOLS)
-    raise ConfigError(f"protocol: there is no '{name}'.{hint} Protocols: {', '.join(PROTOCOLS)}.")
+        if own not in (None, "auto", "lbfgs", "sgd"):
+            raise ConfigError(f"solver: '{own}' is none of auto, lbfgs, sgd.")
+        return Linear(own or "auto", batch_size, device)
+    epochs = USUAL_EPOCHS if own is None else own
+    _at_least_one("epochs", epochs)
+    return FineTune(FineTuning(int(epochs), batch_size, device))
 
 
 def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System], list[str]]:
