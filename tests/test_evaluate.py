@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -136,6 +137,23 @@ def test_weights_from_a_file_are_compared(finished, tmp_path):
     assert same["knn_given_weights"] == same["knn_top1"]
 
 
+def test_weights_of_torchvision_are_taken_as_they_are(tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().eval()
+    save_file(theirs.state_dict(), tmp_path / "resnet18.safetensors")
+    spec = akssl_core.ImageSpec(64, 3, (0.5,) * 3, (0.5,) * 3)
+    ours = akssl_core.build("backbone", "resnet18", spec, stem="imagenet")
+    ours.preprocess = akssl_core.Preprocess.of(spec)
+    given, notes = Trained(tmp_path, ours, None, installed()).with_weights(tmp_path / "resnet18.safetensors")
+    assert notes[0].endswith("left out fc.bias, fc.weight")
+    theirs.fc = nn.Identity()
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = theirs((images / 255 - mean[:, None, None]) / std[:, None, None])
+        torch.testing.assert_close(given(given.preprocess(images)), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -205,7 +223,7 @@ def test_images_in_both_parts_are_found(finished, photos):
     assert "1 of 13 test images are also training images" in found.notes[0]
 
 
-def test_unreadable_images_are_left_out_and_told(finished, tmp_path):
+def test_unreadable_images_are_left_out_and_told(here, finished, tmp_path):
     generator = np.random.default_rng(0)
     for kind in ("a", "b"):
         (tmp_path / "photos" / kind).mkdir(parents=True)
@@ -214,9 +232,15 @@ def test_unreadable_images_are_left_out_and_told(finished, tmp_path):
             Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i:02}.png")
     (tmp_path / "photos" / "a" / "03.png").write_bytes(b"no image")
     found = akssl_core.evaluate(finished, data=tmp_path / "photos")
+    assert found.data == str(tmp_path / "photos")
     assert found.split["train_images"] + found.split["test_images"] == 29
     assert list(found.split["unreadable"]) == ["a/03.png"]
     assert found.split["overlap"] == 0, "a stand-in is no image of its own"
+    code, _, err = here("data", "prepare", tmp_path / "photos", "--out", "f.safetensors", "--size", 14)
+    assert code == 0, err
+    prepared = akssl_core.evaluate(finished, data=tmp_path / "f.safetensors")
+    assert prepared.scores == found.scores, "a prepared file holds the same images"
+    assert prepared.split["how"] == "the split that the file was prepared with"
 
 
 # -- labels ---------------------------------------------------------------------------------------
