@@ -59,7 +59,7 @@ def run(
         seed: decides weights, batches and views.
         precision: "auto", "fp32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
-        devices: number of processes (started by torchrun).
+        devices: number of processes. The command line starts them; a script is started by torchrun.
         workers: processes that read a torch Dataset.
         options: the method's own settings.
         config: a YAML file or a table with any of these settings.

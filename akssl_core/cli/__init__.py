@@ -26,14 +26,14 @@ def main() -> NoReturn:
         status = akssl.main([a for a in arguments if a != "--debug"], prog_name="akssl", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except (AksslError, click.UsageError) as error:
-        _fail(error.format_message() if isinstance(error, click.UsageError) else str(error), 2, debug)
+        _fail(error.format_message() if isinstance(error, click.UsageError) else str(error), 2, debug, once=True)
     except RunStopped as error:
         _fail(str(error), 1, debug)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort) as error:
         said = str(error.__cause__ or error)  # click puts its own exception around an interrupt
-        _fail(said or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug)
+        _fail(said or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug, once=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
         sys.exit(0)
@@ -41,9 +41,10 @@ def main() -> NoReturn:
         _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
 
 
-def _fail(message: str, code: int, debug: bool) -> NoReturn:
+def _fail(message: str, code: int, debug: bool, *, once: bool = False) -> NoReturn:
+    """End the command with a message; `once`: all processes of a run have the same to say, and the main one says it."""
     if debug:
         traceback.print_exc()
-    if os.environ.get("RANK", "0") == "0" or code != 2:  # of several processes, all find the same mistake
+    if not once or os.environ.get("RANK", "0") == "0":
         click.echo(f"akssl: {message}", err=True)
     sys.exit(code)

@@ -57,7 +57,7 @@ class RunFiles:
     @property
     def final(self) -> Mapping[str, float]:
         """The final scores; empty until the run has finished. Null counts as not a number."""
-        scores: Mapping[str, float | None] = self.manifest.get("final", {})
+        scores: Mapping[str, float | None] = self.manifest.get("final") or {}
         return {name: math.nan if value is None else value for name, value in scores.items()}
 
     @property
