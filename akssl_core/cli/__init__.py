@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -10,18 +11,24 @@ from typing import NoReturn
 
 import click
 
-from ..errors import AksslError, RunStopped
+from ..errors import AksslError, RunStopped, visible
 from . import data as data
 from . import plugins as plugins
 from . import runs as runs
 from .base import akssl
+
+KEEP = "\n\t"  # that lay out what is printed
 
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"akssl: warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_, **__: click.echo(
+        f"akssl: warning: {visible(str(message), keep=KEEP)}", err=True
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         status = akssl.main([a for a in arguments if a != "--debug"], prog_name="akssl", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
@@ -46,5 +53,5 @@ def _fail(message: str, code: int, debug: bool, *, once: bool = False) -> NoRetu
     if debug:
         traceback.print_exc()
     if not once or os.environ.get("RANK", "0") == "0":
-        click.echo(f"akssl: {message}", err=True)
+        click.echo(f"akssl: {visible(message, keep=KEEP)}", err=True)
     sys.exit(code)

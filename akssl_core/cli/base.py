@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from ..discovery import version
 from ..errors import ConfigError, did_you_mean
 from ..plugins import Plugins, installed
+from ..yaml_text import parse_yaml
 
 plugin_file_option = click.option(
     "--plugin-file", type=click.Path(path_type=Path), help="a plugin that is one Python file"
@@ -62,8 +62,8 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[
         if not equals or not path:
             raise ConfigError(f"--set: expected SECTION.KEY=VALUE, got '{text}'.")
         try:
-            pairs.append((path, yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {path}: '{value}' is not a valid value.") from error
+            pairs.append((path, parse_yaml(value)))
+        except ValueError as error:
+            raise ConfigError(f"--set {path}: '{value:.80}' is not a valid value{error}") from error
     flags = sections({key: value for key, value in options.items() if value is not None})
     return overlay(flags, sections(dotted(pairs)))

@@ -148,8 +148,8 @@ def report(run_dir: Path) -> None:
 def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:
     """Where more than one process is asked for, start them with the same command line, and end as they do."""
     asked = settings.get("train", {}).get("devices")
-    if asked is None and config is not None and config.is_file():
-        from ..rundir import read_yaml
+    if asked is None and config is not None and os.path.isfile(config):
+        from ..yaml_text import read_yaml
 
         train = read_yaml(config).get("train")
         asked = train.get("devices") if isinstance(train, Mapping) else None

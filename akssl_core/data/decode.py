@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,7 @@ from .convert import pil_channels, pil_to_tensor
 # Pillow reads more formats, among them PostScript, which runs programs. A renamed file must not reach those.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+MOST_BYTES = 2**30  # of a file; more than the pixels that Pillow allows take in any format
 
 
 class Unreadable(Exception):
@@ -77,6 +79,7 @@ def read_image(path: Path, channels: int, side: int) -> Tensor:
     try:
         # Opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those that lie on their side.
         with path.open("rb") as file:
+            _refuse_long(file)
             return decode_image(file, channels, side)
     except OSError as error:
         raise Unreadable.because(error) from error
@@ -90,6 +93,7 @@ def shorter_side(path: Path) -> int:
     """
     try:
         with path.open("rb") as file:
+            _refuse_long(file)
             return image_header(file)[1]
     except OSError as error:
         raise Unreadable.because(error) from error
@@ -108,6 +112,13 @@ def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
         raise
     _refuse_bomb(opened)
     return opened
+
+
+def _refuse_long(file: IO[bytes]) -> None:
+    """Refuse a file that no image needs: Pillow reads some formats into memory before it looks at them."""
+    size = os.fstat(file.fileno()).st_size
+    if size > MOST_BYTES:
+        raise Unreadable(f"a file of {size} bytes, more than the limit of {MOST_BYTES}")
 
 
 def _refuse_bomb(image: Image.Image) -> None:

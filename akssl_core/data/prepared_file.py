@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,6 +146,8 @@ class PreparedFile:
 
 def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header's texts. `safe_open` maps the file and checks that they fill it exactly."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise NotPrepared("cannot be read: it is not a regular file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
