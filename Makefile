@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning bench-accuracy parity slow install clean
+.PHONY: demo test lint types docs bench bench-learning bench-accuracy parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,10 @@ $(VENV)/.peers: $(VENV)/.installed
 
 slow: install  ## learning runs that take minutes
 	$(BIN)/python -m pytest -m slow
+
+soak: install  ## kills, and ten thousand steps, half an hour
+	$(BIN)/python soak/kills.py --every
+	$(BIN)/python soak/steps.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
@@ -204,12 +205,13 @@ class Recorder(Callback):
             self._bar.close()
 
     def state(self) -> dict[str, Any]:
-        """The sums of steps that have no row yet, averaged over the processes; a float32 is exact in JSON."""
+        """The sums of steps that have no row yet, averaged over the processes; float32 is exact in JSON, null is no number."""
         return {"sums": self._over_processes(), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with these sums."""
-        self._terms = {name: torch.tensor(value, dtype=torch.float32) for name, value in state["sums"].items()}
+        sums = {name: math.nan if value is None else value for name, value in state["sums"].items()}
+        self._terms = {name: torch.tensor(value, dtype=torch.float32) for name, value in sums.items()}
         self._count = state["count"]
 
     def _over_processes(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from . import dist
 from .changes import changes
 from .errors import AksslError, ConfigError
 from .export import load_backbone
+from .files import CannotWrite
 from .listing import environment
 from .plan import Plan, make_plan
 from .plugins import Plugins, installed
+from .report import render
 from .resolve import Given, collect, sections
 from .rundir import Checkpoint, RunDir, refuse_used
 from .training import Result, Training, read_result
@@ -110,6 +112,8 @@ def resume(
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
     if folder.begun and folder.manifest.get("final") and not settings:
+        if report and dist.is_main():
+            _report_if_missing(folder)
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
     objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
     named = {key: value for key, value in objects.items() if value is not None}
@@ -158,7 +162,16 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     folder.rewind(step)
     folder.write_config(plan.spec.table(), plan.provenance)
     known = folder.manifest.get("notes", [])
-    folder.update_manifest(status="running", final=None, resumed_at=step, notes=[*known, *notes])
+    folder.update_manifest(
+        status="running", final=None, verdict=None, error=None, resumed_at=step, notes=[*known, *notes]
+    )
+
+
+def _report_if_missing(folder: RunDir) -> None:
+    """The page of a run that was killed between its final numbers and its report."""
+    if not (folder.path / "report.html").exists():
+        with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
+            folder.write_text("report.html", render(folder.path))
 
 
 @contextmanager

@@ -138,9 +138,10 @@ class RunDir:
         return result
 
     def update_manifest(self, **fields: Any) -> None:
-        """Set fields of `manifest.json`, keeping the others."""
+        """Set fields of `manifest.json`, keeping the others; None takes a field out."""
         known = self.manifest if self.begun else {"created": _timestamp()}
-        write_atomic(self.path / "manifest.json", _json({**known, **fields, "updated": _timestamp()}))
+        kept = {name: value for name, value in {**known, **fields}.items() if value is not None}
+        write_atomic(self.path / "manifest.json", _json({**kept, "updated": _timestamp()}))
 
     def write_text(self, name: str, text: str) -> Path:
         """A text file of the run, `report.html` for one."""
@@ -195,23 +196,24 @@ class RunDir:
                     write_flushed(draft / name, data)
                 sync_folder(draft)
                 sync(self.path / "metrics.jsonl")  # rows must not be younger than the checkpoint they belong to
-                shutil.rmtree(target, ignore_errors=True)
+                _drop(target)
                 draft.replace(target)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
             sync_folder(target.parent)
-            self._prune(keep)
+            self._prune(keep, target)
         return target
 
-    def _prune(self, keep: int) -> None:
-        folders = self.checkpoints()
+    def _prune(self, keep: int, newest: Path) -> None:
+        """Keep the last and the best up to `newest`; a run that went on from before later ones has forgotten them."""
+        folders = [path for path in self.checkpoints() if path <= newest]
         scores = {path: _score(path) for path in folders}
         scored = [path for path in folders if scores[path] is not None]
         best = max(scored, key=lambda path: scores[path] or 0.0) if scored else None
-        for path in folders[:-keep]:
-            if path != best:
-                shutil.rmtree(path)
+        for path in self.checkpoints():
+            if path not in folders[-keep:] and path != best:
+                _drop(path)
 
     def checkpoints(self) -> list[Path]:
         """The checkpoint folders, oldest first."""
@@ -290,6 +292,12 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, model, optimizer, state)
 
 
+def _drop(checkpoint: Path) -> None:
+    """Delete a checkpoint, if it exists; a kill meanwhile leaves a draft, and never a part of it under its name."""
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint.replace(checkpoint.with_name(f".{checkpoint.name}.old.part")))
+
+
 def _score(checkpoint: Path) -> float | None:
     """What a checkpoint says of its probe; nothing where it is damaged."""
     try:
@@ -311,9 +319,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null, also inside tables."""
+    """JSON knows no NaN and no infinity: they become null, also inside tables and lists."""
     if isinstance(value, Mapping):
         return {name: _jsonable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

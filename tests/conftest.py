@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, cli, hookimpl
+from akssl_core.launch import run
 from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins import Plugins
 
@@ -103,6 +104,18 @@ def photos():
     images = torch.randint(0, 120, (64, 3, 12, 12), generator=generator)
     images[torch.arange(64), labels] += 100
     return images.to(torch.uint8), labels
+
+
+@pytest.fixture
+def start(toys, photos, tmp_path):
+    """Begins a run of the toy in a folder of a given name."""
+
+    def begin(name="run", **settings):
+        settings = {"data": photos, "epochs": 2, "precision": "fp32", **settings}
+        return run("toy", plugins=toys, out=tmp_path / name, **settings)
+
+    begin.folder = tmp_path
+    return begin
 
 
 @pytest.fixture
