@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .console import attended, say
 from .data import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .data.convert import largest_view, shrink, stored_side
 from .data.prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
@@ -248,11 +249,11 @@ def _plain(text: str) -> str:
 def _shown(batches: Iterable[tuple[int, ImageSet, range]], count: int) -> Iterator[tuple[int, ImageSet, range]]:
     """The batches, with a bar on a terminal and a plain line every ten seconds elsewhere."""
     told, done = time.perf_counter(), 0
-    with tqdm(total=count, unit="image", disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+    with tqdm(total=count, unit="image", disable=not attended(), file=sys.stderr) as bar:
         for batch in batches:
             yield batch
             done += len(batch[2])
             bar.update(len(batch[2]))
             if bar.disable and time.perf_counter() - told > TELL_EVERY:
                 told = time.perf_counter()
-                sys.stderr.write(f"image {done}/{count}\n")
+                say(f"image {done}/{count}")

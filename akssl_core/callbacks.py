@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import dist
 from .config import Component, Schema
+from .console import attended, say
 from .data.base import ImageSet
 from .data.preprocess import Preprocess
 from .errors import RunStopped
@@ -171,8 +172,7 @@ class Recorder(Callback):
     def on_start(self, engine: Engine) -> None:
         """Open the progress bar."""
         if dist.is_main():
-            hidden = not sys.stderr.isatty()
-            now = engine.now
+            now, hidden = engine.now, not attended()
             self._bar = tqdm(total=now.total_steps, initial=now.step, unit="step", disable=hidden, file=sys.stderr)
         self._since = time.perf_counter()
 
@@ -256,7 +256,7 @@ class Recorder(Callback):
             self._bar.set_postfix_str(text)
         elif "std_ratio" in row or row["step"] == total or time.perf_counter() - self._shown > 10:
             self._shown = time.perf_counter()
-            sys.stderr.write(f"step {row['step']}/{total}: {text}\n")
+            say(f"step {row['step']}/{total}: {text}")
 
 
 def _shares(spent: Mapping[str, float]) -> dict[str, float]:

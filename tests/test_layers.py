@@ -11,7 +11,7 @@ import pytest
 CORE = Path(__file__).parents[1] / "akssl_core"
 PLUGINS = Path(__file__).parents[1] / "plugins"
 LAYERS = (
-    {"errors", "dist", "hashing", "hookspecs", "first_party", "allocator", "convolution"},
+    {"errors", "dist", "hashing", "hookspecs", "first_party", "allocator", "convolution", "console"},
     {"config", "schedule", "files", "batch_norm", "interrupt"},
     {"registry", "discovery", "changes", "processes"},
     {"plugins"},
@@ -44,7 +44,7 @@ ABOVE_PLUGINS = {
     "listing",
 }  # may use the registry
 NO_TORCH = {
-    "errors", "hookspecs", "first_party", "config", "schedule", "registry", "discovery", "plugins", "listing",
+    "errors", "hookspecs", "first_party", "console", "config", "schedule", "registry", "discovery", "plugins", "listing",
     "describe", "cli", "scaffold",
     "__init__",
 }  # fmt: skip
