@@ -18,7 +18,7 @@ from .data import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .data.convert import largest_view, shrink, stored_side
 from .data.prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
 from .errors import ConfigError, DataError
-from .files import TensorStream, atomic_file
+from .files import CannotWrite, TensorStream, alone_with, atomic_file
 from .resolve import data_source
 
 if TYPE_CHECKING:
@@ -69,10 +69,17 @@ def prepare(
     source = data_source(settings, plugins, side)
     source.asked_side = side
     try:
-        return _write(source, path, text)
-    except OSError as error:
+        with alone_with(path):
+            refuse_target(path, overwrite=overwrite)  # another process may have made it by now
+            return _write(source, path, text)
+    except BlockingIOError as other:
         raise ConfigError(
-            f"--out: cannot write {path}: {error.strerror or error}. Free some space or choose another place."
+            f"--out: another process (pid {other}) is writing {path}. Wait for it, or choose another name."
+        ) from None
+    except OSError as error:
+        cause = error.cause if isinstance(error, CannotWrite) else error
+        raise ConfigError(
+            f"--out: cannot write {path}: {cause.strerror or cause}. Free some space or choose another place."
         ) from error
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, cli, hookimpl
+from akssl_core.cache import prepare
 from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins import Plugins
 
@@ -93,6 +94,25 @@ def toys():
     manager.entries = []
     manager.register(ToyPlugin(), "toys")
     return manager
+
+
+@pytest.fixture
+def plugins():
+    """A plugin manager without what happens to be installed."""
+    manager = Plugins()
+    manager.entries = []
+    return manager
+
+
+@pytest.fixture
+def prepared(tmp_path, plugins):
+    """Prepares a file from a source, and tells what was written."""
+
+    def written(data, name="photos.safetensors", *, side=None, overwrite=False, **settings):
+        table = {"data": {"name": str(data), **settings}}
+        return prepare(table, tmp_path / name, text=str(data), side=side, overwrite=overwrite, plugins=plugins)
+
+    return written
 
 
 @pytest.fixture
