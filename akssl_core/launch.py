@@ -16,11 +16,12 @@ from . import dist
 from .changes import changes
 from .errors import AksslError, ConfigError
 from .export import load_backbone
+from .files import CannotWrite
 from .listing import environment
 from .plan import Plan, make_plan
 from .plugins import Plugins, installed
 from .resolve import Given, collect, sections
-from .rundir import Checkpoint, RunDir, refuse_used
+from .rundir import Checkpoint, RunDir, cannot_start, refuse_used
 from .training import Result, Training, read_result
 
 
@@ -177,7 +178,11 @@ def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_re
     existed = path.exists()
     run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
     try:
-        _begin(run_dir, plan, plugins)
+        try:
+            _begin(run_dir, plan, plugins)
+        except CannotWrite as error:
+            run_dir.clear()
+            raise cannot_start(path, error) from error
         return _train(run_dir, plan, plugins, None, with_report=with_report)
     except AksslError:
         if dist.is_main() and not existed and not run_dir.history:

@@ -57,9 +57,9 @@ class Training:
 
     def __post_init__(self) -> None:
         self.signals = Signals()
-        built = [ref.build() for ref in self.plan.spec.callbacks]
-        self.chosen = [one for one in built if isinstance(one, Callback)]
-        self.observers = Observers([one for one in built if isinstance(one, Logger)])
+        refs = self.plan.spec.callbacks
+        self.chosen: list[Callback] = [ref.build() for ref in refs if not issubclass(ref.component, Logger)]
+        self.observers = Observers.built([ref for ref in refs if issubclass(ref.component, Logger)])
 
     def lead(self, *, with_report: bool) -> Result:
         """Train in the main process; the manifest says how it went."""
@@ -85,8 +85,8 @@ class Training:
 
     def follow(self) -> Result:
         """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
-        self._engine(probing=False)
-        self._train()
+        with explained(self._engine(probing=False)):
+            self._train()
         return Result(_product(self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
 
     def _fit(self) -> tuple[dict[str, float], str]:
@@ -95,13 +95,14 @@ class Training:
         run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
         probe = _probe_data(plan, evaluate.queries, evaluate.bank)
         engine = self._engine(probing=True)
-        if self.checkpoint is None:
-            run_dir.update_manifest(baselines=_baselines(probe, engine, evaluate))
-        self._train()
-        scores, verdict = probe.encoder_scores(engine, evaluate)
-        encoder = _product(plan)
-        export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
-        run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
+        with explained(engine):
+            if self.checkpoint is None:
+                run_dir.update_manifest(baselines=_baselines(probe, engine, evaluate))
+            self._train()
+            scores, verdict = probe.encoder_scores(engine, evaluate)
+            encoder = _product(plan)
+            export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
+            run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
         loss = run_dir.history[-1]["loss"]
@@ -115,7 +116,7 @@ class Training:
         return self.engine
 
     def _train(self) -> None:
-        with self.signals, explained(self.engine):
+        with self.signals:
             self.engine.fit()
 
     def _callbacks(self, *, probing: bool) -> list[Callback]:

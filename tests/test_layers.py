@@ -44,8 +44,8 @@ ABOVE_PLUGINS = {
     "listing",
 }  # may use the registry
 NO_TORCH = {
-    "errors", "hookspecs", "first_party", "console", "config", "schedule", "registry", "discovery", "plugins", "listing",
-    "describe", "cli", "scaffold",
+    "errors", "hookspecs", "first_party", "console", "config", "schedule", "registry", "discovery", "plugins",
+    "listing", "describe", "cli", "scaffold",
     "__init__",
 }  # fmt: skip
 FILES = sorted(CORE.rglob("*.py"))
