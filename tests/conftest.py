@@ -97,6 +97,43 @@ def toys():
 
 
 @pytest.fixture
+def at_step(toys, monkeypatch):
+    """Do something at the end of a step, once."""
+    method = toys.get("method", "toy")
+
+    def arrange(step, act):
+        original, done = method.after_step, []
+
+        def after_step(self, now):
+            if now.step + 1 == step and not done:
+                done.append(step)
+                act()
+            original(self, now)
+
+        monkeypatch.setattr(method, "after_step", after_step)
+
+    return arrange
+
+
+@pytest.fixture
+def spoil(toys, monkeypatch):
+    """Change the terms of one forward pass of one step."""
+    method = toys.get("method", "toy")
+
+    def arrange(step, change, micro=0):
+        original, seen = method.step, []
+
+        def spoilt(self, batch, now):
+            out = original(self, batch, now)
+            seen.append(now.step + 1)
+            return change(out, self) if now.step + 1 == step and seen.count(step) == micro + 1 else out
+
+        monkeypatch.setattr(method, "step", spoilt)
+
+    return arrange
+
+
+@pytest.fixture
 def plugins():
     """A plugin manager without what happens to be installed."""
     manager = Plugins()
