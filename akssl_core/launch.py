@@ -22,8 +22,10 @@ from .plan import Plan, make_plan
 from .plugins import Plugins, installed
 from .report import render
 from .resolve import Given, collect, sections
-from .rundir import Checkpoint, RunDir, refuse_used
+from .rundir import Checkpoint, RunDir, cannot_start, refuse_used
 from .training import Result, Training, read_result
+
+DATA = ("images", "channels", "sample")  # what the manifest knows of the data; the sample is a hash of 16 images
 
 
 def run(
@@ -111,19 +113,20 @@ def resume(
     """
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
+    objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
+    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # of such a section
     if folder.begun and folder.manifest.get("final") and not settings:
         if report and dist.is_main():
             _report_if_missing(folder)
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
-    objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
-    named = {key: value for key, value in objects.items() if value is not None}
+    named = {key: value for key, value in objects.items() if value is not None and key not in settings}
     stored = folder.read_config()
     with _surroundings(stored.get("train", {}).get("device")), _held(folder):
         processes = {"train": {"devices": dist.world()}}
         given = Given([("config.yaml", stored), ("the launcher", processes), ("resume", sections(settings))], named)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        notes = [*problems, *_accepted(folder, plan, checkpoint)]
+        notes = [*problems, *_accepted(folder, plan, checkpoint), *_other_data(folder, plan)]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)
@@ -150,6 +153,13 @@ def _accepted(folder: RunDir, plan: Plan, checkpoint: Checkpoint | None) -> list
             f"Put them back, or start a new run: akssl run --config {folder.path / 'config.yaml'} --out NEW_DIR."
         )
     return [f"resumed with other settings: {'; '.join(map(str, found))}"] if found else []
+
+
+def _other_data(folder: RunDir, plan: Plan) -> list[str]:
+    """In what the data differs from that which the run began with, in words."""
+    before, now = folder.manifest.get("data", {}) if folder.begun else {}, plan.fingerprint()
+    found = [f"{name}: {before[name]} -> {now[name]}" for name in DATA if name in before and before[name] != now[name]]
+    return [f"resumed with other data than the run began with: {'; '.join(found)}"] if found else []
 
 
 def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, notes: Sequence[str]) -> None:
@@ -190,7 +200,11 @@ def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_re
     existed = path.exists()
     run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
     try:
-        _begin(run_dir, plan, plugins)
+        try:
+            _begin(run_dir, plan, plugins)
+        except CannotWrite as error:
+            run_dir.clear()
+            raise cannot_start(path, error) from error
         return _train(run_dir, plan, plugins, None, with_report=with_report)
     except AksslError:
         if dist.is_main() and not existed and not run_dir.history:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import ConfigError, RunDirError, did_you_mean
-from .files import digest, sync, sync_folder, take_lock, tensor_bytes, told, write_atomic, write_flushed
+from .files import CannotWrite, digest, sync, sync_folder, take_lock, tensor_bytes, told, write_atomic, write_flushed
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt")
@@ -54,18 +54,18 @@ class RunDir:
                 be made.
         """
         refuse_used(path, overwrite=overwrite)
-        run = cls(path)
+        run, existed = cls(path), path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.lock()
-            for name in OWN_FILES + OWN_MORE:
-                (path / name).unlink(missing_ok=True)
-            shutil.rmtree(path / "checkpoints", ignore_errors=True)
+            run.clear()
             (path / "checkpoints").mkdir(exist_ok=True)
         except RunDirError:
             raise
         except OSError as error:
-            raise RunDirError(f"out: cannot create {path}: {error.strerror}. Choose another folder.") from error
+            if not existed:
+                run.remove()
+            raise cannot_start(path, error) from error
         return run
 
     @classmethod
@@ -90,7 +90,8 @@ class RunDir:
             RunDirError: another process trains in it.
         """
         try:
-            self._lock = take_lock(self.path / ".lock")
+            with told(self.path):
+                self._lock = take_lock(self.path / ".lock")
         except BlockingIOError as other:
             raise RunDirError(f"{self.path}: another process (pid {other}) is training in this folder.") from None
 
@@ -140,8 +141,9 @@ class RunDir:
     def update_manifest(self, **fields: Any) -> None:
         """Set fields of `manifest.json`, keeping the others; None takes a field out."""
         known = self.manifest if self.begun else {"created": _timestamp()}
+        now = max(_timestamp(), known.get("updated", ""), known.get("created", ""))  # a clock may be set back
         kept = {name: value for name, value in {**known, **fields}.items() if value is not None}
-        write_atomic(self.path / "manifest.json", _json({**kept, "updated": _timestamp()}))
+        write_atomic(self.path / "manifest.json", _json({**kept, "updated": now}))
 
     def write_text(self, name: str, text: str) -> Path:
         """A text file of the run, `report.html` for one."""
@@ -157,9 +159,15 @@ class RunDir:
             self.write_text("unreadable.txt", "".join(f"{name}\t{why}\n" for name, why in sorted(unreadable.items())))
             self.update_manifest(unreadable=len(unreadable))
 
+    def clear(self) -> None:
+        """Delete what a run writes and leave the rest of the folder."""
+        for name in OWN_FILES + OWN_MORE:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
     def remove(self) -> None:
         """Delete the folder, for a run that ended before its first row."""
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     # -- metrics ----------------------------------------------------------------------------------
     def log(self, row: Mapping[str, Any]) -> None:
@@ -174,6 +182,7 @@ class RunDir:
         """Forget rows that come after a checkpoint and drafts of a killed process, before training goes on from it."""
         for draft in (*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        (self.path / "checkpoints").mkdir(exist_ok=True)
         self.history = [row for row in self.history if row["step"] <= step]
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_atomic(self.path / "metrics.jsonl", lines.encode())
@@ -190,7 +199,7 @@ class RunDir:
         parts["state.json"] = _json({**described, "digest": digest(_json(described))})
         with told(target):
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            draft.mkdir()  # without its parents: a folder that was deleted does not come back with a part of a run
             try:
                 for name, data in parts.items():
                     write_flushed(draft / name, data)
@@ -245,6 +254,13 @@ def refuse_used(path: Path, *, overwrite: bool = False) -> None:
             f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
             f"replace it with --overwrite, or choose another folder."
         )
+
+
+def cannot_start(path: Path, error: OSError) -> RunDirError:
+    """What to tell of a folder in which a run cannot begin."""
+    cause = error.cause if isinstance(error, CannotWrite) else error
+    reason = cause.strerror or cause
+    return RunDirError(f"out: cannot create {path}: {reason}. Mend that, or choose another folder.")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -53,6 +54,8 @@ def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: in
         factor = min(1.0, side / min(opened.size))
         opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
         return pil_to_tensor(opened, channels, side)
+    except MemoryError:
+        raise  # which says nothing of the image
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise Unreadable.because(error) from error
 
@@ -82,7 +85,7 @@ def read_image(path: Path, channels: int, side: int) -> Tensor:
             _refuse_long(file)
             return decode_image(file, channels, side)
     except OSError as error:
-        raise Unreadable.because(error) from error
+        raise _unreadable(error) from error
 
 
 def shorter_side(path: Path) -> int:
@@ -96,7 +99,18 @@ def shorter_side(path: Path) -> int:
             _refuse_long(file)
             return image_header(file)[1]
     except OSError as error:
-        raise Unreadable.because(error) from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> Unreadable:
+    """The reason why a file cannot be opened.
+
+    Raises:
+        OSError: it is not the file's: this process has too many open, or no memory.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
+    return Unreadable.because(error)
 
 
 def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:

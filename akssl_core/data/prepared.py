@@ -57,6 +57,15 @@ class PreparedImages(ImageStore):
         """(channels, shorter side) of one image."""
         return self.channels, int(self.file.sizes[cell].min())
 
+    def read(self, rows: Sequence[int], side: int) -> dict[int, Tensor]:
+        """The images at these rows; those that could not be read are left out.
+
+        Raises:
+            DataError: the file was changed since it was opened.
+        """
+        self.file.check()
+        return super().read(rows, side)
+
     def decode(self, cell: int, side: int) -> Tensor:
         """One image as it lies in the file, larger than `side` or not."""
         return self.file.image(cell)
