@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -245,7 +246,8 @@ def _train(
 def _new_path(plan: Plan) -> Path:
     """A fresh folder name: method, data, time and four random digits."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{plan.spec.method.name}-{plan.spec.data.name}-{stamp}-{secrets.token_hex(2)}"
+    names = (re.sub(r"[^\w.-]+", "-", name) for name in (plan.spec.method.name, plan.spec.data.name))
+    return Path("runs") / f"{'-'.join(names)}-{stamp}-{secrets.token_hex(2)}"
 
 
 @contextmanager

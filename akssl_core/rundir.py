@@ -20,8 +20,9 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import ConfigError, RunDirError, did_you_mean
+from .errors import RunDirError, did_you_mean, visible
 from .files import CannotWrite, digest, sync, sync_folder, take_lock, tensor_bytes, told, write_atomic, write_flushed
+from .yaml_text import read_yaml
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt")
@@ -75,8 +76,9 @@ class RunDir:
         Raises:
             RunDirError: it does not exist or holds no run.
         """
-        if not any((path / name).is_file() for name in ("manifest.json", "config.yaml")):
-            siblings = [p.parent.name for p in path.parent.glob("*/manifest.json")]
+        if not any(os.path.isfile(path / name) for name in ("manifest.json", "config.yaml")):
+            beside = path.parent.glob("*/manifest.json") if os.path.isdir(path.parent) else ()
+            siblings = [found.parent.name for found in beside]
             raise RunDirError(f"{path} holds no run (no manifest.json).{did_you_mean(path.name, siblings)}")
         run = cls(path)
         run.history = _rows(path / "metrics.jsonl")
@@ -104,7 +106,7 @@ class RunDir:
     # -- small files ------------------------------------------------------------------------------
     def write_config(self, config: Mapping[str, Any], provenance: Mapping[str, str]) -> None:
         """`config.yaml` (running it again repeats the run) and who decided each of its values."""
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False)
         write_atomic(self.path / "config.yaml", text.encode())
         write_atomic(self.path / "provenance.json", _json(provenance))
 
@@ -114,13 +116,12 @@ class RunDir:
 
     def read_provenance(self) -> dict[str, str]:
         """Who decided each value."""
-        result: dict[str, str] = json.loads((self.path / "provenance.json").read_text())
-        return result
+        return _table(self.path / "provenance.json")
 
     @property
     def begun(self) -> bool:
         """Whether the run came far enough to have a manifest."""
-        return (self.path / "manifest.json").is_file()
+        return os.path.isfile(self.path / "manifest.json")
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -129,14 +130,7 @@ class RunDir:
         Raises:
             RunDirError: it cannot be read.
         """
-        file = self.path / "manifest.json"
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunDirError(f"{file} cannot be read: {error}") from error
-        if not isinstance(result, dict):
-            raise RunDirError(f"{file} must hold a table, got {type(result).__name__}.")
-        return result
+        return _table(self.path / "manifest.json")
 
     def update_manifest(self, **fields: Any) -> None:
         """Set fields of `manifest.json`, keeping the others; None takes a field out."""
@@ -156,7 +150,8 @@ class RunDir:
     def write_unreadable(self, unreadable: Mapping[str, str]) -> None:
         """`unreadable.txt`: each file that could not be read, with the reason; no file where all could."""
         if unreadable:
-            self.write_text("unreadable.txt", "".join(f"{name}\t{why}\n" for name, why in sorted(unreadable.items())))
+            lines = [f"{visible(name)}\t{visible(why)}\n" for name, why in sorted(unreadable.items())]
+            self.write_text("unreadable.txt", "".join(lines))
             self.update_manifest(unreadable=len(unreadable))
 
     def clear(self) -> None:
@@ -247,9 +242,9 @@ def refuse_used(path: Path, *, overwrite: bool = False) -> None:
     Raises:
         RunDirError: it does, or it is a file.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise RunDirError(f"out: {path} is a file; a run needs a folder. Choose another name.")
-    if not overwrite and any((path / name).exists() for name in OWN_FILES):
+    if not overwrite and any(os.path.exists(path / name) for name in OWN_FILES):
         raise RunDirError(
             f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
             f"replace it with --overwrite, or choose another folder."
@@ -261,26 +256,6 @@ def cannot_start(path: Path, error: OSError) -> RunDirError:
     cause = error.cause if isinstance(error, CannotWrite) else error
     reason = cause.strerror or cause
     return RunDirError(f"out: cannot create {path}: {reason}. Mend that, or choose another folder.")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a table.
-
-    Raises:
-        ConfigError: it cannot be read, is not YAML, or holds something else.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" line {place.line + 1}, column {place.column + 1}" if place else ""
-        problem = getattr(error, "problem", None) or "not readable"
-        raise ConfigError(f"config: {path}{where}: not valid YAML: {problem}.") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"config: {path} must hold settings (key: value), got {type(data).__name__}.")
-    return data
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -323,14 +298,32 @@ def _score(checkpoint: Path) -> float | None:
         return None
 
 
+def _table(path: Path) -> dict[str, Any]:
+    """What a JSON file of the run holds.
+
+    Raises:
+        RunDirError: it cannot be read, or holds something else than a table.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirError(f"{path} cannot be read: {error}") from error
+    if not isinstance(result, dict):
+        raise RunDirError(f"{path} must hold a table, got {type(result).__name__}.")
+    return result
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """The rows of a metrics file up to the first that is damaged: a kill may cut the last one short."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if os.path.isfile(path) else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 
@@ -344,7 +337,10 @@ def _jsonable(value: Any) -> Any:
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8",
+        "backslashreplace",  # half a surrogate pair, of a path that is no text, as JSON writes it
+    )
 
 
 def _timestamp() -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from akssl_core.errors import ConfigError, RunDirError
-from akssl_core.rundir import RunDir, read_tensors, read_yaml
+from akssl_core.rundir import RunDir, read_tensors
+from akssl_core.yaml_text import read_yaml
 
 
 @pytest.fixture
