@@ -56,9 +56,13 @@ $(VENV)/.peers: $(VENV)/.installed
 slow: install  ## learning runs that take minutes
 	$(BIN)/python -m pytest -m slow
 
-soak: install  ## kills, and ten thousand steps, half an hour
+soak: install  ## kills, faults, layouts, hostile input and ten thousand steps, an hour
 	$(BIN)/python soak/kills.py --every
+	$(BIN)/python soak/layouts.py
+	$(BIN)/python soak/faults.py
+	$(BIN)/python soak/fuzz.py
 	$(BIN)/python soak/steps.py
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
