@@ -61,6 +61,6 @@ def _of_memory(text: str, engine: Engine) -> str:
     fixed = kept + 3 * trained  # gradients, and up to two moments an optimizer keeps
     return (
         f"out of memory after step {engine.now.step}{f' (it asked for {asked[1]})' if asked else ''}. "
-        f"Weights, gradients and optimizer take up to {fixed / 2**20:.0f} MiB; the rest grows with the batch of "
+        f"Weights, gradients and optimizer take up to {fixed / 2**20:.1f} MiB; the rest grows with the batch of "
         f"{engine.batch_size} images. Use a smaller batch, smaller images or a smaller backbone in a new run."
     )
