@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import akssl_core
 PATHS = ("tensors", "folder")
 COUNT, BATCH = 160, 8  # twenty steps an epoch, so that each sample is taken at the end of one, with nothing in flight
 LOG, SAVE, SAMPLE = 10, 500, 100  # steps between rows, checkpoints and samples
+LEAK = 500  # KiB in 1000 steps: less than one forgotten scalar a step
 
 
 class Sampler(akssl_core.Logger):
@@ -106,12 +108,15 @@ def soak(kind: str, steps: int) -> tuple[dict[str, Any], list[dict[str, int]]]:
         if done.returncode:
             raise SystemExit(f"training from {kind} failed: {done.stderr[-2000:]}")
         samples = [json.loads(line) for line in done.stdout.splitlines()]
-        misplaced = disorder((out / "metrics.jsonl").read_text(), steps)
-    return summary(kind, steps, samples, misplaced), samples
+        text = (out / "metrics.jsonl").read_text()
+    return summary(kind, steps, samples, text), samples
 
 
-def summary(kind: str, steps: int, samples: Sequence[Mapping[str, int]], misplaced: list[str]) -> dict[str, Any]:
-    """One line of the table; memory is judged by the second half, after everything has been met once."""
+def summary(kind: str, steps: int, samples: Sequence[Mapping[str, int]], text: str) -> dict[str, Any]:
+    """One line of the table; memory is judged by the second half, after everything has been met once.
+
+    A run keeps its rows in memory for its result, so that these are told beside the slope.
+    """
     late = samples[len(samples) // 2 :]
     return {
         "data": kind,
@@ -120,10 +125,11 @@ def summary(kind: str, steps: int, samples: Sequence[Mapping[str, int]], misplac
         "MiB at half": round(late[0]["memory"] / 1024, 1),
         "MiB at the end": round(late[-1]["memory"] / 1024, 1),
         "KiB per 1000 steps": round(1000 * slope([(one["step"], one["memory"]) for one in late]), 1),
+        "of these in rows": round(1000 * weight(text) / steps / 1024, 1),
         "file handles": spread(samples, "handles"),
         "threads": spread(samples, "threads"),
         "rows": len(expected(steps)),
-        "misplaced rows": misplaced,
+        "misplaced rows": disorder(text, steps),
     }
 
 
@@ -132,6 +138,17 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     middle_x, middle_y = (sum(point[i] for point in points) / len(points) for i in (0, 1))
     across = sum((x - middle_x) ** 2 for x, _ in points) or 1.0  # a single point has none
     return sum((x - middle_x) * (y - middle_y) for x, y in points) / across
+
+
+def weight(text: str) -> int:
+    """Bytes that the rows of a metrics file take as dictionaries; of their keys, those that are made for each row."""
+    total = 0
+    for line in text.splitlines():
+        with suppress(ValueError):  # a line that cannot be read is told as misplaced
+            row = json.loads(line)
+            made = [name for name in row if name.startswith("time_")]
+            total += sum(sys.getsizeof(one) for one in (row, *row.values(), *made))
+    return total
 
 
 def spread(samples: Sequence[Mapping[str, int]], name: str) -> str:
@@ -161,7 +178,7 @@ def disorder(text: str, steps: int) -> list[str]:
 
 
 def main() -> int:
-    """Train, print and write the results; the exit code tells whether rows or handles were lost."""
+    """Train, print and write the results; the exit code tells whether rows, handles or memory were lost."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("kinds", nargs="*", default=list(PATHS), metavar="DATA", help=" or ".join(PATHS))
     parser.add_argument("--steps", type=int, default=10_000)
@@ -176,8 +193,14 @@ def main() -> int:
         row, curves[kind] = soak(kind, arguments.steps)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    write("steps", rows, arguments.out, samples=curves)
-    return int(any(row["misplaced rows"] or "-" in row["file handles"] for row in rows))
+        write("steps", rows, arguments.out, samples=curves)
+    return int(any(leaks(row) for row in rows))
+
+
+def leaks(row: Mapping[str, Any]) -> bool:
+    """Whether rows are misplaced, handles come and go, or memory grows by more than the rows."""
+    grown = row["KiB per 1000 steps"] - row["of these in rows"]
+    return bool(row["misplaced rows"]) or "-" in row["file handles"] or grown > LEAK
 
 
 if __name__ == "__main__":

@@ -189,6 +189,23 @@ def test_a_slope_is_that_of_the_line():
     assert steps.slope([(0, 5.0), (100, 7.0), (200, 9.0)]) == pytest.approx(0.02)
 
 
+def test_what_leaks_is_told_from_what_does_not():
+    text = "".join(json.dumps({"step": step, "time_load": 0.25, "loss": 0.5}) + "\n" for step in steps.expected(1000))
+    rows = steps.weight(text) / 1024
+    assert 30 < rows < 60  # a hundred rows
+    flat = [
+        {"step": step, "memory": 9000 + int(rows * step / 1000), "handles": 5, "threads": 2} for step in (100, 500, 900)
+    ]
+
+    def leaks(samples, text=text):
+        return steps.leaks(steps.summary("tensors", 1000, samples, text))
+
+    assert not leaks(flat)
+    assert leaks([{**one, "memory": one["memory"] + one["step"]} for one in flat])
+    assert leaks([*flat[:-1], {**flat[-1], "handles": 6}])
+    assert leaks(flat, text.partition("\n")[2])
+
+
 def test_misplaced_rows_are_found():
     due = [{"step": step} for step in steps.expected(40)]
     assert [row["step"] for row in due] == [10, 20, 30, 40]
