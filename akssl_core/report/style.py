@@ -71,6 +71,17 @@ svg text { fill: var(--quiet); font-size: 12px; font-family: inherit; }
 .mark { stroke: var(--quiet); stroke-dasharray: 5 4; }
 .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 .dot { fill: var(--accent); }
+.map { position: relative; width: 100%; aspect-ratio: 3 / 2; background: var(--page); border-radius: 8px; }
+.point { position: absolute; width: 9px; height: 9px; margin: -4.5px 0 0 -4.5px; border-radius: 50%;
+  background: hsl(var(--hue) 65% 50% / .8); }
+.point.plain { background: var(--accent); opacity: .7; }
+.point:hover, .point:focus { outline: 2px solid var(--text); z-index: 1; }
+.point:hover::after, .point:focus::after { content: ""; position: absolute; left: 12px; bottom: 12px; width: 72px;
+  height: 72px; border: 2px solid var(--text); border-radius: 4px; background-image: var(--sprite);
+  background-size: calc(100% * var(--columns)) auto; background-position: var(--at); image-rendering: pixelated; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin-bottom: 10px; font-size: .85rem; }
+.key::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 5px;
+  background: hsl(var(--hue) 65% 50%); }
 details { margin-top: 14px; }
 summary { cursor: pointer; color: var(--accent); }
 details > div { margin-top: 10px; }
