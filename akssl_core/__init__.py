@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .augment import ViewGroup as ViewGroup
     from .augment import ViewPolicy as ViewPolicy
     from .backbone import Backbone as Backbone
+    from .backbone import Counterpart as Counterpart
     from .backbone import Features as Features
     from .backbone import TokenBackbone as TokenBackbone
     from .callbacks import Callback as Callback
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
     from .errors import RunDirError as RunDirError
     from .errors import RunStopped as RunStopped
     from .errors import did_you_mean as did_you_mean
-    from .export import load_backbone as load_backbone
+    from .exporting import Exported as Exported
+    from .exporting import export as export
     from .hookspecs import hookimpl as hookimpl
     from .interrupt import Interrupted as Interrupted
     from .launch import resume as resume
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from .method import Method as Method
     from .method import ParamRule as ParamRule
     from .plugins import Plugins as Plugins
+    from .product import load_backbone as load_backbone
     from .registry import Registry as Registry
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
@@ -76,7 +79,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "api": ("Installed", "build", "methods"),
     "augment": ("Augmentation", "Draws", "ViewGroup", "ViewPolicy"),
-    "backbone": ("Backbone", "Features", "TokenBackbone"),
+    "backbone": ("Backbone", "Counterpart", "Features", "TokenBackbone"),
     "callbacks": ("Callback", "Logger"),
     "config": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
     "data": (
@@ -99,7 +102,8 @@ _ROOMS = {
         "suitable_size",
     ),
     "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "RunStopped", "did_you_mean"),
-    "export": ("load_backbone",),
+    "product": ("load_backbone",),
+    "exporting": ("Exported", "export"),
     "hookspecs": ("hookimpl",),
     "interrupt": ("Interrupted",),
     "loss": ("KnownValue", "Loss"),

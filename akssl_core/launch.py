@@ -15,10 +15,10 @@ import torch
 from . import dist
 from .changes import changes
 from .errors import AksslError, ConfigError
-from .export import load_backbone
 from .listing import environment
 from .plan import Plan, make_plan
 from .plugins import Plugins, installed
+from .product import load_backbone
 from .resolve import Given, collect, sections
 from .rundir import Checkpoint, RunDir, refuse_used
 from .training import Result, Training, read_result

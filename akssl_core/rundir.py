@@ -25,6 +25,12 @@ from .files import digest, sync, sync_folder, take_lock, tensor_bytes, told, wri
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt")
+EXPORTED = {
+    "safetensors": "backbone-exported.safetensors",
+    "torchvision": "backbone-torchvision.safetensors",
+    "timm": "backbone-timm.safetensors",
+    "onnx": "backbone.onnx",
+}  # what `akssl export` writes, by format
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.lock()
-            for name in OWN_FILES + OWN_MORE:
+            for name in (*OWN_FILES, *OWN_MORE, *EXPORTED.values()):
                 (path / name).unlink(missing_ok=True)
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
             (path / "checkpoints").mkdir(exist_ok=True)

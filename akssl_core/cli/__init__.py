@@ -13,6 +13,7 @@ import click
 from ..errors import AksslError, RunStopped
 from . import data as data
 from . import plugins as plugins
+from . import results as results
 from . import runs as runs
 from .base import akssl
 
