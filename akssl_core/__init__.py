@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .backbone import TokenBackbone as TokenBackbone
     from .callbacks import Callback as Callback
     from .callbacks import Logger as Logger
+    from .comparison import Compared as Compared
+    from .comparison import compare as compare
     from .config import AugmentationRef as AugmentationRef
     from .config import BackboneRef as BackboneRef
     from .config import Component as Component
@@ -81,6 +83,7 @@ _ROOMS = {
     "augment": ("Augmentation", "Draws", "ViewGroup", "ViewPolicy"),
     "backbone": ("Backbone", "Counterpart", "Features", "TokenBackbone"),
     "callbacks": ("Callback", "Logger"),
+    "comparison": ("Compared", "compare"),
     "config": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
     "data": (
         "Batch",

@@ -29,6 +29,7 @@ LAYERS = (
     {"training"},
     {"launch"},
     {"describe", "testing", "scaffold"},
+    {"comparison"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

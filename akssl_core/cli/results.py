@@ -32,5 +32,22 @@ def export(run_dir: Path, to: str, out: Path | None, overwrite: bool, plugin_fil
     click.echo("Load it:\n" + "\n".join(f"  {line}" for line in done.snippet.splitlines()))
 
 
+@akssl.command()
+@click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="write one HTML page with the curves too, compare.html")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def compare(run_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Put runs beside each other: settings that differ, final numbers, cost.
+
+    Numbers carry a 95 % interval where `akssl eval` has left one in the run folder.
+    """
+    from ..comparison import compare as compare_runs
+
+    found = compare_runs(*run_dirs, out=out)
+    click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)
+    if out is not None:
+        click.echo(f"\nThe page: {out}", err=as_json)
+
+
 def _list(values: tuple[float, ...]) -> str:
     return json.dumps([round(value, 4) for value in values])
