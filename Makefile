@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning bench-accuracy parity slow install clean
+.PHONY: demo test lint types docs bench bench-learning bench-accuracy leaderboard parity slow install clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,9 @@ bench-learning: install  ## the scores of the default run over three seeds, a qu
 bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and lightly, an hour and a half
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python docs/generate.py
+
+leaderboard: install  ## every method on drawn shapes over three seeds: runs/leaderboard/results.md; may be stopped and repeated
+	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --out runs/leaderboard
 
 parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas
 	$(BIN)/python -m pytest benchmarks/test_parity.py

@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from .schedule import Schedule as Schedule
     from .schedule import cosine as cosine
     from .schedule import linear as linear
+    from .sweeps import Sweep as Sweep
+    from .sweeps import sweep as sweep
     from .training import Result as Result
 
 _ROOMS = {
@@ -115,6 +117,7 @@ _ROOMS = {
     "registry": ("Registry",),
     "launch": ("resume", "run"),
     "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),
+    "sweeps": ("Sweep", "sweep"),
     "training": ("Result",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

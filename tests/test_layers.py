@@ -30,6 +30,7 @@ LAYERS = (
     {"launch"},
     {"describe", "testing", "scaffold"},
     {"comparison"},
+    {"sweeps"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -42,6 +43,7 @@ ABOVE_PLUGINS = {
     "__init__",
     "product",
     "exporting",
+    "sweeps",
     "testing",
     "listing",
 }  # may use the registry

@@ -15,6 +15,7 @@ from . import data as data
 from . import plugins as plugins
 from . import results as results
 from . import runs as runs
+from . import sweeps as sweeps
 from .base import akssl
 
 

@@ -14,7 +14,7 @@ from ..report.files import text_of
 from .page import comparison_page, metric_names, number
 from .summary import COSTS, Measured, Summary
 
-__all__ = ["Compared", "Measured", "Summary", "compare", "compared"]
+__all__ = ["COSTS", "Compared", "Measured", "Summary", "compare", "compared"]
 
 WIDEST = 40  # characters of a setting's value in a table of text
 

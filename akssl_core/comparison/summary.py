@@ -30,8 +30,9 @@ class Measured:
         """`61.4`, or `61.4 [60.2, 62.6]`; a dash where there is none."""
         if not math.isfinite(self.value):
             return "-"
-        known = self.low is not None and self.high is not None
-        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]" if known else short(self.value)
+        if self.low is None or self.high is None:
+            return short(self.value)
+        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]"
 
     def record(self) -> dict[str, float | None]:
         """As plain values, fit for JSON."""
@@ -131,10 +132,9 @@ def _headline(record: Any) -> Measured | None:
     scores = record.get("scores") if isinstance(record, Mapping) else None
     for score in scores if isinstance(scores, list) else ():
         if isinstance(score, Mapping) and score.get("system") == TRAINED and score.get("k") == record.get("k"):
-            value, low, high = (score.get(key) for key in ("accuracy", "low", "high"))
-            if _is_number(value):
-                known = _is_number(low) and _is_number(high)
-                return Measured(float(value), *((float(low), float(high)) if known else ()))
+            numbers = [float(score[key]) for key in ("accuracy", "low", "high") if _is_number(score.get(key))]
+            if len(numbers) == 3 or (numbers and _is_number(score.get("accuracy"))):
+                return Measured(*numbers) if len(numbers) == 3 else Measured(numbers[0])
     return None
 
 
