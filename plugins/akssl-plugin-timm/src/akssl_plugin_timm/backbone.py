@@ -127,8 +127,8 @@ class TimmBackbone(Backbone):
             ) from error
 
     def counterpart(self, library: str) -> Counterpart | None:
-        """The call that makes this network in timm."""
-        if library != "timm":
+        """The call that makes this network in timm; options that are no names could become other code there."""
+        if library != "timm" or not all(key.isidentifier() for key in self.arguments):
             return None
         return Counterpart(("timm",), (f"model = timm.{call(self.model, self.arguments)}",), self.export_state())
 
