@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning bench-accuracy leaderboard parity slow install clean
+.PHONY: demo test lint types docs bench bench-learning bench-accuracy leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,14 @@ $(VENV)/.peers: $(VENV)/.installed
 
 slow: install  ## learning runs that take minutes
 	$(BIN)/python -m pytest -m slow
+
+soak: install  ## kills, faults, layouts, hostile input and ten thousand steps, an hour
+	$(BIN)/python soak/kills.py --every
+	$(BIN)/python soak/layouts.py
+	$(BIN)/python soak/faults.py
+	$(BIN)/python soak/fuzz.py
+	$(BIN)/python soak/steps.py
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

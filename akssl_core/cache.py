@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .console import attended, say
 from .data import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .data.convert import largest_view, shrink, stored_side
 from .data.prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
 from .errors import ConfigError, DataError
-from .files import TensorStream, atomic_file
+from .files import CannotWrite, TensorStream, alone_with, atomic_file
 from .resolve import data_source
 
 if TYPE_CHECKING:
@@ -68,10 +69,17 @@ def prepare(
     source = data_source(settings, plugins, side)
     source.asked_side = side
     try:
-        return _write(source, path, text)
-    except OSError as error:
+        with alone_with(path):
+            refuse_target(path, overwrite=overwrite)  # another process may have made it by now
+            return _write(source, path, text)
+    except BlockingIOError as other:
         raise ConfigError(
-            f"--out: cannot write {path}: {error.strerror or error}. Free some space or choose another place."
+            f"--out: another process (pid {other}) is writing {path}. Wait for it, or choose another name."
+        ) from None
+    except OSError as error:
+        cause = error.cause if isinstance(error, CannotWrite) else error
+        raise ConfigError(
+            f"--out: cannot write {path}: {cause.strerror or cause}. Free some space or choose another place."
         ) from error
 
 
@@ -248,11 +256,11 @@ def _plain(text: str) -> str:
 def _shown(batches: Iterable[tuple[int, ImageSet, range]], count: int) -> Iterator[tuple[int, ImageSet, range]]:
     """The batches, with a bar on a terminal and a plain line every ten seconds elsewhere."""
     told, done = time.perf_counter(), 0
-    with tqdm(total=count, unit="image", disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+    with tqdm(total=count, unit="image", disable=not attended(), file=sys.stderr) as bar:
         for batch in batches:
             yield batch
             done += len(batch[2])
             bar.update(len(batch[2]))
             if bar.disable and time.perf_counter() - told > TELL_EVERY:
                 told = time.perf_counter()
-                sys.stderr.write(f"image {done}/{count}\n")
+                say(f"image {done}/{count}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
@@ -16,19 +17,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import dist
-from .config import Component, Schema
+from .config import Component, Ref, Schema
+from .console import attended, say
 from .data.base import ImageSet
 from .data.preprocess import Preprocess
-from .errors import RunStopped
+from .errors import AksslError, RunStopped
 from .evaluation import Verdict, embed, knn, pixels_as_features, spectrum, verdict
 from .interrupt import Interrupted, Signals
 from .optim import state_by_name
 from .rundir import RunDir
-from .sharding import gathered
+from .sharding import gathered, share_of
 
 if TYPE_CHECKING:
     from .backbone import Backbone
     from .engine import Engine, Terms
+
+
+CURE = "Lower optimizer.lr, set train.clip, or use --precision fp32; the last checkpoint is from before."
 
 
 class Diverged(RunStopped):
@@ -87,11 +92,32 @@ class Logger(Component):
         """When the run ends: the final numbers, or None when it was stopped or failed."""
 
 
+def _dropped(logger: str, error: Exception) -> None:
+    warnings.warn(f"logger '{logger}' failed and is dropped: {error!r}", stacklevel=3)
+
+
 class Observers:
     """The loggers of a run, told one after the other; one that raises hears nothing more."""
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self.loggers = list(loggers)
+
+    @classmethod
+    def built(cls, refs: Sequence[Ref]) -> Observers:
+        """The loggers that a run lists, without those that cannot be built.
+
+        Raises:
+            AksslError: one of them was told something that the user can mend.
+        """
+        loggers = []
+        for ref in refs:
+            try:
+                loggers.append(ref.build())
+            except AksslError:
+                raise
+            except Exception as error:  # as below
+                _dropped(ref.name, error)
+        return cls(loggers)
 
     def tell(self, event: Literal["on_run", "on_row", "on_finish"], *facts: Any) -> None:
         """Call one method of every logger, in the main process alone."""
@@ -100,7 +126,7 @@ class Observers:
                 getattr(logger, event)(*facts)
             except Exception as error:  # an observer must not stop a run
                 self.loggers.remove(logger)
-                warnings.warn(f"logger '{logger.name}' failed and is dropped: {error!r}", stacklevel=2)
+                _dropped(logger.name, error)
 
 
 class EvaluateSpec(Schema):
@@ -177,8 +203,7 @@ class Recorder(Callback):
     def on_start(self, engine: Engine) -> None:
         """Open the progress bar."""
         if dist.is_main():
-            hidden = not sys.stderr.isatty()
-            now = engine.now
+            now, hidden = engine.now, not attended()
             self._bar = tqdm(total=now.total_steps, initial=now.step, unit="step", disable=hidden, file=sys.stderr)
         self._since = time.perf_counter()
 
@@ -204,12 +229,13 @@ class Recorder(Callback):
             self._bar.close()
 
     def state(self) -> dict[str, Any]:
-        """The sums of steps that have no row yet, averaged over the processes; a float32 is exact in JSON."""
+        """The sums of steps that have no row yet, over the processes; a float32 is exact in JSON, null is no number."""
         return {"sums": self._over_processes(), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with these sums."""
-        self._terms = {name: torch.tensor(value, dtype=torch.float32) for name, value in state["sums"].items()}
+        sums = {name: math.nan if value is None else value for name, value in state["sums"].items()}
+        self._terms = {name: torch.tensor(value, dtype=torch.float32) for name, value in sums.items()}
         self._count = state["count"]
 
     def _over_processes(self) -> dict[str, float]:
@@ -227,10 +253,7 @@ class Recorder(Callback):
         """
         first = int(self._diverged) if self._diverged is not None else 0
         if dist.any_rank(first > 0):
-            raise Diverged(
-                f"the loss of step {first or engine.now.step} is not a finite number. Lower optimizer.lr, set "
-                f"train.clip, or use --precision fp32; the last checkpoint is from before."
-            )
+            raise Diverged(f"the loss of step {first or engine.now.step} is not a finite number. {CURE}")
 
     def _note_divergence(self, terms: Terms, step: int) -> None:
         """Remember the first step without a finite loss, on the device: nobody waits for it here."""
@@ -242,7 +265,7 @@ class Recorder(Callback):
 
     def _write(self, engine: Engine) -> None:
         self.check(engine)
-        seconds = time.perf_counter() - self._since
+        seconds = max(time.perf_counter() - self._since, 1e-6)  # a coarse clock may not have moved
         means = {name: value / self._count for name, value in self._over_processes().items()}
         row = {
             "step": engine.now.step,
@@ -269,7 +292,7 @@ class Recorder(Callback):
             self._bar.set_postfix_str(text)
         elif "std_ratio" in row or row["step"] == total or time.perf_counter() - self._shown > 10:
             self._shown = time.perf_counter()
-            sys.stderr.write(f"step {row['step']}/{total}: {text}\n")
+            say(f"step {row['step']}/{total}: {text}")
 
 
 def _shares(spent: Mapping[str, float]) -> dict[str, float]:
@@ -292,6 +315,20 @@ class Probe(Callback):
             encoder = engine.encoder()  # in every process
             if dist.is_main():
                 self.recorder.note(self.data.encoder_scores(encoder, engine.device, self.spec)[0])
+
+
+def _check_weights(engine: Engine) -> None:
+    """Stop before weights that are no numbers take the place of good ones: a finite loss may have such gradients.
+
+    Raises:
+        Diverged: some are, with the step after which they were.
+    """
+    finite = [share_of(weights).isfinite().all() for weights in engine.method.parameters()]
+    if dist.any_rank(not bool(torch.stack(finite).all())):
+        raise Diverged(
+            f"the weights after step {engine.now.step} are not finite numbers, though the loss was one: its gradients "
+            f"overflowed. {CURE}"
+        )
 
 
 class Checkpoints(Callback):
@@ -322,6 +359,7 @@ class Checkpoints(Callback):
         asked = self.signals.asked()
         if due or asked:
             self.recorder.check(engine)
+            _check_weights(engine)
             self.save(engine)
         if asked and engine.now.step < engine.now.total_steps:
             raise Interrupted(

@@ -11,6 +11,8 @@ from .config import leaves
 
 HARMLESS = (
     "callbacks",
+    "data.cache_gb",
+    "data.max_unreadable",
     "evaluate.",
     "train.epochs",
     "train.steps",

@@ -19,11 +19,14 @@ from pydantic_core import PydanticCustomError
 
 from .errors import AksslError, ConfigError, did_you_mean
 
+LONGEST = 200  # characters of a value that a message shows
+MOST_LINES = 10  # mistakes that a message tells
+
 
 class Schema(BaseModel):
     """Base of every schema: an unknown key is an error, an instance never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -90,7 +93,7 @@ class Ref(Schema):
         if isinstance(raw, str):
             raw = {"name": raw}
         if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
-            message = f"expected the name of a {cls.kind} or a table with a 'name', got {raw!r}"
+            message = f"expected the name of a {cls.kind} or a table with a 'name', got {shown(raw)}"
             raise PydanticCustomError("akssl", "{message}", {"message": message})
         settings = {key: value for key, value in raw.items() if key != "name"}
         registry: Lookup = (info.context or {})["registry"]
@@ -171,6 +174,8 @@ def validate(schema: type[S], raw: Mapping[str, Any], *, registry: Lookup) -> S:
         return schema.model_validate(raw, context={"registry": registry})
     except ValidationError as error:
         raise ConfigError("\n".join(readable(error))) from error
+    except UnicodeEncodeError as error:
+        raise ConfigError("settings: a text among them is not valid Unicode.") from error
 
 
 def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -185,10 +190,24 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def readable(error: ValidationError) -> list[str]:
     """One line a mistake: the setting's path, what is allowed, and the value that was given."""
     lines = []
-    for item in error.errors(include_url=False):
+    try:
+        items = error.errors(include_url=False)
+    except UnicodeEncodeError:  # of half a character in a text, which no message can show
+        return ["settings: a text among them is not valid Unicode."]
+    for item in items:
         path = ".".join(str(part) for part in item["loc"])
         message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
         if item["type"] != "akssl":
-            message = f"{message}, got {item['input']!r}"
-        lines.append(f"{path}: {message}" if path else message)
-    return lines
+            message = f"{message}, got {shown(item['input'])}"
+        lines.append(f"{path:.300}: {message}" if path else message)
+    more = [f"and {len(lines) - MOST_LINES} more."] if len(lines) > MOST_LINES + 1 else []
+    return [*lines[:MOST_LINES], *more] if more else lines
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and not all of a long one."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of so many digits that Python does not write it
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

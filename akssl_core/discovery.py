@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from .errors import plain
+from .errors import plain, visible
 
 API = 1
-GROUP = f"akssl.v{API}"
+PREFIX = "akssl.v"
+GROUP = f"{PREFIX}{API}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,26 @@ def canonical(distribution: str) -> str:
 
 def _raw_entries() -> Iterator[Entry]:
     """Each entry point of any API version once, stale copies of one distribution's metadata left out."""
-    seen = set()
-    points = importlib.metadata.entry_points()
-    for group in sorted(g for g in points.groups if g.startswith("akssl.v")):
-        for point in points.select(group=group):
-            distribution = point.dist.name if point.dist else "unknown"
-            version = point.dist.version if point.dist else "?"
-            key = (group, plain(point.name), canonical(distribution))
-            if key not in seen:
-                seen.add(key)
-                api = group.removeprefix("akssl.v")
-                yield Entry(point.name, point.value, distribution, version, api, "installed")
+    seen: set[str] = set()
+    for found in importlib.metadata.distributions():
+        try:
+            points = [point for point in found.entry_points if point.group.startswith(PREFIX)]
+            if not points:
+                continue
+            distribution, version = (visible(str(text or "unknown")) for text in (found.name, found.version))
+        except Exception as error:  # a file that is no text or lacks a sign: one package must not hide all others
+            place = getattr(found, "_path", "?")
+            warnings.warn(f"the metadata in {place} cannot be read and is passed over: {error}", stacklevel=2)
+            continue
+        if canonical(distribution) in seen:
+            continue
+        seen.add(canonical(distribution))
+        names: set[tuple[str, str]] = set()
+        for point in points:
+            name, api = visible(point.name), visible(point.group.removeprefix(PREFIX))
+            if (api, plain(name)) not in names:
+                names.add((api, plain(name)))
+                yield Entry(name, visible(point.value), distribution, version, api, "installed")
 
 
 def _allowed() -> frozenset[str] | None:

@@ -39,6 +39,11 @@ def plain(name: str) -> str:
     return name.lower().translate(str.maketrans("", "", "-_ "))
 
 
+def visible(text: str, keep: str = "") -> str:
+    """A text that came from a file, fit for a terminal: characters that would steer it, a newline too, are escaped."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 def suggest(word: str, names: Iterable[str]) -> str | None:
     """The name nearest to a misspelt word, or None when nothing is near."""
     by_plain = {plain(name): name for name in names}

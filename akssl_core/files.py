@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,11 @@ from .errors import RunStopped
 
 class CannotWrite(RunStopped, OSError):
     """The disk is full, read-only or gone."""
+
+    @property
+    def cause(self) -> OSError:
+        """What the system said."""
+        return self.__cause__ if isinstance(self.__cause__, OSError) else self
 
 
 def write_atomic(path: Path, data: bytes) -> Path:
@@ -142,13 +147,39 @@ def take_lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock(descriptor)
+        is_there = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
         other = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
         raise BlockingIOError(other or "unknown") from None
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    if not is_there:  # the one that held it has removed it
+        os.close(descriptor)
+        return take_lock(path)
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """While it lasts, no other process is in here with the same path.
+
+    Raises:
+        BlockingIOError: one is; the message is its number.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = take_lock(lock)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:
@@ -163,8 +194,8 @@ def _lock(descriptor: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """What was written to a file reaches the disk."""
-    with path.open("ab") as file:
+    """What was written to a file reaches the disk; no file is made where there is none."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
         _flush(file)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ import torch
 from . import dist
 from .changes import changes
 from .errors import AksslError, ConfigError
+from .files import CannotWrite
 from .listing import environment
 from .plan import Plan, make_plan
 from .plugins import Plugins, installed
 from .product import load_backbone
+from .report import render
 from .resolve import Given, collect, sections
-from .rundir import Checkpoint, RunDir, refuse_used
+from .rundir import Checkpoint, RunDir, cannot_start, refuse_used
 from .training import Result, Training, read_result
+
+DATA = ("images", "channels", "sample")  # what the manifest knows of the data; the sample is a hash of 16 images
 
 
 def run(
@@ -59,7 +64,7 @@ def run(
         seed: decides weights, batches and views.
         precision: "auto", "fp32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
-        devices: number of processes (started by torchrun).
+        devices: number of processes. The command line starts them; a script is started by torchrun.
         workers: processes that read a torch Dataset.
         options: the method's own settings.
         config: a YAML file or a table with any of these settings.
@@ -109,17 +114,20 @@ def resume(
     """
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
-    if folder.begun and folder.manifest.get("final") and not settings:
-        return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
     objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
-    named = {key: value for key, value in objects.items() if value is not None}
+    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # of such a section
+    if folder.begun and folder.manifest.get("final") and not settings:
+        if report and dist.is_main():
+            _report_if_missing(folder)
+        return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
+    named = {key: value for key, value in objects.items() if value is not None and key not in settings}
     stored = folder.read_config()
     with _surroundings(stored.get("train", {}).get("device")), _held(folder):
         processes = {"train": {"devices": dist.world()}}
         given = Given([("config.yaml", stored), ("the launcher", processes), ("resume", sections(settings))], named)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        notes = [*problems, *_accepted(folder, plan, checkpoint)]
+        notes = [*problems, *_accepted(folder, plan, checkpoint), *_other_data(folder, plan)]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)
@@ -148,6 +156,13 @@ def _accepted(folder: RunDir, plan: Plan, checkpoint: Checkpoint | None) -> list
     return [f"resumed with other settings: {'; '.join(map(str, found))}"] if found else []
 
 
+def _other_data(folder: RunDir, plan: Plan) -> list[str]:
+    """In what the data differs from that which the run began with, in words."""
+    before, now = folder.manifest.get("data", {}) if folder.begun else {}, plan.fingerprint()
+    found = [f"{name}: {before[name]} -> {now[name]}" for name in DATA if name in before and before[name] != now[name]]
+    return [f"resumed with other data than the run began with: {'; '.join(found)}"] if found else []
+
+
 def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, notes: Sequence[str]) -> None:
     """Bring the files to where the checkpoint stands."""
     if not dist.is_main():
@@ -158,7 +173,16 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     folder.rewind(step)
     folder.write_config(plan.spec.table(), plan.provenance)
     known = folder.manifest.get("notes", [])
-    folder.update_manifest(status="running", final=None, resumed_at=step, notes=[*known, *notes])
+    folder.update_manifest(
+        status="running", final=None, verdict=None, error=None, resumed_at=step, notes=[*known, *notes]
+    )
+
+
+def _report_if_missing(folder: RunDir) -> None:
+    """The page of a run that was killed between its final numbers and its report."""
+    if not (folder.path / "report.html").exists():
+        with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
+            folder.write_text("report.html", render(folder.path))
 
 
 @contextmanager
@@ -177,7 +201,11 @@ def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_re
     existed = path.exists()
     run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
     try:
-        _begin(run_dir, plan, plugins)
+        try:
+            _begin(run_dir, plan, plugins)
+        except CannotWrite as error:
+            run_dir.clear()
+            raise cannot_start(path, error) from error
         return _train(run_dir, plan, plugins, None, with_report=with_report)
     except AksslError:
         if dist.is_main() and not existed and not run_dir.history:
@@ -218,7 +246,8 @@ def _train(
 def _new_path(plan: Plan) -> Path:
     """A fresh folder name: method, data, time and four random digits."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{plan.spec.method.name}-{plan.spec.data.name}-{stamp}-{secrets.token_hex(2)}"
+    names = (re.sub(r"[^\w.-]+", "-", name) for name in (plan.spec.method.name, plan.spec.data.name))
+    return Path("runs") / f"{'-'.join(names)}-{stamp}-{secrets.token_hex(2)}"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import pluggy
 
 from . import hookspecs
 from .config import Component
+from .console import say
 from .discovery import Entry, canonical, entries
 from .errors import AksslError, PluginError, UnknownComponent, did_you_mean, plain, suggest
 from .first_party import PROVIDERS
@@ -289,7 +290,7 @@ def _import_room(room: str) -> ModuleType:
 
 def _trace(message: str) -> None:
     if os.environ.get("AKSSL_TRACE") == "1":
-        sys.stderr.write(f"akssl: {message}\n")
+        say(f"akssl: {message}")
 
 
 def _trace_call(hook_name: str, impls: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

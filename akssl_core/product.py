@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, Json, ValidationError, model_validator
 from torch import Tensor, nn
 
 from .backbone import Backbone, WrappedBackbone
-from .config import BackboneRef, Ref
+from .config import BackboneRef, Schema, validate
 from .data import ImageSpec, Preprocess
 from .errors import ConfigError, RunDirError
 from .plugins import Plugins, installed
@@ -24,6 +25,7 @@ from .rundir import RunDir, read_tensors
 
 FORMAT = "akssl-backbone-1"
 FILE = "backbone.safetensors"
+LARGEST = 2048  # side of an image in pixels: somebody makes memory for it
 
 
 def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preprocess: Preprocess) -> dict[str, str]:
@@ -54,10 +56,10 @@ def file_of(path: Path | str) -> Path:
 
 
 def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights and the header.
+    """The weights and the header, whose tables have been checked.
 
     Raises:
-        RunDirError: there is no such file, or it is not one of ours.
+        RunDirError: there is no such file, it is not one of ours, or it is damaged.
     """
     if not file.is_file():
         hint = " The run has not finished yet." if (file.parent / "manifest.json").is_file() else ""
@@ -65,6 +67,7 @@ def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != FORMAT:
         raise RunDirError(f"{file} was not written by akssl: its header lacks format = {FORMAT}.")
+    _told(file, metadata)
     return tensors, metadata
 
 
@@ -80,17 +83,92 @@ def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins:
     """
     file = file_of(path)
     tensors, metadata = read_product(file)
-    image = json.loads(metadata["image"])
-    spec = ImageSpec(image["size"], image["channels"], tuple(image["mean"]), tuple(image["std"]))
+    told = _told(file, metadata)
+    spec = ImageSpec(told.image.size, told.image.channels, told.image.mean, told.image.std)
     with torch.random.fork_rng(devices=[]):
-        backbone = _empty(json.loads(metadata["backbone"]), spec, module, plugins or installed())
+        if module is None:
+            _refuse_misfit(file, tensors, told.backbone, spec, plugins or installed())
+        backbone = _empty(told.backbone, spec, module, plugins or installed())
     target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
     try:
         target.load_state_dict(tensors)
     except RuntimeError as error:
         raise ConfigError(f"{file}: the weights do not fit the module that was given: {error}") from error
-    backbone.preprocess = Preprocess.from_dict(json.loads(metadata["preprocess"]))
+    backbone.preprocess = Preprocess.from_dict(told.preprocess.model_dump())
     return backbone.eval()
+
+
+class _Image(Schema):
+    """How images reach the backbone, as the header tells it."""
+
+    size: int = Field(ge=1, le=LARGEST)
+    channels: int = Field(ge=1, le=1024)
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> _Image:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError("mean and std have one number a channel")
+        return self
+
+
+class _Preprocess(_Image):
+    """The evaluation transform, as the header tells it."""
+
+    resize: int = Field(ge=1, le=LARGEST)
+
+    @model_validator(mode="after")
+    def _room_for_the_crop(self) -> _Preprocess:
+        if self.resize < self.size:
+            raise ValueError("resize must not be smaller than size")
+        return self
+
+
+class _Named(Schema):
+    """The network alone, for its checked settings."""
+
+    backbone: BackboneRef
+
+
+class _Told(Schema):
+    """What is needed of the header of a backbone file."""
+
+    image: Json[_Image]
+    preprocess: Json[_Preprocess]
+    backbone: Json[dict[str, Any]]
+
+
+def _told(file: Path, metadata: Mapping[str, str]) -> _Told:
+    """The header of a file that comes from anywhere, checked."""
+    try:
+        told = _Told.model_validate({name: metadata.get(name, "") for name in _Told.model_fields})
+        if not isinstance(told.backbone.get("name"), str):
+            raise RunDirError(f"{file} is damaged: its header names no backbone.")
+    except ValidationError as error:
+        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, item["loc"]))
+        raise RunDirError(f"{file} is damaged: its header is wrong: {place:.60} {item['msg']:.100}.") from error
+    return told
+
+
+def _refuse_misfit(
+    file: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], image: ImageSpec, plugins: Plugins
+) -> None:
+    """Compare the weights with an outline of the network, which takes no memory, before the network is made."""
+    try:
+        with torch.device("meta"):
+            outline = _empty(settings, image, None, plugins).export_state()
+    except (NotImplementedError, RuntimeError):
+        return  # a network that looks at its weights while it is made has no outline
+    wanted = {name: tuple(tensor.shape) for name, tensor in outline.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if odd := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        name = odd[0]
+        raise RunDirError(
+            f"{file} is damaged: its weights are not those of {settings['name']:.60}: '{name:.60}' is of shape "
+            f"{found.get(name, 'none')!s:.60}, expected {wanted.get(name, 'none')!s:.60}."
+        )
 
 
 def _empty(settings: Mapping[str, Any], image: ImageSpec, module: nn.Module | None, plugins: Plugins) -> Backbone:
@@ -98,9 +176,8 @@ def _empty(settings: Mapping[str, Any], image: ImageSpec, module: nn.Module | No
     if module is not None:
         return module if isinstance(module, Backbone) else WrappedBackbone(module, image)
     if settings["name"] == STAND_IN:
-        raise ConfigError(
-            f"this backbone is your own {settings['type']}: load_backbone(path, module={settings['type']}(...))."
-        )
-    ref: Ref = BackboneRef.model_validate(dict(settings), context={"registry": plugins})
-    result: Backbone = ref.build(image)
+        kind = f"{settings.get('type', 'module')!s:.60}"
+        raise ConfigError(f"this backbone is your own {kind}: load_backbone(path, module={kind}(...)).")
+    table = {**settings, "pretrained": False} if settings.get("pretrained") else settings  # the file has the weights
+    result: Backbone = validate(_Named, {"backbone": table}, registry=plugins).backbone.build(image)
     return result

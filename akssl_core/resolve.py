@@ -24,15 +24,16 @@ from .config import (
     OptimizerRef,
     Schema,
     leaves,
+    shown,
     validate,
 )
-from .data import DEFAULT_SOURCE, DatasetSource, no_such_data, source_at
+from .data import DEFAULT_SOURCE, DatasetSource, existing_path, no_such_data, source_at
 from .engine import TrainSpec
 from .errors import ConfigError, UnknownComponent, did_you_mean, plain
 from .method import Method
 from .plugins import Plugins
 from .registry import STAND_IN
-from .rundir import read_yaml
+from .yaml_text import DEEPEST, read_yaml
 
 FLAT = {
     name: ("train", name)
@@ -161,7 +162,7 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(key: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: expected a table of settings (name: value), got {value!r}.")
+        raise ConfigError(f"{key}: expected a table of settings (name: value), got {shown(value)}.")
     return value
 
 
@@ -174,6 +175,8 @@ def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for path, value in assignments:
         *parents, leaf = path.split(".")
+        if len(parents) > DEEPEST:
+            raise ConfigError(f"--set {path:.80}...: settings are not nested deeper than {DEEPEST}.")
         here = result
         for parent in parents:
             here = here.setdefault(parent, {})
@@ -239,8 +242,7 @@ def _name_data(settings: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
         return settings
     if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
         return settings
-    path = Path(text).expanduser()
-    if path.exists():
+    if path := existing_path(text):
         return {**settings, "data": {"name": source_at(path).name, "path": str(path), **more}}
     try:
         plugins.get("data", str(text))

@@ -20,8 +20,9 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import ConfigError, RunDirError, did_you_mean
-from .files import digest, sync, sync_folder, take_lock, tensor_bytes, told, write_atomic, write_flushed
+from .errors import RunDirError, did_you_mean, visible
+from .files import CannotWrite, digest, sync, sync_folder, take_lock, tensor_bytes, told, write_atomic, write_flushed
+from .yaml_text import read_yaml
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt")
@@ -60,18 +61,18 @@ class RunDir:
                 be made.
         """
         refuse_used(path, overwrite=overwrite)
-        run = cls(path)
+        run, existed = cls(path), path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.lock()
-            for name in (*OWN_FILES, *OWN_MORE, *EXPORTED.values()):
-                (path / name).unlink(missing_ok=True)
-            shutil.rmtree(path / "checkpoints", ignore_errors=True)
+            run.clear()
             (path / "checkpoints").mkdir(exist_ok=True)
         except RunDirError:
             raise
         except OSError as error:
-            raise RunDirError(f"out: cannot create {path}: {error.strerror}. Choose another folder.") from error
+            if not existed:
+                run.remove()
+            raise cannot_start(path, error) from error
         return run
 
     @classmethod
@@ -81,8 +82,9 @@ class RunDir:
         Raises:
             RunDirError: it does not exist or holds no run.
         """
-        if not any((path / name).is_file() for name in ("manifest.json", "config.yaml")):
-            siblings = [p.parent.name for p in path.parent.glob("*/manifest.json")]
+        if not any(os.path.isfile(path / name) for name in ("manifest.json", "config.yaml")):
+            beside = path.parent.glob("*/manifest.json") if os.path.isdir(path.parent) else ()
+            siblings = [found.parent.name for found in beside]
             raise RunDirError(f"{path} holds no run (no manifest.json).{did_you_mean(path.name, siblings)}")
         run = cls(path)
         run.history = _rows(path / "metrics.jsonl")
@@ -96,7 +98,8 @@ class RunDir:
             RunDirError: another process trains in it.
         """
         try:
-            self._lock = take_lock(self.path / ".lock")
+            with told(self.path):
+                self._lock = take_lock(self.path / ".lock")
         except BlockingIOError as other:
             raise RunDirError(f"{self.path}: another process (pid {other}) is training in this folder.") from None
 
@@ -109,7 +112,7 @@ class RunDir:
     # -- small files ------------------------------------------------------------------------------
     def write_config(self, config: Mapping[str, Any], provenance: Mapping[str, str]) -> None:
         """`config.yaml` (running it again repeats the run) and who decided each of its values."""
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False)
         write_atomic(self.path / "config.yaml", text.encode())
         write_atomic(self.path / "provenance.json", _json(provenance))
 
@@ -119,13 +122,12 @@ class RunDir:
 
     def read_provenance(self) -> dict[str, str]:
         """Who decided each value."""
-        result: dict[str, str] = json.loads((self.path / "provenance.json").read_text())
-        return result
+        return _table(self.path / "provenance.json")
 
     @property
     def begun(self) -> bool:
         """Whether the run came far enough to have a manifest."""
-        return (self.path / "manifest.json").is_file()
+        return os.path.isfile(self.path / "manifest.json")
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -134,19 +136,14 @@ class RunDir:
         Raises:
             RunDirError: it cannot be read.
         """
-        file = self.path / "manifest.json"
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunDirError(f"{file} cannot be read: {error}") from error
-        if not isinstance(result, dict):
-            raise RunDirError(f"{file} must hold a table, got {type(result).__name__}.")
-        return result
+        return _table(self.path / "manifest.json")
 
     def update_manifest(self, **fields: Any) -> None:
-        """Set fields of `manifest.json`, keeping the others."""
+        """Set fields of `manifest.json`, keeping the others; None takes a field out."""
         known = self.manifest if self.begun else {"created": _timestamp()}
-        write_atomic(self.path / "manifest.json", _json({**known, **fields, "updated": _timestamp()}))
+        now = max(_timestamp(), known.get("updated", ""), known.get("created", ""))  # a clock may be set back
+        kept = {name: value for name, value in {**known, **fields}.items() if value is not None}
+        write_atomic(self.path / "manifest.json", _json({**kept, "updated": now}))
 
     def write_text(self, name: str, text: str) -> Path:
         """A text file of the run, `report.html` for one."""
@@ -159,12 +156,19 @@ class RunDir:
     def write_unreadable(self, unreadable: Mapping[str, str]) -> None:
         """`unreadable.txt`: each file that could not be read, with the reason; no file where all could."""
         if unreadable:
-            self.write_text("unreadable.txt", "".join(f"{name}\t{why}\n" for name, why in sorted(unreadable.items())))
+            lines = [f"{visible(name)}\t{visible(why)}\n" for name, why in sorted(unreadable.items())]
+            self.write_text("unreadable.txt", "".join(lines))
             self.update_manifest(unreadable=len(unreadable))
+
+    def clear(self) -> None:
+        """Delete what a run writes and leave the rest of the folder."""
+        for name in (*OWN_FILES, *OWN_MORE, *EXPORTED.values()):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def remove(self) -> None:
         """Delete the folder, for a run that ended before its first row."""
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     # -- metrics ----------------------------------------------------------------------------------
     def log(self, row: Mapping[str, Any]) -> None:
@@ -179,6 +183,7 @@ class RunDir:
         """Forget rows that come after a checkpoint and drafts of a killed process, before training goes on from it."""
         for draft in (*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        (self.path / "checkpoints").mkdir(exist_ok=True)
         self.history = [row for row in self.history if row["step"] <= step]
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_atomic(self.path / "metrics.jsonl", lines.encode())
@@ -195,29 +200,30 @@ class RunDir:
         parts["state.json"] = _json({**described, "digest": digest(_json(described))})
         with told(target):
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            draft.mkdir()  # without its parents: a folder that was deleted does not come back with a part of a run
             try:
                 for name, data in parts.items():
                     write_flushed(draft / name, data)
                 sync_folder(draft)
                 sync(self.path / "metrics.jsonl")  # rows must not be younger than the checkpoint they belong to
-                shutil.rmtree(target, ignore_errors=True)
+                _drop(target)
                 draft.replace(target)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
             sync_folder(target.parent)
-            self._prune(keep)
+            self._prune(keep, target)
         return target
 
-    def _prune(self, keep: int) -> None:
-        folders = self.checkpoints()
+    def _prune(self, keep: int, newest: Path) -> None:
+        """Keep the last and the best up to `newest`; a run that went on from before later ones has forgotten them."""
+        folders = [path for path in self.checkpoints() if path <= newest]
         scores = {path: _score(path) for path in folders}
         scored = [path for path in folders if scores[path] is not None]
         best = max(scored, key=lambda path: scores[path] or 0.0) if scored else None
-        for path in folders[:-keep]:
-            if path != best:
-                shutil.rmtree(path)
+        for path in self.checkpoints():
+            if path not in folders[-keep:] and path != best:
+                _drop(path)
 
     def checkpoints(self) -> list[Path]:
         """The checkpoint folders, oldest first."""
@@ -242,33 +248,20 @@ def refuse_used(path: Path, *, overwrite: bool = False) -> None:
     Raises:
         RunDirError: it does, or it is a file.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise RunDirError(f"out: {path} is a file; a run needs a folder. Choose another name.")
-    if not overwrite and any((path / name).exists() for name in OWN_FILES):
+    if not overwrite and any(os.path.exists(path / name) for name in OWN_FILES):
         raise RunDirError(
             f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
             f"replace it with --overwrite, or choose another folder."
         )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a table.
-
-    Raises:
-        ConfigError: it cannot be read, is not YAML, or holds something else.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" line {place.line + 1}, column {place.column + 1}" if place else ""
-        problem = getattr(error, "problem", None) or "not readable"
-        raise ConfigError(f"config: {path}{where}: not valid YAML: {problem}.") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"config: {path} must hold settings (key: value), got {type(data).__name__}.")
-    return data
+def cannot_start(path: Path, error: OSError) -> RunDirError:
+    """What to tell of a folder in which a run cannot begin."""
+    cause = error.cause if isinstance(error, CannotWrite) else error
+    reason = cause.strerror or cause
+    return RunDirError(f"out: cannot create {path}: {reason}. Mend that, or choose another folder.")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -296,6 +289,12 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, model, optimizer, state)
 
 
+def _drop(checkpoint: Path) -> None:
+    """Delete a checkpoint, if it exists; a kill meanwhile leaves a draft, and never a part of it under its name."""
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint.replace(checkpoint.with_name(f".{checkpoint.name}.old.part")))
+
+
 def _score(checkpoint: Path) -> float | None:
     """What a checkpoint says of its probe; nothing where it is damaged."""
     try:
@@ -305,26 +304,49 @@ def _score(checkpoint: Path) -> float | None:
         return None
 
 
+def _table(path: Path) -> dict[str, Any]:
+    """What a JSON file of the run holds.
+
+    Raises:
+        RunDirError: it cannot be read, or holds something else than a table.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirError(f"{path} cannot be read: {error}") from error
+    if not isinstance(result, dict):
+        raise RunDirError(f"{path} must hold a table, got {type(result).__name__}.")
+    return result
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """The rows of a metrics file up to the first that is damaged: a kill may cut the last one short."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if os.path.isfile(path) else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null, also inside tables."""
+    """JSON knows no NaN and no infinity: they become null, also inside tables and lists."""
     if isinstance(value, Mapping):
         return {name: _jsonable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8",
+        "backslashreplace",  # half a surrogate pair, of a path that is no text, as JSON writes it
+    )
 
 
 def _timestamp() -> str:

@@ -1,9 +1,10 @@
-"""A few pictures of a run for its report: views of some images, and what the encoder finds alike."""
+"""What a report shows of images: views of some, what the encoder finds alike, and a map of their features."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .augment.random import Draws
 from .backbone import Backbone
@@ -13,11 +14,15 @@ from .plan import Plan
 
 IMAGES = 6  # rows of views
 QUERIES, NEAREST, POOL = 8, 6, 2000
+MAPPED, THUMBNAIL = 500, 24  # images on the map, and their side in pixels there
 
 
 def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
-    """uint8 pictures by name: `originals` (R, C, S, S), `views.<group>` (R, V, C, s, s) and `neighbours`."""
-    return {**_views(plan), **_neighbours(plan, encoder)}
+    """uint8 pictures by name: `originals` (R, C, S, S), `views.<group>` (R, V, C, s, s), `neighbours`, `map_images`.
+
+    Beside them the places `map` (M, 2) in [0, 1] of the mapped images, and the `spectrum` of their features.
+    """
+    return {**_views(plan), **_neighbours(plan, encoder), **_map(plan, encoder)}
 
 
 def _views(plan: Plan) -> dict[str, Tensor]:
@@ -52,6 +57,33 @@ def _neighbours(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
     if bank.labels is not None and queries.labels is not None:
         result["neighbour_labels"] = torch.cat([queries.labels[:, None], bank.labels[found]], dim=1)
     return result
+
+
+def _map(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
+    """Images of the probe's bank in the plane of their first two principal components; nothing for one image."""
+    pair = plan.source.probe()
+    every = pair[0] if pair else plan.images
+    images = sample(every, MAPPED)
+    features = embed(encoder, images, plan.preprocess, device=torch.device("cpu")).double()
+    if len(features) < 3 or features.shape[1] < 2 or not features.isfinite().all():
+        return {}
+    centred = features - features.mean(0)
+    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+    variances = singular.square() / singular.square().sum().clamp(min=torch.finfo(singular.dtype).tiny)
+    flat = centred @ directions[:2].T
+    low, high = flat.amin(0), flat.amax(0)
+    pictures = [
+        F.interpolate(_shown(plan, images, [i]).float(), size=(THUMBNAIL, THUMBNAIL), mode="area")
+        for i in range(len(images))
+    ]
+    result = {
+        "map": ((flat - low) / (high - low).clamp(min=1e-12)).float(),
+        "map_images": torch.cat(pictures).round().to(torch.uint8),
+        "map_share": variances[:2].sum().float(),
+        "map_total": torch.tensor(len(every)),
+        "spectrum": variances.float(),
+    }
+    return result if images.labels is None else {**result, "map_labels": images.labels}
 
 
 def _shown(plan: Plan, images: ImageSet, index: list[int]) -> Tensor:

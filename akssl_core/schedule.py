@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from .config import Schema
+from .config import Schema, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Schedule(Schema):
         if isinstance(raw, int | float) and not isinstance(raw, bool):
             return {"start": raw}
         if not isinstance(raw, Mapping | Schedule):
-            message = f"expected a number or a table with start, end, warmup, ..., got {raw!r}"
+            message = f"expected a number or a table with start, end, warmup, ..., got {shown(raw)}"
             raise PydanticCustomError("akssl", "{message}", {"message": message})
         return raw
 

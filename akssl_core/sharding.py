@@ -51,6 +51,11 @@ def gathered(tensors: Mapping[str, Tensor], *, everywhere: bool = False) -> dict
     return found
 
 
+def share_of(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor; all of it where it is whole."""
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
 def share_as(like: Tensor, value: Tensor) -> Tensor:
     """A whole tensor as the share that this process has of one like `like`; whole where that is whole."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor) or value.shape != like.shape:

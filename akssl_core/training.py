@@ -59,9 +59,9 @@ class Training:
     def __post_init__(self) -> None:
         self.signals = Signals()
         self.product: Backbone | None = None
-        built = [ref.build() for ref in self.plan.spec.callbacks]
-        self.chosen = [one for one in built if isinstance(one, Callback)]
-        self.observers = Observers([one for one in built if isinstance(one, Logger)])
+        refs = self.plan.spec.callbacks
+        self.chosen: list[Callback] = [ref.build() for ref in refs if not issubclass(ref.component, Logger)]
+        self.observers = Observers.built([ref for ref in refs if issubclass(ref.component, Logger)])
 
     def lead(self, *, with_report: bool) -> Result:
         """Train in the main process; the manifest says how it went."""
@@ -89,8 +89,9 @@ class Training:
     def follow(self) -> Result:
         """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
         engine = self._engine()
-        self._untrained(engine)
-        self._train()
+        with explained(engine):
+            self._untrained(engine)
+            self._train()
         return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
 
     def _fit(self) -> tuple[dict[str, float], str]:
@@ -99,14 +100,15 @@ class Training:
         run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
         probe = _probe_data(plan, evaluate.queries, evaluate.bank)
         engine = self._engine()
-        if (untrained := self._untrained(engine)) is not None:
-            run_dir.update_manifest(baselines=_baselines(probe, untrained, engine.device, evaluate))
-        self._train()
-        trained = engine.encoder()
-        scores, verdict = probe.encoder_scores(trained, engine.device, evaluate)
-        self.product = encoder = _product(trained, plan)
-        export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
-        run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
+        with explained(engine):
+            if (untrained := self._untrained(engine)) is not None:
+                run_dir.update_manifest(baselines=_baselines(probe, untrained, engine.device, evaluate))
+            self._train()
+            trained = engine.encoder()
+            scores, verdict = probe.encoder_scores(trained, engine.device, evaluate)
+            self.product = encoder = _product(trained, plan)
+            export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
+            run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
         loss = run_dir.history[-1]["loss"]
@@ -124,7 +126,7 @@ class Training:
         return self.engine
 
     def _train(self) -> None:
-        with self.signals, explained(self.engine):
+        with self.signals:
             self.engine.fit()
 
     def _callbacks(self) -> list[Callback]:

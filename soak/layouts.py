@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -43,9 +45,30 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"name": "sgd", "lr": 0.002},  # AdamW and LARS scale gradients that are zero but for rounding
     "evaluate": {"queries": 16, "bank": 16, "online_queries": 16, "online_bank": 16},
 }  # fmt: skip
-CONVOLUTIONS = {"name": "resnet_tiny", "widths": [8, 8, 16, 16]}
+CONVOLUTIONS = {"name": "smooth"}  # batch norms; behind a ReLU, one unit that rounding turns over is seen in all
 TOKENS = {"name": "vit_tiny", "patch_size": 4}  # layer norms alone, but for those of the heads
 COLUMNS = ("method", "backbone", "norms", "layout", "loss", "gradient", "state")
+
+
+class Smooth(akssl_core.Backbone):
+    """Convolutions with batch norms, and no unit that can turn over."""
+
+    name = "smooth"
+    embed_dim = 32
+
+    def __init__(self, config: Any, image: akssl_core.ImageSpec) -> None:
+        super().__init__(config, image)
+        widths = (image.channels, 16, 32, 32)
+        self.layers = nn.Sequential(*(self._layer(*pair) for pair in pairwise(widths)))
+
+    @staticmethod
+    def _layer(width_in: int, width_out: int) -> nn.Sequential:
+        convolution = nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(width_out), nn.GELU())
+
+    def features(self, images: torch.Tensor) -> akssl_core.Features:
+        """Means over the map."""
+        return akssl_core.Features(self.layers(images).mean((2, 3)))
 
 
 class Watch(akssl_core.Callback):
@@ -89,7 +112,8 @@ def train(case: dict[str, Any], folder: Path) -> None:
     """One run in this process's layout; the gradients of its last step lie beside it."""
     plugins = Plugins()
     Watch.still, Watch.stop_at = case["still"], case.get("stop_at", 0)
-    plugins.registry.add(Watch)
+    for component in (Watch, Smooth):
+        plugins.registry.add(component)
     try:
         if case.get("resume"):
             akssl_core.resume(folder, report=False, plugins=plugins)

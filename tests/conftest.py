@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, cli, hookimpl
+from akssl_core.cache import prepare
+from akssl_core.launch import run
 from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins import Plugins
 
@@ -96,6 +98,62 @@ def toys():
 
 
 @pytest.fixture
+def at_step(toys, monkeypatch):
+    """Do something at the end of a step, once."""
+    method = toys.get("method", "toy")
+
+    def arrange(step, act):
+        original, done = method.after_step, []
+
+        def after_step(self, now):
+            if now.step + 1 == step and not done:
+                done.append(step)
+                act()
+            original(self, now)
+
+        monkeypatch.setattr(method, "after_step", after_step)
+
+    return arrange
+
+
+@pytest.fixture
+def spoil(toys, monkeypatch):
+    """Change the terms of one forward pass of one step."""
+    method = toys.get("method", "toy")
+
+    def arrange(step, change, micro=0):
+        original, seen = method.step, []
+
+        def spoilt(self, batch, now):
+            out = original(self, batch, now)
+            seen.append(now.step + 1)
+            return change(out, self) if now.step + 1 == step and seen.count(step) == micro + 1 else out
+
+        monkeypatch.setattr(method, "step", spoilt)
+
+    return arrange
+
+
+@pytest.fixture
+def plugins():
+    """A plugin manager without what happens to be installed."""
+    manager = Plugins()
+    manager.entries = []
+    return manager
+
+
+@pytest.fixture
+def prepared(tmp_path, plugins):
+    """Prepares a file from a source, and tells what was written."""
+
+    def written(data, name="photos.safetensors", *, side=None, overwrite=False, **settings):
+        table = {"data": {"name": str(data), **settings}}
+        return prepare(table, tmp_path / name, text=str(data), side=side, overwrite=overwrite, plugins=plugins)
+
+    return written
+
+
+@pytest.fixture
 def photos():
     """64 labelled uint8 images of 12 x 12 px; the label is the channel that is bright."""
     generator = torch.Generator().manual_seed(0)
@@ -103,6 +161,18 @@ def photos():
     images = torch.randint(0, 120, (64, 3, 12, 12), generator=generator)
     images[torch.arange(64), labels] += 100
     return images.to(torch.uint8), labels
+
+
+@pytest.fixture
+def start(toys, photos, tmp_path):
+    """Begins a run of the toy in a folder of a given name."""
+
+    def begin(name="run", **settings):
+        settings = {"data": photos, "epochs": 2, "precision": "fp32", **settings}
+        return run("toy", plugins=toys, out=tmp_path / name, **settings)
+
+    begin.folder = tmp_path
+    return begin
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 
 from akssl_core import run
 from akssl_core.data import Prepared, source_from
-from akssl_core.rundir import read_yaml
+from akssl_core.yaml_text import read_yaml
 
 SMALL = ("--image-size", "16", "--batch-size", "8", "--precision", "fp32", "--set", "train.steps=1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import threading
 import time
 
@@ -190,3 +191,16 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 def test_images_without_labels_give_none():
     assert epoch(Loader(Slow(8, "direct"), 4))[0][2] is None
+
+
+class Spoken(Slow):
+    """Images that tell whether their process would print a traceback of its own."""
+
+    def fetch(self, index):
+        return Pixels(torch.full((len(index), 1, 1, 1), int(sys.excepthook is sys.__excepthook__), dtype=torch.uint8))
+
+
+def test_workers_leave_talking_to_the_main_process():
+    images = Spoken(8, "process")
+    assert all(pixels.all() for pixels, _, _ in epoch(Loader(images, 4)))
+    assert not any(pixels.any() for pixels, _, _ in epoch(Loader(images, 4, workers=1)))

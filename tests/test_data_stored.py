@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prepared_files import save
 
 import akssl_core
 from akssl_core import DataError, HoldOutSource, ImageStore, Schema, StoredImages, Unreadable
+from akssl_core.data.decode import read_image
 
 
 class Packed(ImageStore):
@@ -134,3 +139,20 @@ def test_the_nearest_names_are_public(tmp_path):
     (tmp_path / "photos").mkdir()
     assert akssl_core.nearest_path(tmp_path / "fotos") == tmp_path / "photos"
     assert akssl_core.did_you_mean("lable", ["label", "image"]) == " Did you mean 'label'?"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_the_machine_lacks_is_not_blamed_on_an_image(monkeypatch, tmp_path, number):
+    def refused(self, *arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        read_image(tmp_path / "x.png", 3, 8)
+
+
+def test_no_memory_to_decode_an_image_is_not_blamed_on_it(monkeypatch, tmp_path):
+    save(tmp_path / "x.png", (9, 9))
+    monkeypatch.setattr("akssl_core.data.decode.pil_to_tensor", lambda *a: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "x.png", 3, 8)

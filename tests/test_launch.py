@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+from whole_runs import Stop, losses, same
 
 import akssl_core
 from akssl_core.errors import AksslError, ConfigError, DataError, RunDirError
@@ -16,31 +17,6 @@ from akssl_core.rundir import read_tensors
 from akssl_core.schedule import Now
 
 FILES = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "backbone.safetensors", "report.html"}
-
-
-@pytest.fixture
-def start(toys, photos, tmp_path):
-    def begin(name="run", **settings):
-        settings = {"data": photos, "epochs": 2, "precision": "fp32", **settings}
-        return run("toy", plugins=toys, out=tmp_path / name, **settings)
-
-    return begin
-
-
-def state(run_dir):
-    folder = sorted((run_dir / "checkpoints").iterdir())[-1]
-    model, _ = read_tensors(folder / "model.safetensors")
-    optimizer, _ = read_tensors(folder / "optimizer.safetensors")
-    return {**model, **{f"optimizer {k}": v for k, v in optimizer.items()}}
-
-
-def same(first, second):
-    a, b = state(first), state(second)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def losses(result):
-    return [(row["step"], row["loss"]) for row in result.history]
 
 
 def test_a_run_leaves_all_files_and_numbers(start):
@@ -85,10 +61,6 @@ def test_config_yaml_repeats_the_run(start, toys, photos, tmp_path):
     first = start("a", epochs=1)
     again = run(config=first.run_dir / "config.yaml", data=photos, out=tmp_path / "b", plugins=toys)
     assert losses(first) == losses(again)
-
-
-class Stop(BaseException):
-    """Stands for a kill: nothing may catch it and tidy up."""
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5])

@@ -11,8 +11,8 @@ import pytest
 CORE = Path(__file__).parents[1] / "akssl_core"
 PLUGINS = Path(__file__).parents[1] / "plugins"
 LAYERS = (
-    {"errors", "dist", "hashing", "hookspecs", "first_party", "allocator", "convolution"},
-    {"config", "schedule", "files", "batch_norm", "interrupt", "sharding"},
+    {"errors", "dist", "hashing", "hookspecs", "first_party", "allocator", "convolution", "console"},
+    {"config", "schedule", "files", "batch_norm", "interrupt", "sharding", "yaml_text"},
     {"registry", "discovery", "changes", "processes"},
     {"plugins"},
     {"listing"},
@@ -48,8 +48,8 @@ ABOVE_PLUGINS = {
     "listing",
 }  # may use the registry
 NO_TORCH = {
-    "errors", "hookspecs", "first_party", "config", "schedule", "registry", "discovery", "plugins", "listing",
-    "describe", "cli", "scaffold",
+    "errors", "hookspecs", "first_party", "console", "config", "schedule", "registry", "discovery", "plugins",
+    "listing", "describe", "cli", "scaffold", "yaml_text",
     "__init__",
 }  # fmt: skip
 FILES = sorted(CORE.rglob("*.py"))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from akssl_core.errors import ConfigError, RunDirError
-from akssl_core.rundir import RunDir, read_tensors, read_yaml
+from akssl_core.rundir import RunDir, read_tensors
+from akssl_core.yaml_text import read_yaml
 
 
 @pytest.fixture
@@ -76,6 +77,18 @@ def test_what_is_no_number_is_null_in_json(run):
     assert run.manifest["final"] == {"rankme": None, "loss": 0.5}
 
 
+def test_what_is_no_number_is_null_inside_of_lists_too(run):
+    folder = run.save_checkpoint({}, {}, {"step": 1, "callbacks": [["Own", {"sum": float("nan")}]]}, keep=1)
+    assert json.loads((folder / "state.json").read_text())["callbacks"] == [["Own", {"sum": None}]]
+    assert run.latest()[0].state["callbacks"] == [["Own", {"sum": None}]]
+
+
+def test_none_takes_a_field_out_of_the_manifest(run):
+    run.update_manifest(error="disk")
+    run.update_manifest(error=None, final=None)
+    assert run.manifest.keys() == {"created", "status", "updated"}
+
+
 def test_checkpoint_round_trip_is_exact(run):
     save(run, 7)
     checkpoint, problems = run.latest()
@@ -109,6 +122,38 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, damage):
     checkpoint, problems = run.latest()
     assert checkpoint.state["step"] == 1
     assert "00000002 is damaged" in problems[0]
+
+
+def test_what_is_saved_after_damage_is_kept_however_young_the_damaged_are(run):
+    """A run that goes on from 1 saves 2 while 8 and 9 are still there, and younger by name."""
+    for step in (1, 8, 9):
+        save(run, step)
+    for step in (8, 9):
+        (run.path / "checkpoints" / f"{step:08d}" / "model.safetensors").write_bytes(b"")
+    run.rewind(1)
+    assert [int(path.name) for path in run.checkpoints()] == [8, 9]
+    save(run, 1)
+    save(run, 2)
+    assert [int(path.name) for path in run.checkpoints()] == [1, 2]
+    assert run.latest()[1] == []
+
+
+def test_a_kill_within_a_deletion_leaves_no_part_of_a_checkpoint(run, monkeypatch):
+    def dies(path, *args, **kwargs):
+        if path.exists():
+            sorted(path.iterdir())[0].unlink()
+            raise KeyboardInterrupt
+
+    save(run, 1, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            save(run, 2, keep=1)
+    names = {path.name for path in (run.path / "checkpoints").iterdir() if not path.name.startswith(".")}
+    assert names == {"00000002"}
+    assert run.latest()[0].state["step"] == 2
+    run.rewind(2)
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["00000002"]
 
 
 def test_an_interrupted_write_leaves_no_checkpoint(run, monkeypatch):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Schema
@@ -41,7 +41,8 @@ def _stage(width_in: int, width: int, count: int, stride: int, *, zero_init: boo
     return nn.Sequential(first, *(Block(width, width, 1, zero_init=zero_init) for _ in range(count - 1)))
 
 
-Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+Width = Annotated[int, Field(gt=0, le=8192)]
+Count = Annotated[int, Field(gt=0, le=256)]
 
 
 class ResNetTiny(ConvBackbone):
@@ -56,8 +57,10 @@ class ResNetTiny(ConvBackbone):
     class Config(Schema):
         """Settings of the tiny ResNet."""
 
-        widths: Four = Field((16, 32, 64, 128), description="channels of each stage; the last are the features")
-        blocks: Four = Field((1, 1, 1, 1), description="residual blocks in each stage")
+        widths: tuple[Width, Width, Width, Width] = Field(
+            (16, 32, 64, 128), description="channels of each stage; the last are the features"
+        )
+        blocks: tuple[Count, Count, Count, Count] = Field((1, 1, 1, 1), description="residual blocks in each stage")
         stem_stride: Literal[1, 2] = Field(1, description="1 keeps the side at the stem, 2 halves it")
         zero_init_residual: bool = Field(False, description="start with residual branches that add nothing")
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
+from types import FrameType
 from typing import NoReturn
 
 import click
 
-from ..errors import AksslError, RunStopped
+from ..console import fill_closed_streams, say
+from ..errors import AksslError, RunStopped, visible
 from . import data as data
 from . import plugins as plugins
 from . import results as results
@@ -18,34 +23,44 @@ from . import runs as runs
 from . import sweeps as sweeps
 from .base import akssl
 
+KEEP = "\n\t"  # that lay out what is printed
+
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"akssl: warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_, **__: say(f"akssl: warning: {visible(str(message), keep=KEEP)}")
+    fill_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         status = akssl.main([a for a in arguments if a != "--debug"], prog_name="akssl", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except (AksslError, click.UsageError) as error:
-        _fail(error.format_message() if isinstance(error, click.UsageError) else str(error), 2, debug)
+        _fail(error.format_message() if isinstance(error, click.UsageError) else str(error), 2, debug, once=True)
     except RunStopped as error:
         _fail(str(error), 1, debug)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort) as error:
         said = str(error.__cause__ or error)  # click puts its own exception around an interrupt
-        _fail(said or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has what it wanted
-        sys.exit(0)
+        _fail(said or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug, once=True)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
 
 
-def _fail(message: str, code: int, debug: bool) -> NoReturn:
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends the command as SIGINT does, with a message and an exit code; a run that trains saves before."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int, debug: bool, *, once: bool = False) -> NoReturn:
+    """End the command with a message; `once`: all processes of a run have the same to say, and the main one says it."""
     if debug:
         traceback.print_exc()
-    if os.environ.get("RANK", "0") == "0" or code != 2:  # of several processes, all find the same mistake
-        click.echo(f"akssl: {message}", err=True)
+    if not once or os.environ.get("RANK", "0") == "0":
+        say(f"akssl: {visible(message, keep=KEEP)}")
     sys.exit(code)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
+from ..console import drop_stdout, reader_is_gone
 from ..discovery import version
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, RunStopped, did_you_mean
 from ..plugins import Plugins, installed
+from ..yaml_text import parse_yaml
 
 plugin_file_option = click.option(
     "--plugin-file", type=click.Path(path_type=Path), help="a plugin that is one Python file"
@@ -33,6 +34,20 @@ class Commands(click.Group):
             hint = did_you_mean(args[0], names)
             raise click.UsageError(f"no command named '{args[0]}'.{hint} Commands: {', '.join(names)}.")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader that has read enough (`| head`) ends it as done.
+
+        Raises:
+            RunStopped: it is another pipe that broke. Click would end the command without a word.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if not reader_is_gone():
+                raise RunStopped(f"a process that this one was talking to has ended ({error.strerror}).") from error
+            drop_stdout()
+            return None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,8 +77,8 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[
         if not equals or not path:
             raise ConfigError(f"--set: expected SECTION.KEY=VALUE, got '{text}'.")
         try:
-            pairs.append((path, yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {path}: '{value}' is not a valid value.") from error
+            pairs.append((path, parse_yaml(value)))
+        except ValueError as error:
+            raise ConfigError(f"--set {path}: '{value:.80}' is not a valid value{error}") from error
     flags = sections({key: value for key, value in options.items() if value is not None})
     return overlay(flags, sections(dotted(pairs)))

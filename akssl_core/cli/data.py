@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import visible
 from .base import Commands, akssl, plugin_file_option, plugins_with, set_option, settings_of
 
 if TYPE_CHECKING:
@@ -69,5 +70,5 @@ def _named(unreadable: Mapping[str, str]) -> str:
     """The first few names with their reasons."""
     if not unreadable:
         return ""
-    named = [f"{name} ({reason})" for name, reason in sorted(unreadable.items())[:NAMED]]
+    named = [f"{visible(name)} ({visible(reason)})" for name, reason in sorted(unreadable.items())[:NAMED]]
     return f": {'; '.join(named)}{'; ...' if len(unreadable) > NAMED else ''}"

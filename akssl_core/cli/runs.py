@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import describe
+from ..console import drop_stdout, say
 from ..discovery import entries
 from .base import akssl, plugin_file_option, plugins_with, set_option, settings_of
 from .plugins import describe_method
@@ -154,8 +155,8 @@ def report(run_dir: Path) -> None:
 def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:
     """Where more than one process is asked for, start them with the same command line, and end as they do."""
     asked = settings.get("train", {}).get("devices")
-    if asked is None and config is not None and config.is_file():
-        from ..rundir import read_yaml
+    if asked is None and config is not None and os.path.isfile(config):
+        from ..yaml_text import read_yaml
 
         train = read_yaml(config).get("train")
         asked = train.get("devices") if isinstance(train, Mapping) else None
@@ -165,14 +166,21 @@ def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> 
 
     code, message = launch(asked, sys.argv[1:])
     if message:
-        click.echo(f"akssl: {message} 'akssl resume RUN_DIR' goes on from the last checkpoint.", err=True)
+        say(f"akssl: {message} 'akssl resume RUN_DIR' goes on from the last checkpoint.")
     sys.exit(code)
 
 
 def _show(result: Result) -> None:
-    """Print the summary; of several processes, the main one alone has anything to say."""
-    if result.metrics:
-        click.echo(_summary(result))
+    """Print the summary; of several processes, the main one alone has anything to say.
+
+    The run is done and its files are whole, whether or not the summary can be shown.
+    """
+    try:
+        if result.metrics:
+            click.echo(_summary(result))
+    except OSError as error:
+        say(f"akssl: the summary cannot be shown: {error.strerror}. Everything is in {result.run_dir}.")
+        drop_stdout()
 
 
 def _summary(result: Result) -> str:

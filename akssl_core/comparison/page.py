@@ -46,7 +46,7 @@ def _curves(runs: Sequence[Summary]) -> list[Html]:
             figures.append(tag("figure", tag("h3", title), chart))
     if not figures:
         return []
-    legend = tag("ul", *(tag("li", _swatch(i), run.name) for i, run in enumerate(runs)), class_="legend")
+    legend = tag("ul", *(tag("li", _swatch(i), run.name) for i, run in enumerate(runs)), class_="runs")
     return [section("Curves", legend, tag("div", *figures, class_="charts"))]
 
 

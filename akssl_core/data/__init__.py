@@ -15,7 +15,7 @@ from .labels import encode_labels
 from .loader import Loader
 from .prepared import Prepared
 from .preprocess import Preprocess
-from .scan import nearest_path
+from .scan import existing_path, nearest_path
 from .shapes import Shapes
 from .source_of import no_such_data, source_at, source_from
 from .statistics import measure
@@ -52,6 +52,7 @@ __all__ = [
     "Wrapped",
     "decode_image",
     "encode_labels",
+    "existing_path",
     "image_header",
     "measure",
     "nearest_path",

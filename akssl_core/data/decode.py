@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +16,7 @@ from .convert import pil_channels, pil_to_tensor
 # Pillow reads more formats, among them PostScript, which runs programs. A renamed file must not reach those.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+MOST_BYTES = 2**30  # of a file; more than the pixels that Pillow allows take in any format
 
 
 class Unreadable(Exception):
@@ -51,6 +54,8 @@ def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: in
         factor = min(1.0, side / min(opened.size))
         opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
         return pil_to_tensor(opened, channels, side)
+    except MemoryError:
+        raise  # which says nothing of the image
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise Unreadable.because(error) from error
 
@@ -77,9 +82,10 @@ def read_image(path: Path, channels: int, side: int) -> Tensor:
     try:
         # Opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those that lie on their side.
         with path.open("rb") as file:
+            _refuse_long(file)
             return decode_image(file, channels, side)
     except OSError as error:
-        raise Unreadable.because(error) from error
+        raise _unreadable(error) from error
 
 
 def shorter_side(path: Path) -> int:
@@ -90,9 +96,21 @@ def shorter_side(path: Path) -> int:
     """
     try:
         with path.open("rb") as file:
+            _refuse_long(file)
             return image_header(file)[1]
     except OSError as error:
-        raise Unreadable.because(error) from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> Unreadable:
+    """The reason why a file cannot be opened.
+
+    Raises:
+        OSError: it is not the file's: this process has too many open, or no memory.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
+    return Unreadable.because(error)
 
 
 def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
@@ -108,6 +126,13 @@ def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
         raise
     _refuse_bomb(opened)
     return opened
+
+
+def _refuse_long(file: IO[bytes]) -> None:
+    """Refuse a file that no image needs: Pillow reads some formats into memory before it looks at them."""
+    size = os.fstat(file.fileno()).st_size
+    if size > MOST_BYTES:
+        raise Unreadable(f"a file of {size} bytes, more than the limit of {MOST_BYTES}")
 
 
 def _refuse_bomb(image: Image.Image) -> None:

@@ -14,7 +14,7 @@ from .base import ImageSet
 from .decode import read_image, shorter_side
 from .holdout import HoldOutSource
 from .labels import encode_labels
-from .scan import Found, class_folders, printable, scan
+from .scan import Found, class_folders, expanded, printable, scan
 from .stored import ImageStore, StoredImages
 
 
@@ -39,7 +39,7 @@ class ImageFiles(ImageStore):
     noun, expected = "files", "is an image"
 
     def __init__(self, config: FolderConfig, found: Found) -> None:
-        self.root, self.files, self.channels = config.path.expanduser(), found.files, config.channels
+        self.root, self.files, self.channels = expanded(config.path), found.files, config.channels
         super().__init__(
             len(found.files),
             str(self.root),
@@ -77,17 +77,18 @@ class Folder(HoldOutSource):
 
     def __init__(self, config: FolderConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        found = scan(config.path.expanduser())
+        found = scan(expanded(config.path))
         self._store = ImageFiles(config, found)
         _, self.shorter = self._store.look()
         tops = class_folders(found.files)
         if tops is not None:
-            self.labels, self.classes = encode_labels(tops, len(tops))
+            self.labels, classes = encode_labels(tops, len(tops))
+            self.classes = tuple(printable(name) for name in classes or ())
         self._note_files(found)
         self.note_split()
 
     def _note_files(self, found: Found) -> None:
-        self.notes.append(f"{len(found.files)} image files in {self.config.path}")
+        self.notes.append(f"{len(found.files)} image files in {printable(str(self.config.path))}")
         if self.classes:
             self.notes.append(f"{len(self.classes)} classes by sub-folder: {_few(self.classes)}")
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -128,6 +129,7 @@ def _by_workers(images: ImageSet, index: Tensor, workers: int) -> Generator[Pixe
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_say_nothing,
             generator=torch.Generator(),  # its own, so that starting workers draws nothing from the run's
         )
     )
@@ -138,6 +140,11 @@ def _by_workers(images: ImageSet, index: Tensor, workers: int) -> Generator[Pixe
             yield batch
     finally:
         del batches  # its end is that of the workers; a traceback must not keep them
+
+
+def _say_nothing(worker: int) -> None:
+    """In a worker: its own errors travel to the main process, and a pipe that breaks since another died is no news."""
+    sys.excepthook = lambda *_: None
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -14,6 +14,7 @@ from ..config import Schema
 from .base import DatasetSource, ImageSet
 from .prepared_file import SUFFIX as SUFFIX
 from .prepared_file import PreparedFile
+from .scan import expanded, printable
 from .stored import ImageStore, StoredImages
 
 
@@ -56,6 +57,15 @@ class PreparedImages(ImageStore):
         """(channels, shorter side) of one image."""
         return self.channels, int(self.file.sizes[cell].min())
 
+    def read(self, rows: Sequence[int], side: int) -> dict[int, Tensor]:
+        """The images at these rows; those that could not be read are left out.
+
+        Raises:
+            DataError: the file was changed since it was opened.
+        """
+        self.file.check()
+        return super().read(rows, side)
+
     def decode(self, cell: int, side: int) -> Tensor:
         """One image as it lies in the file, larger than `side` or not."""
         return self.file.image(cell)
@@ -73,7 +83,7 @@ class Prepared(DatasetSource):
 
     def __init__(self, config: PreparedConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self._file = PreparedFile.open(config.path.expanduser())
+        self._file = PreparedFile.open(expanded(config.path))
         record = self._file.record
         self.mean, self.std = record.mean, record.std
         self._note_contents()
@@ -85,7 +95,9 @@ class Prepared(DatasetSource):
 
     def _note_contents(self) -> None:
         file, classes = self._file, self._file.record.classes
-        self.notes.append(f"{len(file)} images in {self.config.path}, prepared from {file.record.source}")
+        self.notes.append(
+            f"{len(file)} images in {printable(str(self.config.path))}, prepared from {file.record.source}"
+        )
         if classes:
             self.notes.append(f"{len(classes)} classes")
         if "queries" in file.parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +80,7 @@ class PreparedFile:
     names: Tensor  # uint8: the ids as UTF-8, a zero between two
     unread: Unread
     parts: Mapping[str, Tensor]
+    seen: os.stat_result  # of the file when it was mapped
 
     @classmethod
     def open(cls, path: Path) -> PreparedFile:
@@ -102,7 +104,7 @@ class PreparedFile:
         Raises:
             NotPrepared: with what is wrong.
         """
-        tensors, metadata = _mapped(path)
+        tensors, metadata, seen = _mapped(path)
         record = _record(metadata)
         count = _check_sizes(tensors, record)
         unread = _unread(tensors, count)
@@ -121,10 +123,32 @@ class PreparedFile:
             names=tensors["names"],
             unread=unread,
             parts={name: tensors[name] for name in PARTS if name in tensors},
+            seen=seen,
         )
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def check(self) -> None:
+        """Refuse to read on in a file that was written to since: pixels that are gone end the process (SIGBUS).
+
+        What was put in its place as another file, as `akssl data prepare --force` does, is not what is mapped: the
+        old pixels stay until the run ends. A change during the milliseconds of a read is not met.
+
+        Raises:
+            DataError: it was cut, or its contents changed.
+        """
+        try:
+            now = self.path.stat()
+        except OSError:
+            return  # removed: what is mapped stays
+        before = self.seen
+        same = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        if os.path.samestat(now, before) and not same:
+            raise DataError(
+                f"data: {self.path} was changed while it was read ({before.st_size} bytes before, {now.st_size} now). "
+                f"Put it back as it was, or prepare it again: akssl data prepare SRC --out FILE{SUFFIX}"
+            )
 
     def image(self, row: int) -> Tensor:
         """One image (C, h, w), a view of the mapped file."""
@@ -143,9 +167,16 @@ class PreparedFile:
         return int(self.sizes.amin(1).max()) == self.record.side
 
 
-def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header's texts. `safe_open` maps the file and checks that they fill it exactly."""
+def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str], os.stat_result]:
+    """The tensors, the header's texts, and the file's size and time.
+
+    `safe_open` maps the file and checks that they fill it exactly.
+    All but the pixels are copied, so that what was checked stays as it is.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise NotPrepared("cannot be read: it is not a regular file")
     try:
+        seen = path.stat()
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
@@ -157,7 +188,8 @@ def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 raise NotPrepared(f"is damaged: it lacks {', '.join(lacking)}")
             for name in names & _DTYPES.keys():
                 _check_type(name, file.get_slice(name))
-            return {name: file.get_tensor(name) for name in names & _DTYPES.keys()}, metadata
+            tensors = {name: file.get_tensor(name) for name in names & _DTYPES.keys()}
+            return {name: t if name == "pixels" else t.clone() for name, t in tensors.items()}, metadata, seen
     except FileNotFoundError as error:
         near = nearest_path(path)
         raise NotPrepared("does not exist" + (f" (did you mean '{near}'?)" if near else "")) from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, suggest
 from .decode import SUFFIXES
 
+DEEPEST = 100  # folders within folders
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
@@ -42,12 +44,16 @@ def scan(root: Path) -> Found:
 def _walk(folder: Path, prefix: str, found: Found, seen: set[tuple[int, int]]) -> int:
     """Collect from one folder and those below; the number of images found."""
     before = len(found.files)
+    if prefix.count("/") > DEEPEST:
+        found.broken[printable(prefix.rstrip("/"))] = f"a folder nested deeper than {DEEPEST} others"
+        return 0
     try:
         status = folder.stat()
         key = (status.st_dev, status.st_ino)
-        entries = [] if key in seen else sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as listed:
+            entries = [] if key in seen else sorted(listed, key=lambda entry: entry.name)
     except OSError as error:
-        found.broken[prefix.rstrip("/") or "."] = f"a folder that cannot be listed: {error.strerror}"
+        found.broken[printable(prefix.rstrip("/")) or "."] = f"a folder that cannot be listed: {error.strerror}"
         return 0
     seen.add(key)
     for entry in entries:
@@ -60,14 +66,23 @@ def _visit(entry: os.DirEntry[str], prefix: str, found: Found, seen: set[tuple[i
     """One entry of a folder: a folder is walked, an image is kept, a false image is noted."""
     path = prefix + entry.name
     is_named_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    if entry.is_dir():
+    if _is(entry.is_dir):
         count = _walk(Path(entry.path), f"{path}/", found, seen)
         if is_named_image and count == 0:
             found.broken[printable(path)] = "a folder, not an image"
-    elif is_named_image and entry.is_file():
+    elif is_named_image and _is(entry.is_file):
         found.files.append(path)
     elif is_named_image:
-        found.broken[printable(path)] = "a link to nothing" if entry.is_symlink() else "not a regular file"
+        lost = entry.is_symlink() and not os.path.exists(entry.path)
+        found.broken[printable(path)] = "a link to nothing" if lost else "not a regular file"
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """What an entry is; nothing where that cannot be found out, as of a link to itself."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def class_folders(files: list[str]) -> list[str] | None:
@@ -88,20 +103,34 @@ def printable(path: str) -> str:
 
 def nearest_path(path: Path) -> Path | None:
     """The existing path nearest to one that does not exist: the first wrong part replaced by a near name."""
-    part = path.expanduser()
-    while not part.parent.is_dir():
+    part = expanded(path)
+    while not os.path.isdir(part.parent):
         if part == part.parent:
             return None
         part = part.parent
-    near = suggest(part.name, sorted(os.listdir(part.parent)))
+    try:
+        near = suggest(part.name, sorted(os.listdir(part.parent)))
+    except OSError:
+        return None
     return part.parent / near if near else None
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with its ~ expanded where it stands for somebody's home."""
+    return Path(os.path.expanduser(path))
+
+
+def existing_path(path: str | Path) -> Path | None:
+    """What a text names; None where nothing lies there, or nothing can be called that (too long, a zero within it)."""
+    found = expanded(path)
+    return found if os.path.exists(found) else None
+
+
 def _check_folder(root: Path) -> None:
-    if not root.exists():
+    if not os.path.exists(root):
         near = nearest_path(root)
         hint = f" Did you mean '{near}'?" if near else ""
-        raise DataError(f"data: the folder '{root}' does not exist.{hint}")
+        raise DataError(f"data: the folder '{root!s:.300}' does not exist.{hint}")
     if not root.is_dir():
         raise DataError(f"data: '{root}' is a file; expected a folder of images. Its folder is '{root.parent}'.")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .arrays import Arrays
 from .base import DatasetSource
 from .folder import Folder
 from .prepared import SUFFIX, Prepared
-from .scan import nearest_path
+from .scan import existing_path, expanded, nearest_path
 from .wrapped import Wrapped
 
 
@@ -37,8 +38,8 @@ def source_from(data: object, image_size: int | None = None) -> DatasetSource | 
         return Arrays(data, image_size=image_size)
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
         return Arrays(data[0], data[1], image_size=image_size)
-    if isinstance(data, Path) or (isinstance(data, str) and Path(data).expanduser().exists()):
-        path = Path(data).expanduser()
+    if isinstance(data, Path) or (isinstance(data, str) and existing_path(data)):
+        path = expanded(data)
         source: Any = source_at(path)
         result: DatasetSource = source(source.Config.model_validate({"path": path}), image_size)
         return result
@@ -47,7 +48,7 @@ def source_from(data: object, image_size: int | None = None) -> DatasetSource | 
 
 def source_at(path: Path) -> type[Folder | Prepared]:
     """The source that reads what lies at a path: a prepared file by its suffix, else a folder."""
-    return Prepared if path.suffix.lower() == SUFFIX and not path.is_dir() else Folder
+    return Prepared if path.suffix.lower() == SUFFIX and not os.path.isdir(path) else Folder
 
 
 def no_such_data(text: str, names: Iterable[str]) -> DataError:
@@ -57,8 +58,8 @@ def no_such_data(text: str, names: Iterable[str]) -> DataError:
     is_path = "/" in text or text.startswith((".", "~"))
     hint = "" if is_path else did_you_mean(text, names)
     if not hint and near is not None:
-        hint = f" Did you mean the {'folder' if near.is_dir() else 'file'} '{near}'?"
+        hint = f" Did you mean the {'folder' if os.path.isdir(near) else 'file'} '{near}'?"
     known = ", ".join(names)
     return DataError(
-        f"data: '{text}' is neither a data source nor an existing folder or prepared file.{hint} Sources: {known}."
+        f"data: '{text:.300}' is neither a data source nor an existing folder or prepared file.{hint} Sources: {known}."
     )

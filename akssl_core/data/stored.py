@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, visible
 from .base import ImageSet, Pixels
 from .decode import Unreadable
 
@@ -245,4 +245,4 @@ class StoredImages(ImageSet):
 
 def first_few(unreadable: Mapping[str, str]) -> str:
     """The first few names with their reasons, for a message."""
-    return "; ".join(f"{name} ({reason})" for name, reason in sorted(unreadable.items())[:3])
+    return "; ".join(f"{visible(name)} ({visible(reason)})" for name, reason in sorted(unreadable.items())[:3])

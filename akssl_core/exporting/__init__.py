@@ -144,7 +144,7 @@ def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dic
     return {
         "export": KIND,
         "to": chosen.name,
-        "method": header["method"],
+        "method": header.get("method", "unknown"),
         "architecture": header["backbone"],
         "feature_size": str(backbone.embed_dim),
         "preprocess": json.dumps({**backbone.preprocess.to_dict(), "rule": backbone.preprocess.rule}),

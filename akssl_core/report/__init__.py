@@ -9,13 +9,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from .charts import curves, scores, times
+from .embedding import embedding_map, spectrum
 from .files import RunFiles
 from .html import Html, page, tag
 from .pictures import nearest, views
 from .records import environment, notes, settings, unreadable, use
 from .verdict import headline
 
-SECTIONS = (scores, curves, nearest, views, times, use, notes, settings, unreadable, environment)
+SECTIONS = (
+    scores,
+    curves,
+    embedding_map,
+    nearest,
+    spectrum,
+    views,
+    times,
+    use,
+    notes,
+    settings,
+    unreadable,
+    environment,
+)
 
 
 def render(run_dir: Path) -> str:

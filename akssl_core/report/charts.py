@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from .files import RunFiles
+from .files import RunFiles, drawable
 from .html import Html, details, section, table, tag
 from .svg import line_chart, short
 from .verdict import collapse_bound
@@ -91,8 +91,9 @@ def _marks(run: RunFiles, name: str) -> list[tuple[str, float]]:
         return [("collapsed below", bound)]
     if name != "knn_top1":
         return []
-    known: Mapping[str, float] = {**run.manifest.get("baselines", {}), **run.final}
-    return [(SCORES[key], known[key]) for key in ("knn_raw_pixels", "knn_random_init") if key in known]
+    known: Mapping[str, float | None] = {**run.manifest.get("baselines", {}), **run.final}
+    named = [(SCORES[key], known.get(key)) for key in ("knn_raw_pixels", "knn_random_init")]
+    return [(label, value) for label, value in named if value is not None and math.isfinite(value)]
 
 
 def _numbers(run: RunFiles) -> Html:
@@ -116,7 +117,8 @@ def times(run: RunFiles) -> list[Html]:
         for name, value in row.items():
             if name.startswith(TIMES):
                 part = name.removeprefix(TIMES)
-                spent[part] = spent.get(part, 0.0) + value * row["seconds"]
+                seconds = drawable(value) * drawable(row.get("seconds"))
+                spent[part] = spent.get(part, 0.0) + (seconds if math.isfinite(seconds) else 0.0)
     total = sum(spent.values())
     if total <= 0:
         return []

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..config import leaves
+from ..errors import RunDirError
 from ..rundir import RunDir, read_tensors
+from ..yaml_text import read_yaml
+from .shapes import Manifest, Origins, Row, checked
+
+MOST_BYTES = 2**26  # of a small file
+LARGEST = 1e100  # that a chart can show; what is larger counts as not a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +40,21 @@ class RunFiles:
         """All files that are there.
 
         Raises:
-            RunDirError: the folder holds no run, or `samples.safetensors` is damaged.
+            RunDirError: the folder holds no run, or a file of it is damaged.
             ConfigError: `config.yaml` is missing or damaged.
         """
         folder = RunDir.open(path)
-        samples, unreadable = path / "samples.safetensors", path / "unreadable.txt"
+        samples, provenance, unreadable = (
+            path / name for name in ("samples.safetensors", "provenance.json", "unreadable.txt")
+        )
         return cls(
             path=path,
-            config=folder.read_config(),
-            provenance=folder.read_provenance() if (path / "provenance.json").is_file() else {},
-            manifest=folder.manifest,
-            rows=folder.history,
-            samples=read_tensors(samples)[0] if samples.is_file() else {},
-            unreadable=unreadable.read_text(encoding="utf-8").splitlines() if unreadable.is_file() else [],
+            config=read_yaml(path / "config.yaml"),
+            provenance=checked(Origins, provenance, _start(provenance)) if provenance.is_file() else {},
+            manifest=checked(Manifest, path / "manifest.json", _start(path / "manifest.json")),
+            rows=[checked(Row, path / "metrics.jsonl", row) for row in folder.history],
+            samples=_samples(samples) if samples.is_file() else {},
+            unreadable=_start(unreadable).decode("utf-8", "replace").splitlines() if unreadable.is_file() else [],
             has_backbone=(path / "backbone.safetensors").is_file(),
         )
 
@@ -57,8 +66,8 @@ class RunFiles:
     @property
     def final(self) -> Mapping[str, float]:
         """The final scores; empty until the run has finished. Null counts as not a number."""
-        scores: Mapping[str, float | None] = self.manifest.get("final", {})
-        return {name: math.nan if value is None else value for name, value in scores.items()}
+        scores: Mapping[str, float | None] = self.manifest.get("final") or {}
+        return {name: drawable(value) for name, value in scores.items()}
 
     @property
     def class_names(self) -> list[str] | None:
@@ -73,9 +82,40 @@ class RunFiles:
     def column(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of every row that has this number; null counts as not a number."""
         rows = ((row["epoch"], row[name]) for row in self.rows if name in row)
-        return [(epoch, math.nan if value is None else value) for epoch, value in rows]
+        return [(epoch, drawable(value)) for epoch, value in rows]
+
+
+def drawable(value: float | None) -> float:
+    """A number as a chart can show it: null and what is too large count as not a number."""
+    return math.nan if value is None or not abs(value) < LARGEST else value
+
+
+def _start(path: Path) -> bytes:
+    """A small file, or the start of one that should be small."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES)
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _samples(path: Path) -> Mapping[str, Tensor]:
+    """The pictures, if they are such as a run writes."""
+    tensors, _ = read_tensors(path)
+    for name, tensor in tensors.items():
+        labels = name == "neighbour_labels"
+        axes = 2 if labels else 4 if name == "originals" else 5
+        if tensor.dtype != (torch.int64 if labels else torch.uint8) or tensor.ndim != axes or not tensor.numel():
+            kind, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+            raise RunDirError(f"{path} is damaged: '{name:.60}' holds no pictures, but {kind} of shape {shape!s:.60}.")
+    rows = [len(t) for name, t in tensors.items() if not name.startswith("neighbour")]
+    found, labels_of = tensors.get("neighbours"), tensors.get("neighbour_labels")
+    fit = found is None or labels_of is None or found.shape[:2] == labels_of.shape
+    if len(set(rows)) > 1 or not fit:
+        raise RunDirError(f"{path} is damaged: its pictures are not as many as their views or labels.")
+    return tensors
 
 
 def text_of(value: Any) -> str:
     """A value of a configuration or manifest as a reader would write it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -69,4 +69,5 @@ def page(title: str, *children: str) -> Html:
         tag("title", title),
         tag("style", Html(CSS)),
     )
-    return Html("<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *children)), lang="en") + "\n")
+    text = "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *children)), lang="en") + "\n"
+    return Html(text.encode("utf-8", "replace").decode())  # names of files may be no text

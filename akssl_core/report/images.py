@@ -20,9 +20,9 @@ def picture(image: Tensor, alt: str) -> Html:
     return tag("img", src=data_uri(image), alt=alt, class_="coarse" if max(image.shape[1:]) <= COARSE else None)
 
 
-def data_uri(image: Tensor) -> str:
-    """A picture (C, H, W) uint8 as a PNG inside a URI."""
-    planes = _fit(_visible(image)).permute(1, 2, 0).numpy()
+def data_uri(image: Tensor, largest: int | None = LARGEST) -> str:
+    """A picture (C, H, W) uint8 as a PNG inside a URI, averaged down to `largest` pixels a side."""
+    planes = _fit(_visible(image), largest).permute(1, 2, 0).numpy()
     png = BytesIO()
     Image.fromarray(planes[:, :, 0] if planes.shape[2] == 1 else planes).save(png, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
@@ -41,9 +41,9 @@ def _visible(image: Tensor) -> Tensor:
     return image[:3] if image.shape[0] >= 3 else image[:1]
 
 
-def _fit(image: Tensor) -> Tensor:
+def _fit(image: Tensor, largest: int | None) -> Tensor:
     side = max(image.shape[1:])
-    if side <= LARGEST:
+    if largest is None or side <= largest:
         return image
-    smaller = F.interpolate(image[None].float(), scale_factor=LARGEST / side, mode="area")
+    smaller = F.interpolate(image[None].float(), scale_factor=largest / side, mode="area")
     return smaller[0].round().byte()

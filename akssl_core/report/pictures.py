@@ -77,7 +77,8 @@ def _name(run: RunFiles, label: int) -> str:
     """A label's name for people; nothing for an image without one."""
     if label < 0:
         return ""
-    return run.class_names[label] if run.class_names else f"class {label}"
+    names = run.class_names or ()
+    return names[label] if label < len(names) else f"class {label}"
 
 
 def _shown(image: Tensor, what: str, name: str, kind: str) -> Html:

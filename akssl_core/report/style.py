@@ -71,9 +71,20 @@ svg text { fill: var(--quiet); font-size: 12px; font-family: inherit; }
 .mark { stroke: var(--quiet); stroke-dasharray: 5 4; }
 .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 .dot { fill: var(--accent); }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; padding: 0; margin: 0 0 14px;
+.map { position: relative; width: 100%; aspect-ratio: 3 / 2; background: var(--page); border-radius: 8px; }
+.point { position: absolute; width: 9px; height: 9px; margin: -4.5px 0 0 -4.5px; border-radius: 50%;
+  background: hsl(var(--hue) 65% 50% / .8); }
+.point.plain { background: var(--accent); opacity: .7; }
+.point:hover, .point:focus { outline: 2px solid var(--text); z-index: 1; }
+.point:hover::after, .point:focus::after { content: ""; position: absolute; left: 12px; bottom: 12px; width: 72px;
+  height: 72px; border: 2px solid var(--text); border-radius: 4px; background-image: var(--sprite);
+  background-size: calc(100% * var(--columns)) auto; background-position: var(--at); image-rendering: pixelated; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin-bottom: 10px; font-size: .85rem; }
+.key::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 5px;
+  background: hsl(var(--hue) 65% 50%); }
+.runs { display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; padding: 0; margin: 0 0 14px;
   font-size: .9rem; }
-.legend svg { display: inline-block; width: 28px; height: 10px; margin-right: 8px; }
+.runs svg { display: inline-block; width: 28px; height: 10px; margin-right: 8px; }
 .series-0 { --own: #2f6fdb; } .series-1 { --own: #d1531f; } .series-2 { --own: #17843f; } .series-3 { --own: #9340c4; }
 .series-4 { --own: #b8860b; } .series-5 { --own: #0e8f9c; } .series-6 { --own: #c2256b; } .series-7 { --own: #7a7f89; }
 .dashed-1 .curve { stroke-dasharray: 7 3; } .dashed-2 .curve { stroke-dasharray: 2 3; }

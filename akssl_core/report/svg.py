@@ -20,12 +20,12 @@ FEW_POINTS = 40  # up to so many are marked one by one
 def line_chart(points: Sequence[Point], *, title: str, x_label: str, marks: Sequence[tuple[str, float]] = ()) -> Html:
     """A curve (x, y) with axes; a y that is not finite leaves a gap. `marks` are dashed horizontal lines.
 
-    The x are finite and do not fall, and at least one y is finite.
+    The x are finite, and at least one y is.
     """
     shown = thin(points, MOST_POINTS)
     parts = pieces(shown)
     finite = [y for piece in parts for _, y in piece]
-    frame = Frame((shown[0][0], shown[-1][0]), [*finite, *(y for _, y in marks)])
+    frame = Frame((min(x for x, _ in shown), max(x for x, _ in shown)), [*finite, *(y for _, y in marks)])
     label = f"{title} over {x_label}: from {short(finite[0])} to {short(finite[-1])}"
     return tag(
         "svg",
@@ -147,7 +147,7 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
 
 def ticks(low: float, high: float) -> list[float]:
     """Three to six round values that enclose low and high."""
-    if not low < high:
+    if not high - low > 1e-100:  # a smaller difference has no power of ten
         pad = abs(low) / 2 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / 4

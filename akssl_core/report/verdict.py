@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..evaluation import COLLAPSED_PROJECTION, COLLAPSED_STD
-from .files import RunFiles
+from .files import RunFiles, drawable
 from .svg import short
 
 CLEAR = 2.0  # points of accuracy; with 1000 queries the standard error of a k-NN score is up to 1.6
@@ -48,7 +48,8 @@ def collapse_bound(name: str) -> float | None:
 
 def _collapse(run: RunFiles) -> Headline | None:
     """The numbers at the end that tell of a collapse, or what the run itself said."""
-    last = {**(run.rows[-1] if run.rows else {}), **run.final}
+    row = run.rows[-1] if run.rows else {}
+    last = {**{name: drawable(value) for name, value in row.items()}, **run.final}
     bounds = {name: bound for name in last if (bound := collapse_bound(name)) is not None}
     low = [f"{name} {short(last[name])}" for name, bound in bounds.items() if not last[name] >= bound]
     if not low and run.status != "collapsed":

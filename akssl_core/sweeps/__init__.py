@@ -17,7 +17,8 @@ from ..files import write_atomic
 from ..launch import resume, run
 from ..plugins import Plugins, installed
 from ..resolve import check, collect, layer, sections
-from ..rundir import RunDir, read_yaml
+from ..rundir import RunDir
+from ..yaml_text import read_yaml
 from .grid import Combination, combinations
 from .result import FORMAT, Row, Spread, Sweep, row_of
 
