@@ -77,7 +77,7 @@ def test_features_are_those_of_the_backbone(folders, name, to):
     assert float(metadata["max_difference"]) <= float(metadata["tolerance"]) == 1e-4
     preprocess = json.loads(metadata["preprocess"])
     assert (preprocess["size"], preprocess["channels"], preprocess["mean"]) == (32, 3, [0.45] * 3)
-    assert "shorter side to 32 px" in preprocess["rule"]
+    assert "shorter side to 32 px" in metadata["preprocess_rule"]
 
     own = akssl_core.load_backbone(folders[name])
     pictures = torch.randint(0, 256, (3, 3, 40, 50), dtype=torch.uint8)  # another count than any that was tried

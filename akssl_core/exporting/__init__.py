@@ -147,7 +147,8 @@ def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dic
         "method": header.get("method", "unknown"),
         "architecture": header["backbone"],
         "feature_size": str(backbone.embed_dim),
-        "preprocess": json.dumps({**backbone.preprocess.to_dict(), "rule": backbone.preprocess.rule}),
+        "preprocess": json.dumps(backbone.preprocess.to_dict()),
+        "preprocess_rule": backbone.preprocess.rule,
         "written_with": json.dumps({name: version(name) for name in ("torch", *chosen.packages)}),
     }
 
