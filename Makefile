@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning bench-accuracy bench-help parity slow soak install clean
+.PHONY: demo test lint types docs bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,9 @@ bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and
 bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, a quarter of an hour
 	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
+
+leaderboard: install  ## every method on drawn shapes over three seeds: runs/leaderboard/results.md; may be stopped and repeated
+	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --out runs/leaderboard
 
 parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas
 	$(BIN)/python -m pytest benchmarks/test_parity.py

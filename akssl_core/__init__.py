@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from .augment import ViewGroup as ViewGroup
     from .augment import ViewPolicy as ViewPolicy
     from .backbone import Backbone as Backbone
+    from .backbone import Counterpart as Counterpart
     from .backbone import Features as Features
     from .backbone import TokenBackbone as TokenBackbone
     from .callbacks import Callback as Callback
     from .callbacks import Logger as Logger
+    from .comparison import Compared as Compared
+    from .comparison import compare as compare
     from .config import AugmentationRef as AugmentationRef
     from .config import BackboneRef as BackboneRef
     from .config import Component as Component
@@ -56,7 +59,8 @@ if TYPE_CHECKING:
     from .errors import RunDirError as RunDirError
     from .errors import RunStopped as RunStopped
     from .errors import did_you_mean as did_you_mean
-    from .export import load_backbone as load_backbone
+    from .exporting import Exported as Exported
+    from .exporting import export as export
     from .hookspecs import hookimpl as hookimpl
     from .interrupt import Interrupted as Interrupted
     from .judge import Evaluation as Evaluation
@@ -70,19 +74,23 @@ if TYPE_CHECKING:
     from .method import Method as Method
     from .method import ParamRule as ParamRule
     from .plugins import Plugins as Plugins
+    from .product import load_backbone as load_backbone
     from .registry import Registry as Registry
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
     from .schedule import Schedule as Schedule
     from .schedule import cosine as cosine
     from .schedule import linear as linear
+    from .sweeps import Sweep as Sweep
+    from .sweeps import sweep as sweep
     from .training import Result as Result
 
 _ROOMS = {
     "api": ("Installed", "build", "methods"),
     "augment": ("Augmentation", "Draws", "ViewGroup", "ViewPolicy"),
-    "backbone": ("Backbone", "Features", "TokenBackbone"),
+    "backbone": ("Backbone", "Counterpart", "Features", "TokenBackbone"),
     "callbacks": ("Callback", "Logger"),
+    "comparison": ("Compared", "compare"),
     "config": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
     "data": (
         "Batch",
@@ -105,7 +113,8 @@ _ROOMS = {
     ),
     "embedding": ("Embedded", "embed"),
     "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "RunStopped", "did_you_mean"),
-    "export": ("load_backbone",),
+    "product": ("load_backbone",),
+    "exporting": ("Exported", "export"),
     "hookspecs": ("hookimpl",),
     "interrupt": ("Interrupted",),
     "judge": ("Evaluation", "evaluate"),
@@ -115,6 +124,7 @@ _ROOMS = {
     "registry": ("Registry",),
     "launch": ("resume", "run"),
     "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),
+    "sweeps": ("Sweep", "sweep"),
     "training": ("Result",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

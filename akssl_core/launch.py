@@ -16,11 +16,11 @@ import torch
 from . import dist
 from .changes import changes
 from .errors import AksslError, ConfigError
-from .export import load_backbone
 from .files import CannotWrite
 from .listing import environment
 from .plan import Plan, make_plan
 from .plugins import Plugins, installed
+from .product import load_backbone
 from .report import render
 from .resolve import Given, collect, sections
 from .rundir import Checkpoint, RunDir, cannot_start, refuse_used

@@ -26,6 +26,12 @@ from .yaml_text import read_yaml
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt", "evaluation.json")
+EXPORTED = {
+    "safetensors": "backbone-exported.safetensors",
+    "torchvision": "backbone-torchvision.safetensors",
+    "timm": "backbone-timm.safetensors",
+    "onnx": "backbone.onnx",
+}  # what `akssl export` writes, by format
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,7 @@ class RunDir:
 
     def clear(self) -> None:
         """Delete what a run writes and leave the rest of the folder."""
-        for name in OWN_FILES + OWN_MORE:
+        for name in (*OWN_FILES, *OWN_MORE, *EXPORTED.values()):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 

@@ -19,10 +19,10 @@ from .backbone import Backbone, WrappedBackbone
 from .config import validate
 from .data import DatasetSource, Preprocess, source_from
 from .errors import ConfigError, DataError
-from .export import FILE, FORMAT, load_backbone
 from .files import digest
 from .method import Method
 from .plugins import Plugins, installed
+from .product import FILE, FORMAT, load_backbone
 from .registry import STAND_IN
 from .resolve import RunSpec, data_source
 from .rundir import RunDir, read_tensors

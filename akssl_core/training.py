@@ -15,11 +15,11 @@ from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Observers, P
 from .data import Preprocess
 from .engine import Engine
 from .evaluation import sample
-from .export import export_backbone
 from .faults import explained
 from .interrupt import Signals
 from .optim import load_state_by_name
 from .plan import Plan
+from .product import export_backbone
 from .report import render
 from .rundir import Checkpoint, RunDir
 from .samples import sample_tensors

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from akssl_core.backbone.tiny import ResNetTiny
 from akssl_core.cache import prepare
 from akssl_core.data import ImageSpec, Preprocess
-from akssl_core.export import header
 from akssl_core.files import digest
 from akssl_core.plugins import installed
+from akssl_core.product import header
 from akssl_core.rundir import RunDir
 
 MARK = b"\n=====\n"  # between the files of one input

@@ -25,9 +25,9 @@ from akssl_core.data import Folder, Prepared, Unreadable, decode_image, image_he
 from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepared import PreparedConfig
 from akssl_core.discovery import entries
-from akssl_core.export import load_backbone
 from akssl_core.listing import plugin_table
 from akssl_core.plugins import BUILT_IN, Plugins
+from akssl_core.product import load_backbone
 from akssl_core.report import render
 from akssl_core.resolve import check, collect, layer
 from akssl_core.rundir import RunDir

@@ -26,8 +26,8 @@ README = (ROOT / "README.md").read_text()
 SMALL = ("--image-size", "16", "--epochs", "1", "--precision", "fp32")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture
@@ -62,6 +62,26 @@ def test_the_shell_commands_of_the_readme_work(photos, monkeypatch, capsys):
         assert caught.value.code == 0, (line, capsys.readouterr().err)
 
 
+def test_the_commands_and_the_python_of_the_page_on_exports_work(tmp_path, monkeypatch, here):
+    page = (ROOT / "docs" / "export.md").read_text()
+    few = ("--set", "data.size=32", "--set", "data.test_size=16", "--batch-size", "16")
+    lines = [line for block in blocks("bash", page) for line in block.splitlines()]
+    assert {line.split()[1] for line in lines} == {"run", "export", "compare", "sweep"}
+    for line in lines:
+        words = shlex.split(line)[1:]
+        code, out, err = here(*words, *((*SMALL, *few) if words[0] in ("run", "sweep") else ()))
+        assert code == 0, (line, err)
+    assert "optimizer.lr" in out
+    assert (tmp_path / "sweeps" / "first" / "simclr-optimizer.lr=0.3-seed=1" / "manifest.json").is_file()
+    data = {"name": "shapes", "size": 32, "test_size": 16}
+    small = functools.partial(akssl_core.sweep, image_size=16, precision="fp32", epochs=1, batch_size=16)
+    monkeypatch.setattr(akssl_core, "sweep", lambda methods, **settings: small(methods, **{**settings, "data": data}))
+    names = {}
+    for block in blocks("python", page):
+        exec(compile(block, "export.md", "exec"), names)
+    assert names["best"].metrics["knn_top1"].mean > 0
+
+
 def test_every_test_that_the_documentation_names_exists():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "upstream.md").read_text()))
     sources = [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "plugins").glob("*/tests/test_*.py")]
@@ -74,7 +94,7 @@ def test_the_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {m for block in blocks("bash") for m in re.findall(r"^make (\w+)", block, re.MULTILINE)}
     assert named == {"demo", "test"}
-    assert {"demo", "test", "lint", "types", "docs", "bench", "slow"} <= targets
+    assert {"demo", "test", "lint", "types", "docs", "bench", "slow", "leaderboard"} <= targets
 
 
 def test_the_python_of_the_readme_works(photos, monkeypatch):

@@ -24,7 +24,7 @@ from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepared import PreparedConfig
 from akssl_core.data.scan import DEEPEST
 from akssl_core.errors import AksslError, DataError, RunDirError
-from akssl_core.export import header, load_backbone
+from akssl_core.product import header, load_backbone
 
 
 def save(path, size=(12, 9)):

@@ -26,8 +26,8 @@ from akssl_core.data.convert import MAX_ASPECT
 from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepared import PreparedConfig
 from akssl_core.errors import AksslError, visible
-from akssl_core.export import load_backbone
 from akssl_core.plugins import Plugins
+from akssl_core.product import load_backbone
 from akssl_core.report import render
 from akssl_core.report.html import page, tag
 from akssl_core.report.svg import ticks

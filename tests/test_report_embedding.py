@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from synthetic_run import EVIL, Page, write_run
 
+from akssl_core.errors import RunDirError
 from akssl_core.report import render
 
 
@@ -74,3 +75,20 @@ def test_the_spectrum_is_drawn_where_there_is_one(tmp_path):
     nothing = {**mapped(), "spectrum": torch.zeros(4)}
     assert 'id="spectrum"' not in render(write_run(tmp_path / "b", tensors=nothing))
     assert 'id="map-of-features"' not in render(write_run(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"map": torch.rand(6, 2)},
+        {"map": torch.rand(7, 3)},
+        {"map": torch.full((7, 2), torch.nan)},
+        {"map": torch.full((7, 2), 7.0)},
+        {"map_labels": torch.zeros(3, dtype=torch.int64)},
+        {"map_total": torch.zeros(2, dtype=torch.int64)},
+        {"spectrum": torch.zeros(2, 2)},
+    ],
+)
+def test_a_map_that_does_not_fit_its_images_is_damaged(tmp_path, wrong):
+    with pytest.raises(RunDirError, match=r"samples\.safetensors is damaged"):
+        render(write_run(tmp_path / "run", tensors={**mapped(), **wrong}))

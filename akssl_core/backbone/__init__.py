@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..hookspecs import hookimpl
-from .base import Backbone, Features, TokenBackbone
+from .base import Backbone, Counterpart, Features, TokenBackbone
 from .resnet import SMALL, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNeXt50, WideResNet50
 from .tiny import ResNetTiny
 from .vit import ViTSmall, ViTTiny
@@ -14,7 +14,7 @@ from .wrap import WrappedBackbone
 if TYPE_CHECKING:
     from ..registry import Registry
 
-__all__ = ["Backbone", "Features", "TokenBackbone", "WrappedBackbone", "default_backbone"]
+__all__ = ["Backbone", "Counterpart", "Features", "TokenBackbone", "WrappedBackbone", "default_backbone"]
 
 READY_MADE = (
     ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, WideResNet50, ResNeXt50, ResNetTiny, ViTTiny, ViTSmall,

@@ -25,6 +25,19 @@ class Features:
     grid: tuple[int, int] | None = None  # N = grid[0] * grid[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Counterpart:
+    """The same network in another library.
+
+    With `modules` imported, the Python statements `lines` leave it in the name `model`; called with normalised
+    images (B, C, H, W), it returns the pooled features (B, D). `state` are the weights under its own key names.
+    """
+
+    modules: tuple[str, ...]
+    lines: tuple[str, ...]
+    state: dict[str, Tensor]
+
+
 class Backbone(nn.Module, Component, ABC):
     """A network from images (B, C, H, W) to features of width `embed_dim`.
 
@@ -55,6 +68,10 @@ class Backbone(nn.Module, Component, ABC):
     def export_state(self) -> dict[str, Tensor]:
         """The weights as they are exported, under the key names of the library the network comes from."""
         return dict(self.state_dict())
+
+    def counterpart(self, library: str) -> Counterpart | None:
+        """The same network in "torchvision" or "timm"; None where the library has none with these settings."""
+        return None
 
     @property
     def notes(self) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config import Schema
 from ..data.base import ImageSpec
-from .base import Backbone, Features
+from .base import Backbone, Counterpart, Features
 
 SMALL = 64  # px; up to here the ImageNet stem, which divides the side by 4 at once, leaves too little
 
@@ -72,6 +72,19 @@ class ResNet(ConvBackbone):
         for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             self.add_module(part, getattr(net, part))
 
+    def counterpart(self, library: str) -> Counterpart | None:
+        """The model of this name, in both libraries, with the parts of the stem that are not ImageNet's put in."""
+        channels = self.image.channels
+        if library == "torchvision":
+            lines = [f"model = torchvision.models.{self.name}(); model.fc = torch.nn.Identity()"]
+            lines += _stem(channels, 7) if channels != 3 and not self.small_stem else []
+        elif library == "timm":
+            lines = [f'model = timm.create_model("{self.name}", num_classes=0, in_chans={channels})']
+        else:
+            return None
+        lines += [*_stem(channels, 3), "model.maxpool = torch.nn.Identity()"] if self.small_stem else []
+        return Counterpart(("torch", library), tuple(lines), self.export_state())
+
     @property
     def notes(self) -> list[str]:
         """Which stem was chosen, and why."""
@@ -80,6 +93,12 @@ class ResNet(ConvBackbone):
         if self.small_stem:
             return [f"{self.name}: cifar stem (3x3, no max-pool), because {self.image.size} px is at most {SMALL} px"]
         return [f"{self.name}: imagenet stem (7x7, max-pool), because {self.image.size} px is over {SMALL} px"]
+
+
+def _stem(channels: int, size: int) -> list[str]:
+    """The statement that gives `model` a first convolution of this size; the large one halves the side."""
+    stride = 1 if size == 3 else 2
+    return [f"model.conv1 = torch.nn.Conv2d({channels}, 64, {size}, {stride}, {size // 2}, bias=False)"]
 
 
 class ResNet18(ResNet):

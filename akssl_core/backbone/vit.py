@@ -14,7 +14,7 @@ from ..config import Schema
 from ..data.base import ImageSpec
 from ..errors import ConfigError
 from ..nn import sincos, take
-from .base import Features, TokenBackbone
+from .base import Counterpart, Features, TokenBackbone
 
 SMALL = 64  # px; up to here patches of 16 px would leave at most 16 tokens
 
@@ -175,7 +175,8 @@ class ViT(TokenBackbone):
         x = x + self.positions(grid)
         if keep is not None:
             x = take(x, keep)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        count = x.shape[0]  # not len(x), which a tracer takes for a constant
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
         x = self.norm(self.blocks(torch.cat([first, x], 1)))
         pooled = x[:, 0] if self.config.pool == "cls" else x[:, 1:].mean(1)
         return Features(pooled, x[:, 1:], None if keep is not None else grid)
@@ -188,6 +189,31 @@ class ViT(TokenBackbone):
         rows, columns = (_bicubic(size, out, own) for size, out in zip(self.grid, grid, strict=True))
         return torch.einsum("hi,wj,bijd->bhwd", rows, columns, own.reshape(1, *self.grid, -1)).flatten(1, 2)
 
+    def counterpart(self, library: str) -> Counterpart | None:
+        """Timm's ViT of this width, and torchvision's `VisionTransformer` where it can do the same.
+
+        The latter pools by the class token alone and pads nothing.
+        """
+        heads, mean, whole = self.config.heads or self.heads, self.config.pool == "mean", self.grid[0] * self.patch_size
+        if library == "timm":
+            arguments: dict[str, object] = {"num_classes": 0, "img_size": whole, "patch_size": self.patch_size}
+            arguments |= {"in_chans": self.image.channels} if self.image.channels != 3 else {}
+            arguments |= {"num_heads": heads} if heads != self.heads else {}
+            arguments |= {"global_pool": "avg", "fc_norm": False} if mean else {}
+            arguments |= {"dynamic_img_size": True, "dynamic_img_pad": True} if whole != self.image.size else {}
+            name = f"{self.name}_patch16_224"
+            listed = ", ".join([f'"{name}"', *(f"{key}={_quoted(value)}" for key, value in arguments.items())])
+            return Counterpart(("timm",), (f"model = timm.create_model({listed})",), self.export_state())
+        if library != "torchvision" or mean or whole != self.image.size:
+            return None
+        size, patch, width = self.image.size, self.patch_size, self.width
+        sizes = f"{size}, {patch}, {self.depth}, {heads}, {width}, {4 * width}"
+        lines = [f"model = torchvision.models.VisionTransformer({sizes}); model.heads = torch.nn.Identity()"]
+        if self.image.channels != 3:
+            lines.append(f"model.conv_proj = torch.nn.Conv2d({self.image.channels}, {width}, {patch}, {patch})")
+        state = {torchvision_key(key): tensor for key, tensor in self.export_state().items()}
+        return Counterpart(("torch", "torchvision"), tuple(lines), state)
+
     @property
     def notes(self) -> list[str]:
         """The patch size, if it was chosen, and padding, if there is any."""
@@ -199,6 +225,34 @@ class ViT(TokenBackbone):
             padded = self.grid[0] * self.patch_size
             notes.append(f"{self.name}: images are padded from {size} to {padded} px, whole patches")
         return notes
+
+
+TORCHVISION = (
+    ("cls_token", "class_token"),
+    ("pos_embed", "encoder.pos_embedding"),
+    ("patch_embed.proj.", "conv_proj."),
+    ("norm.", "encoder.ln."),
+    ("blocks.", "encoder.layers.encoder_layer_"),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".attn.qkv.", ".self_attention.in_proj_"),
+    (".attn.proj.", ".self_attention.out_proj."),
+    (".mlp.fc1.", ".mlp.0."),
+    (".mlp.fc2.", ".mlp.3."),
+)  # parts of timm's key names and what torchvision calls them
+
+
+def torchvision_key(key: str) -> str:
+    """What torchvision's `VisionTransformer` calls a weight of timm's."""
+    for timm, torchvision in TORCHVISION:
+        if key.startswith(timm) or (timm.startswith(".") and timm in key):
+            key = key.replace(timm, torchvision, 1)
+    return key
+
+
+def _quoted(value: object) -> str:
+    """A value as Python code, texts in double quotes."""
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def _checked(heads: int, width: int) -> int:

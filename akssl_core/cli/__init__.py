@@ -19,7 +19,9 @@ from ..errors import AksslError, RunStopped, visible
 from . import data as data
 from . import judge as judge
 from . import plugins as plugins
+from . import results as results
 from . import runs as runs
+from . import sweeps as sweeps
 from .base import akssl
 
 KEEP = "\n\t"  # that lay out what is printed

@@ -25,33 +25,39 @@ if TYPE_CHECKING:
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that `run` and `explain` share."""
-    options = [
-        click.option("--data", help="source name, folder of images or prepared file  [default: drawn shapes]"),
-        click.option("--backbone", help="backbone name  [default: chosen for the image size]"),
-        click.option("--epochs", type=int, help="passes over the data"),
-        click.option("--batch-size", type=int, help="images a step, over all processes"),
-        click.option("--image-size", type=int, help="side of the views in pixels"),
-        click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]"),
-        click.option("--seed", type=int, help="decides weights, batches and views  [default: 0]"),
-        click.option("--precision", type=click.Choice(PRECISIONS), help="number format of the forward pass"),
-        click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="where to train"),
-        click.option("--devices", type=int, help="number of processes"),
-        click.option("--workers", type=int, help="processes that read a torch Dataset"),
-        click.option("--recipe", help="the method's preset: default, cifar, imagenet, ..."),
-        click.option("--config", type=click.Path(path_type=Path), help="YAML file with any of these settings"),
-        set_option("any setting, by its path"),
-        plugin_file_option,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+RUN_OPTIONS = {
+    "data": click.option("--data", help="source name, folder of images or prepared file  [default: drawn shapes]"),
+    "backbone": click.option("--backbone", help="backbone name  [default: chosen for the image size]"),
+    "epochs": click.option("--epochs", type=int, help="passes over the data"),
+    "batch_size": click.option("--batch-size", type=int, help="images a step, over all processes"),
+    "image_size": click.option("--image-size", type=int, help="side of the views in pixels"),
+    "out": click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]"),
+    "seed": click.option("--seed", type=int, help="decides weights, batches and views  [default: 0]"),
+    "precision": click.option("--precision", type=click.Choice(PRECISIONS), help="number format of the forward pass"),
+    "device": click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="where to train"),
+    "devices": click.option("--devices", type=int, help="number of processes"),
+    "workers": click.option("--workers", type=int, help="processes that read a torch Dataset"),
+    "recipe": click.option("--recipe", help="the method's preset: default, cifar, imagenet, ..."),
+    "config": click.option("--config", type=click.Path(path_type=Path), help="YAML file with any of these settings"),
+    "set": set_option("any setting, by its path"),
+    "plugin_file": plugin_file_option,
+}
+
+
+def run_options(*left_out: str) -> Callable[..., Any]:
+    """The options that commands which train share, but for some."""
+
+    def added(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, option in reversed(RUN_OPTIONS.items()):
+            function = function if name in left_out else option(function)
+        return function
+
+    return added
 
 
 @akssl.command(add_help_option=False)
 @click.argument("method", required=False)
-@run_options
+@run_options()
 @click.option("--overwrite", is_flag=True, help="replace the run that --out already holds")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
@@ -110,7 +116,7 @@ def resume(
 
 @akssl.command()
 @click.argument("method", required=False)
-@run_options
+@run_options()
 def explain(
     method: str | None,
     assignments: tuple[str, ...],

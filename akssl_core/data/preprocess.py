@@ -108,6 +108,14 @@ class Preprocess:
         std = images.new_tensor(self.std)[:, None, None]
         return (images / 255 - mean) / std
 
+    @property
+    def rule(self) -> str:
+        """The same in words, for who prepares images by other means."""
+        return (
+            f"{self.channels} channel(s); shorter side to {self.resize} px (bilinear, antialiased), then the centre of "
+            f"{self.size} x {self.size} px; images of exactly that size as they are; values / 255, minus mean, over std"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers and lists, fit for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

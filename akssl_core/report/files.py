@@ -21,6 +21,17 @@ from .shapes import Manifest, Origins, Row, checked
 MOST_BYTES = 2**26  # of a small file
 LARGEST = 1e100  # that a chart can show; what is larger counts as not a number
 
+LAYOUTS = {
+    "originals": (torch.uint8, 4),
+    "neighbour_labels": (torch.int64, 2),
+    "map": (torch.float32, 2),
+    "map_images": (torch.uint8, 4),
+    "map_labels": (torch.int64, 1),
+    "map_share": (torch.float32, 0),
+    "map_total": (torch.int64, 0),
+    "spectrum": (torch.float32, 1),
+}  # type and number of axes of what `samples.safetensors` holds beside pictures of several each: (R, V, C, H, W)
+
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
@@ -103,17 +114,26 @@ def _samples(path: Path) -> Mapping[str, Tensor]:
     """The pictures, if they are such as a run writes."""
     tensors, _ = read_tensors(path)
     for name, tensor in tensors.items():
-        labels = name == "neighbour_labels"
-        axes = 2 if labels else 4 if name == "originals" else 5
-        if tensor.dtype != (torch.int64 if labels else torch.uint8) or tensor.ndim != axes or not tensor.numel():
+        if (tensor.dtype, tensor.ndim) != LAYOUTS.get(name, (torch.uint8, 5)) or not tensor.numel():
             kind, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
             raise RunDirError(f"{path} is damaged: '{name:.60}' holds no pictures, but {kind} of shape {shape!s:.60}.")
-    rows = [len(t) for name, t in tensors.items() if not name.startswith("neighbour")]
+    rows = [len(t) for name, t in tensors.items() if name == "originals" or name.startswith("views.")]
     found, labels_of = tensors.get("neighbours"), tensors.get("neighbour_labels")
     fit = found is None or labels_of is None or found.shape[:2] == labels_of.shape
     if len(set(rows)) > 1 or not fit:
         raise RunDirError(f"{path} is damaged: its pictures are not as many as their views or labels.")
+    if "map" in tensors and not _is_map(tensors):
+        raise RunDirError(f"{path} is damaged: its map of features does not fit the images on it.")
     return tensors
+
+
+def _is_map(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether each image of the map has a place in the square, and a label where there are labels."""
+    places, number = tensors["map"], len(tensors["map"])
+    labels = tensors.get("map_labels", places)
+    whole = {"map_images", "map_share", "map_total"} <= tensors.keys()
+    inside = places.shape[1] == 2 and bool(((places >= 0) & (places <= 1)).all())
+    return whole and inside and len(tensors["map_images"]) == number == len(labels)
 
 
 def text_of(value: Any) -> str:

@@ -82,6 +82,14 @@ svg text { fill: var(--quiet); font-size: 12px; font-family: inherit; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin-bottom: 10px; font-size: .85rem; }
 .key::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 5px;
   background: hsl(var(--hue) 65% 50%); }
+.runs { display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; padding: 0; margin: 0 0 14px;
+  font-size: .9rem; }
+.runs svg { display: inline-block; width: 28px; height: 10px; margin-right: 8px; }
+.series-0 { --own: #2f6fdb; } .series-1 { --own: #d1531f; } .series-2 { --own: #17843f; } .series-3 { --own: #9340c4; }
+.series-4 { --own: #b8860b; } .series-5 { --own: #0e8f9c; } .series-6 { --own: #c2256b; } .series-7 { --own: #7a7f89; }
+.dashed-1 .curve { stroke-dasharray: 7 3; } .dashed-2 .curve { stroke-dasharray: 2 3; }
+.dashed-0 .curve { stroke-dasharray: 8 3 2 3; }
+[class^="series-"] .curve { stroke: var(--own); } [class^="series-"] .dot { fill: var(--own); }
 details { margin-top: 14px; }
 summary { cursor: pointer; color: var(--accent); }
 details > div { margin-top: 10px; }

@@ -13,6 +13,7 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34  # margins that hold the axis labels
 MOST_POINTS = 600  # a longer curve is thinned to its highs and lows
+COLOURS, DASHES = 8, 3  # of curves in one chart
 FEW_POINTS = 40  # up to so many are marked one by one
 
 
@@ -37,6 +38,41 @@ def line_chart(points: Sequence[Point], *, title: str, x_label: str, marks: Sequ
         role="img",
         aria_label=label,
     )
+
+
+def overlay_chart(curves: Sequence[tuple[str, Sequence[Point]]], *, title: str, x_label: str) -> Html:
+    """Several named curves (x, y) in one frame; the nth has the class `series-n`, counted from 0 and by `COLOURS`.
+
+    A curve may be empty, and keeps its colour from the others; one at least has a finite y.
+    """
+    shown = [(name, thin(points, MOST_POINTS)) for name, points in curves]
+    parts = [(name, number, pieces(points)) for number, (name, points) in enumerate(shown)]
+    finite = [y for _, _, pieces_of in parts for piece in pieces_of for _, y in piece]
+    xs = [x for _, points in shown for x, _ in points]
+    frame = Frame((min(xs), max(xs)), finite)
+    label = f"{title} over {x_label}, {len(curves)} curves"
+    return tag(
+        "svg",
+        tag("title", label),
+        frame.axes(x_label),
+        join(_one_of_many(frame, name, number, pieces_of) for name, number, pieces_of in parts),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=label,
+    )
+
+
+def _one_of_many(frame: Frame, name: str, number: int, parts: Sequence[Sequence[Point]]) -> Html:
+    """One curve of several, with its name for who points at it."""
+    lines = [frame.line(piece) for piece in parts if len(piece) > 1]
+    dots = [frame.dot(*piece[0]) for piece in parts if len(piece) == 1]
+    return tag("g", tag("title", name), *lines, *dots, class_=series(number))
+
+
+def series(number: int) -> str:
+    """The classes of the nth of several: a colour, and another dash each time the colours begin anew."""
+    dashed = f" dashed-{(number // COLOURS - 1) % DASHES}" if number >= COLOURS else ""
+    return f"series-{number % COLOURS}{dashed}"
 
 
 class Frame:

@@ -12,7 +12,8 @@ import pytest
 import timm
 import torch
 
-from akssl_core import Backbone, PluginError, Plugins, TokenBackbone
+from akssl_core import Backbone, ImageSpec, PluginError, Plugins, TokenBackbone
+from akssl_core import build as build_component
 from akssl_core.nn import EMA
 from akssl_core.schedule import Now, Schedule
 
@@ -228,3 +229,16 @@ def test_every_parameter_learns(build, pictures):
         ours = build(model, size).train()
         ours(pictures(size, count=4)).square().sum().backward()
         assert [name for name, p in ours.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool": "token"}, {"patch_size": 8, "options": {"depth": 2}}])
+def test_the_counterpart_is_the_call_that_made_it(settings):
+    image = ImageSpec(32, 3, (0.0,) * 3, (1.0,) * 3)
+    backbone = build_component("backbone", "timm/vit_tiny_patch16_224", image, **settings).eval()
+    found = backbone.counterpart("timm")
+    names = {}
+    exec("\n".join([f"import {', '.join(found.modules)}", *found.lines]), names)
+    names["model"].load_state_dict(found.state)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(names["model"].eval()(images), backbone(images))
+    assert backbone.counterpart("torchvision") is None

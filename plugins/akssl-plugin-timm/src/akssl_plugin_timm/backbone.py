@@ -12,7 +12,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from akssl_core import Backbone, ConfigError, Features, ImageSpec, Schema, TokenBackbone
+from akssl_core import Backbone, ConfigError, Counterpart, Features, ImageSpec, Schema, TokenBackbone
 from akssl_core.nn import take
 
 from .build import arguments_for, build, call, short, unusable
@@ -125,6 +125,12 @@ class TimmBackbone(Backbone):
                 f"backbone: {self.name}, made for images of {side} px, cannot take views of {height} x {width} px: "
                 f"{short(error)}. Give all views sizes that it takes, or choose another backbone."
             ) from error
+
+    def counterpart(self, library: str) -> Counterpart | None:
+        """The call that makes this network in timm; options that are no names could become other code there."""
+        if library != "timm" or not all(key.isidentifier() for key in self.arguments):
+            return None
+        return Counterpart(("timm",), (f"model = timm.{call(self.model, self.arguments)}",), self.export_state())
 
     @property
     def notes(self) -> list[str]:

@@ -50,6 +50,27 @@ def export_backbone(
     return run_dir.write_tensors(FILE, encoder.export_state(), header(method, backbone, encoder, preprocess))
 
 
+def file_of(path: Path | str) -> Path:
+    """The file that a run folder, or a path to the file itself, means."""
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)
+
+
+def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the header, whose tables have been checked.
+
+    Raises:
+        RunDirError: there is no such file, it is not one of ours, or it is damaged.
+    """
+    if not file.is_file():
+        hint = " The run has not finished yet." if (file.parent / "manifest.json").is_file() else ""
+        raise RunDirError(f"{file} does not exist.{hint}")
+    tensors, metadata = read_tensors(file)
+    if metadata.get("format") != FORMAT:
+        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {FORMAT}.")
+    _told(file, metadata)
+    return tensors, metadata
+
+
 def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins: Plugins | None = None) -> Backbone:
     """A trained backbone in eval mode, from a run folder or a `.safetensors` file.
 
@@ -60,13 +81,8 @@ def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins:
         RunDirError: there is no such file, or it is not one of ours.
         ConfigError: the run trained your own module and none was given, or its weights do not fit.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        hint = " The run has not finished yet." if (file.parent / "manifest.json").is_file() else ""
-        raise RunDirError(f"{file} does not exist.{hint}")
-    tensors, metadata = read_tensors(file)
-    if metadata.get("format") != FORMAT:
-        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {FORMAT}.")
+    file = file_of(path)
+    tensors, metadata = read_product(file)
     told = _told(file, metadata)
     spec = ImageSpec(told.image.size, told.image.channels, told.image.mean, told.image.std)
     with torch.random.fork_rng(devices=[]):

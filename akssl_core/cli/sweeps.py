@@ -1,0 +1,92 @@
+"""The command that trains many runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from ..errors import ConfigError
+from .base import akssl, plugins_with, set_option, settings_of
+from .runs import run_options
+
+
+@akssl.command()
+@click.option("--methods", required=True, metavar="A,B,...", help="methods to train, or all that are installed: all")
+@click.option("--seeds", default="0", metavar="N,M,...", help="seeds, each for every combination  [default: 0]")
+@set_option("a setting with a value for all runs, or with several to try: optimizer.lr=0.1,0.3")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="folder of the sweep, a run folder in it each"
+)
+@run_options("out", "seed", "devices", "set")
+@click.option("--no-report", is_flag=True, help="do not write report.html of each run")
+@click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    /,
+    methods: str,
+    seeds: str,
+    assignments: tuple[str, ...],
+    out: Path,
+    config: Path | None,
+    plugin_file: Path | None,
+    no_report: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train every combination of methods, seeds and settings; one table with mean and deviation at the end.
+
+    The same command again goes on with a sweep that was stopped: finished runs are read, stopped ones resumed. A run
+    that fails is reported, the others go on, and the exit code is 1.
+    """
+    varied, single = _varied(assignments)
+    common = settings_of(options, single)
+    named, numbers = _listed(methods), [_seed(text) for text in _listed(seeds)]
+
+    from ..sweeps import sweep as sweep_runs
+
+    try:
+        found = sweep_runs(
+            named, out=out, seeds=numbers, varied=varied, config=config, report=not no_report,
+            plugins=plugins_with(plugin_file), tell=lambda text: click.echo(f"akssl: {text}", err=True), **common,
+        )  # fmt: skip
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same sweep command goes on with it") from error
+    click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)
+    click.echo(f"\nWritten to {out}: results.md, results.json, compare.html", err=as_json)
+    ctx.exit(1 if found.failed else 0)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--seeds: expected whole numbers with commas between them, got '{text}'.") from None
+
+
+def _varied(assignments: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """Settings with several values by their path, and the assignments that have one.
+
+    Values are YAML with commas between them; lists and tables keep their own: a.b=[1, 2],[3, 4] has two.
+    """
+    varied, single = {}, []
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        try:
+            values = yaml.safe_load(f"[{value}]") if equals else []
+        except yaml.YAMLError:
+            values = []
+        if len(values) > 1:
+            varied[path] = values
+        else:
+            single.append(text)
+    return varied, single

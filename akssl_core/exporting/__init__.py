@@ -1,0 +1,192 @@
+"""A trained backbone for other libraries: written, loaded again by a fresh process, and compared."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..backbone import Backbone
+from ..data import Preprocess
+from ..discovery import version
+from ..errors import ConfigError, PluginError, RunDirError, did_you_mean
+from ..files import write_atomic
+from ..plugins import Plugins, installed
+from ..product import FILE, file_of, load_backbone, read_product
+from ..rundir import EXPORTED
+from .check import TOLERANCE, ExportFailed, Found, Loader, compare, here
+from .formats import FORMATS, Format
+
+__all__ = ["ExportFailed", "Exported", "export"]
+
+KIND = "akssl-export-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A backbone in another library's format, found to give the same features there.
+
+    `snippet` is Python code that loads it; `difference` is the largest one between the features (N, D) of that
+    code and of `load_backbone`, on `images` images; `metadata` is what the file says of itself.
+    """
+
+    path: Path
+    to: str
+    snippet: str
+    difference: float
+    tolerance: float
+    images: int
+    preprocess: Preprocess
+    metadata: Mapping[str, str]
+
+
+def export(
+    run_dir: str | Path,
+    to: str,
+    out: str | Path | None = None,
+    *,
+    module: nn.Module | None = None,
+    overwrite: bool = False,
+    plugins: Plugins | None = None,
+) -> Exported:
+    """Write the backbone of a run for another library, and prove the file there before it gets its name.
+
+    A fresh process loads the file by the code that `snippet` shows and computes features of a few images; they must
+    be those of `load_backbone` to 1e-4. The file's header holds that difference, the code and the preprocessing.
+
+    Args:
+        run_dir: a run folder, or its `backbone.safetensors`.
+        to: "safetensors", "torchvision", "timm" or "onnx".
+        out: the file to write. Default: one in the run folder, named after the format.
+        module: your own network, where the run trained one.
+        overwrite: replace a file that is there.
+        plugins: another plugin manager than the process-wide one.
+
+    Raises:
+        ConfigError: an unknown format, one that this backbone has no counterpart in, or a package is missing.
+        RunDirError: the folder holds no finished run.
+        ExportFailed: the features differ.
+    """
+    plugins = plugins or installed()
+    chosen = _format(to)
+    chosen.need_packages()
+    source = Path(run_dir)
+    target = _target(source, Path(out) if out is not None else None, chosen, overwrite=overwrite)
+    _, header = read_product(file_of(source))
+    backbone = _load(source, header, module, plugins)
+    if not chosen.takes(backbone):
+        raise ConfigError(_no_counterpart(backbone, chosen))
+    facts = _facts(chosen, header, backbone)
+    file_with = chosen.make(backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / target.name
+        write_atomic(draft, file_with({**header, **facts}))
+        found = compare(backbone, draft, _load_again(chosen, backbone, module, plugins))
+    code = chosen.snippet(backbone, target)
+    metadata = {**(header if chosen.needs_akssl else {}), **facts, **_findings(found, code)}
+    write_atomic(target, file_with(metadata))
+    assert backbone.preprocess is not None
+    return Exported(target, chosen.name, code, found.difference, TOLERANCE, found.images, backbone.preprocess, metadata)
+
+
+def _format(to: str) -> Format:
+    """The format of this name."""
+    for one in FORMATS:
+        if one.name == to.strip().lower():
+            return one
+    names = [one.name for one in FORMATS]
+    raise ConfigError(f"to: there is no format '{to}'.{did_you_mean(to, names)} Formats: {', '.join(names)}.")
+
+
+def _target(source: Path, out: Path | None, chosen: Format, *, overwrite: bool) -> Path:
+    """Where the file goes."""
+    folder = source if source.is_dir() else source.parent
+    target = out if out is not None else folder / EXPORTED[chosen.name]
+    if target.suffix != chosen.suffix:
+        raise ConfigError(f"out: {target} must end in {chosen.suffix}, as files for {chosen.name} do.")
+    if target.name == FILE and (target.parent / "config.yaml").is_file():
+        raise ConfigError(f"out: {target} is the backbone of a run itself. Choose another name.")
+    if not target.parent.is_dir():
+        raise RunDirError(f"out: the folder {target.parent} does not exist. Make it, or choose another.")
+    if target.exists() and not overwrite:
+        raise RunDirError(
+            f"out: {target} exists. Replace it with --overwrite (overwrite=True), or choose another name."
+        )
+    return target
+
+
+def _load(source: Path, header: Mapping[str, str], module: nn.Module | None, plugins: Plugins) -> Backbone:
+    """The trained backbone; of one's own network, only where it was given."""
+    own = json.loads(header["backbone"]).get("type")
+    if own and module is None:
+        raise ConfigError(
+            f"this backbone is your own {own}, which is built by your code alone. safetensors and onnx work from "
+            f"Python: akssl_core.export({str(source)!r}, to='onnx', module={own}(...))."
+        )
+    return load_backbone(source, module=module, plugins=plugins)
+
+
+def _no_counterpart(backbone: Backbone, chosen: Format) -> str:
+    working = ", ".join(one.name for one in FORMATS if one.takes(backbone))
+    name = "your own network" if backbone.name == "custom" else backbone.name
+    return f"to: {name} has no counterpart in {chosen.name} with these settings. Formats that work: {working}."
+
+
+def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dict[str, str]:
+    """What the file says of itself: every value is a text, nested ones are JSON."""
+    assert backbone.preprocess is not None
+    return {
+        "export": KIND,
+        "to": chosen.name,
+        "method": header.get("method", "unknown"),
+        "architecture": header["backbone"],
+        "feature_size": str(backbone.embed_dim),
+        "preprocess": json.dumps(backbone.preprocess.to_dict()),
+        "preprocess_rule": backbone.preprocess.rule,
+        "written_with": json.dumps({name: version(name) for name in ("torch", *chosen.packages)}),
+    }
+
+
+def _findings(found: Found, code: str) -> dict[str, str]:
+    """What the comparison has found, and the code it was made with."""
+    return {
+        "max_difference": f"{found.difference:.3g}",
+        "tolerance": f"{TOLERANCE:g}",
+        "compared_images": str(found.images),
+        "largest_feature": f"{found.largest:.3g}",
+        "load": code,
+    }
+
+
+def _load_again(chosen: Format, backbone: Backbone, module: nn.Module | None, plugins: Plugins) -> Loader:
+    """How the draft is loaded: by a fresh process, and here where that one cannot build the network.
+
+    It knows no network of one's own and no plugin that is a single file, so akssl there cannot build them.
+    """
+    if chosen.needs_akssl and (module is not None or not _known_elsewhere(backbone)):
+        return lambda draft, pictures: here(load_backbone(draft, module=_emptied(module), plugins=plugins), pictures)
+    return lambda draft, pictures: chosen.features(backbone, draft, pictures)
+
+
+def _known_elsewhere(backbone: Backbone) -> bool:
+    """Whether a fresh process finds this network among what is installed."""
+    try:
+        Plugins().get("backbone", backbone.name)
+    except PluginError:
+        return False
+    return True
+
+
+def _emptied(module: nn.Module | None) -> nn.Module | None:
+    """The user's network with weights of zero, so that only those of the file can give the same features."""
+    again = copy.deepcopy(module)
+    with torch.no_grad():
+        for tensor in again.parameters() if again is not None else ():
+            tensor.zero_()
+    return again

@@ -1,0 +1,187 @@
+"""Many runs by one command: methods, seeds and settings combined, one folder each, and one table at the end."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..api import methods as installed_methods
+from ..changes import changes
+from ..comparison import Compared, Summary, compared
+from ..comparison.page import comparison_page
+from ..errors import AksslError, ConfigError, RunDirError
+from ..files import write_atomic
+from ..launch import resume, run
+from ..plugins import Plugins, installed
+from ..resolve import check, collect, layer, sections
+from ..rundir import RunDir
+from ..yaml_text import read_yaml
+from .grid import Combination, combinations
+from .result import FORMAT, Row, Spread, Sweep, row_of
+
+__all__ = ["Combination", "Row", "Spread", "Sweep", "sweep"]
+
+EVERY = "all"
+OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
+Tell = Callable[[str], None]
+
+
+def sweep(
+    methods: str | Sequence[str],
+    *,
+    out: str | Path,
+    seeds: Sequence[int] = (0,),
+    varied: Mapping[str, Sequence[Any]] | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    report: bool = True,
+    plugins: Plugins | None = None,
+    tell: Tell = lambda text: None,
+    **common: Any,
+) -> Sweep:
+    """Train every combination of methods, seeds and settings, one run folder each under `out`.
+
+    What is there already counts: finished runs are read, stopped ones resumed, failed ones tried again. A run that
+    fails is reported and the others go on. `out` gets results.md, results.json and compare.html.
+
+    Args:
+        methods: names of methods, or "all" for every one that is installed.
+        out: the folder of the sweep.
+        seeds: each combination is run with each.
+        varied: settings by dotted path with the values to try: {"optimizer.lr": [0.1, 0.3]}.
+        config: as for `run`, for all runs.
+        report: write report.html of each run.
+        plugins: another plugin manager than the process-wide one.
+        tell: called with a line when a run begins or has failed.
+        **common: any other keyword of `run`, the same for all runs.
+
+    Raises:
+        AksslError: a setting is wrong, or `out` holds a sweep with other settings; nothing has been trained then.
+    """
+    plugins = plugins or installed()
+    planned = combinations(_names(methods, plugins), list(seeds), {k: list(v) for k, v in (varied or {}).items()})
+    _refuse_own(common)
+    for one in planned:
+        _check(one, config, common, plugins)
+    folder = Path(out)
+    _begin(folder, config, common)
+    failed: dict[str, str] = {}
+    for number, one in enumerate(planned, 1):
+        tell(f"run {number} of {len(planned)}: {one.folder}")
+        try:
+            _perform(folder / one.folder, one, config, common, plugins, report=report)
+        except Exception as error:  # whatever stops one run does not stop the others
+            failed[one.folder] = str(error) or type(error).__name__
+            tell(f"failed: {one.folder}: {failed[one.folder]}")
+    return _finish(folder, planned, failed)
+
+
+def _names(methods: str | Sequence[str], plugins: Plugins) -> list[str]:
+    """The methods by their right names."""
+    asked = [methods] if isinstance(methods, str) else list(methods)
+    if asked == [EVERY]:
+        return [one.name for one in installed_methods(plugins=plugins)]
+    return [plugins.get("method", name).name for name in asked]
+
+
+def _refuse_own(common: Mapping[str, Any]) -> None:
+    """What the sweep itself decides, or cannot do."""
+    devices = common.get("devices") or (common.get("train") or {}).get("devices")
+    if devices not in (None, 1):
+        raise ConfigError(
+            f"devices: {devices} processes are not possible here, where runs follow each other in one process. "
+            "Start such runs one by one: akssl run METHOD --devices N."
+        )
+    for name, instead in {"seed": "seeds", "method": "methods", "overwrite": "another out"}.items():
+        if name in common:
+            raise ConfigError(f"sweep: '{name}' is not for a sweep; use {instead}.")
+
+
+def _check(one: Combination, config: Any, common: Mapping[str, Any], plugins: Plugins) -> None:
+    """Mistakes in settings are told before anything is trained."""
+    check(layer(collect(None, config, one.keywords(common), plugins), plugins), plugins)
+
+
+def _begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
+    """`sweep.json` holds what all runs have in common; runs that are there were made with the same.
+
+    Raises:
+        ConfigError: they were not.
+        RunDirError: the folder is something else.
+    """
+    file = folder / "sweep.json"
+    table = config if isinstance(config, Mapping) or config is None else read_yaml(Path(config))
+    named = {key: _named(value) for key, value in common.items() if value is not None}
+    asked = json.loads(json.dumps({"config": dict(table or {}), **sections(named)}, default=str))
+    if (folder / "config.yaml").is_file() or folder.is_file():
+        raise RunDirError(f"out: {folder} is {'a run' if folder.is_dir() else 'a file'}; a sweep needs its own folder.")
+    if file.is_file():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))["common"]
+            different = [str(change) for change in changes(known, asked)]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise RunDirError(f"{file} cannot be read: {error!r}. Choose another --out.") from error
+        if different:
+            raise ConfigError(
+                f"{folder}: this sweep was begun with other settings: {'; '.join(different)}. Put them back (methods, "
+                "seeds and values may be added), or choose another --out."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, _json({"format": FORMAT, "common": asked}))
+
+
+def _named(value: Any) -> Any:
+    """A Python object by its type, a path by its text."""
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, str | int | float | list | tuple | Mapping) else f"a {type(value).__name__}"
+
+
+def _perform(
+    path: Path, one: Combination, config: Any, common: Mapping[str, Any], plugins: Plugins, *, report: bool
+) -> None:
+    """Bring one run to its end, from wherever it stands."""
+    if not any((path / name).is_file() for name in ("manifest.json", "config.yaml")):
+        given = {key: copy.deepcopy(value) if key == "backbone" else value for key, value in common.items()}
+        run(config=config, out=path, report=report, plugins=plugins, **one.keywords(given))
+        return
+    folder = RunDir.open(path)
+    if not folder.begun or not folder.manifest.get("final"):
+        objects = {
+            key: copy.deepcopy(common[key]) if key == "backbone" else common[key]
+            for key in OBJECTS
+            if key in common and not isinstance(common[key], str | Path | Mapping)
+        }
+        resume(path, report=report, plugins=plugins, **objects)
+
+
+def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]) -> Sweep:
+    """The table of what has ended, and the files that hold it."""
+    ended = [one for one in planned if one.folder not in failed]
+    summaries, verdicts = {}, {}
+    for one in ended:
+        try:
+            summaries[one.folder] = Summary.read(folder / one.folder, one.folder)
+            verdicts[one.folder] = str(summaries[one.folder].rows.manifest.get("verdict", "unknown"))
+        except AksslError as error:
+            failed[one.folder] = str(error)
+    groups: dict[str, list[tuple[Combination, Summary, str]]] = {}
+    for one in ended:
+        if one.folder in summaries:
+            key = json.dumps([one.method, one.settings], sort_keys=True, default=str)
+            groups.setdefault(key, []).append((one, summaries[one.folder], verdicts[one.folder]))
+    rows = sorted((row_of(members) for members in groups.values()), key=lambda row: row.rank)
+    found = Sweep(folder, tuple(rows), failed, tuple(folder / name for name in summaries))
+    runs: Compared = compared(found.runs)
+    page = comparison_page(runs.runs, runs.settings, title=f"Sweep {folder.resolve().name}", first=[found.section()])
+    write_atomic(folder / "results.md", found.markdown.encode())
+    write_atomic(folder / "results.json", _json(found.record()))
+    write_atomic(folder / "compare.html", page.encode())
+    return found
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

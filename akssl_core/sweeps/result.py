@@ -1,0 +1,164 @@
+"""The table of a sweep: mean and deviation over seeds of everything that was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import describe
+from ..comparison import COSTS, Summary
+from ..report.html import Html, section, tag
+from ..report.html import table as html_table
+from ..report.svg import short
+from .grid import Combination
+
+FORMAT = "akssl-sweep-1"
+FIRST = "knn_top1"  # what the table is sorted by
+LEFT_OUT = ("images_per_s",)  # it follows from images and seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A number over seeds: the mean, and the standard deviation (of a sample) where there are two or more."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds that have the number."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Over the same; None for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        """`61.4 ± 1.2`, with as many decimals as the deviation gives sense to."""
+        if self.deviation is None:
+            return short(self.mean)
+        if self.deviation == 0:
+            return f"{short(self.mean)} ± 0"
+        decimals = max(0, 1 - math.floor(math.log10(self.deviation)))
+        return f"{self.mean:.{decimals}f} ± {self.deviation:.{decimals}f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A method with one choice of settings, over its seeds."""
+
+    method: str
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]  # of the runs that have ended
+    metrics: Mapping[str, Spread]
+    verdicts: Mapping[str, int]  # how many runs of each
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The best first; what was not measured last."""
+        return (False, -self.metrics[FIRST].mean) if FIRST in self.metrics else (True, 0.0)
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, fit for JSON."""
+        numbers = {
+            name: {"mean": spread.mean, "std": spread.deviation, "values": list(spread.values)}
+            for name, spread in self.metrics.items()
+        }
+        return {
+            "method": self.method, "settings": dict(self.settings), "seeds": list(self.seeds), "metrics": numbers,
+            "verdicts": dict(self.verdicts),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep has found: `rows`, the best first, and `failed`, why by the name of the run folder."""
+
+    out: Path
+    rows: tuple[Row, ...]
+    failed: Mapping[str, str]
+    runs: tuple[Path, ...]  # the folders of those that have ended
+
+    @property
+    def columns(self) -> list[str]:
+        """The head of the table."""
+        varied = dict.fromkeys(path for row in self.rows for path in row.settings)
+        return ["method", *varied, "runs", *(COSTS.get(name, name) for name in self._numbers), "verdict"]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The lines of the table."""
+        varied = dict.fromkeys(path for row in self.rows for path in row.settings)
+        return [
+            [
+                row.method,
+                *(json.dumps(row.settings[path]) if path in row.settings else "-" for path in varied),
+                str(len(row.seeds)),
+                *(str(row.metrics[name]) if name in row.metrics else "-" for name in self._numbers),
+                _verdict(row.verdicts),
+            ]
+            for row in self.rows
+        ]
+
+    @property
+    def _numbers(self) -> list[str]:
+        return sorted(dict.fromkeys(name for row in self.rows for name in row.metrics), key=lambda name: name != FIRST)
+
+    @property
+    def text(self) -> str:
+        """The table in columns, and what has failed."""
+        return "\n".join([describe.table(self.columns, self.cells), *self._failures()])
+
+    @property
+    def markdown(self) -> str:
+        """The same in Markdown."""
+        return "\n".join([describe.markdown(self.columns, self.cells), *self._failures()]) + "\n"
+
+    def record(self) -> dict[str, Any]:
+        """Everything as plain values, fit for JSON."""
+        return {
+            "format": FORMAT,
+            "rows": [row.record() for row in self.rows],
+            "failed": dict(self.failed),
+            "runs": [path.name for path in self.runs],
+        }
+
+    def section(self) -> Html:
+        """The table for the page."""
+        shown = html_table(self.columns, self.cells, caption="Mean ± standard deviation over seeds", kind="numbers")
+        failed = [tag("ul", *(tag("li", f"{name}: {why}") for name, why in self.failed.items()))] if self.failed else []
+        return section("Sweep", shown, *failed)
+
+    def _failures(self) -> list[str]:
+        return ["", *(f"failed: {name}: {why}" for name, why in self.failed.items())] if self.failed else []
+
+
+def row_of(members: Sequence[tuple[Combination, Summary, str]]) -> Row:
+    """The row of the runs that differ by their seed alone; with each goes its verdict on collapse."""
+    first = members[0][0]
+    values: dict[str, list[float]] = {}
+    for _, run, _ in members:
+        measured = {name: one.value for name, one in run.metrics.items()}
+        for name, value in {**measured, **run.cost}.items():
+            if math.isfinite(value) and name not in LEFT_OUT:
+                values.setdefault(name, []).append(value)
+    return Row(
+        method=first.method,
+        settings=first.settings,
+        seeds=tuple(one.seed for one, _, _ in members),
+        metrics={name: Spread(tuple(of)) for name, of in values.items()},
+        verdicts=Counter(verdict for _, _, verdict in members),
+    )
+
+
+def _verdict(verdicts: Mapping[str, int]) -> str:
+    """`healthy`, or `healthy 2, collapsed 1`."""
+    if len(verdicts) == 1:
+        return next(iter(verdicts))
+    return ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items())
