@@ -22,7 +22,7 @@ LAYERS = (
     {"optim", "evaluation", "rundir"},
     {"callbacks", "export"},
     {"engine"},
-    {"resolve", "api", "faults"},
+    {"resolve", "api", "faults", "watch"},
     {"rules"},
     {"plan"},
     {"samples", "report", "cache"},

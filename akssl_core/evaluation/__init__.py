@@ -6,23 +6,35 @@ The encoder never trains here: classifiers see features that were computed once.
 from __future__ import annotations
 
 from .collapse import COLLAPSED_PROJECTION, COLLAPSED_STD, Spectrum, Verdict, spectrum, verdict
+from .diagnosis import Diagnosis, diagnose
 from .features import embed, pixels_as_features, sample, spread
+from .health import Health, TooFewSamples, alignment, alpha_req, lidar, of_features, of_views, uniformity
 from .linear import LinearScore, linear_probe
 from .nearest import knn, neighbours
 
 __all__ = [
     "COLLAPSED_PROJECTION",
     "COLLAPSED_STD",
+    "Diagnosis",
+    "Health",
     "LinearScore",
     "Spectrum",
+    "TooFewSamples",
     "Verdict",
+    "alignment",
+    "alpha_req",
+    "diagnose",
     "embed",
     "knn",
+    "lidar",
     "linear_probe",
     "neighbours",
+    "of_features",
+    "of_views",
     "pixels_as_features",
     "sample",
     "spectrum",
     "spread",
+    "uniformity",
     "verdict",
 ]

@@ -27,7 +27,7 @@ from akssl_core import (
     cosine,
     hookimpl,
 )
-from akssl_core.nn import EMA, Center, std_ratio
+from akssl_core.nn import EMA, Center, entropy, std_ratio
 
 from .head import Head
 from .recipes import RECIPES
@@ -152,9 +152,10 @@ class DINO(Method):
         self.loss = config.loss.build()
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Algorithm 1 of the paper with multi-crop; beside the loss, the spread of the student's bottleneck.
+        """Algorithm 1 of the paper with multi-crop; beside the loss, the teacher's entropy and the bottleneck's spread.
 
-        Crops of one size share a forward pass of the backbone, all crops share one of the head.
+        The entropy of the teacher's outputs is log K where they are even, 0 where they are certain. Crops of one size
+        share a forward pass of the backbone, all crops share one of the head.
         """
         large, small = batch.views["global"], batch.views.get("local", [])
         with torch.no_grad():
@@ -162,9 +163,11 @@ class DINO(Method):
         features = torch.cat([self.backbone(torch.cat(crops)) for crops in (large, small) if crops])
         z = self.head.project(features)
         student, teacher = self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large))
-        loss = self.loss(student, teacher, self.center.value, self.config.teacher_temperature(now))
+        temperature = self.config.teacher_temperature(now)
+        loss = self.loss(student, teacher, self.center.value, temperature)
+        teacher_entropy = entropy(((targets - self.center.value) / temperature).softmax(1))
         self.center.push(targets)
-        return {"loss": loss, "z_std_ratio": std_ratio(z[: len(batch)])}
+        return {"loss": loss, "teacher_entropy": teacher_entropy, "z_std_ratio": std_ratio(z[: len(batch)])}
 
     def param_rules(self) -> Sequence[ParamRule]:
         """The last layer stays for the first epochs, as in the paper's code."""

@@ -28,7 +28,7 @@ from akssl_core import (
     dist,
     hookimpl,
 )
-from akssl_core.nn import Prototypes, Queue, mlp, sinkhorn, std_ratio
+from akssl_core.nn import Prototypes, Queue, entropy, mlp, sinkhorn, std_ratio
 
 from . import sizes
 from .recipes import RECIPES
@@ -131,8 +131,8 @@ class SwAV(Method):
         with torch.autocast(z[0].device.type, enabled=False):  # bf16 is too coarse for exp(score / 0.05)
             scores = [self.prototypes(rows) for rows in z]
             codes = [self.codes(view, z[view], now) for view in range(2)]
-        entropy = torch.special.entr(torch.cat(codes)).sum(1).mean()
-        return {"loss": self.loss(scores, codes), "code_entropy": entropy, "z_std_ratio": std_ratio(z[0])}
+        code_entropy = entropy(torch.cat(codes))
+        return {"loss": self.loss(scores, codes), "code_entropy": code_entropy, "z_std_ratio": std_ratio(z[0])}
 
     def project(self, views: Views) -> list[Tensor]:
         """Unit rows (N, out_dim) float32 of each view, the global ones first."""
