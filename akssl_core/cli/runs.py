@@ -51,6 +51,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @akssl.command(add_help_option=False)
 @click.argument("method", required=False)
 @run_options
+@click.option("--stop-on-collapse", is_flag=True, default=None, help="end a run that has collapsed, with exit code 1")
 @click.option("--overwrite", is_flag=True, help="replace the run that --out already holds")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
@@ -87,6 +88,8 @@ def run(
         config=config, out=out, overwrite=overwrite, report=not no_report, plugins=plugins_with(plugin_file), **settings
     )
     _show(result)
+    if options.get("stop_on_collapse") and result.verdict == "collapsed":
+        ctx.exit(1)
 
 
 @akssl.command()
@@ -169,6 +172,15 @@ def _show(result: Result) -> None:
         click.echo(_summary(result))
 
 
+def _verdict(result: Result) -> str:
+    """The verdict; where it is a bad one, with evidence, cause and cure."""
+    from ..rundir import RunDir
+
+    found = RunDir.open(result.run_dir).manifest.get("diagnosis", {})
+    reasons = [f"\n  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)]
+    return result.verdict + "".join(reasons)
+
+
 def _summary(result: Result) -> str:
     """The scores, where everything is, and how to use it."""
     names = {
@@ -184,7 +196,7 @@ def _summary(result: Result) -> str:
     return "\n".join(
         [
             describe.table(("score", ""), lines),
-            f"\nVerdict on collapse: {result.verdict}",
+            f"\nVerdict on collapse: {_verdict(result)}",
             f"Run folder: {result.run_dir}",
             "Use it:",
             "  import akssl_core",

@@ -13,6 +13,7 @@ from .collapse import COLLAPSED_PROJECTION, COLLAPSED_STD, Verdict
 STEPS = 50  # the stretch of last steps that must all agree
 FEWEST_ROWS = 2  # in that stretch, or before it
 CLEAR = 5.0  # points of k-NN accuracy above every baseline: no fault of that kind can be
+HALF = 0.5  # of their first spread and of 1: healthy projections of all first-party methods keep more than 0.7
 LEAST_RATE = 1e-7  # a smaller learning rate may move weights by less than they can hold
 
 STEP, LOSS = "backbone_step", "loss"
@@ -36,6 +37,7 @@ class Diagnosis:
 
 HEALTHY = Diagnosis("healthy")
 ALIKE = "different images are all but the same"
+FEW_DIRECTIONS = "the final features differ along less than 1 % of the directions that they could use."
 USUAL = "a missing stop-gradient, centre or batch norm, a teacher that is not sharper than its student, or a huge step"
 LOOK = (
     "look at what the method's paper does against collapse, lower optimizer.lr, and compare with the method's default "
@@ -56,7 +58,7 @@ def diagnose(
     Args:
         rows: those of metrics.jsonl, in order.
         landmarks: of the method; they are looked at before the general ones, for they know the cause.
-        scores: final numbers; k-NN accuracy well above all baselines outweighs every landmark.
+        scores: final numbers; k-NN accuracy well above all baselines outweighs what any spread says.
         features: what the spread of the final features says.
         stopped: the run was stopped as collapsed, so that no accuracy outweighs what its rows say.
     """
@@ -67,41 +69,48 @@ def diagnose(
             "the steps are too large, or a number overflows at this precision.",
             "lower optimizer.lr, set train.clip, or use --precision fp32.",
         )
-    if not stopped and _clearly_learned(scores or {}):
-        return HEALTHY
-    for landmark in (*landmarks, *general(rows)):
+    learned = not stopped and _clearly_learned(scores or {})
+    for landmark in (*landmarks, NO_GRADIENT, *(() if learned else spreads(rows))):
         if evidence := _at(landmark, rows):
             return Diagnosis(landmark.verdict, evidence, landmark.cause, landmark.cure)
-    if features != "healthy":
+    if not learned and features != "healthy":
         evidence = f"the final features say that {ALIKE}." if features == "collapsed" else FEW_DIRECTIONS
         return Diagnosis(features, evidence, f"{USUAL}.", LOOK)
     return HEALTHY
 
 
-FEW_DIRECTIONS = "the final features differ along less than 1 % of the directions that they could use."
+NO_GRADIENT = Landmark(
+    "not learning",
+    {STEP: (0.0, 0.0), "lr": (LEAST_RATE, math.inf)},
+    "the backbone does not move while the learning rate is above 0",
+    "no gradient reaches the backbone: something between it and the loss is detached, under no_grad or frozen.",
+    "look for .detach(), torch.no_grad() and requires_grad_(False) on the way from the features to the loss; only "
+    "targets are cut off.",
+    after=20,
+    throughout=True,
+)
 
 
-def general(rows: Sequence[Row]) -> list[Landmark]:
-    """The landmarks of every method that logs these terms."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    found = [
-        Landmark(
-            "not learning",
-            {STEP: (0.0, 0.0), "lr": (LEAST_RATE, math.inf)},
-            "the backbone does not move while the learning rate is above 0",
-            "no gradient reaches the backbone: something between it and the loss is detached, under no_grad or frozen.",
-            "look for .detach(), torch.no_grad() and requires_grad_(False) on the way from the features to the loss; "
-            "only targets are cut off.",
-            after=20,
-            throughout=True,
-        )
-    ]
-    for name in names:
-        if name.endswith("std_ratio"):
-            bound = COLLAPSED_STD if name == "std_ratio" else COLLAPSED_PROJECTION
-            what = "features" if name == "std_ratio" else "projections"
-            found.append(Landmark("collapsed", {name: (0.0, bound)}, f"the {what} of {ALIKE}", f"{USUAL}.", LOOK, 20))
+def spreads(rows: Sequence[Row]) -> list[Landmark]:
+    """The landmarks of every run whose features, or whose method's projections, have their spread in the rows."""
+    found: list[Landmark] = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name == "std_ratio":
+            found.append(_alike(name, COLLAPSED_STD, f"the features of {ALIKE}", after=100))
+        elif name.endswith("std_ratio") and (start := _first(rows, name)) is not None:
+            late = start < 2 * COLLAPSED_PROJECTION  # some networks begin there and spread with time
+            found.append(_alike(name, COLLAPSED_PROJECTION, f"the projections of {ALIKE}", after=1000 if late else 20))
+            shrunk = f"the projections shrink together, from {start:.3g} at first"
+            found.append(_alike(name, HALF * min(start, 1.0), shrunk, after=100))
     return found
+
+
+def _alike(name: str, bound: float, meaning: str, after: int) -> Landmark:
+    return Landmark("collapsed", {name: (0.0, bound)}, meaning, f"{USUAL}.", LOOK, after)
+
+
+def _first(rows: Sequence[Row], name: str) -> float | None:
+    return next((row[name] for row in rows if row.get(name) is not None), None)
 
 
 def _at(landmark: Landmark, rows: Sequence[Row]) -> str:

@@ -16,6 +16,7 @@ from akssl_core import (
     Choice,
     Facts,
     KnownValue,
+    Landmark,
     Loss,
     LossRef,
     Method,
@@ -200,6 +201,36 @@ class DINO(Method):
             reason = f"a tenth of the {facts.epochs} epochs of the run"
             choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
         return choices
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """The two collapses of section 3.1 of the paper: outputs that are even, and one output that always wins."""
+        even, hottest = math.log(config.out_dim), max(_values(config.teacher_temperature))
+        student = getattr(config.loss.config, "student_temperature", hottest)
+        cause = f"the teacher is not sharp enough for its centre (its temperature reaches {hottest:g})."
+        if hottest >= student:
+            cause = f"the teacher's temperature reaches {hottest:g}, not below the student's {student:g}."
+        return [
+            Landmark(
+                "collapsed",
+                {"teacher_entropy": (0.998 * even, math.inf)},
+                f"the teacher's outputs are even, log {config.out_dim} = {even:.4g}, whatever the image",
+                cause,
+                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1.",
+            ),
+            Landmark(
+                "collapsed",
+                {"teacher_entropy": (0.0, 0.01 * even), "loss": (0.0, 0.02 * even)},
+                "one output wins for every image",
+                "the centre does not hold the outputs back: it is missing, or follows the last batch alone.",
+                "keep method.center_momentum near 0.9, or raise method.teacher_temperature a little.",
+            ),
+        ]
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many images there are for each output."""
+        return {"images per output": f"{facts.images / config.out_dim:.3g} ({config.out_dim} outputs)"}
 
     @classmethod
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
