@@ -25,10 +25,10 @@ LAYERS = (
     {"resolve", "api", "faults", "watch"},
     {"rules"},
     {"plan"},
-    {"samples", "report", "cache"},
+    {"samples", "report", "cache", "estimate"},
     {"training"},
     {"launch"},
-    {"describe", "testing", "scaffold"},
+    {"describe", "testing", "scaffold", "doctor"},
     {"cli", "__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

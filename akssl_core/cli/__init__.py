@@ -12,6 +12,7 @@ import click
 
 from ..errors import AksslError, RunStopped
 from . import data as data
+from . import doctor as doctor
 from . import plugins as plugins
 from . import runs as runs
 from .base import akssl

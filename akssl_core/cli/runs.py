@@ -113,8 +113,10 @@ def resume(
 @akssl.command()
 @click.argument("method", required=False)
 @run_options
+@click.option("--measure", is_flag=True, help="train a few steps to estimate the time; nothing of them is kept")
 def explain(
     method: str | None,
+    measure: bool,
     assignments: tuple[str, ...],
     config: Path | None,
     plugin_file: Path | None,
@@ -123,6 +125,7 @@ def explain(
 ) -> None:
     """Show every setting of a run and who decided it, without training."""
     from ..config import leaves
+    from ..estimate import derived, measured
     from ..plan import make_plan
     from ..resolve import collect
 
@@ -133,7 +136,8 @@ def explain(
     plan = make_plan(collect(None, config, settings, plugins, who="command line"), plugins)
     lines = [(path, json.dumps(value), plan.provenance[path]) for path, value in leaves(plan.spec.table())]
     click.echo(describe.table(("setting", "value", "decided by"), lines))
-    click.echo("\n" + describe.table(("what follows", ""), plan.consequences()))
+    follows = [*plan.consequences(), *derived(plan), *([measured(plan)] if measure else ())]
+    click.echo("\n" + describe.table(("what follows", ""), follows))
     click.echo("\n" + "\n".join(f"- {note}" for note in plan.notes))
 
 
