@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..discovery import version
 from ..errors import AksslError, ConfigError, PluginError, RunDirError
@@ -78,12 +79,11 @@ def _looked(kind: str, subject: Case | Folder) -> list[Finding]:
 def _without_processes(given: Given) -> tuple[Given, int]:
     """The same run in one process, and how many were asked for: nothing is started here."""
     devices = 1
-    layers: list[tuple[str, dict[str, object]]] = []
+    layers: list[tuple[str, Mapping[str, Any]]] = []
     for who, layer in given.layers:
         train = layer.get("train")
-        asked = train.get("devices") if isinstance(train, dict) else None
-        if isinstance(asked, int) and asked > 0:
-            devices = asked
+        if isinstance(train, Mapping) and isinstance(train.get("devices"), int) and train["devices"] > 0:
+            devices = train["devices"]
             layer = {**layer, "train": {name: value for name, value in train.items() if name != "devices"}}
-        layers.append((who, dict(layer)))
+        layers.append((who, layer))
     return Given(layers, given.objects), devices
