@@ -141,16 +141,17 @@ class ProbeData:
 
     def encoder_scores(
         self, encoder: Backbone, device: torch.device, spec: EvaluateSpec
-    ) -> tuple[dict[str, float], Verdict]:
-        """k-NN accuracy and collapse numbers of an encoder, and what the latter mean."""
+    ) -> tuple[dict[str, float], Verdict, dict[str, str]]:
+        """k-NN accuracy and health numbers of an encoder, whether it has collapsed, and why a number is missing."""
 
         def features(images: ImageSet) -> Tensor:
             return embed(encoder, images, self.preprocess, batch_size=spec.batch_size, device=device)
 
         queries, scores = self.score(features, spec)
         shape = spectrum(queries)
-        known = {"std_ratio": shape.std_ratio, "rankme": shape.rankme, **of_features(queries).numbers}
-        return {**scores, **known}, verdict(shape)
+        health = of_features(queries)
+        known = {"std_ratio": shape.std_ratio, "rankme": shape.rankme, **health.numbers}
+        return {**scores, **known}, verdict(shape), health.missing
 
     def pixel_scores(self, spec: EvaluateSpec) -> dict[str, float]:
         """The same k-NN on raw pixels."""

@@ -17,7 +17,7 @@ from .backbone import Backbone
 from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Observers, Probe, ProbeData, Recorder
 from .data import Preprocess
 from .engine import Engine
-from .evaluation import Diagnosis, Health, diagnose, of_features, of_views, sample
+from .evaluation import Diagnosis, diagnose, of_views, sample
 from .export import export_backbone
 from .faults import explained
 from .interrupt import Signals
@@ -110,9 +110,11 @@ class Training:
             run_dir.update_manifest(baselines=_baselines(probe, untrained, engine.device, evaluate))
         self._train()
         trained = engine.encoder()
-        scores, spread = probe.encoder_scores(trained, engine.device, evaluate)
+        scores, spread, missing = probe.encoder_scores(trained, engine.device, evaluate)
         self.product = encoder = _product(trained, plan)
-        health = self._health(encoder)
+        health = of_views(view_features(plan, encoder))
+        if missing := {**missing, **health.missing}:
+            run_dir.update_manifest(not_measured=missing)
         export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
         run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
         run_dir.write_unreadable(plan.images.unreadable)
@@ -121,15 +123,6 @@ class Training:
         metrics = {"loss": loss, **scores, **health.numbers, **run_dir.manifest["baselines"], "seconds": seconds}
         landmarks = self._landmarks()
         return metrics, diagnose(run_dir.history, landmarks, scores=metrics, features=spread, stopped=self.collapsed)
-
-    def _health(self, encoder: Backbone) -> Health:
-        """What views of the same images say of the encoder; the manifest says what could not be known, and why."""
-        views = view_features(self.plan, encoder)
-        health = of_views(views)
-        missing = {**of_features(views[:, 0]).missing, **health.missing}
-        if missing:
-            self.run_dir.update_manifest(not_measured=missing)
-        return health
 
     def _landmarks(self) -> Sequence[Landmark]:
         method: type[Method] = self.plan.spec.method.component  # type: ignore[assignment]
@@ -179,7 +172,7 @@ def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
 
 def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:
     """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, (untrained, _) = probe.pixel_scores(evaluate), probe.encoder_scores(encoder, device, evaluate)
+    raw, (untrained, *_) = probe.pixel_scores(evaluate), probe.encoder_scores(encoder, device, evaluate)
     named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
     return {name: value for name, value in named.items() if value is not None}
 

@@ -114,6 +114,12 @@ def test_a_run_is_at_a_landmark_when_all_of_its_last_rows_are(rows, verdict):
         assert (found.cause, found.cure) == ("the teacher is hot.", "cool it.")
 
 
+def test_projections_that_began_parallel_count_at_the_end_alone():
+    rows = rows_of(count=100, z_std_ratio=0.05)
+    assert diagnose(rows).verdict == "healthy"
+    assert diagnose(rows, scores={}).verdict == "collapsed"
+
+
 def test_all_terms_of_a_landmark_must_be_there():
     both = Landmark("collapsed", {"loss": (-1.0, -0.8), "spread": (0.0, 0.5)}, "m", "c", "c")
     assert diagnose(rows_of(loss=-0.9, spread=0.4), [both]).verdict == "collapsed"

@@ -68,9 +68,8 @@ def test_the_commands_of_the_page_on_the_doctor_work(photos, monkeypatch, capsys
     for line in lines:
         words = shlex.split(line)[1:]
         folder = words[-1] == "runs/mine"  # the run before wrote it
-        words += (
-            () if folder else (*SMALL, "--batch-size", "64", "--set", "data.size=256", "--set", "data.test_size=32")
-        )
+        few = (*SMALL, "--batch-size", "64", "--set", "data.size=256", "--set", "data.test_size=32")
+        words += () if folder else few
         words += ("--out", "runs/mine") if words[0] == "run" else ()
         monkeypatch.setattr(sys, "argv", ["akssl", *words])
         with pytest.raises(SystemExit) as caught:

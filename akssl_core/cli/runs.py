@@ -193,6 +193,10 @@ def _summary(result: Result) -> str:
         "knn_top1": "k-NN top-1, trained",
         "std_ratio": "std of features x sqrt(D) (healthy near 1)",
         "rankme": "effective rank (RankMe)",
+        "lidar": "directions that tell images apart (LiDAR)",
+        "alpha_req": "fall of the spectrum (alpha-ReQ, good near 1)",
+        "alignment": "distance of views (alignment, 0 to 4)",
+        "uniformity": "spread over the sphere (uniformity, 0 to -4)",
         "loss": "loss",
         "seconds": "seconds of training and evaluation",
     }

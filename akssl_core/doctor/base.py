@@ -19,7 +19,7 @@ from ..report.files import RunFiles
 from ..rundir import RunDir
 
 Kind = Literal["plan", "run"]
-Found = str | tuple[str, str] | None  # evidence; or evidence and a cure with numbers; or nothing
+Found = str | tuple[str, str, str] | None  # evidence; or evidence, cause and cure of this case; or nothing
 Function = TypeVar("Function", bound=Callable[[Any], Found])
 
 
@@ -49,8 +49,7 @@ class Rule:
         found = self.function(subject)
         if not found:
             return None
-        evidence, cure = found if isinstance(found, tuple) else (found, self.cure)
-        return Finding(self.name, evidence, self.cause, cure)
+        return Finding(self.name, *(found if isinstance(found, tuple) else (found, self.cause, self.cure)))
 
 
 LOOKED_AT = 1000  # images of a sample

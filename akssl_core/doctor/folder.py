@@ -53,16 +53,16 @@ def stopped(found: Folder) -> Found:
 @rule(
     "run",
     cause="features or projections have become alike, or no gradient reaches the backbone.",
-    cure="see the evidence; --stop-on-collapse ends such a run early.",
+    cure="that of the landmark it is at; --stop-on-collapse ends such a run early.",
 )
 def collapsed_or_stuck(found: Folder) -> Found:
     """A run that has collapsed or does not learn, by its own diagnosis or by its rows."""
     told: Mapping[str, Any] = found.run.manifest.get("diagnosis") or {}
     if told.get("evidence"):
-        return f"{told['verdict']}: {told['evidence']} Cause: {told['cause']}", str(told["cure"])
+        return f"{told['verdict']}: {told['evidence']}", str(told["cause"]), str(told["cure"])
     seen = diagnose(found.run.rows, scores=found.run.final)
     if seen.evidence:
-        return f"{seen.verdict}: {seen.evidence} Cause: {seen.cause}", seen.cure
+        return f"{seen.verdict}: {seen.evidence}", seen.cause, seen.cure
     return "its status is collapsed." if found.run.status == "collapsed" else None
 
 
@@ -135,7 +135,8 @@ def below_a_baseline(found: Folder) -> Found:
 def plateau(found: Folder) -> Found:
     """A second half of the run that brought nothing: neither a lower loss nor a higher accuracy."""
     loss, score = _column(found, "loss"), _column(found, "knn_top1")
-    if len(loss) < ENOUGH_ROWS or not _ended(found):
+    healthy = found.run.status == "finished" and found.run.manifest.get("verdict", "healthy") == "healthy"
+    if len(loss) < ENOUGH_ROWS or not healthy:
         return None
     if len(score) >= 4:
         half = len(score) // 2

@@ -70,7 +70,7 @@ def diagnose(
             "lower optimizer.lr, set train.clip, or use --precision fp32.",
         )
     learned = not stopped and _clearly_learned(scores or {})
-    for landmark in (*landmarks, NO_GRADIENT, *(() if learned else spreads(rows))):
+    for landmark in (*landmarks, NO_GRADIENT, *(() if learned else spreads(rows, ended=scores is not None))):
         if evidence := _at(landmark, rows):
             return Diagnosis(landmark.verdict, evidence, landmark.cause, landmark.cure)
     if not learned and features != "healthy":
@@ -91,15 +91,19 @@ NO_GRADIENT = Landmark(
 )
 
 
-def spreads(rows: Sequence[Row]) -> list[Landmark]:
-    """The landmarks of every run whose features, or whose method's projections, have their spread in the rows."""
+def spreads(rows: Sequence[Row], *, ended: bool) -> list[Landmark]:
+    """The landmarks of every run whose features, or whose method's projections, have their spread in the rows.
+
+    Projections of some networks begin almost parallel (ReLU features share a large mean) and spread with time: where
+    they did, the bound holds at the end alone.
+    """
     found: list[Landmark] = []
     for name in dict.fromkeys(name for row in rows for name in row):
         if name == "std_ratio":
             found.append(_alike(name, COLLAPSED_STD, f"the features of {ALIKE}", after=100))
         elif name.endswith("std_ratio") and (start := _first(rows, name)) is not None:
-            late = start < 2 * COLLAPSED_PROJECTION  # some networks begin there and spread with time
-            found.append(_alike(name, COLLAPSED_PROJECTION, f"the projections of {ALIKE}", after=1000 if late else 20))
+            if ended or start >= 2 * COLLAPSED_PROJECTION:
+                found.append(_alike(name, COLLAPSED_PROJECTION, f"the projections of {ALIKE}", after=20))
             shrunk = f"the projections shrink together, from {start:.3g} at first"
             found.append(_alike(name, HALF * min(start, 1.0), shrunk, after=100))
     return found
