@@ -270,7 +270,12 @@ def test_the_command_prints_json(here, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["simsiamm"], "simsiam"), (["no/such/folder"], "holds no run"), (["simsiam", "--set", "nothing"], "--set")],
+    [
+        (["simsiamm"], "simsiam"),
+        (["no/such/folder"], "holds no run"),
+        (["simsiam", "--set", "nothing"], "--set"),
+        (["simsiam", "--set", "train.epoch=3"], "epoch"),
+    ],
 )
 def test_wrong_input_exits_with_2(arguments, said, here):
     code, _, err = here("doctor", *arguments)

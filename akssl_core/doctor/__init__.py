@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..discovery import version
-from ..errors import AksslError, ConfigError, PluginError, RunDirError
+from ..errors import AksslError, ConfigError, RunDirError
 from ..listing import DEPENDENCIES, plugin_table
 from ..plan import make_plan
 from ..report.files import RunFiles
-from ..resolve import Given
+from ..resolve import Given, check, layer
 from ..rundir import RunDir
 from . import data as data
 from . import folder as folder
@@ -36,13 +36,12 @@ def examine_plan(
 
     Raises:
         PluginError: no such method or other component.
-        ConfigError: no method was named.
+        ConfigError: no method was named, or a setting has a wrong name or value by itself.
     """
     alone, devices = _without_processes(given)
+    check(layer(alone, plugins), plugins)  # what is wrong by itself is wrong input, and no finding
     try:
         plan = make_plan(alone, plugins)
-    except PluginError:
-        raise
     except AksslError as error:
         return [replace(REFUSED, evidence=str(error))]
     case = Case(plan, found or Machine.here(plan.hardware.device, out), devices)
@@ -80,10 +79,10 @@ def _without_processes(given: Given) -> tuple[Given, int]:
     """The same run in one process, and how many were asked for: nothing is started here."""
     devices = 1
     layers: list[tuple[str, Mapping[str, Any]]] = []
-    for who, layer in given.layers:
-        train = layer.get("train")
+    for who, table in given.layers:
+        train = table.get("train")
         if isinstance(train, Mapping) and isinstance(train.get("devices"), int) and train["devices"] > 0:
             devices = train["devices"]
-            layer = {**layer, "train": {name: value for name, value in train.items() if name != "devices"}}
-        layers.append((who, layer))
+            table = {**table, "train": {name: value for name, value in train.items() if name != "devices"}}
+        layers.append((who, table))
     return Given(layers, given.objects), devices
