@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from .loss import Loss as Loss
     from .method import Choice as Choice
     from .method import Facts as Facts
+    from .method import Landmark as Landmark
     from .method import Method as Method
     from .method import ParamRule as ParamRule
     from .plugins import Plugins as Plugins
@@ -119,7 +120,7 @@ _ROOMS = {
     "interrupt": ("Interrupted",),
     "judge": ("Evaluation", "evaluate"),
     "loss": ("KnownValue", "Loss"),
-    "method": ("Choice", "Facts", "Method", "ParamRule"),
+    "method": ("Choice", "Facts", "Landmark", "Method", "ParamRule"),
     "plugins": ("Plugins",),
     "registry": ("Registry",),
     "launch": ("resume", "run"),

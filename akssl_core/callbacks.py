@@ -22,7 +22,7 @@ from .console import attended, say
 from .data.base import ImageSet
 from .data.preprocess import Preprocess
 from .errors import AksslError, RunStopped
-from .evaluation import Verdict, embed, knn, pixels_as_features, spectrum, verdict
+from .evaluation import Verdict, embed, knn, of_features, pixels_as_features, spectrum, verdict
 from .interrupt import Interrupted, Signals
 from .optim import state_by_name
 from .rundir import RunDir
@@ -167,15 +167,17 @@ class ProbeData:
 
     def encoder_scores(
         self, encoder: Backbone, device: torch.device, spec: EvaluateSpec
-    ) -> tuple[dict[str, float], Verdict]:
-        """k-NN accuracy and collapse numbers of an encoder, and what the latter mean."""
+    ) -> tuple[dict[str, float], Verdict, dict[str, str]]:
+        """k-NN accuracy and health numbers of an encoder, whether it has collapsed, and why a number is missing."""
 
         def features(images: ImageSet) -> Tensor:
             return embed(encoder, images, self.preprocess, batch_size=spec.batch_size, device=device)
 
         queries, scores = self.score(features, spec)
         shape = spectrum(queries)
-        return {**scores, "std_ratio": shape.std_ratio, "rankme": shape.rankme}, verdict(shape)
+        health = of_features(queries)
+        known = {"std_ratio": shape.std_ratio, "rankme": shape.rankme, **health.numbers}
+        return {**scores, **known}, verdict(shape), health.missing
 
     def pixel_scores(self, spec: EvaluateSpec) -> dict[str, float]:
         """The same k-NN on raw pixels."""
@@ -192,6 +194,7 @@ class Recorder(Callback):
         self._count = 0
         self._diverged: Tensor | None = None  # the first step whose loss is no number; 0: none
         self._extra: dict[str, float] = {}
+        self.written = -1  # the step of the last row
         self._since = time.perf_counter()
         self._bar: tqdm[Any] | None = None
         self._shown = 0.0
@@ -215,9 +218,13 @@ class Recorder(Callback):
         self._note_divergence(terms, engine.now.step)
         if self._bar is not None:
             self._bar.update()
-        step, at_epoch_end = engine.now.step, engine.at_epoch_end
-        if not at_epoch_end and any(step % period == 0 for period in self.periods):
+        if not engine.at_epoch_end and self.due(engine, engine.now.step):
             self._write(engine)
+
+    def due(self, engine: Engine, step: int) -> bool:
+        """Whether a row follows this step; after the last step of an epoch it follows the probes."""
+        ends = step % engine.now.steps_per_epoch == 0 or step >= engine.now.total_steps
+        return ends or any(step % period == 0 for period in self.periods)
 
     def on_epoch(self, engine: Engine) -> None:
         """The row of an epoch's last step, with what the probes found."""
@@ -278,6 +285,7 @@ class Recorder(Callback):
             **self._extra,
         }
         self._terms, self._count, self._extra = {}, 0, {}
+        self.written = engine.now.step
         self._since = time.perf_counter()
         if dist.is_main():
             self.run_dir.log(row)

@@ -17,6 +17,7 @@ HARMLESS = (
     "train.epochs",
     "train.steps",
     "train.keep",
+    "train.stop_on_collapse",
     "train.checkpoint_every",
     "train.log_every",
     "train.workers",

@@ -55,6 +55,7 @@ class TrainSpec(Schema):
         False, description="torch.compile the backbones for training; pays on long runs on a GPU, not on a CPU"
     )
     deterministic: bool = Field(False, description="only operations that give the same bits every time")
+    stop_on_collapse: bool = Field(False, description="end a run that has collapsed; it is scored and labelled as such")
     log_every: int | None = Field(None, ge=1, description="steps between rows of metrics.jsonl")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
     keep: int = Field(2, ge=1, description="latest checkpoints to keep, beside the best")

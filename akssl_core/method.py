@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -47,6 +47,22 @@ class Choice:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Landmark:
+    """Values in a run's rows that tell of a fault, and what to do about it.
+
+    A run is at a landmark when every term of `where` lies between its two bounds in all rows of the last steps.
+    """
+
+    verdict: Literal["collapsed", "not learning"]
+    where: Mapping[str, tuple[float, float]]  # column of the rows -> its lowest and highest value
+    meaning: str  # what these values say: "the teacher's outputs are even"
+    cause: str  # what usually brings a run there
+    cure: str
+    after: int = 100  # optimizer steps; before, the values mean nothing
+    throughout: bool = False  # in all rows of the run, not only the last
+
+
 class Method(nn.Module, Component, ABC):
     """A self-supervised method. It is the module that DDP wraps, so its forward *is* the training step."""
 
@@ -80,6 +96,16 @@ class Method(nn.Module, Component, ABC):
             ConfigError: the settings cannot work with these facts.
         """
         return ()
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """Values of the terms that `step` logs which tell of a fault: "a loss that stays at log K is uniform"."""
+        return ()
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """What the settings amount to and only the method knows, for `akssl explain`: negatives of an anchor, say."""
+        return {}
 
     @abstractmethod
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:

@@ -59,9 +59,22 @@ class EMA(StepState):
     @torch.no_grad()
     def after_step(self, now: Now) -> None:
         """Move every parameter of the copies towards the tracked one."""
+        slow, fast = self._pairs()
+        torch._foreach_lerp_(slow, fast, 1 - self.momentum(now))
+
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """How far the copies are behind, a scalar: |slow - fast| / |fast| over all parameters; 0 after a copy."""
+        slow, fast = self._pairs()
+        apart = torch.stack(torch._foreach_norm(torch._foreach_sub(slow, fast))).norm()
+        distance: Tensor = apart / torch.stack(torch._foreach_norm(fast)).norm().clamp(min=1e-12)
+        return distance
+
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters of the copies, and those they follow, in the same order."""
         slow: list[Tensor] = [p for name in self._tracked for p in self.get_submodule(name).parameters()]
         fast: list[Tensor] = [p for module in self._tracked.values() for p in module.parameters()]
-        torch._foreach_lerp_(slow, fast, 1 - self.momentum(now))
+        return slow, fast
 
 
 class Queue(StepState):
@@ -150,6 +163,13 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
         log = log - log.logsumexp(0, keepdim=True)
         log = log - log.logsumexp(1, keepdim=True)
     return log.exp()
+
+
+@torch.no_grad()
+def entropy(probabilities: Tensor) -> Tensor:
+    """Mean entropy in nats of rows (N, K) that sum to 1, a scalar: log K where they are even, 0 where certain."""
+    mean: Tensor = torch.special.entr(probabilities.float()).sum(1).mean()
+    return mean
 
 
 @torch.no_grad()

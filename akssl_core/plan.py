@@ -46,6 +46,7 @@ class Plan:
     backbone: Backbone
     augmentation: Augmentation
     method: Method
+    facts: Facts
     notes: list[str]
     warnings: list[str]
 
@@ -187,6 +188,7 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
         backbone=backbone,
         augmentation=augmentation,
         method=method,
+        facts=facts,
         notes=[],
         warnings=warnings,
     )

@@ -37,7 +37,17 @@ from .yaml_text import DEEPEST, read_yaml
 
 FLAT = {
     name: ("train", name)
-    for name in ("epochs", "steps", "batch_size", "image_size", "precision", "device", "devices", "workers")
+    for name in (
+        "epochs",
+        "steps",
+        "batch_size",
+        "image_size",
+        "precision",
+        "device",
+        "devices",
+        "workers",
+        "stop_on_collapse",
+    )
 }
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate")

@@ -32,6 +32,7 @@ EXPORTED = {
     "timm": "backbone-timm.safetensors",
     "onnx": "backbone.onnx",
 }  # what `akssl export` writes, by format
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,17 @@ class RunDir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process trains in this folder."""
+        if not (self.path / ".lock").is_file():
+            return False
+        try:
+            os.close(take_lock(self.path / ".lock"))
+        except BlockingIOError:
+            return True
+        return False
 
     # -- small files ------------------------------------------------------------------------------
     def write_config(self, config: Mapping[str, Any], provenance: Mapping[str, str]) -> None:
@@ -241,13 +253,23 @@ class RunDir:
         """The checkpoint folders, oldest first."""
         return sorted(p for p in (self.path / "checkpoints").glob("[0-9]*") if (p / "state.json").is_file())
 
+    def damaged(self) -> list[str]:
+        """What is wrong with each checkpoint that cannot be read."""
+        problems = []
+        for path in self.checkpoints():
+            try:
+                _read_checkpoint(path)
+            except UNREADABLE as error:
+                problems.append(f"checkpoint {path.name} is damaged ({error})")
+        return problems
+
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what was wrong with newer ones."""
         problems: list[str] = []
         for path in reversed(self.checkpoints()):
             try:
                 return _read_checkpoint(path), problems
-            except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+            except UNREADABLE as error:
                 problems.append(f"checkpoint {path.name} is damaged ({error}); using the one before it")
         if problems:
             raise RunDirError(f"{self.path}: none of its checkpoints can be read; {problems[0].partition(';')[0]}.")

@@ -15,6 +15,7 @@ from .plan import Plan
 IMAGES = 6  # rows of views
 QUERIES, NEAREST, POOL = 8, 6, 2000
 MAPPED, THUMBNAIL = 500, 24  # images on the map, and their side in pixels there
+COMPARED, DRAWS, AT_ONCE = 600, 2, 100  # images whose views are compared, and views of each
 
 
 def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
@@ -36,6 +37,22 @@ def _views(plan: Plan) -> dict[str, Tensor]:
         if group:
             result[f"views.{name}"] = torch.stack([_pictures(plan, view) for view in group], dim=1)
     return result
+
+
+@torch.no_grad()
+def view_features(plan: Plan, encoder: Backbone) -> Tensor:
+    """Features (N, V, D) of augmented views of training images: the first global one, drawn twice.
+
+    The encoder is in eval mode and on the CPU.
+    """
+    rows = []
+    places = spread(len(plan.images), min(COMPARED, len(plan.images)))
+    for start in range(0, len(places), AT_ONCE):
+        index = places[start : start + AT_ONCE]
+        pixels = plan.images.fetch(index.tolist())
+        drawn = [plan.augmentation(pixels, Draws.of(plan.spec.seed, epoch, index)) for epoch in range(DRAWS)]
+        rows.append(torch.stack([encoder(next(iter(views.values()))[0]) for views in drawn], 1))
+    return torch.cat(rows).float()
 
 
 def _neighbours(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import dist
 from .backbone import Backbone
 from .callbacks import Callback, Checkpoints, EvaluateSpec, Logger, Observers, Probe, ProbeData, Recorder
 from .data import Preprocess
 from .engine import Engine
-from .evaluation import sample
+from .evaluation import Diagnosis, diagnose, of_views, sample
 from .faults import explained
 from .interrupt import Signals
+from .method import Landmark, Method
 from .optim import load_state_by_name
 from .plan import Plan
 from .product import export_backbone
 from .report import render
 from .rundir import Checkpoint, RunDir
-from .samples import sample_tensors
+from .samples import sample_tensors, view_features
 from .sharding import share_as
+from .watch import Collapsed, Vitals, Watch
 
 if TYPE_CHECKING:
     from .plugins import Plugins
@@ -35,7 +40,8 @@ class Result:
 
     `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
     `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
-    `verdict` is "healthy", "dimensional collapse" or "collapsed". In all but the main process of several, metrics,
+    `verdict` is "healthy", "not learning", "dimensional collapse" or "collapsed"; the manifest's `diagnosis` has its
+    evidence, cause and cure. In all but the main process of several, metrics,
     history and verdict are empty.
     """
 
@@ -59,6 +65,7 @@ class Training:
     def __post_init__(self) -> None:
         self.signals = Signals()
         self.product: Backbone | None = None
+        self.collapsed = False  # and stopped for it
         refs = self.plan.spec.callbacks
         self.chosen: list[Callback] = [ref.build() for ref in refs if not issubclass(ref.component, Logger)]
         self.observers = Observers.built([ref for ref in refs if issubclass(ref.component, Logger)])
@@ -70,9 +77,9 @@ class Training:
         self.plugins.tell("akssl_run_started", config=table, run_dir=run_dir.path)
         self.observers.tell("on_run", table, run_dir.path)
         try:
-            metrics, verdict = self._fit()
-            status = "collapsed" if verdict == "collapsed" else "finished"
-            run_dir.update_manifest(status=status, final=metrics, verdict=verdict)
+            metrics, found = self._fit()
+            status = "collapsed" if found.verdict == "collapsed" else "finished"
+            run_dir.update_manifest(status=status, final=metrics, verdict=found.verdict, diagnosis=asdict(found))
             if with_report:
                 run_dir.write_text("report.html", render(run_dir.path))
         except BaseException as error:
@@ -94,8 +101,8 @@ class Training:
             self._train()
         return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
 
-    def _fit(self) -> tuple[dict[str, float], str]:
-        """Train, then score and export the encoder; the final numbers and the verdict on collapse."""
+    def _fit(self) -> tuple[dict[str, float], Diagnosis]:
+        """Train, then score and export the encoder; the final numbers, and whether it has learned or collapsed."""
         started = time.perf_counter()
         run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
         probe = _probe_data(plan, evaluate.queries, evaluate.bank)
@@ -105,14 +112,23 @@ class Training:
                 run_dir.update_manifest(baselines=_baselines(probe, untrained, engine.device, evaluate))
             self._train()
             trained = engine.encoder()
-            scores, verdict = probe.encoder_scores(trained, engine.device, evaluate)
+            scores, spread, missing = probe.encoder_scores(trained, engine.device, evaluate)
             self.product = encoder = _product(trained, plan)
+            health = of_views(view_features(plan, encoder))
+            if missing := {**missing, **health.missing}:
+                run_dir.update_manifest(not_measured=missing)
             export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
             run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
         loss = run_dir.history[-1]["loss"]
-        return {"loss": loss, **scores, **run_dir.manifest["baselines"], "seconds": seconds}, verdict
+        metrics = {"loss": loss, **scores, **health.numbers, **run_dir.manifest["baselines"], "seconds": seconds}
+        landmarks = self._landmarks()
+        return metrics, diagnose(run_dir.history, landmarks, scores=metrics, features=spread, stopped=self.collapsed)
+
+    def _landmarks(self) -> Sequence[Landmark]:
+        method: type[Method] = self.plan.spec.method.component  # type: ignore[assignment]
+        return method.landmarks(self.plan.spec.method.config, self.plan.facts)
 
     def _untrained(self, engine: Engine) -> Backbone | None:
         """The encoder before the first step of a run that begins."""
@@ -126,8 +142,14 @@ class Training:
         return self.engine
 
     def _train(self) -> None:
-        with self.signals:
-            self.engine.fit()
+        """Train to the end, or to where the run has collapsed if it is to stop there."""
+        try:
+            with self.signals:
+                self.engine.fit()
+        except Collapsed as reason:
+            self.collapsed = True
+            if dist.is_main():
+                warnings.warn(str(reason), UserWarning, stacklevel=2)
 
     def _callbacks(self) -> list[Callback]:
         """Probe, then write the row, then save: so that a checkpoint never precedes its row."""
@@ -139,7 +161,8 @@ class Training:
         settings = self.plan.spec.table()
         saver = Checkpoints(self.run_dir, train.checkpoint_every, train.keep, settings, recorder, self.signals)
         online = _probe_data(self.plan, evaluate.online_queries, evaluate.online_bank)
-        return [Probe(online, evaluate, evaluate.every, recorder), recorder, saver]
+        watch = Watch(self.run_dir, recorder, self._landmarks(), stops=train.stop_on_collapse)
+        return [Probe(online, evaluate, evaluate.every, recorder), Vitals(recorder), recorder, watch, saver]
 
 
 def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
@@ -151,7 +174,7 @@ def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
 
 def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:
     """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, (untrained, _) = probe.pixel_scores(evaluate), probe.encoder_scores(encoder, device, evaluate)
+    raw, (untrained, *_) = probe.pixel_scores(evaluate), probe.encoder_scores(encoder, device, evaluate)
     named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
     return {name: value for name, value in named.items() if value is not None}
 

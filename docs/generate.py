@@ -15,6 +15,7 @@ import akssl_core
 from akssl_core import describe
 from akssl_core.callbacks import EvaluateSpec
 from akssl_core.cli.base import akssl
+from akssl_core.doctor import RULES
 from akssl_core.engine import TrainSpec
 from akssl_core.first_party import METHODS
 from akssl_core.plugins import installed
@@ -157,6 +158,12 @@ def all_commands() -> str:
     return "\n".join(parts)
 
 
+def rules(kind: str) -> str:
+    """What `akssl doctor` looks for before a run ("plan") or in its folder ("run")."""
+    lines = [[f"`{r.name}`", r.meaning, r.cause, r.cure] for r in RULES if r.kind == kind]
+    return describe.markdown(["rule", "finds", "cause", "cure"], lines)
+
+
 def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command with the words that call it."""
     yield path, command
@@ -177,11 +184,13 @@ def pages() -> dict[Path, str]:
     """Every page with its generated parts as they should be."""
     readme = ROOT / "README.md"
     speed, lasting, judging = (ROOT / "docs" / f"{name}.md" for name in ("performance", "runs", "evaluate"))
+    advice = ROOT / "docs" / "doctor.md"
     result = {
         readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
         speed: performance(speed.read_text()),
         lasting: runs(lasting.read_text()),
         judging: filled(judging.read_text(), "did-it-help", did_it_help()),
+        advice: filled(filled(advice.read_text(), "plan rules", rules("plan")), "run rules", rules("run")),
         ROOT / "docs" / "settings.md": all_settings(),
         ROOT / "docs" / "commands.md": all_commands(),
     }

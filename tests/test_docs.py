@@ -82,6 +82,25 @@ def test_the_commands_and_the_python_of_the_page_on_exports_work(tmp_path, monke
     assert names["best"].metrics["knn_top1"].mean > 0
 
 
+@pytest.mark.filterwarnings("ignore:method.teacher_temperature")
+def test_the_commands_of_the_page_on_the_doctor_work(photos, monkeypatch, capsys):
+    text = (ROOT / "docs" / "doctor.md").read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)[1:]
+        folder = words[-1] == "runs/mine"  # the run before wrote it
+        few = (*SMALL, "--batch-size", "64", "--set", "data.size=256", "--set", "data.test_size=32")
+        words += () if folder else few
+        words += ("--out", "runs/mine") if words[0] == "run" else ()
+        monkeypatch.setattr(sys, "argv", ["akssl", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert caught.value.code in ((0, 1) if words[0] == "doctor" else (0,)), (line, err)
+        assert ("advice: method.teacher_temperature" in out) == ("method.teacher_temperature=0.5" in line)
+
+
 def test_every_test_that_the_documentation_names_exists():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "upstream.md").read_text()))
     sources = [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "plugins").glob("*/tests/test_*.py")]

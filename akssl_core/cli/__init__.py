@@ -17,6 +17,7 @@ import click
 from ..console import fill_closed_streams, say
 from ..errors import AksslError, RunStopped, visible
 from . import data as data
+from . import doctor as doctor
 from . import judge as judge
 from . import plugins as plugins
 from . import results as results

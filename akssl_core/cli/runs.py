@@ -58,6 +58,7 @@ def run_options(*left_out: str) -> Callable[..., Any]:
 @akssl.command(add_help_option=False)
 @click.argument("method", required=False)
 @run_options()
+@click.option("--stop-on-collapse", is_flag=True, default=None, help="end a run that has collapsed, with exit code 1")
 @click.option("--overwrite", is_flag=True, help="replace the run that --out already holds")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
@@ -94,6 +95,8 @@ def run(
         config=config, out=out, overwrite=overwrite, report=not no_report, plugins=plugins_with(plugin_file), **settings
     )
     _show(result)
+    if options.get("stop_on_collapse") and result.verdict == "collapsed":
+        ctx.exit(1)
 
 
 @akssl.command()
@@ -117,8 +120,10 @@ def resume(
 @akssl.command()
 @click.argument("method", required=False)
 @run_options()
+@click.option("--measure", is_flag=True, help="train a few steps to estimate the time; nothing of them is kept")
 def explain(
     method: str | None,
+    measure: bool,
     assignments: tuple[str, ...],
     config: Path | None,
     plugin_file: Path | None,
@@ -127,6 +132,7 @@ def explain(
 ) -> None:
     """Show every setting of a run and who decided it, without training."""
     from ..config import leaves
+    from ..estimate import derived, measured
     from ..plan import make_plan
     from ..resolve import collect
 
@@ -137,7 +143,8 @@ def explain(
     plan = make_plan(collect(None, config, settings, plugins, who="command line"), plugins)
     lines = [(path, json.dumps(value), plan.provenance[path]) for path, value in leaves(plan.spec.table())]
     click.echo(describe.table(("setting", "value", "decided by"), lines))
-    click.echo("\n" + describe.table(("what follows", ""), plan.consequences()))
+    follows = [*plan.consequences(), *derived(plan), *([measured(plan)] if measure else ())]
+    click.echo("\n" + describe.table(("what follows", ""), follows))
     click.echo("\n" + "\n".join(f"- {note}" for note in plan.notes))
 
 
@@ -183,6 +190,15 @@ def _show(result: Result) -> None:
         drop_stdout()
 
 
+def _verdict(result: Result) -> str:
+    """The verdict; where it is a bad one, with evidence, cause and cure."""
+    from ..rundir import RunDir
+
+    found = RunDir.open(result.run_dir).manifest.get("diagnosis", {})
+    reasons = [f"\n  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)]
+    return result.verdict + "".join(reasons)
+
+
 def _summary(result: Result) -> str:
     """The scores, where everything is, and how to use it."""
     names = {
@@ -191,6 +207,10 @@ def _summary(result: Result) -> str:
         "knn_top1": "k-NN top-1, trained",
         "std_ratio": "std of features x sqrt(D) (healthy near 1)",
         "rankme": "effective rank (RankMe)",
+        "lidar": "directions that tell images apart (LiDAR)",
+        "alpha_req": "fall of the spectrum (alpha-ReQ, good near 1)",
+        "alignment": "distance of views (alignment, 0 to 4)",
+        "uniformity": "spread over the sphere (uniformity, 0 to -4)",
         "loss": "loss",
         "seconds": "seconds of training and evaluation",
     }
@@ -198,7 +218,7 @@ def _summary(result: Result) -> str:
     return "\n".join(
         [
             describe.table(("score", ""), lines),
-            f"\nVerdict on collapse: {result.verdict}",
+            f"\nVerdict on collapse: {_verdict(result)}",
             f"Run folder: {result.run_dir}",
             "Use it:",
             "  import akssl_core",

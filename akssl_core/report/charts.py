@@ -19,6 +19,10 @@ MEANINGS = {
     "loss": "of the last rows, as the method minimises it",
     "std_ratio": "spread of the features: 1 when they point everywhere, 0 when they are all the same",
     "rankme": "effective number of dimensions that the features use (RankMe)",
+    "alpha_req": "how fast the spectrum of the features falls: near 1 is good (alpha-ReQ)",
+    "uniformity": "near -4 when features point everywhere, 0 when they are all the same",
+    "alignment": "squared distance of two views' features: 0 when they agree, 2 when they are unrelated",
+    "lidar": "effective number of directions that tell images apart rather than views (LiDAR)",
     "seconds": "training and evaluation together",
 }
 CURVES = {

@@ -21,7 +21,7 @@ class Headline:
 
 
 def headline(run: RunFiles) -> Headline:
-    """What became of the run, in one sentence."""
+    """What became of the run, in a sentence; of a run that failed to learn also why, and what to do."""
     if run.status == "running":
         return Headline("open", f"Still running{_so_far(run)}.")
     if run.status == "stopped":
@@ -30,9 +30,19 @@ def headline(run: RunFiles) -> Headline:
         return Headline("bad", f"Failed{_so_far(run)}: {run.manifest.get('error', 'no reason was recorded')}")
     score = run.final.get("knn_top1")
     compared = None if score is None else _compare(score, _baselines(run))
-    if compared and compared.tone == "good" and run.status != "collapsed":
+    stuck = run.manifest.get("verdict") == "not learning"
+    if compared and compared.tone == "good" and run.status != "collapsed" and not stuck:
         return compared  # accuracy is a better witness than any spread
-    return _collapse(run) or compared or _without_labels(run)
+    return _diagnosed(run) or _collapse(run) or compared or _without_labels(run)
+
+
+def _diagnosed(run: RunFiles) -> Headline | None:
+    """What the run itself found at its end."""
+    found = run.manifest.get("diagnosis") or {}
+    if not found.get("evidence"):
+        return None
+    verdict = str(found["verdict"]).capitalize()
+    return Headline("bad", f"{verdict}: {found['evidence']} Cause: {found['cause']} What to do: {found['cure']}")
 
 
 def collapse_bound(name: str) -> float | None:

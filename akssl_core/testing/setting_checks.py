@@ -15,7 +15,7 @@ from ..errors import AksslError, ConfigError
 from ..schedule import Schedule
 from .check import NotApplicable, expect, fail, rule
 from .steps import _few
-from .subject import ComponentSubject, MethodSubject, Trace
+from .subject import ComponentSubject, MethodSubject, Trace, middle, seeded_step
 
 SHORT: dict[str, Any] = {"train": {"steps": 8}}  # two epochs of the toy data
 
@@ -45,6 +45,19 @@ def settings_are_described(subject: MethodSubject) -> None:
     expect(bool((subject.component.__doc__ or "").strip()), "the class has no docstring")
     expect(bool(subject.component.paper), "the class names no paper (paper = 'authors, title, year, link')")
     expect("default" in subject.component.recipes, "there is no recipe 'default'")
+
+
+@rule("method", cure="name terms of step in `where`, lower bound first, and say what is meant, why and what to do")
+def landmarks_are_of_terms(subject: MethodSubject) -> None:
+    """Every landmark bounds terms that the step logs, and has a meaning, a cause and a cure."""
+    plan = subject.plan()
+    terms = seeded_step(plan.method, subject.batch(plan), middle(plan))
+    for landmark in type(plan.method).landmarks(plan.spec.method.config, plan.facts):
+        unknown = sorted(landmark.where.keys() - terms.keys())
+        expect(not unknown, f"a landmark is about '{_few(unknown)}', and step logs {', '.join(terms)}")
+        expect(bool(landmark.where), "a landmark bounds no term")
+        expect(all(low <= high for low, high in landmark.where.values()), f"bounds out of order: {landmark.where}")
+        expect(all((landmark.meaning, landmark.cause, landmark.cure)), f"a landmark explains too little: {landmark}")
 
 
 @rule("method", cure="read the setting where it belongs, or remove it")

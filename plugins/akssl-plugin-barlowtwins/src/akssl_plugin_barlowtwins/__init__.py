@@ -18,6 +18,7 @@ from akssl_core import (
     Choice,
     Facts,
     KnownValue,
+    Landmark,
     Loss,
     LossRef,
     Method,
@@ -138,6 +139,27 @@ class BarlowTwins(Method):
             f"method.out_dim: {config.out_dim} is large for correlations over {images} images: their sampling noise "
             f"outweighs the agreement of the views. Use a batch of at least {enough} or an out_dim of at most {widest}."
         ]
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """A loss that stays near D, that of projections which do not agree at all."""
+        start = getattr(config.loss.config, "scale", 0.0) * config.out_dim  # another loss may have none
+        return [
+            Landmark(
+                "not learning",
+                {"loss": (0.98 * start, math.inf)},
+                f"the {config.out_dim} features do not agree between the views",
+                "the views share too little, the learning rate does not suit, or features are far more than images.",
+                "use milder views, another optimizer.lr, a larger batch or a smaller method.out_dim.",
+                after=1000,
+            )
+        ] * bool(start)
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many correlations are estimated from how many images."""
+        entries = f"{config.out_dim} x {config.out_dim}"
+        return {"cross-correlation": f"{entries}, over {images_compared(facts)} images"}
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Algorithm 1 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""

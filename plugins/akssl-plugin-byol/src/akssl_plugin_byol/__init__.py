@@ -15,6 +15,7 @@ from akssl_core import (
     Batch,
     Facts,
     KnownValue,
+    Landmark,
     Loss,
     LossRef,
     Method,
@@ -115,6 +116,21 @@ class BYOL(Method):
         if momentum.start == 1 and momentum.end in (None, 1) and not momentum.warmup:
             return ["method.momentum: 1 throughout, so that the target stays as it started; the paper's is 0.996 to 1."]
         return ()
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """The constant solution: the loss falls to 0 while the projections shrink together."""
+        return [
+            Landmark(
+                "collapsed",
+                {"loss": (0.0, 0.4), "z_std_ratio": (0.0, 0.3)},
+                "predictions meet their targets because all projections become alike",
+                "the targets receive a gradient, the predictor is missing, or the target follows the online network "
+                "at once (method.momentum near 0).",
+                "compute targets from the slow copy under torch.no_grad(), and keep method.momentum at 0.9 or above.",
+                after=50,
+            )
+        ]
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Section 3.1 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""

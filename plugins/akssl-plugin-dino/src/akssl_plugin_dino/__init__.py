@@ -16,6 +16,7 @@ from akssl_core import (
     Choice,
     Facts,
     KnownValue,
+    Landmark,
     Loss,
     LossRef,
     Method,
@@ -27,7 +28,7 @@ from akssl_core import (
     cosine,
     hookimpl,
 )
-from akssl_core.nn import EMA, Center, std_ratio
+from akssl_core.nn import EMA, Center, entropy, std_ratio
 
 from .head import Head
 from .recipes import RECIPES
@@ -152,9 +153,10 @@ class DINO(Method):
         self.loss = config.loss.build()
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Algorithm 1 of the paper with multi-crop; beside the loss, the spread of the student's bottleneck.
+        """Algorithm 1 of the paper with multi-crop; beside the loss, the teacher's entropy and the bottleneck's spread.
 
-        Crops of one size share a forward pass of the backbone, all crops share one of the head.
+        The entropy of the teacher's outputs is log K where they are even, 0 where they are certain. Crops of one size
+        share a forward pass of the backbone, all crops share one of the head.
         """
         large, small = batch.views["global"], batch.views.get("local", [])
         with torch.no_grad():
@@ -162,9 +164,11 @@ class DINO(Method):
         features = torch.cat([self.backbone(torch.cat(crops)) for crops in (large, small) if crops])
         z = self.head.project(features)
         student, teacher = self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large))
-        loss = self.loss(student, teacher, self.center.value, self.config.teacher_temperature(now))
+        temperature = self.config.teacher_temperature(now)
+        loss = self.loss(student, teacher, self.center.value, temperature)
+        teacher_entropy = entropy(((targets - self.center.value) / temperature).softmax(1))
         self.center.push(targets)
-        return {"loss": loss, "z_std_ratio": std_ratio(z[: len(batch)])}
+        return {"loss": loss, "teacher_entropy": teacher_entropy, "z_std_ratio": std_ratio(z[: len(batch)])}
 
     def param_rules(self) -> Sequence[ParamRule]:
         """The last layer stays for the first epochs, as in the paper's code."""
@@ -197,6 +201,36 @@ class DINO(Method):
             reason = f"a tenth of the {facts.epochs} epochs of the run"
             choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
         return choices
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """The two collapses of section 3.1 of the paper: outputs that are even, and one output that always wins."""
+        even, hottest = math.log(config.out_dim), max(_values(config.teacher_temperature))
+        student = getattr(config.loss.config, "student_temperature", hottest)
+        cause = f"the teacher is not sharp enough for its centre (its temperature reaches {hottest:g})."
+        if hottest >= student:
+            cause = f"the teacher's temperature reaches {hottest:g}, not below the student's {student:g}."
+        return [
+            Landmark(
+                "collapsed",
+                {"teacher_entropy": (0.998 * even, math.inf)},
+                f"the teacher's outputs are even, log {config.out_dim} = {even:.4g}, whatever the image",
+                cause,
+                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1.",
+            ),
+            Landmark(
+                "collapsed",
+                {"teacher_entropy": (0.0, 0.01 * even), "loss": (0.0, 0.02 * even)},
+                "one output wins for every image",
+                "the centre does not hold the outputs back: it is missing, or follows the last batch alone.",
+                "keep method.center_momentum near 0.9, or raise method.teacher_temperature a little.",
+            ),
+        ]
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many images there are for each output."""
+        return {"images per output": f"{facts.images / config.out_dim:.3g} ({config.out_dim} outputs)"}
 
     @classmethod
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:

@@ -18,6 +18,7 @@ from akssl_core import (
     ConfigError,
     Facts,
     KnownValue,
+    Landmark,
     Loss,
     LossRef,
     Method,
@@ -132,6 +133,30 @@ class MoCoV2(Method):
         """Unit keys (B, out_dim) of images (B, C, H, W), with statistics per part of the shuffled batch."""
         z = in_shuffled_parts(lambda x: self.key.projector(self.key.backbone(x)), images, self.config.bn_splits)
         return F.normalize(z.float(), dim=1)
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """A loss that stays at log(K + 1), as if key and negatives were alike."""
+        chance = math.log(config.queue_size + 1) * (2 if config.symmetric else 1)
+        return [
+            Landmark(
+                "not learning",
+                {"loss": (0.99 * chance, math.inf)},
+                f"the key is found no better than by chance among the queue's {config.queue_size}",
+                "the views share too little, the learning rate does not suit, or keys move faster than the queue.",
+                "use milder views, another optimizer.lr, or a method.momentum nearer to 1.",
+                after=1000,
+            )
+        ]
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many keys a query is told from, and how old they become."""
+        age = config.queue_size / _pushed(config, facts)
+        return {
+            "negatives per anchor": f"{config.queue_size} (the queue)",
+            "age of the oldest negative": f"{age:g} steps",
+        }
 
     @classmethod
     def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,9 @@ from akssl_core import (
     Backbone,
     Batch,
     ConfigError,
+    Facts,
     KnownValue,
+    Landmark,
     Loss,
     LossRef,
     Method,
@@ -106,6 +108,28 @@ class MoCoV3(Method):
         self.projector, self.predictor = _heads(config, backbone.embed_dim, vit=vit)
         self.key = EMA(config.momentum, backbone=backbone, projector=self.projector)
         self.loss = config.loss.build()
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """A loss that stays at 4 t log N, as if all keys were alike."""
+        images = facts.forward_size * dist.world()
+        chance = 4 * getattr(config.loss.config, "temperature", 0.0) * math.log(images)  # another loss may have none
+        return [
+            Landmark(
+                "not learning",
+                {"loss": (0.995 * chance, math.inf)},
+                f"the key is found no better than by chance among {images}",
+                "the views share too little, the learning rate does not suit, or the temperature is far off.",
+                "use milder views, another optimizer.lr, or a lower method.loss.temperature.",
+                after=1000,
+            )
+        ] * bool(chance)
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many keys a query is told from."""
+        images = facts.forward_size * dist.world()
+        return {"negatives per anchor": f"{images - 1} (the keys of the other images)"}
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Algorithm 1 of the paper; the momentum encoder moves after the step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, KnownValue, Loss, LossRef, Method, Now, Registry, Schema, dist, hookimpl
+from akssl_core import (
+    Backbone,
+    Batch,
+    Facts,
+    KnownValue,
+    Landmark,
+    Loss,
+    LossRef,
+    Method,
+    Now,
+    Registry,
+    Schema,
+    dist,
+    hookimpl,
+)
 from akssl_core.nn import mlp, std_ratio
 
 from .recipes import RECIPES, RECIPES_V2
@@ -80,6 +94,28 @@ class SimCLR(Method):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
         self.loss = config.loss.build()
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """A loss that stays at log(2N - 1), as if all 2N - 1 other views were alike."""
+        chance = math.log(max(2 * facts.forward_size * dist.world() - 1, 2))
+        return [
+            Landmark(
+                "not learning",
+                {"loss": (0.99 * chance, math.inf)},
+                f"the other view is found no better than by chance (log {2 * facts.forward_size * dist.world() - 1})",
+                "the views share too little, the learning rate does not suit, or the temperature is far off.",
+                "use milder views (a larger scale, less jitter), another optimizer.lr, or method.loss.temperature of "
+                "0.1 to 0.5.",
+                after=1000,
+            )
+        ]
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many views an anchor is told from."""
+        views = 2 * facts.forward_size * dist.world()
+        return {"negatives per anchor": f"{views - 2} (2 views of each of {views // 2} images, less its own two)"}
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Algorithm 1 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""

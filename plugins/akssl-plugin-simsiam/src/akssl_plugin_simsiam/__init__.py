@@ -10,7 +10,21 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, KnownValue, Loss, LossRef, Method, Now, ParamRule, Registry, Schema, hookimpl
+from akssl_core import (
+    Backbone,
+    Batch,
+    Facts,
+    KnownValue,
+    Landmark,
+    Loss,
+    LossRef,
+    Method,
+    Now,
+    ParamRule,
+    Registry,
+    Schema,
+    hookimpl,
+)
 from akssl_core.nn import mlp, std_ratio
 
 from .recipes import RECIPES
@@ -74,6 +88,24 @@ class SimSiam(Method):
         p1, p2 = self.predictor(z1), self.predictor(z2)
         loss = (self.loss(p1, z2) + self.loss(p2, z1)) / 2
         return {"loss": loss, "z_std_ratio": std_ratio(z1)}
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """The constant solution: the loss rushes to -1 while the projections shrink together (figure 2 of the paper).
+
+        The last batch norm keeps healthy projections above 0.9 all the time.
+        """
+        return [
+            Landmark(
+                "collapsed",
+                {"loss": (-1.0, -0.75), "z_std_ratio": (0.0, 0.7)},
+                "views agree because all projections become alike",
+                "the targets receive a gradient (no stop-gradient), or the predictor is missing or too slow.",
+                "compare predictions with z.detach(), as the loss negative_cosine does; keep method.predictor_lr at 1 "
+                "or above and the predictor between the projections and the loss.",
+                after=50,
+            )
+        ]
 
     def param_rules(self) -> Sequence[ParamRule]:
         """The predictor's learning rate stays constant (section 4.2 of the paper)."""

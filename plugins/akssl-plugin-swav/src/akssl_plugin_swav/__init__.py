@@ -17,6 +17,7 @@ from akssl_core import (
     Choice,
     Facts,
     KnownValue,
+    Landmark,
     Loss,
     LossRef,
     Method,
@@ -28,7 +29,7 @@ from akssl_core import (
     dist,
     hookimpl,
 )
-from akssl_core.nn import Prototypes, Queue, mlp, sinkhorn, std_ratio
+from akssl_core.nn import Prototypes, Queue, entropy, mlp, sinkhorn, std_ratio
 
 from . import sizes
 from .recipes import RECIPES
@@ -125,14 +126,51 @@ class SwAV(Method):
         """The queue must hold whole batches; the rest are warnings."""
         return sizes.check(config, facts)
 
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """Codes and predictions that stay even, and a loss that no cross-entropy can have."""
+        even = math.log(config.prototypes)
+        return [
+            Landmark(
+                "not learning",
+                {"loss": (-math.inf, -1e-3)},
+                "the loss is below 0, which no cross-entropy is",
+                "its sign is wrong, so that predictions are driven away from the codes.",
+                "use the loss swav: minus the codes times the log-probabilities.",
+                after=1,
+            ),
+            Landmark(
+                "collapsed",
+                {"loss": (0.99 * even, math.inf), "code_entropy": (0.99 * even, math.inf)},
+                f"codes and predictions are even over all {config.prototypes} prototypes",
+                "all projections are alike, or codes are too soft (method.epsilon is large).",
+                "lower method.epsilon to 0.05 or less, and look for rows that are cut off before the prototypes.",
+            ),
+            Landmark(
+                "not learning",
+                {"loss": (0.99 * even, math.inf)},
+                f"codes are predicted no better than by chance among {config.prototypes} prototypes",
+                "the views share too little, the learning rate does not suit, or codes are forced apart.",
+                "use milder views, another optimizer.lr, or fewer method.prototypes.",
+                after=1000,
+            ),
+        ]
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many samples each prototype gets in one assignment."""
+        rows = facts.forward_size * dist.world() + config.queue_size
+        share = f"{rows / config.prototypes:.3g} ({rows} rows, {config.prototypes} prototypes)"
+        return {"samples per prototype": share}
+
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Algorithm 1 of the paper; beside the loss, the mean entropy of the codes, which is its lower bound."""
         z = self.project(batch.views)
         with torch.autocast(z[0].device.type, enabled=False):  # bf16 is too coarse for exp(score / 0.05)
             scores = [self.prototypes(rows) for rows in z]
             codes = [self.codes(view, z[view], now) for view in range(2)]
-        entropy = torch.special.entr(torch.cat(codes)).sum(1).mean()
-        return {"loss": self.loss(scores, codes), "code_entropy": entropy, "z_std_ratio": std_ratio(z[0])}
+        code_entropy = entropy(torch.cat(codes))
+        return {"loss": self.loss(scores, codes), "code_entropy": code_entropy, "z_std_ratio": std_ratio(z[0])}
 
     def project(self, views: Views) -> list[Tensor]:
         """Unit rows (N, out_dim) float32 of each view, the global ones first."""

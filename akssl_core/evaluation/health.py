@@ -1,0 +1,156 @@
+"""How features are built: how fast their spectrum falls, how views of an image agree, how images spread.
+
+Each number has a floor of samples. Below it there is no number, but a reason: too few samples give a wrong value that
+looks like a right one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FIRST_RANK = 3  # the leading directions seldom follow the power law of the others
+FITTED_RANKS = 10  # fewer points do not show a slope
+IMAGES_PER_RANK = 8  # the i-th eigenvalue of fewer than 8 i samples is mostly noise
+FEWEST_IMAGES = 32  # of means over images and over pairs of them
+ROWS_AT_ONCE = 1024  # of the table of all pairs
+WITHIN = 1e-4  # added to the variances within an image, as in the paper of LiDAR
+
+
+class TooFewSamples(ValueError):
+    """A number of health would be wrong; the message says what it takes."""
+
+
+@dataclass
+class Health:
+    """The numbers that the samples allow, and why the others are missing."""
+
+    numbers: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def measure(self, name: str, function: Callable[..., float], *samples: Tensor) -> None:
+        """Add one number, or the reason why there is none."""
+        try:
+            self.numbers[name] = function(*samples)
+        except TooFewSamples as reason:
+            self.missing[name] = str(reason)
+
+
+def of_features(features: Tensor) -> Health:
+    """alpha-ReQ and uniformity of features (N, D), one row an image."""
+    health = Health()
+    health.measure("alpha_req", alpha_req, features)
+    health.measure("uniformity", uniformity, features)
+    return health
+
+
+def of_views(views: Tensor) -> Health:
+    """LiDAR and alignment of features (N, V, D) of V views of each of N images."""
+    health = Health()
+    health.measure("lidar", lidar, views)
+    health.measure("alignment", alignment, views)
+    return health
+
+
+def alpha_req(features: Tensor) -> float:
+    """The exponent a with which the eigenvalues of the covariance of features (N, D) fall, as rank^-a.
+
+    Near 1 in good encoders; a steep spectrum (large a) wastes dimensions, a flat one (near 0) keeps noise (Agrawal et
+    al. 2022, arXiv 2202.05808). The negative slope of log eigenvalue over log rank, by least squares, from rank 3 to
+    min(D, N / 8).
+
+    Raises:
+        TooFewSamples: that leaves less than 10 ranks.
+    """
+    count, dim = features.shape
+    last = min(dim, count // IMAGES_PER_RANK)
+    least = FIRST_RANK + FITTED_RANKS - 1
+    if last < least:
+        raise TooFewSamples(
+            f"alpha-ReQ takes {least * IMAGES_PER_RANK} images and {least} features; these are {count} and {dim}"
+        )
+    values = _eigenvalues(features)[FIRST_RANK - 1 : last]
+    ranks = torch.arange(FIRST_RANK, last + 1, dtype=values.dtype)
+    used = values > values.new_tensor(1e-12) * values.max().clamp(min=1e-30)
+    if int(used.sum()) < FITTED_RANKS:
+        raise TooFewSamples(f"alpha-ReQ takes {least} directions in use; the features use fewer")
+    x, y = ranks[used].log(), values[used].log()
+    x = x - x.mean()
+    return -float((x * y).sum() / x.square().sum())
+
+
+def lidar(views: Tensor) -> float:
+    """How many directions tell images apart rather than views: features (N, V, D) of V views of each image.
+
+    The effective rank of W^-1/2 B W^-1/2, with B the covariance of the images' means and W that of views around
+    them: exp of the entropy of its normalised eigenvalues, 1 to D (Thilak et al. 2024, arXiv 2312.04000).
+
+    Raises:
+        TooFewSamples: less than 2 views, or too few to know W and B in D dimensions.
+    """
+    count, each, dim = views.shape
+    if each < 2 or count <= dim or count * (each - 1) < 2 * dim:
+        need = max(dim + 1, -(-2 * dim // max(each - 1, 1)))
+        raise TooFewSamples(f"LiDAR takes 2 views of {need} images for {dim} features; these are {each} of {count}")
+    rows = views.double()
+    means = rows.mean(1)
+    around = (rows - means[:, None]).flatten(0, 1)
+    within = around.T @ around / (count * (each - 1)) + WITHIN * torch.eye(dim, dtype=rows.dtype)
+    centred = means - means.mean(0)
+    between = centred.T @ centred / (count - 1)
+    values, vectors = torch.linalg.eigh(within)
+    whitening = (vectors * values.rsqrt()) @ vectors.T
+    found = torch.linalg.eigvalsh(whitening @ between @ whitening).clamp(min=0)
+    share = found / found.sum().clamp(min=torch.finfo(found.dtype).tiny)
+    return float(torch.special.entr(share).sum().exp())
+
+
+def alignment(views: Tensor) -> float:
+    """The mean squared distance of unit features of two views of one image: 0 where all agree, 2 where unrelated.
+
+    Over all pairs of the V views, features (N, V, D) (Wang and Isola 2020, arXiv 2005.10242, with alpha = 2).
+
+    Raises:
+        TooFewSamples: less than 2 views or 32 images.
+    """
+    count, each, _ = views.shape
+    if each < 2 or count < FEWEST_IMAGES:
+        raise TooFewSamples(f"alignment takes 2 views of {FEWEST_IMAGES} images; these are {each} of {count}")
+    unit = F.normalize(views.double(), dim=2)
+    of_sums = unit.sum(1).square().sum(1)  # V + the cosines of all ordered pairs
+    cosine = (of_sums - each) / (each * (each - 1))
+    return float((2 - 2 * cosine).mean())
+
+
+def uniformity(features: Tensor) -> float:
+    """Log of the mean over pairs of images of exp(-2 |x - y|^2), x and y unit features (N, D).
+
+    0 where all images are alike, near -4 where they point everywhere, never below -8 (Wang and Isola 2020, arXiv
+    2005.10242, with t = 2).
+
+    Raises:
+        TooFewSamples: less than 32 images.
+    """
+    count = len(features)
+    if count < FEWEST_IMAGES:
+        raise TooFewSamples(f"uniformity takes {FEWEST_IMAGES} images; these are {count}")
+    unit = F.normalize(features.double(), dim=1)
+    parts = (unit[start : start + ROWS_AT_ONCE] for start in range(0, count, ROWS_AT_ONCE))
+    near = sum(float((4 * (part @ unit.T) - 4).exp().sum()) for part in parts)
+    return math.log(
+        (near - float((4 * unit.square().sum(1) - 4).exp().sum())) / (count * (count - 1))
+    )  # |x - y|^2 = 2 - 2 cos, and each row meets itself
+
+
+def _eigenvalues(features: Tensor) -> Tensor:
+    """Those of the covariance of features (N, D), the largest first; from the smaller Gram matrix."""
+    rows = features.double()
+    rows = rows - rows.mean(0)
+    gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
+    values: Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0) / len(rows)
+    return values
