@@ -147,7 +147,7 @@ def test_an_unknown_method_is_wrong_input(plugins):
 def whole(path, **changes):
     """A folder in which nothing is wrong."""
     versions = {name: version(name) for name in ("torch", "torchvision", "akssl-core")}
-    folder = write_run(path / "run", **{"tensors": {"originals": torch.zeros(1)}, "versions": versions, **changes})
+    folder = write_run(path / "run", **{"tensors": pictures(), "versions": versions, **changes})
     save_file({"w": torch.zeros(1)}, folder / "backbone.safetensors")
     from akssl_core.rundir import RunDir
 
