@@ -193,7 +193,7 @@ def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str], os.stat_resu
     except FileNotFoundError as error:
         near = nearest_path(path)
         raise NotPrepared("does not exist" + (f" (did you mean '{near}'?)" if near else "")) from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise NotPrepared(f"cannot be read: {' '.join(str(error).split()):.200}".rstrip(".")) from error
 
 
