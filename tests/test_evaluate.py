@@ -426,7 +426,11 @@ def test_results_that_cannot_be_kept_are_given_all_the_same(finished, monkeypatc
 def test_a_damaged_results_file_is_written_anew(finished):
     (finished / "evaluation.json").write_text("{")
     assert akssl_core.evaluate(finished).file == finished / "evaluation.json"
-    assert json.loads((finished / "evaluation.json").read_text())["results"]
+    table = json.loads((finished / "evaluation.json").read_text())
+    for results in (3, {"knn": [1]}, {"knn": {next(iter(table["results"]["knn"])): "?"}, "linear": 2}):
+        (finished / "evaluation.json").write_text(json.dumps({**table, "results": results}))
+        akssl_core.evaluate(finished)
+        assert json.loads((finished / "evaluation.json").read_text())["results"]["knn"] == table["results"]["knn"]
 
 
 def test_a_run_that_is_replaced_loses_its_results(finished):

@@ -245,8 +245,15 @@ def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> Path:
     """Add to `evaluation.json`, by protocol, data and share of labels; results of earlier weights are dropped."""
     known = folder.read_evaluation()
     same = known.get("format") == FORMAT and known.get("backbone") == trained.fingerprint
-    results = known.get("results", {}) if same else {}
-    by_share = results.setdefault(found.protocol, {}).setdefault(found.data, {})
-    by_share |= {f"{share:g}": found.only(share).record() for share in found.labels}
+    results = _inner(known if same else {}, "results")
+    by_data = _inner(results, found.protocol)
+    by_share = _inner(by_data, found.data) | {f"{share:g}": found.only(share).record() for share in found.labels}
+    results = {**results, found.protocol: {**by_data, found.data: by_share}}
     table = {"format": FORMAT, "backbone": trained.fingerprint, "results": results}
     return folder.write_evaluation(table)
+
+
+def _inner(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A table within another; an empty one where something else stands."""
+    found = table.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}
