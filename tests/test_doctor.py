@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from synthetic_run import FINAL, MANIFEST, ROWS, row, write_run
+from synthetic_run import FINAL, MANIFEST, ROWS, pictures, row, write_run
 from torch import nn
 
 from akssl_core.discovery import version
