@@ -194,7 +194,8 @@ def _verdict(result: Result) -> str:
     """The verdict; where it is a bad one, with evidence, cause and cure."""
     from ..rundir import RunDir
 
-    found = RunDir.open(result.run_dir).manifest.get("diagnosis", {})
+    folder = RunDir(result.run_dir)
+    found = folder.manifest.get("diagnosis", {}) if folder.begun else {}
     reasons = [f"\n  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)]
     return result.verdict + "".join(reasons)
 
