@@ -60,6 +60,7 @@ MEASURED = (
     "overhead",
     "throughput",
     "throughput-96",
+    "throughput-96-kornia",
     "photos",
     "augment",
     "augment-operations",

@@ -40,7 +40,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGTERM, _terminated)
     try:
         status = akssl.main([a for a in arguments if a != "--debug"], prog_name="akssl", standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
+        _leave(status if isinstance(status, int) else 0)
     except (AksslError, click.UsageError) as error:
         _fail(error.format_message() if isinstance(error, click.UsageError) else str(error), 2, debug, once=True)
     except RunStopped as error:
@@ -65,4 +65,11 @@ def _fail(message: str, code: int, debug: bool, *, once: bool = False) -> NoRetu
         traceback.print_exc()
     if not once or os.environ.get("RANK", "0") == "0":
         say(f"akssl: {visible(message, keep=KEEP)}")
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the command. A SIGTERM from now on ends the process without a word, and not in the midst of tidying up."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(code)
