@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
+.PHONY: demo test lint types docs browser picture bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,14 @@ types: install
 docs: install  ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py
 
+browser: install  ## the report in a real browser; needs a Chromium on the path
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[browser]'
+	$(BIN)/python -m pytest tests/test_report_browser.py
+
+picture: install  ## the README's picture of a report: of the run in runs/first, or RUN=DIR
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[browser]'
+	$(BIN)/python docs/picture.py $(or $(RUN),runs/first)/report.html
+
 bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/throughput.py
@@ -50,8 +58,10 @@ bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of 
 	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
 
-leaderboard: install  ## every method on drawn shapes over three seeds: runs/leaderboard/results.md; may be stopped and repeated
-	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --out runs/leaderboard
+leaderboard: install  ## every method on drawn shapes over three seeds, half an hour; may be stopped and repeated
+	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard
+	cp runs/leaderboard/results.json benchmarks/results/leaderboard.json
+	$(BIN)/python docs/generate.py
 
 parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas
 	$(BIN)/python -m pytest benchmarks/test_parity.py
