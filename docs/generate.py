@@ -61,7 +61,6 @@ MEASURED = (
     "overhead",
     "throughput",
     "throughput-96",
-    "throughput-96-kornia",
     "photos",
     "augment",
     "augment-operations",
