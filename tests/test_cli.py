@@ -71,6 +71,7 @@ def test_run_end_to_end(here, tmp_path):
     assert code == 0, err
     assert "k-NN top-1, raw pixels" in out
     assert "load_backbone('RUN')" in out
+    assert "akssl eval RUN\n" in out
     assert "step 4/4" in err, "plain lines where stderr is no terminal"
     config = (tmp_path / "RUN" / "config.yaml").read_text()
     assert "out_dim: 16" in config

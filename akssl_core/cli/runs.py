@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -228,6 +229,7 @@ def _summary(result: Result) -> str:
             describe.table(("score", ""), lines),
             f"\nVerdict on collapse: {_verdict(result)}",
             f"Run folder: {result.run_dir}",
+            f"Judge it, with intervals: akssl eval {shlex.quote(str(result.run_dir))}",
             "Use it:",
             "  import akssl_core",
             f"  backbone = akssl_core.load_backbone({str(result.run_dir)!r})",
