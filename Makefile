@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
+.PHONY: demo test lint types docs site bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ types: install
 
 docs: install  ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py
+
+site: install  ## the documentation as web pages: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
 
 bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/overhead.py
@@ -72,4 +75,4 @@ soak: install  ## kills, faults, layouts, hostile input and ten thousand steps, 
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache docs/_build

@@ -56,6 +56,17 @@ def accuracy() -> str:
     return f"{data['caption']}\n\n{describe.markdown(columns, [[e[key] for key in columns] for e in data['summary']])}"
 
 
+def scores() -> str:
+    """What each method's features were worth to a k-NN classifier, and the minutes of its run."""
+    summary = json.loads((RESULTS / "accuracy.json").read_text())["summary"]
+    of = {(entry["data"], entry["system"]): entry for entry in summary}
+    lines = [
+        [name, of["shapes", system]["k-NN"], of["fashion-mnist", system]["k-NN"], of["shapes", system]["minutes"]]
+        for system, name in {"raw pixels": "raw pixels", "random init": "untrained", **{m: f"`{m}`" for m in METHODS}}.items()
+    ]
+    return describe.markdown(["features", "shapes", "fashion-mnist", "minutes"], lines)
+
+
 MEASURED = (
     "overhead",
     "throughput",
@@ -186,12 +197,14 @@ def pages() -> dict[Path, str]:
     readme = ROOT / "README.md"
     speed, lasting, judging = (ROOT / "docs" / f"{name}.md" for name in ("performance", "runs", "evaluate"))
     advice = ROOT / "docs" / "doctor.md"
+    choice = ROOT / "docs" / "tutorials" / "choosing_a_method.md"
     result = {
         readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
         speed: performance(speed.read_text()),
         lasting: runs(lasting.read_text()),
         judging: filled(judging.read_text(), "did-it-help", did_it_help()),
         advice: filled(filled(advice.read_text(), "plan rules", rules("plan")), "run rules", rules("run")),
+        choice: filled(choice.read_text(), "scores", scores()),
         ROOT / "docs" / "settings.md": all_settings(),
         ROOT / "docs" / "commands.md": all_commands(),
     }
