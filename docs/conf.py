@@ -13,6 +13,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 import akssl_core
+import akssl_core.testing  # autodoc finds all modules loaded, and reloads none with other types
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -22,6 +23,15 @@ SHOWN = {  # what lies outside of this folder -> the page that shows it
     "CONTRIBUTING.md": "contributing.md",
     **{f"plugins/{p.name}": f"methods/{p.name.removeprefix('akssl-plugin-')}.md" for p in ROOT.glob("plugins/*")},
 }
+UNNAMED = (  # types that public names hold and that have no public name of their own
+    r"augment\.base\.Transform",
+    r"comparison\.summary\.Summary",
+    r"discovery\.Entry",
+    r"judge\.result\.(Score|Comparison)",
+    r"report\.html\.Html",
+    r"sweeps\.result\.Row",
+    r"testing\.check\.Rule",
+)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
 project = "AKSSL"
@@ -36,7 +46,11 @@ highlight_language = "none"
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 100
-nitpick_ignore_regex = [("py:.*", r"(?!akssl_core\.).*")]  # names of torch, numpy and so on have no page here
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!akssl_core\.).*"),  # names of torch, numpy and so on have no page here
+    ("py:class", r"akssl_core\.(config\.Annotated|augment\.policy\._\w+|registry\.C)"),  # parts of annotations
+    *(("py:class", rf"akssl_core\.{name}") for name in UNNAMED),
+]
 
 
 def linked(text: str, file: Path, page: Path) -> str:

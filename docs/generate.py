@@ -60,9 +60,10 @@ def scores() -> str:
     """What each method's features were worth to a k-NN classifier, and the minutes of its run."""
     summary = json.loads((RESULTS / "accuracy.json").read_text())["summary"]
     of = {(entry["data"], entry["system"]): entry for entry in summary}
+    systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in METHODS}}
     lines = [
         [name, of["shapes", system]["k-NN"], of["fashion-mnist", system]["k-NN"], of["shapes", system]["minutes"]]
-        for system, name in {"raw pixels": "raw pixels", "random init": "untrained", **{m: f"`{m}`" for m in METHODS}}.items()
+        for system, name in systems.items()
     ]
     return describe.markdown(["features", "shapes", "fashion-mnist", "minutes"], lines)
 
@@ -110,10 +111,11 @@ TRIED = ("layouts", "kills", "faults", "fuzz", "steps")
 
 
 def runs(text: str) -> str:
-    """`docs/runs.md` with what `make soak` has found."""
+    """`docs/runs.md` with what `make soak` has found: without the titles, which would end the page's own section."""
     for name in TRIED:
         file = ROOT / "soak" / "results" / f"{name}.md"
-        text = filled(text, name, file.read_text().rstrip() if file.exists() else "Nothing has been tried yet.")
+        found = file.read_text().strip() if file.exists() else "Nothing has been tried yet."
+        text = filled(text, name, re.sub(r"^## ", "### ", re.sub(r"\A# .*\n+", "", found), flags=re.MULTILINE))
     return text
 
 
