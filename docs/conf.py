@@ -1,4 +1,4 @@
-"""The documentation site: the pages of this folder, the READMEs, and a reference from docstrings. `make site` builds it.
+"""The documentation site: the pages of this folder, the READMEs, a reference from docstrings. `make site` builds it.
 
 Nothing is fetched while it is built. Pages link to files of the repository as GitHub shows them; `linked` turns
 those links into the page that shows the file, or into its path where no page does.

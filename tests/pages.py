@@ -54,7 +54,8 @@ def shrink(monkeypatch):
         data = settings.get("data")
         drawn = data is None or (isinstance(data, str) and data == "shapes")
         few = {"data": {"name": "shapes", "size": 32, "test_size": 16}, "batch_size": 16} if drawn else {}
-        return {**settings, **few, "image_size": 16, "precision": "fp32", "epochs": 1}
+        network = {"backbone": {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}}
+        return {**network, **settings, **few, "image_size": 16, "precision": "fp32", "epochs": 1}
 
     monkeypatch.setattr(akssl_core, "run", lambda **settings: run(**small(settings)))
     monkeypatch.setattr(akssl_core, "sweep", lambda methods, **settings: sweep(methods, **small(settings)))
