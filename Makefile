@@ -30,7 +30,7 @@ docs: install  ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py
 
 site: install  ## the documentation as web pages: docs/_build/html/index.html
-	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -n -q -E docs docs/_build/html
 
 bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/overhead.py

@@ -18,7 +18,7 @@ import akssl_core.testing  # autodoc finds all modules loaded, and reloads none 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 SHOWN = {  # what lies outside of this folder -> the page that shows it
-    "README.md": "readme.md",
+    "README.md": "overview.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     **{f"plugins/{p.name}": f"methods/{p.name.removeprefix('akssl-plugin-')}.md" for p in ROOT.glob("plugins/*")},
@@ -43,6 +43,7 @@ html_title = f"AKSSL {version}"
 html_show_copyright = False
 html_copy_source = False
 highlight_language = "none"
+default_role = "literal"  # docstrings write `code` as Markdown does
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 100

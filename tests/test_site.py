@@ -104,7 +104,7 @@ def test_the_site_fetches_nothing_from_elsewhere(written):
 def test_files_of_the_repository_without_a_page_are_named_by_their_path(site):
     shown = (site / "write_a_method.html").read_text()
     assert "plugins/akssl-plugin-simsiam/src/akssl_plugin_simsiam/__init__.py" in shown
-    assert 'href="methods/simsiam.html"' in (site / "readme.html").read_text()
+    assert 'href="methods/simsiam.html"' in (site / "overview.html").read_text()
 
 
 def listed(page):
