@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs site bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
+.PHONY: demo test lint types docs site browser picture bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,14 @@ docs: install  ## write the generated parts of the documentation again
 site: install  ## the documentation as web pages: docs/_build/html/index.html
 	$(BIN)/python -m sphinx -W --keep-going -n -q -E docs docs/_build/html
 
+browser: install  ## the report in a real browser; needs a Chromium on the path
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[browser]'
+	$(BIN)/python -m pytest tests/test_report_browser.py
+
+picture: install  ## the README's picture of a report: of the run in runs/first, or RUN=DIR
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[browser]'
+	$(BIN)/python docs/picture.py $(or $(RUN),runs/first)/report.html
+
 bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/throughput.py
@@ -53,8 +61,10 @@ bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of 
 	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
 
-leaderboard: install  ## every method on drawn shapes over three seeds: runs/leaderboard/results.md; may be stopped and repeated
-	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --out runs/leaderboard
+leaderboard: install  ## every method on drawn shapes over three seeds, half an hour; may be stopped and repeated
+	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard
+	cp runs/leaderboard/results.json benchmarks/results/leaderboard.json
+	$(BIN)/python docs/generate.py
 
 parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas
 	$(BIN)/python -m pytest benchmarks/test_parity.py

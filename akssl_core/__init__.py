@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from .loss import KnownValue as KnownValue
     from .loss import Loss as Loss
     from .method import Choice as Choice
+    from .method import Curve as Curve
     from .method import Facts as Facts
     from .method import Landmark as Landmark
     from .method import Method as Method
@@ -120,7 +121,7 @@ _ROOMS = {
     "interrupt": ("Interrupted",),
     "judge": ("Evaluation", "evaluate"),
     "loss": ("KnownValue", "Loss"),
-    "method": ("Choice", "Facts", "Landmark", "Method", "ParamRule"),
+    "method": ("Choice", "Curve", "Facts", "Landmark", "Method", "ParamRule"),
     "plugins": ("Plugins",),
     "registry": ("Registry",),
     "launch": ("resume", "run"),

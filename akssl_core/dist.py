@@ -59,6 +59,28 @@ class _Torch:
         return total
 
 
+class Imagined:
+    """The first of several ranks of which none was started: how a run of several processes is looked at in one."""
+
+    rank = 0
+
+    def __init__(self, world: int) -> None:
+        self._world = world
+
+    @property
+    def world(self) -> int:
+        """How many ranks there would be."""
+        return self._world
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """As if every rank had the same."""
+        return [x] * self._world
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        """As if every rank had the same."""
+        return x * self._world
+
+
 _thread = threading.local()
 
 

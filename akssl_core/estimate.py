@@ -106,8 +106,7 @@ def derived(plan: Plan) -> list[tuple[str, str]]:
     lines = [("epochs", f"{now.epochs:.4g}")]
     for start, end in averages(plan):
         lines.append(("half-life of the slow copy", f"{start:.3g} steps at first, {end:.3g} at the end"))
-    method: Any = plan.spec.method.component
-    lines += method.derived(config, plan.facts).items()
+    lines += plan.spec.method_class.derived(config, plan.facts).items()
     need = memory(plan)
     parts = [need.weights, need.training, need.activations]
     texts = [f"{part / MIB:.0f} MiB of {name}" for part, name in zip(parts, PARTS, strict=True)]

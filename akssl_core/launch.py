@@ -231,6 +231,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
         notes=plan.notes,
         repeatable=not plan.has_objects,
         hardware=plan.hardware.record(),
+        curves=plan.curves(),
         **environment(plugins),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -63,6 +63,14 @@ class Landmark:
     throughout: bool = False  # in all rows of the run, not only the last
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How a logged term moves in a healthy run, for whoever looks at its chart."""
+
+    shape: str  # "falls from log K to about half of it; a rise while the teacher warms up is normal"
+    lines: Mapping[str, float] = field(default_factory=dict)  # values to read it against: "even outputs" -> log K
+
+
 class Method(nn.Module, Component, ABC):
     """A self-supervised method. It is the module that DDP wraps, so its forward *is* the training step."""
 
@@ -101,6 +109,11 @@ class Method(nn.Module, Component, ABC):
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """Values of the terms that `step` logs which tell of a fault: "a loss that stays at log K is uniform"."""
         return ()
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The shape that terms which `step` logs take in a healthy run, by name; the report shows it beside them."""
+        return {}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -126,6 +126,11 @@ class Plan:
         table: dict[str, Any] = self.spec.table()["backbone"]
         return table
 
+    def curves(self) -> dict[str, dict[str, Any]]:
+        """How the method's terms move in a healthy run, as plain values."""
+        described = self.spec.method_class.curves(self.spec.method.config, self.facts)
+        return {name: asdict(curve) for name, curve in described.items()}
+
     def fingerprint(self) -> dict[str, Any]:
         """What the data is, and a hash over a sample of it."""
         count = len(self.images)
@@ -165,13 +170,12 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     spec = check(layers, plugins)
     _check_shares(spec.train)
     augmentation = _augmentation(spec, image, given)
-    method_class: type[Method] = spec.method.component  # type: ignore[assignment]
-    _check_views(method_class, augmentation)
+    _check_views(spec.method_class, augmentation)
     facts = _facts(spec.train, len(images), size, augmentation)
     fill_method(layers, spec, facts)
     spec = check(layers, plugins)
-    _check_accumulation(method_class, spec.train)
-    warnings = list(method_class.check(spec.method.config, facts))
+    _check_accumulation(spec.method_class, spec.train)
+    warnings = list(spec.method_class.check(spec.method.config, facts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, image, given)
@@ -236,8 +240,7 @@ def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
 
 
 def _method(spec: RunSpec, backbone: Backbone) -> Method:
-    wanted = spec.method.component.accepts  # type: ignore[attr-defined]
-    if not isinstance(backbone, wanted):
+    if not isinstance(backbone, spec.method_class.accepts):
         raise ConfigError(
             f"backbone: {spec.method.name} needs a backbone over patch tokens; {type(backbone).__name__} is not one."
         )

@@ -68,6 +68,12 @@ class RunSpec(Schema):
     seed: int = Field(0, ge=0, description="decides weights, batches and views")
     recipe: str = Field("default", description="the method's preset that was used")
 
+    @property
+    def method_class(self) -> type[Method]:
+        """The class of the method, for what it says of settings and facts."""
+        found: type[Method] = self.method.component  # type: ignore[assignment]
+        return found
+
     def table(self) -> dict[str, Any]:
         """The settings as plain values, as they stand in config.yaml."""
         return self.model_dump(mode="json")

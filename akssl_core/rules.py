@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .backbone import default_backbone
 from .data import DatasetSource
-from .method import Facts, Method
+from .method import Facts
 from .resolve import Layers, RunSpec
 
 BUDGET = 250_000  # images of 32 x 32 px that a run sees when nobody says how long it should train
@@ -59,14 +59,12 @@ def _fitting_batch(count: int, wanted: int) -> int:
 def fill_backbone(layers: Layers, spec: RunSpec, size: int) -> None:
     """The backbone, where nobody named one."""
     if spec.backbone is None:
-        method: type[Method] = spec.method.component  # type: ignore[assignment]
-        name, reason = default_backbone(method.accepts, size)
+        name, reason = default_backbone(spec.method_class.accepts, size)
         layers.set(["backbone", "name"], name, f"rule: {reason}")
 
 
 def fill_method(layers: Layers, spec: RunSpec, facts: Facts) -> None:
     """The method's own settings that follow the size of the data, unless the user has set them."""
-    method: type[Method] = spec.method.component  # type: ignore[assignment]
-    for name, choice in method.choose(spec.method.config, facts).items():
+    for name, choice in spec.method_class.choose(spec.method.config, facts).items():
         if not layers.set_by_user("method", name):
             layers.set(["method", name], choice.value, f"rule: {choice.reason}")

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .augment.random import Draws
-from .backbone import Backbone
+from .backbone import Backbone, TokenBackbone
 from .data import ImageSet
 from .evaluation import embed, neighbours, sample, spread
 from .plan import Plan
 
 IMAGES = 6  # rows of views
+HEADS, DARK = 6, 0.1  # whose attention is shown, and the brightness where they do not attend
 QUERIES, NEAREST, POOL = 8, 6, 2000
 MAPPED, THUMBNAIL = 500, 24  # images on the map, and their side in pixels there
 COMPARED, DRAWS, AT_ONCE = 600, 2, 100  # images whose views are compared, and views of each
@@ -21,9 +22,10 @@ COMPARED, DRAWS, AT_ONCE = 600, 2, 100  # images whose views are compared, and v
 def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
     """uint8 pictures by name: `originals` (R, C, S, S), `views.<group>` (R, V, C, s, s), `neighbours`, `map_images`.
 
-    Beside them the places `map` (M, 2) in [0, 1] of the mapped images, and the `spectrum` of their features.
+    `attention` (R, 1 + heads, C, S, S) where the backbone has heads. Beside them the places `map` (M, 2) in [0, 1] of
+    the mapped images, and the `spectrum` of their features.
     """
-    return {**_views(plan), **_neighbours(plan, encoder), **_map(plan, encoder)}
+    return {**_views(plan), **_attention(plan, encoder), **_neighbours(plan, encoder), **_map(plan, encoder)}
 
 
 def _views(plan: Plan) -> dict[str, Tensor]:
@@ -37,6 +39,24 @@ def _views(plan: Plan) -> dict[str, Tensor]:
         if group:
             result[f"views.{name}"] = torch.stack([_pictures(plan, view) for view in group], dim=1)
     return result
+
+
+@torch.no_grad()
+def _attention(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
+    """Training images, each followed by itself as bright as each head of the last block attends to its patches."""
+    if not isinstance(encoder, TokenBackbone):
+        return {}
+    index = spread(len(plan.images), min(IMAGES, len(plan.images)))
+    images = plan.preprocess.pixels(plan.images.fetch(index.tolist()))
+    weights = encoder.attention(images)
+    if weights is None:
+        return {}
+    weights = weights[:, :HEADS].float()
+    light = weights / weights.amax((2, 3), keepdim=True).clamp(min=1e-12)
+    light = F.interpolate(light, scale_factor=float(encoder.patch_size))[..., : images.shape[2], : images.shape[3]]
+    shown = _pictures(plan, images)[:, None]
+    lit = (shown * (DARK + (1 - DARK) * light[:, :, None])).round().to(torch.uint8)
+    return {"attention": torch.cat([shown, lit], 1)}
 
 
 @torch.no_grad()

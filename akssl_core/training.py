@@ -20,7 +20,7 @@ from .engine import Engine
 from .evaluation import Diagnosis, diagnose, of_views, sample
 from .faults import explained
 from .interrupt import Signals
-from .method import Landmark, Method
+from .method import Landmark
 from .optim import load_state_by_name
 from .plan import Plan
 from .product import export_backbone
@@ -127,8 +127,7 @@ class Training:
         return metrics, diagnose(run_dir.history, landmarks, scores=metrics, features=spread, stopped=self.collapsed)
 
     def _landmarks(self) -> Sequence[Landmark]:
-        method: type[Method] = self.plan.spec.method.component  # type: ignore[assignment]
-        return method.landmarks(self.plan.spec.method.config, self.plan.facts)
+        return self.plan.spec.method_class.landmarks(self.plan.spec.method.config, self.plan.facts)
 
     def _untrained(self, engine: Engine) -> Backbone | None:
         """The encoder before the first step of a run that begins."""

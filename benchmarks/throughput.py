@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ def sides(method: str, arguments: argparse.Namespace) -> dict[str, Epoch]:
         "kornia": lambda: kornia(method, images, batch, size),
         "AK_SSL": lambda: ak_ssl(method, images, size, batch),
     }
-    cannot = {"AK_SSL"} if method in ("mocov2", "swav") else set()  # it calls .cuda(); its queue breaks at batch 256
+    broken = method in ("mocov2", "swav")  # it calls .cuda(); its queue breaks at batch 256
+    cannot = {"AK_SSL"} if broken or find_spec("AK_SSL") is None else set()
     return {name: makers[name]() for name in arguments.sides if name not in cannot}
 
 

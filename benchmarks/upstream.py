@@ -1,7 +1,6 @@
 """AK_SSL, our upstream, as its Trainer runs: whole batches through torchvision's transforms, one draw for all images.
 
-Needs `pip install AK_SSL`, which the benchmark leaves out where it is missing. Its MoCo v2
-runs on CUDA alone.
+A part of the extra `bench`; the benchmark leaves it out where it is missing. Its MoCo v2 runs on CUDA alone.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ html_theme = "furo"
 html_title = f"AKSSL {version}"
 html_show_copyright = False
 html_copy_source = False
+html_static_path = [name for name in ("pictures",) if (DOCS / name).is_dir()]
 highlight_language = "none"
 default_role = "literal"  # docstrings write `code` as Markdown does
 myst_heading_anchors = 3
@@ -79,7 +80,8 @@ def read(app: Sphinx, docname: str, content: list[str]) -> None:
 
 def included(app: Sphinx, path: Path, docname: str, content: list[str]) -> None:
     """A file that a page includes, as it is read."""
-    content[0] = linked(content[0], DOCS / path, DOCS / f"{docname}.md")
+    text = linked(content[0], DOCS / path, DOCS / f"{docname}.md")
+    content[0] = text.replace('="docs/pictures/', '="_static/')  # of the README's HTML, whose page lies at the top
 
 
 def setup(app: Sphinx) -> None:

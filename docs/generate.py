@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -72,7 +73,6 @@ MEASURED = (
     "overhead",
     "throughput",
     "throughput-96",
-    "throughput-96-kornia",
     "photos",
     "augment",
     "augment-operations",
@@ -95,6 +95,37 @@ def measured(name: str) -> str:
     columns = list(dict.fromkeys(key for row in data["rows"] for key in row))
     lines = [[str(row.get(column, "-")) for column in columns] for row in data["rows"]]
     return f"{describe.markdown(columns, lines)}\n\n({facts})"
+
+
+LEADERS = {
+    "knn_top1": "k-NN",
+    "knn_random_init": "untrained",
+    "knn_raw_pixels": "raw pixels",
+    "std_ratio": "std ratio",
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "alpha-ReQ",
+    "seconds": "seconds",
+}
+
+
+def leaderboard() -> str:
+    """What the sweep over all methods has found, the best first."""
+    file = RESULTS / "leaderboard.json"
+    if not file.exists():
+        return "Nothing has been measured yet."
+    lines = [
+        [row["method"], *(_spread(row["metrics"].get(name)) for name in LEADERS), ", ".join(row["verdicts"])]
+        for row in json.loads(file.read_text())["rows"]
+    ]
+    return describe.markdown(["method", *LEADERS.values(), "verdict"], lines)
+
+
+def _spread(found: dict[str, Any] | None) -> str:
+    """Mean and deviation of a number over the seeds."""
+    if not found:
+        return "-"
+    return f"{found['mean']:.4g}" if found["std"] is None else f"{found['mean']:.4g} ± {found['std']:.2g}"
 
 
 def did_it_help() -> str:
@@ -197,13 +228,16 @@ def filled(text: str, part: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page with its generated parts as they should be."""
     readme = ROOT / "README.md"
-    speed, lasting, judging = (ROOT / "docs" / f"{name}.md" for name in ("performance", "runs", "evaluate"))
+    speed, lasting, judging, elsewhere = (
+        ROOT / "docs" / f"{name}.md" for name in ("performance", "runs", "evaluate", "export")
+    )
     advice = ROOT / "docs" / "doctor.md"
     choice = ROOT / "docs" / "tutorials" / "choosing_a_method.md"
     result = {
         readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
         speed: performance(speed.read_text()),
         lasting: runs(lasting.read_text()),
+        elsewhere: filled(elsewhere.read_text(), "leaderboard", leaderboard()),
         judging: filled(judging.read_text(), "did-it-help", did_it_help()),
         advice: filled(filled(advice.read_text(), "plan rules", rules("plan")), "run rules", rules("run")),
         choice: filled(choice.read_text(), "scores", scores()),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from akssl_core.backbone.vit import ViTSmall, ViTTiny
@@ -86,6 +87,37 @@ def test_the_token_learns(vit, images):
     mask[:, :32] = True
     vit.features(images, mask=mask, token=token).patches.sum().backward()
     assert token.grad.norm() > 0
+
+
+# -- attention ------------------------------------------------------------------------------------
+def attention_by_torch(attend, tokens):
+    """The weights of torch's own attention layer, (B, heads, N, N)."""
+    reference = nn.MultiheadAttention(tokens.shape[2], attend.heads, batch_first=True)
+    reference.load_state_dict(
+        {
+            "in_proj_weight": attend.qkv.weight,
+            "in_proj_bias": attend.qkv.bias,
+            "out_proj.weight": attend.proj.weight,
+            "out_proj.bias": attend.proj.bias,
+        }
+    )
+    out, weights = reference(tokens, tokens, tokens, average_attn_weights=False)
+    torch.testing.assert_close(out, attend(tokens))
+    return weights
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 32), (30, 18)])
+def test_attention_is_that_of_the_class_token_in_the_last_block(vit, shape):
+    images, seen = torch.randn(2, 3, *shape), []
+    with vit.blocks[-1].attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        grid = vit.features(images).grid
+    found = vit.attention(images)
+    assert found.shape == (2, 3, *grid)
+    torch.testing.assert_close(found.flatten(2), attention_by_torch(vit.blocks[-1].attn, seen[0])[:, :, 0, 1:])
+
+
+def test_pooled_patches_have_no_attention_of_a_class_token(images):
+    assert build(pool="mean").attention(images) is None
 
 
 # -- sizes ----------------------------------------------------------------------------------------

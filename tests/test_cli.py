@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -70,6 +71,7 @@ def test_run_end_to_end(here, tmp_path):
     assert code == 0, err
     assert "k-NN top-1, raw pixels" in out
     assert "load_backbone('RUN')" in out
+    assert "akssl eval RUN\n" in out
     assert "step 4/4" in err, "plain lines where stderr is no terminal"
     config = (tmp_path / "RUN" / "config.yaml").read_text()
     assert "out_dim: 16" in config
@@ -97,6 +99,21 @@ def test_explain_names_the_origin_of_each_value(here, tmp_path):
     assert "rule: " in origins["backbone.name"]
     assert "peak learning rate" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_explain_looks_at_several_processes_without_starting_them(here):
+    def follows(*more):
+        code, out, err = here("explain", "simclr", *SMALL, "--batch-size", 32, *more)
+        assert code == 0, err
+        table = out.partition("what follows")[2].partition("\n\n")[0]
+        return dict(re.split(r"  +", line, maxsplit=1) for line in table.splitlines() if "  " in line)
+
+    alone, shared = follows(), follows("--devices", 2)
+    assert alone["negatives per anchor"] == shared["negatives per anchor"], "losses gather over the processes"
+    activations = [int(re.search(r"(\d+) MiB of activations", of["memory for training"])[1]) for of in (alone, shared)]
+    assert activations[1] < activations[0]
+    code, _, err = here("explain", "simclr", *SMALL, "--devices", 2, "--measure")
+    assert (code, err.count("\n")) == (2, 1)
 
 
 BAD = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -35,6 +36,50 @@ def test_every_section_is_there(run):
     assert "a/b.jpg: truncated" in page.text
     assert "the CPU has no bf16 units" in page.text
     assert "akssl-plugin-toy" in page.text
+
+
+def test_a_curve_is_shown_with_what_its_method_expects(tmp_path):
+    curves = {"loss": {"shape": f"falls from chance {EVIL}", "lines": {"chance": 1.5}}, "rankme": {"shape": "rises"}}
+    html = render(write_run(tmp_path / "run", curves=curves))
+    assert "Expected: falls from chance &lt;script&gt;" in html
+    assert re.search(r'class="mark"></line><text[^>]*>chance</text>', html)
+    assert html.count("<figcaption>") == 2
+    assert "<figcaption>" not in render(write_run(tmp_path / "plain"))
+
+
+def judged(run, **scores):
+    """An `evaluation.json` with one protocol at two shares of the labels."""
+    score = {"system": "trained", "k": 20, "accuracy": 61.4, "low": 60.25, "high": 62.5, "labels": 1.0}
+    found = {"k": 20, "answer": f"Did it help? Yes {EVIL}.", "interval": "made up", "notes": ["small set"]}
+    found["scores"] = [{**score, "system": "random init", "accuracy": 30}, {**score, "k": 5, "accuracy": 9}, score]
+    results = {"knn": {"photos": {"0.1": {**found, "scores": found["scores"][:2]}, "1": found}}}
+    (run / "evaluation.json").write_text(json.dumps({"results": results, **scores}))
+
+
+def test_evaluations_are_shown_with_their_intervals(run):
+    judged(run)
+    html = render(run)
+    part = Page(html.partition('id="evaluation"')[2].partition("</section>")[0].partition(">")[2])
+    assert "knn, k = 20 on photos: accuracy in percent with its interval" in part.text
+    assert "10 %" in part.text
+    assert "61.4 [60.25, 62.5]" in part.text
+    assert "30 [60.25, 62.5]" in part.text
+    assert " 9 " not in part.text, "the other number of neighbours"
+    assert part.text.count("Did it help?") == 2
+    assert part.text.count("small set") == 1
+    assert "Interval: made up." in part.text
+    assert "<script" not in html
+
+
+def test_evaluations_of_earlier_weights_are_left_out(run):
+    judged(run, backbone="of others")
+    assert 'id="evaluation"' not in render(run)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"results": {"knn": {"x": {"1": {"scores": [3]}}}}}'])
+def test_an_evaluation_of_another_form_is_passed_over(run, text):
+    (run / "evaluation.json").write_text(text)
+    assert 'id="evaluation"' not in render(run)
 
 
 def test_a_minimal_run_has_a_page(tmp_path):

@@ -40,6 +40,14 @@ def test_classes_have_their_names_where_they_are_known(tmp_path):
     assert "✓ cat" in Page(render(folder)).text
 
 
+def test_what_the_heads_attend_to_is_shown_beside_the_image(tmp_path):
+    tensors = {**pictures(), "attention": torch.arange(8, dtype=torch.uint8).view(2, 4, 1, 1, 1).repeat(1, 1, 3, 4, 4)}
+    page = Page(render(write_run(tmp_path / "run", tensors=tensors)))
+    shown = {attrs["alt"]: decoded(attrs).getpixel((0, 0)) for attrs in page.all("img") if "head" in attrs["alt"]}
+    assert shown == {f"image {i + 1}, head {n}": (4 * i + n,) * 3 for i in range(2) for n in (1, 2, 3)}
+    assert 'id="attention"' not in render(write_run(tmp_path / "cnn", tensors=pictures()))
+
+
 def test_neighbours_without_labels_are_shown_unmarked(tmp_path):
     tensors = pictures()
     del tensors["neighbour_labels"]

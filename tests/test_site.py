@@ -32,7 +32,8 @@ def site(tmp_path_factory):
     command = [sys.executable, "-m", *line.split(), "-d", folder / "trees", DOCS, folder / "html"]
     env = {**os.environ, **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://localhost:9")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert not done.stderr, done.stderr
+    assert done.returncode == 0
     return folder / "html"
 
 

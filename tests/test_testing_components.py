@@ -162,6 +162,13 @@ class HonoursTheMask(IgnoresTheMask):
     masks = True
 
 
+class AttendsToTheClassToken(HonoursTheMask):
+    """Its attention has one token more than there are patches."""
+
+    def attention(self, images):
+        return torch.full((len(images), 2, 1, 17), 1 / 17)
+
+
 # -- augmentations --------------------------------------------------------------------------------
 class RightAugmentation(Augmentation):
     """Shifts each image by its own draw and resizes it."""
@@ -322,6 +329,7 @@ BROKEN = {
     LooksAtTheBatch: "features_belong_to_their_image",
     ExportsTooLittle: "weights_can_be_exported",
     IgnoresTheMask: "patches_can_be_kept_and_masked",
+    AttendsToTheClassToken: "attention_is_over_the_patches",
     OneDrawForAll: "views_are_drawn_per_image",
     TorchsGenerator: "views_follow_from_the_draws",
     WrongSize: "views_have_their_shapes",

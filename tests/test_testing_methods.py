@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core import Landmark, Loss, Method, Schedule, Schema, ViewPolicy, dist
+from akssl_core import Curve, Landmark, Loss, Method, Schedule, Schema, ViewPolicy, dist
 from akssl_core.augment import Augmentation, ViewGroup
 from akssl_core.nn import EMA, Queue, mlp, std_ratio
 from akssl_core.plugins import Plugins
@@ -288,8 +288,15 @@ class MisnamedLandmark(Right):
         return [Landmark("collapsed", {"losss": (0.0, 1.0)}, "it is low", "a fault", "mend it")]
 
 
+class MisnamedCurve(Right):
+    @classmethod
+    def curves(cls, config, facts):
+        return {"losss": Curve("falls")}
+
+
 BROKEN = {
     MisnamedLandmark: "landmarks_are_of_terms",
+    MisnamedCurve: "curves_are_of_terms",
     SignFlipped: "views_of_one_image_attract",
     DetachedTooEarly: "gradient_reaches_every_parameter",
     LossDetached: "terms_are_scalars",

@@ -95,3 +95,7 @@ class TokenBackbone(Backbone, ABC):
         token: Tensor | None = None,  # (D,)
     ) -> Features:
         """Features of all patches, of those in `keep`, or with those in `mask` replaced by `token`."""
+
+    def attention(self, images: Tensor) -> Tensor | None:
+        """How the last block's heads weigh the patches for the pooled features: `(B, heads, *grid)`; None: unknown."""
+        return None

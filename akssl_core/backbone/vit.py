@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -46,9 +46,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
+        q, k, v = self._queries_keys_values(x)
         out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each of the N tokens attends to each: (B, heads, N, N), rows sum to 1."""
+        q, k, _ = self._queries_keys_values(x)
+        weights: Tensor = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return weights
+
+    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Each (B, heads, N, d)."""
+        parts: Tensor = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return parts.unbind()
 
 
 class MLP(nn.Module):
@@ -175,11 +186,28 @@ class ViT(TokenBackbone):
         x = x + self.positions(grid)
         if keep is not None:
             x = take(x, keep)
-        count = x.shape[0]  # not len(x), which a tracer takes for a constant
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
-        x = self.norm(self.blocks(torch.cat([first, x], 1)))
+        x = self.norm(self.blocks(self._after_class_token(x)))
         pooled = x[:, 0] if self.config.pool == "cls" else x[:, 1:].mean(1)
         return Features(pooled, x[:, 1:], None if keep is not None else grid)
+
+    def attention(self, images: Tensor) -> Tensor | None:
+        """The class token's attention to the patches in the last block (Caron et al. 2021, arXiv 2104.14294, fig. 1).
+
+        None where patches are pooled, since the class token is not trained then.
+        """
+        if self.config.pool != "cls":
+            return None
+        x, grid = self.patch_embed(images)
+        x = self.blocks[:-1](self._after_class_token(x + self.positions(grid)))
+        last: Any = self.blocks[-1]
+        weights: Tensor = last.attn.weights(last.norm1(x))
+        return weights[:, :, 0, 1:].reshape(*weights.shape[:2], *grid)
+
+    def _after_class_token(self, patches: Tensor) -> Tensor:
+        """(B, N, D) -> (B, 1 + N, D)."""
+        count = patches.shape[0]  # not len(patches), which a tracer takes for a constant
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
+        return torch.cat([first, patches], 1)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The positions (1, N, D) of a grid of patches, interpolated where it is not the one of training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 from .. import describe
 from ..console import drop_stdout, say
 from ..discovery import entries
+from ..errors import ConfigError
 from .base import akssl, plugin_file_option, plugins_with, set_option, settings_of
 from .plugins import describe_method
 
@@ -131,19 +133,25 @@ def explain(
     **options: Any,
 ) -> None:
     """Show every setting of a run and who decided it, without training."""
+    from .. import dist
     from ..config import leaves
     from ..estimate import derived, measured
     from ..plan import make_plan
-    from ..resolve import collect
+    from ..resolve import check, collect, layer
 
     settings = settings_of(options, assignments)
     if method is not None:
         settings["method"] = {**settings.get("method", {}), "name": method}
     plugins = plugins_with(plugin_file)
-    plan = make_plan(collect(None, config, settings, plugins, who="command line"), plugins)
+    given = collect(None, config, settings, plugins, who="command line")
+    devices = check(layer(given, plugins), plugins).train.devices
+    if measure and devices > 1:
+        raise ConfigError(f"--measure: it trains in this process alone, and {devices} were asked for. Leave one out.")
+    with dist.acting_in(dist.Imagined(devices)):  # nothing is started here
+        plan = make_plan(given, plugins)
+        follows = [*plan.consequences(), *derived(plan), *([measured(plan)] if measure else ())]
     lines = [(path, json.dumps(value), plan.provenance[path]) for path, value in leaves(plan.spec.table())]
     click.echo(describe.table(("setting", "value", "decided by"), lines))
-    follows = [*plan.consequences(), *derived(plan), *([measured(plan)] if measure else ())]
     click.echo("\n" + describe.table(("what follows", ""), follows))
     click.echo("\n" + "\n".join(f"- {note}" for note in plan.notes))
 
@@ -221,6 +229,7 @@ def _summary(result: Result) -> str:
             describe.table(("score", ""), lines),
             f"\nVerdict on collapse: {_verdict(result)}",
             f"Run folder: {result.run_dir}",
+            f"Judge it, with intervals: akssl eval {shlex.quote(str(result.run_dir))}",
             "Use it:",
             "  import akssl_core",
             f"  backbone = akssl_core.load_backbone({str(result.run_dir)!r})",

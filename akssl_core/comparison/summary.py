@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import leaves
+from ..report.evaluations import TRAINED, judgements, with_interval
 from ..report.files import RunFiles
-from ..report.svg import Point, short
+from ..report.svg import Point
 
-EVALUATION = "evaluation.json"
-TRAINED = "trained"  # the system of an evaluation that is the run's own backbone
 COSTS = {"seconds": "seconds of training", "images_per_s": "images/s", "images_seen": "images seen"}
 
 
@@ -30,9 +28,7 @@ class Measured:
         """`61.4`, or `61.4 [60.2, 62.6]`; a dash where there is none."""
         if not math.isfinite(self.value):
             return "-"
-        if self.low is None or self.high is None:
-            return short(self.value)
-        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]"
+        return with_interval(self.value, self.low, self.high)
 
     def record(self) -> dict[str, float | None]:
         """As plain values, fit for JSON."""
@@ -68,7 +64,7 @@ class Summary:
             status=str(run.manifest.get("status", "unknown")),
             method=str(run.manifest.get("method", run.setting("method.name"))),
             settings=dict(leaves(run.config)),
-            metrics={**final, **dict(_evaluated(path / EVALUATION))},
+            metrics={**final, **dict(_evaluated(path))},
             cost=_cost(run),
             rows=run,
         )
@@ -102,41 +98,11 @@ def _cost(run: RunFiles) -> dict[str, float]:
     return found
 
 
-def _evaluated(file: Path) -> Iterator[tuple[str, Measured]]:
-    """The accuracies of the trained backbone in `evaluation.json`: by protocol, data and share of the labels.
-
-    The file is another command's, so that whatever is not as expected is passed over.
-    """
-    for protocol, by_data in _table(_read(file).get("results")):
-        for data, by_share in _table(by_data):
-            for share, record in _table(by_share):
-                found = _headline(record)
-                if found is not None:
-                    yield f"{protocol} on {data}, labels {share}", found
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, Mapping) else {}
-
-
-def _table(value: Any) -> list[tuple[str, Any]]:
-    return list(value.items()) if isinstance(value, Mapping) else []
-
-
-def _headline(record: Any) -> Measured | None:
-    """The accuracy that an evaluation itself puts first, with its interval."""
-    scores = record.get("scores") if isinstance(record, Mapping) else None
-    for score in scores if isinstance(scores, list) else ():
-        if isinstance(score, Mapping) and score.get("system") == TRAINED and score.get("k") == record.get("k"):
-            numbers = [float(score[key]) for key in ("accuracy", "low", "high") if _is_number(score.get(key))]
-            if len(numbers) == 3 or (numbers and _is_number(score.get("accuracy"))):
-                return Measured(*numbers) if len(numbers) == 3 else Measured(numbers[0])
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _evaluated(path: Path) -> Iterator[tuple[str, Measured]]:
+    """The accuracies of the trained backbone that `akssl eval` has found: by protocol, data and share of the labels."""
+    for share in judgements(path):
+        if (score := share.scores().get(TRAINED)) is not None:
+            yield (
+                f"{share.protocol} on {share.data}, labels {share.labels}",
+                Measured(score.accuracy, score.low, score.high),
+            )

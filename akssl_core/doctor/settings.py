@@ -93,8 +93,7 @@ def batch_norm_with_few_images(case: Case) -> Found:
 def rate_not_scaled(case: Case) -> Found:
     """A batch that the user has changed much, under a learning rate that stayed the recipe's."""
     plan, origin = case.plan, case.plan.provenance
-    method = plan.spec.method.component
-    recipe = method.recipes.get(plan.spec.recipe, {})  # type: ignore[attr-defined]
+    recipe = plan.spec.method_class.recipes.get(plan.spec.recipe, {})
     usual = recipe.get("train", {}).get("batch_size")
     users = not origin["train.batch_size"].startswith(("recipe", "rule"))
     untouched = origin.get("optimizer.lr", origin.get("optimizer.lr.start", "")).startswith("recipe")

@@ -10,17 +10,20 @@ from pathlib import Path
 
 from .charts import curves, scores, times
 from .embedding import embedding_map, spectrum
+from .evaluations import evaluation
 from .files import RunFiles
 from .html import Html, page, tag
-from .pictures import nearest, views
+from .pictures import attention, nearest, views
 from .records import environment, notes, settings, unreadable, use
 from .verdict import headline
 
 SECTIONS = (
     scores,
+    evaluation,
     curves,
     embedding_map,
     nearest,
+    attention,
     spectrum,
     views,
     times,

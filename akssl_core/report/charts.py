@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .files import RunFiles, drawable
 from .html import Html, details, section, table, tag
@@ -85,7 +86,15 @@ def _figure(run: RunFiles, name: str) -> Html | None:
         return None
     title = CURVES.get(name, name)
     chart = line_chart(points, title=title, x_label="epoch", marks=_marks(run, name))
-    return tag("figure", tag("h3", title), chart)
+    shape = _described(run, name).get("shape")
+    said = [tag("figcaption", f"Expected: {shape}")] if shape else []
+    return tag("figure", tag("h3", title), chart, *said)
+
+
+def _described(run: RunFiles, name: str) -> Mapping[str, Any]:
+    """What the method says of this curve: "shape" in words, and "lines" to read it against."""
+    found: Mapping[str, Any] = run.manifest.get("curves", {}).get(name, {})
+    return found
 
 
 def _marks(run: RunFiles, name: str) -> list[tuple[str, float]]:
@@ -94,7 +103,7 @@ def _marks(run: RunFiles, name: str) -> list[tuple[str, float]]:
     if bound is not None:
         return [("collapsed below", bound)]
     if name != "knn_top1":
-        return []
+        return [(label, value) for label, value in _described(run, name).get("lines", {}).items()]
     known: Mapping[str, float | None] = {**run.manifest.get("baselines", {}), **run.final}
     named = [(SCORES[key], known.get(key)) for key in ("knn_raw_pixels", "knn_random_init")]
     return [(label, value) for label, value in named if value is not None and math.isfinite(value)]

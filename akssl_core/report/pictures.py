@@ -42,6 +42,24 @@ def _view_row(i: int, originals: Tensor | None, groups: dict[str, Tensor]) -> li
     return [str(i + 1), *first, *made]
 
 
+def attention(run: RunFiles) -> list[Html]:
+    """Training images as the heads of the last block see them."""
+    images = run.samples.get("attention")
+    if images is None:
+        return []
+    names = ["image", *(f"head {n}" for n in range(1, images.shape[1]))]
+    rows = [
+        [str(i + 1), *(picture(one, f"image {i + 1}, {name}") for one, name in zip(row, names, strict=True))]
+        for i, row in enumerate(images)
+    ]
+    said = (
+        "Where the pooled features come from: a patch is as bright as a head of the last block attends to it, and the "
+        "brightest of each image is shown in full."
+    )
+    text = tag("p", said, channel_note(images.shape[2]), class_="quiet")
+    return [section("Attention", text, table(["", *names], rows, kind="pictures"))]
+
+
 def nearest(run: RunFiles) -> list[Html]:
     """Query images with the images whose features are most alike to theirs."""
     images, labels = run.samples.get("neighbours"), run.samples.get("neighbour_labels")

@@ -34,6 +34,13 @@ class Data(Facts):
     class_names: list[str] | None = None
 
 
+class Described(_Open):
+    """What a method says of one of its curves."""
+
+    shape: str = ""
+    lines: dict[str, Drawable] = {}
+
+
 class Manifest(_Open):
     """`manifest.json`."""
 
@@ -43,6 +50,7 @@ class Manifest(_Open):
     notes: list[str] = []
     final: dict[str, float | None] = {}
     baselines: dict[str, Drawable | None] = {}
+    curves: dict[str, Described] = {}
     data: Data = Data()
     hardware: Facts = Facts()
     versions: Facts = Facts()
@@ -55,6 +63,26 @@ class Row(_Open):
     __pydantic_extra__: dict[str, float | None]
     step: int
     epoch: Drawable
+
+
+class Judged(_Open):
+    """The accuracy of one system in an evaluation, in percent."""
+
+    system: str
+    accuracy: Drawable
+    k: int | None = None
+    low: Drawable | None = None
+    high: Drawable | None = None
+
+
+class Judgement(_Open):
+    """What one protocol has found with one share of the labels, in `evaluation.json`."""
+
+    scores: list[Judged]
+    k: int | None = None
+    answer: str = ""
+    interval: str = ""
+    notes: list[str] = []
 
 
 class Origins(RootModel[dict[str, str]]):

@@ -103,6 +103,23 @@ def patches_can_be_kept_and_masked(subject: ComponentSubject) -> None:
         expect(torch.allclose(masked[0], masked[1], atol=1e-5), "pixels of a masked patch still reach the features")
 
 
+@rule("backbone", cure="return weights (B, heads, rows, columns) of the patches' grid, without the class token's own")
+def attention_is_over_the_patches(subject: ComponentSubject) -> None:
+    """Attention has the patches' grid; weights are not negative, and each head's sum is at most 1."""
+    if not is_token_backbone(subject.component):
+        raise NotApplicable("not a TokenBackbone")
+    net: Any = _backbone(subject).eval()
+    images = patterns(2, 3, 32)
+    with torch.no_grad():
+        found, grid = net.attention(images), net.features(images).grid
+    if found is None:
+        raise NotApplicable("its attention is not known")
+    shape = tuple(found.shape)
+    expect(found.ndim == 4 and (shape[0], shape[2:]) == (2, tuple(grid)), f"attention is {shape}, the grid is {grid}")
+    expect(bool((found >= 0).all()), "some weights are negative")
+    expect(bool((found.sum((2, 3)) <= 1 + 1e-4).all()), "a head's weights sum to more than 1")
+
+
 def _first_patch_white(net: Any, images: Tensor) -> Tensor:
     changed_images = images.clone()
     changed_images[:, :, : net.patch_size, : net.patch_size] = 2.0

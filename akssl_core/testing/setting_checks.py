@@ -60,6 +60,19 @@ def landmarks_are_of_terms(subject: MethodSubject) -> None:
         expect(all((landmark.meaning, landmark.cause, landmark.cure)), f"a landmark explains too little: {landmark}")
 
 
+@rule("method", cure="name terms of step, and say in words how they move in a healthy run")
+def curves_are_of_terms(subject: MethodSubject) -> None:
+    """Every curve that the method describes is that of a term which the step logs, and is described in words."""
+    plan = subject.plan()
+    terms = seeded_step(plan.method, subject.batch(plan), middle(plan))
+    described = type(plan.method).curves(plan.spec.method.config, plan.facts)
+    unknown = sorted(described.keys() - terms.keys())
+    expect(not unknown, f"a curve is about '{_few(unknown)}', and step logs {', '.join(terms)}")
+    for name, curve in described.items():
+        expect(bool(curve.shape.strip()), f"the curve of '{name}' has no shape in words")
+        expect(all(map(math.isfinite, curve.lines.values())), f"a line of '{name}' is not finite: {curve.lines}")
+
+
 @rule("method", cure="read the setting where it belongs, or remove it")
 def every_setting_acts(subject: MethodSubject) -> None:
     """Every setting changes something: the network, the loss, what is learned, or what is decided."""

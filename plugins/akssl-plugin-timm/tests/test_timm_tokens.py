@@ -30,6 +30,29 @@ def test_registers_and_missing_class_tokens_are_no_patches(build, pictures):
     torch.testing.assert_close(seen.pooled, mean.timm.fc_norm(seen.patches.mean(1)))
 
 
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 3}, {"qk_norm": True}])
+def test_attention_gives_what_the_class_token_takes_from_the_patches(build, pictures, options):
+    vit, seen, taken = build("test_vit", options=options).eval(), [], []
+    attend = vit.timm.blocks[-1].attn
+    with (
+        attend.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])),
+        attend.proj.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])),
+    ):
+        vit.features(pictures())
+    found, first = vit.attention(pictures()), vit.timm.num_prefix_tokens
+    value = attend.qkv(seen[0]).unflatten(2, (3, attend.num_heads, -1))[:, :, 2].transpose(1, 2)  # (B, heads, N, d)
+    of_patches = (found.flatten(2)[:, :, None] @ value[:, :, first:]).flatten(1)
+    if first == 1:  # what is left of the output comes from the class token itself
+        own = (1 - found.flatten(2).sum(-1))[..., None] * value[:, :, 0]
+        torch.testing.assert_close(of_patches + own.flatten(1), taken[0][:, 0])
+    assert found.shape[2:] == vit.features(pictures()).grid
+    assert ((found >= 0) & (found.flatten(2).sum(-1)[..., None, None] <= 1)).all()
+
+
+def test_pooled_patches_have_no_attention_of_a_class_token(build, pictures):
+    assert build("test_vit", pool="avg").attention(pictures()) is None
+
+
 def test_keeping_all_patches_in_order_changes_nothing(pictures, vit):
     plain, kept = vit.features(pictures()), vit.features(pictures(), keep=torch.arange(16).expand(2, -1))
     torch.testing.assert_close(kept.pooled, plain.pooled)

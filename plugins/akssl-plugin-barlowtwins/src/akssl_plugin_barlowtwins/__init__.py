@@ -16,6 +16,7 @@ from akssl_core import (
     Backbone,
     Batch,
     Choice,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -143,7 +144,7 @@ class BarlowTwins(Method):
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """A loss that stays near D, that of projections which do not agree at all."""
-        start = getattr(config.loss.config, "scale", 0.0) * config.out_dim  # another loss may have none
+        start = _no_agreement(config)
         return [
             Landmark(
                 "not learning",
@@ -154,6 +155,13 @@ class BarlowTwins(Method):
                 after=1000,
             )
         ] * bool(start)
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss, beside that of projections which do not agree."""
+        start = _no_agreement(config)
+        shape = "falls from no agreement, fast at first; its floor rises with the features and falls with the batch"
+        return {"loss": Curve(shape, {"no agreement": start} if start else {})}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
@@ -171,6 +179,11 @@ class BarlowTwins(Method):
         """Biases and norms learn slowly, without weight decay and trust ratio (appendix A of the paper)."""
         names = [glob.escape(name) for name, parameter in self.named_parameters() if parameter.ndim <= 1]
         return [ParamRule(name, lr=self.config.bias_lr, weight_decay=0.0, adapt=False) for name in names]
+
+
+def _no_agreement(config: Any) -> float:
+    """The loss of projections that do not agree at all, D; 0 for a loss that has no scale."""
+    return float(getattr(config.loss.config, "scale", 0.0) * config.out_dim)
 
 
 @hookimpl

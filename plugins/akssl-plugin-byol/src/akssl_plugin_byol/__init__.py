@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from akssl_core import (
     Backbone,
     Batch,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -131,6 +132,12 @@ class BYOL(Method):
                 after=50,
             )
         ]
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss between 0 and 4; its value says little of what was learned."""
+        shape = "falls fast from unrelated predictions; later it may rise, since its target moves. Look at the accuracy"
+        return {"loss": Curve(shape, {"unrelated": 4.0})}
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Section 3.1 of the paper; beside the loss, the spread of the projections (healthy near 1, collapsed 0)."""

@@ -14,6 +14,7 @@ from akssl_core import (
     Backbone,
     Batch,
     Choice,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -226,6 +227,14 @@ class DINO(Method):
                 "keep method.center_momentum near 0.9, or raise method.teacher_temperature a little.",
             ),
         ]
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss and the teacher's entropy, beside log K."""
+        even = math.log(config.out_dim)
+        loss = "falls from even outputs; a rise while the teacher warms up or the last layer starts to learn is normal"
+        teacher = "falls below even outputs and stays above 0"
+        return {"loss": Curve(loss, {"even outputs": even}), "teacher_entropy": Curve(teacher, {"even outputs": even})}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:

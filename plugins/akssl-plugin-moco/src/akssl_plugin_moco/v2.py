@@ -16,6 +16,7 @@ from akssl_core import (
     Batch,
     Choice,
     ConfigError,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -137,7 +138,7 @@ class MoCoV2(Method):
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """A loss that stays at log(K + 1), as if key and negatives were alike."""
-        chance = math.log(config.queue_size + 1) * (2 if config.symmetric else 1)
+        chance = _chance(config)
         return [
             Landmark(
                 "not learning",
@@ -148,6 +149,12 @@ class MoCoV2(Method):
                 after=1000,
             )
         ]
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss, beside log(K + 1)."""
+        shape = "starts near chance, may rise while the queue fills with keys that differ, then falls slowly"
+        return {"loss": Curve(shape, {"chance": _chance(config)})}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
@@ -236,3 +243,8 @@ def _check_splits(splits: int, images: int) -> None:
     nearest = " and ".join(map(str, below + above)) + (" do" if below and above else " does")
     wanted = "must leave at least 2 images in each part of" if images % splits == 0 else "must divide"
     raise ConfigError(f"method.bn_splits: {splits} {wanted} a forward pass of {images} images; {nearest}.")
+
+
+def _chance(config: Any) -> float:
+    """The loss log(K + 1) of keys that are all alike, in one direction or two."""
+    return math.log(config.queue_size + 1) * (2 if config.symmetric else 1)

@@ -15,6 +15,7 @@ from akssl_core import (
     Backbone,
     Batch,
     ConfigError,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -112,8 +113,7 @@ class MoCoV3(Method):
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """A loss that stays at 4 t log N, as if all keys were alike."""
-        images = facts.forward_size * dist.world()
-        chance = 4 * getattr(config.loss.config, "temperature", 0.0) * math.log(images)  # another loss may have none
+        images, chance = facts.forward_size * dist.world(), _chance(config, facts)
         return [
             Landmark(
                 "not learning",
@@ -124,6 +124,12 @@ class MoCoV3(Method):
                 after=1000,
             )
         ] * bool(chance)
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss, beside 4 t log N."""
+        chance = _chance(config, facts)
+        return {"loss": Curve("falls from chance, fast at first and then slowly", {"chance": chance} if chance else {})}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
@@ -163,3 +169,8 @@ def _heads(config: Any, width: int, *, vit: bool) -> tuple[nn.Sequential, nn.Seq
     projector = mlp(width, *inside, out, bias=False, last_bias=False, last_batch_norm="plain")
     predictor = mlp(out, hidden, out, bias=False, last_bias=False, last_batch_norm="plain" if vit else None)
     return projector, predictor
+
+
+def _chance(config: Any, facts: Facts) -> float:
+    """The loss 4 t log N of keys that are all alike; 0 for a loss that has no temperature."""
+    return 4 * getattr(config.loss.config, "temperature", 0.0) * math.log(facts.forward_size * dist.world())

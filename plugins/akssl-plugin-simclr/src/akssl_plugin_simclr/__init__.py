@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from akssl_core import (
     Backbone,
     Batch,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -98,7 +99,7 @@ class SimCLR(Method):
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """A loss that stays at log(2N - 1), as if all 2N - 1 other views were alike."""
-        chance = math.log(max(2 * facts.forward_size * dist.world() - 1, 2))
+        chance = _chance(facts)
         return [
             Landmark(
                 "not learning",
@@ -110,6 +111,12 @@ class SimCLR(Method):
                 after=1000,
             )
         ]
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss, beside log(2N - 1)."""
+        shape = "falls from chance, fast at first and then slowly; it stays above 0"
+        return {"loss": Curve(shape, {"chance": _chance(facts)})}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
@@ -137,6 +144,11 @@ class SimCLRv2(SimCLR):
         """Size of the head."""
 
         projector_layers: int = Field(3, ge=1, description="linear layers of the projector")
+
+
+def _chance(facts: Facts) -> float:
+    """The loss log(2N - 1) of views that are all alike."""
+    return math.log(max(2 * facts.forward_size * dist.world() - 1, 2))
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from akssl_core import (
     Backbone,
     Batch,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -106,6 +107,12 @@ class SimSiam(Method):
                 after=50,
             )
         ]
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss between 0 and -1."""
+        shape = "falls from about 0 towards -1 and stays above it; -1 within a few dozen steps is a collapse"
+        return {"loss": Curve(shape, {"all alike": -1.0})}
 
     def param_rules(self) -> Sequence[ParamRule]:
         """The predictor's learning rate stays constant (section 4.2 of the paper)."""

@@ -15,6 +15,7 @@ from akssl_core import (
     Backbone,
     Batch,
     Choice,
+    Curve,
     Facts,
     KnownValue,
     Landmark,
@@ -155,6 +156,14 @@ class SwAV(Method):
                 after=1000,
             ),
         ]
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The loss between the entropy of the codes and log K."""
+        even = math.log(config.prototypes)
+        loss = "starts at chance, may stay there for some epochs, then falls; it stays above code_entropy"
+        entropy = "below the loss and below log K: the codes tell images apart"
+        return {"loss": Curve(loss, {"chance": even}), "code_entropy": Curve(entropy, {"even": even})}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:

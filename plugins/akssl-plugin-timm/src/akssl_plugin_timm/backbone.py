@@ -195,6 +195,22 @@ class TimmTokenBackbone(TimmBackbone, TokenBackbone):
         whole = keep is None and patches.shape[1] == rows * columns  # patch_drop_rate of timm leaves some out
         return Features(net.forward_head(x, pre_logits=True), patches, (rows, columns) if whole else None)
 
+    def attention(self, images: Tensor) -> Tensor | None:
+        """The class token's attention in the last block; None where patches are pooled, or the block has another."""
+        attend = self.timm.blocks[-1].attn
+        if self.timm.global_pool != "token" or not all(hasattr(attend, part) for part in ("qkv", "q_norm", "k_norm")):
+            return None
+        seen: list[Tensor] = []
+        with attend.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            grid = self.features(images).grid
+        if grid is None:
+            return None
+        tokens = seen[0]  # (B, prefix + N, D), normalised
+        parts = attend.qkv(tokens).reshape(*tokens.shape[:2], 3, attend.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = attend.q_norm(parts[0]), attend.k_norm(parts[1])
+        weights: Tensor = (q @ k.transpose(-2, -1) * attend.scale).softmax(-1)
+        return weights[:, :, 0, self.timm.num_prefix_tokens :].reshape(*weights.shape[:2], *grid)
+
 
 def _refuse_shared(model: str, network: nn.Module) -> None:
     """Weights under two names (CoaT's positions): the files of a run hold each tensor once."""
