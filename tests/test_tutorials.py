@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pages import DOCS, FEW, blocks, commands, draw_photos, execute, shrink
 
 import akssl_core
@@ -22,6 +23,15 @@ TRAIN = ("run", "explain", "doctor", "sweep")  # commands that take a run's opti
 pytestmark = pytest.mark.filterwarnings(  # which is what those lines show
     "ignore:resumed with other settings", "ignore:train.accumulate. batch norms see one micro-batch"
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small are slower on several threads, and much slower where other work shares the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def text_of(name):
