@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs browser picture bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
+.PHONY: demo test lint types docs site browser picture bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ types: install
 
 docs: install  ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py
+
+site: install  ## the documentation as web pages: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -n -q -E docs docs/_build/html
 
 browser: install  ## the report in a real browser; needs a Chromium on the path
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[browser]'
@@ -82,4 +85,4 @@ soak: install  ## kills, faults, layouts, hostile input and ten thousand steps, 
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache docs/_build

@@ -64,7 +64,7 @@ class EMA(StepState):
 
     @torch.no_grad()
     def distance(self) -> Tensor:
-        """How far the copies are behind, a scalar: |slow - fast| / |fast| over all parameters; 0 after a copy."""
+        """How far the copies are behind, a scalar: `|slow - fast| / |fast|` over all parameters; 0 after a copy."""
         slow, fast = self._pairs()
         apart = torch.stack(torch._foreach_norm(torch._foreach_sub(slow, fast))).norm()
         distance: Tensor = apart / torch.stack(torch._foreach_norm(fast)).norm().clamp(min=1e-12)

@@ -57,6 +57,18 @@ def accuracy() -> str:
     return f"{data['caption']}\n\n{describe.markdown(columns, [[e[key] for key in columns] for e in data['summary']])}"
 
 
+def scores() -> str:
+    """What each method's features were worth to a k-NN classifier, and the minutes of its run."""
+    summary = json.loads((RESULTS / "accuracy.json").read_text())["summary"]
+    of = {(entry["data"], entry["system"]): entry for entry in summary}
+    systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in METHODS}}
+    lines = [
+        [name, of["shapes", system]["k-NN"], of["fashion-mnist", system]["k-NN"], of["shapes", system]["minutes"]]
+        for system, name in systems.items()
+    ]
+    return describe.markdown(["features", "shapes", "fashion-mnist", "minutes"], lines)
+
+
 MEASURED = (
     "overhead",
     "throughput",
@@ -130,10 +142,11 @@ TRIED = ("layouts", "kills", "faults", "fuzz", "steps")
 
 
 def runs(text: str) -> str:
-    """`docs/runs.md` with what `make soak` has found."""
+    """`docs/runs.md` with what `make soak` has found: without the titles, which would end the page's own section."""
     for name in TRIED:
         file = ROOT / "soak" / "results" / f"{name}.md"
-        text = filled(text, name, file.read_text().rstrip() if file.exists() else "Nothing has been tried yet.")
+        found = file.read_text().strip() if file.exists() else "Nothing has been tried yet."
+        text = filled(text, name, re.sub(r"^## ", "### ", re.sub(r"\A# .*\n+", "", found), flags=re.MULTILINE))
     return text
 
 
@@ -219,6 +232,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / f"{name}.md" for name in ("performance", "runs", "evaluate", "export")
     )
     advice = ROOT / "docs" / "doctor.md"
+    choice = ROOT / "docs" / "tutorials" / "choosing_a_method.md"
     result = {
         readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
         speed: performance(speed.read_text()),
@@ -226,6 +240,7 @@ def pages() -> dict[Path, str]:
         elsewhere: filled(elsewhere.read_text(), "leaderboard", leaderboard()),
         judging: filled(judging.read_text(), "did-it-help", did_it_help()),
         advice: filled(filled(advice.read_text(), "plan rules", rules("plan")), "run rules", rules("run")),
+        choice: filled(choice.read_text(), "scores", scores()),
         ROOT / "docs" / "settings.md": all_settings(),
         ROOT / "docs" / "commands.md": all_commands(),
     }

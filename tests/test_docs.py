@@ -2,107 +2,82 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import inspect
 import json
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from pages import DOCS, FEW, ROOT, SMALL, blocks, commands, draw_photos, execute, shrink
 
 import akssl_core
 from akssl_core import cli, hookspecs
 from akssl_core.registry import KINDS
 from akssl_core.testing.check import RULES
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SMALL = ("--image-size", "16", "--epochs", "1", "--precision", "fp32")
-
-
-def blocks(language: str, page: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     """An empty folder to stand in, with some photos."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for i in range(24):
-        pixels = torch.randint(0, 256, (20, 24, 3), generator=generator).to(torch.uint8)
-        Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / f"{i}.png")
+    draw_photos(tmp_path / "photos")
     return tmp_path
 
 
 def test_generated_parts_are_up_to_date():
-    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    command = [sys.executable, str(DOCS / "generate.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_shell_commands_of_the_readme_work(photos, monkeypatch, capsys):
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("akssl ")]
+def test_the_shell_commands_of_the_readme_work(photos, here):
+    lines = [words[1:] for words in commands(README) if words[0] == "akssl"]
     assert len(lines) >= 6
-    for line in lines:
-        words = shlex.split(line, comments=True)[1:]
+    for words in lines:
         if words[0] in ("run", "explain") and "--help" not in words:
             words += SMALL
-            words += ("--set", "data.size=64", "--set", "data.test_size=32") if "--data" not in words else ()
-        monkeypatch.setattr(sys, "argv", ["akssl", *words])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        assert caught.value.code == 0, (line, capsys.readouterr().err)
+            words += FEW if "--data" not in words else ()
+        code, _out, err = here(*words)
+        assert code == 0, (words, err)
 
 
 def test_the_commands_and_the_python_of_the_page_on_exports_work(tmp_path, monkeypatch, here):
-    page = (ROOT / "docs" / "export.md").read_text()
+    page = (DOCS / "export.md").read_text()
     few = ("--set", "data.size=32", "--set", "data.test_size=16", "--batch-size", "16")
-    lines = [line for block in blocks("bash", page) for line in block.splitlines()]
-    assert {line.split()[1] for line in lines} == {"run", "export", "compare", "sweep"}
-    for line in lines:
-        words = shlex.split(line)[1:]
+    lines = commands(page)
+    assert {words[1] for words in lines} == {"run", "export", "compare", "sweep"}
+    for _, *words in lines:
         code, out, err = here(*words, *((*SMALL, *few) if words[0] in ("run", "sweep") else ()))
-        assert code == 0, (line, err)
+        assert code == 0, (words, err)
     assert "optimizer.lr" in out
     assert (tmp_path / "sweeps" / "first" / "simclr-optimizer.lr=0.3-seed=1" / "manifest.json").is_file()
-    data = {"name": "shapes", "size": 32, "test_size": 16}
-    small = functools.partial(akssl_core.sweep, image_size=16, precision="fp32", epochs=1, batch_size=16)
-    monkeypatch.setattr(akssl_core, "sweep", lambda methods, **settings: small(methods, **{**settings, "data": data}))
-    names = {}
-    for block in blocks("python", page):
-        exec(compile(block, "export.md", "exec"), names)
-    assert names["best"].metrics["knn_top1"].mean > 0
+    shrink(monkeypatch)
+    names = execute(page, "export.md")
+    scores = [row.metrics["knn_top1"].mean for row in names["found"].rows]
+    assert names["best"].metrics["knn_top1"].mean == max(scores)
 
 
 @pytest.mark.filterwarnings("ignore:method.teacher_temperature")
-def test_the_commands_of_the_page_on_the_doctor_work(photos, monkeypatch, capsys):
-    text = (ROOT / "docs" / "doctor.md").read_text()
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+def test_the_commands_of_the_page_on_the_doctor_work(photos, here):
+    lines = commands((DOCS / "doctor.md").read_text())
     assert len(lines) == 5
-    for line in lines:
-        words = shlex.split(line)[1:]
+    for _, *words in lines:
+        hot = "method.teacher_temperature=0.5" in words
         folder = words[-1] == "runs/mine"  # the run before wrote it
         few = (*SMALL, "--batch-size", "64", "--set", "data.size=256", "--set", "data.test_size=32")
         words += () if folder else few
         words += ("--out", "runs/mine") if words[0] == "run" else ()
-        monkeypatch.setattr(sys, "argv", ["akssl", *words])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert caught.value.code in ((0, 1) if words[0] == "doctor" else (0,)), (line, err)
-        assert ("advice: method.teacher_temperature" in out) == ("method.teacher_temperature=0.5" in line)
+        code, out, err = here(*words)
+        assert code in ((0, 1) if words[0] == "doctor" else (0,)), (words, err)
+        assert ("advice: method.teacher_temperature" in out) == hot
 
 
 def test_every_test_that_the_documentation_names_exists():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "upstream.md").read_text()))
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "upstream.md").read_text()))
     sources = [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "plugins").glob("*/tests/test_*.py")]
     written = {name for file in sources for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
     assert named
@@ -111,22 +86,19 @@ def test_every_test_that_the_documentation_names_exists():
 
 def test_the_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {m for block in blocks("bash") for m in re.findall(r"^make (\w+)", block, re.MULTILINE)}
+    named = {m for block in blocks("bash", README) for m in re.findall(r"^make (\w+)", block, re.MULTILINE)}
     assert named == {"demo", "test"}
     assert {"demo", "test", "lint", "types", "docs", "bench", "slow", "leaderboard"} <= targets
 
 
 def test_the_python_of_the_readme_works(photos, monkeypatch):
-    small = functools.partial(akssl_core.run, image_size=16, precision="fp32")
-    monkeypatch.setattr(akssl_core, "run", lambda **settings: small(**{**settings, "epochs": 1}))
+    shrink(monkeypatch)
     result = akssl_core.run(method="simsiam", data="./photos", backbone={"name": "resnet18", "stem": "imagenet"})
     (photos / "runs" / "photos-resnet18").mkdir(parents=True)
     (photos / "runs" / "photos-resnet18" / "backbone.safetensors").write_bytes(
         (result.run_dir / "backbone.safetensors").read_bytes()
     )
-    names = {"image": torch.zeros(3, 16, 16, dtype=torch.uint8), "torch": torch}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
+    names = execute(README, "README.md", {"image": torch.zeros(3, 16, 16, dtype=torch.uint8), "torch": torch})
     assert names["features"].shape[0] == 1
     assert isinstance(names["model"].fc, torch.nn.Identity)
     names["model"].eval()
@@ -134,13 +106,7 @@ def test_the_python_of_the_readme_works(photos, monkeypatch):
     torch.testing.assert_close(names["model"](images), result.backbone(images), rtol=1e-5, atol=1e-5)
 
 
-def blocks_of(page: str, language: str) -> list[str]:
-    """The blocks of a page in their order; one that needs what is not installed is left out."""
-    found = re.findall(rf"(?:<!-- needs: (\w+) -->\n)?```{language}\n(.*?)```", page, re.DOTALL)
-    return [block for needed, block in found if not needed or importlib.util.find_spec(needed)]
-
-
-def test_the_page_on_evaluation_works(photos, monkeypatch, capsys):
+def test_the_page_on_evaluation_works(photos, monkeypatch, here):
     """Its photos are two classes by sub-folder, which the page says that labels are."""
     for name in ("photos", "others"):
         for i, file in enumerate(sorted((photos / "photos").glob("*.png"))):
@@ -148,22 +114,17 @@ def test_the_page_on_evaluation_works(photos, monkeypatch, capsys):
             (photos / name / "ab"[i % 2] / file.name).write_bytes(file.read_bytes())
     for file in (photos / "photos").glob("*.png"):
         file.unlink()
-    page = (ROOT / "docs" / "evaluate.md").read_text()
+    page = (DOCS / "evaluate.md").read_text()
     monkeypatch.setattr("akssl_core.judge.finetune.LEAST", 2)
-    commands = [line for block in blocks_of(page, "bash") for line in block.splitlines()]
-    assert {line.split()[1] for line in commands} == {"run", "eval", "embed"}
-    for line in commands:
-        words = shlex.split(line, comments=True)[1:]
-        monkeypatch.setattr(sys, "argv", ["akssl", *words, *(SMALL if words[0] == "run" else ())])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        assert caught.value.code == 0, (line, capsys.readouterr().err)
+    lines = commands(page)
+    assert {words[1] for words in lines} == {"run", "eval", "embed"}
+    for _, *words in lines:
+        code, _out, err = here(*words, *(SMALL if words[0] == "run" else ()))
+        assert code == 0, (words, err)
     results = json.loads((photos / "runs" / "photos" / "evaluation.json").read_text())["results"]
     assert results.keys() == {"knn", "linear", "finetune"}
     assert results["knn"].keys() == {"photos", "./others"}
-    names: dict[str, object] = {}
-    for block in blocks_of(page, "python"):
-        exec(compile(block, "evaluate.md", "exec"), names)
+    names = execute(page, "evaluate.md")
     assert len(names["ids"]) == len(names["features"]) == 24
 
 
@@ -173,7 +134,7 @@ def test_links_of_the_readme_lead_somewhere():
             assert (ROOT / target).exists(), target
 
 
-HOOKS = (ROOT / "docs" / "hooks.md").read_text()
+HOOKS = (DOCS / "hooks.md").read_text()
 
 
 def test_every_hook_is_documented_with_its_arguments():
@@ -197,7 +158,7 @@ def test_every_status_of_a_plugin_is_explained():
 
 
 def test_every_command_is_documented():
-    commands = (ROOT / "docs" / "commands.md").read_text()
+    commands = (DOCS / "commands.md").read_text()
     for name, command in cli.akssl.commands.items():
         assert f"## `akssl {name}`" in commands
         for inner in getattr(command, "commands", {}):
@@ -206,12 +167,12 @@ def test_every_command_is_documented():
 
 def test_every_environment_variable_is_documented():
     core = "".join(file.read_text() for file in (ROOT / "akssl_core").rglob("*.py"))
-    pages = HOOKS + README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    pages = HOOKS + README + "".join(page.read_text() for page in DOCS.glob("*.md"))
     for name in set(re.findall(r"AKSSL_[A-Z]+", core)):
         assert name in pages, name
 
 
 def test_links_of_the_pages_lead_somewhere():
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in DOCS.rglob("*.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)

@@ -24,7 +24,7 @@ def project(folder):
 
 def test_development_requirements_name_the_core_first_and_every_plugin():
     lines = [line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if not line.startswith("#")]
-    assert lines == ["-e .[dev]", *(f"-e plugins/{folder.name}" for folder in PLUGINS)]
+    assert lines == ["-e .[dev,docs]", *(f"-e plugins/{folder.name}" for folder in PLUGINS)]
 
 
 def test_the_core_is_what_the_contract_says():

@@ -97,5 +97,5 @@ class TokenBackbone(Backbone, ABC):
         """Features of all patches, of those in `keep`, or with those in `mask` replaced by `token`."""
 
     def attention(self, images: Tensor) -> Tensor | None:
-        """How the last block's heads weigh the patches for the pooled features: (B, heads, *grid); None: not known."""
+        """How the last block's heads weigh the patches for the pooled features: `(B, heads, *grid)`; None: unknown."""
         return None

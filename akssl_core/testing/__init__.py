@@ -1,6 +1,6 @@
 """The conformance kit: named checks that every component of a kind must pass, in seconds and on toy data.
 
-Authors of plugins run them with pytest, users with `akssl plugins check NAME`:
+Authors of plugins run them with pytest, users with `akssl plugins check NAME`::
 
     from akssl_core.testing import checks
 
