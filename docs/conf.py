@@ -32,7 +32,7 @@ UNNAMED = (  # types that public names hold and that have no public name of thei
     r"sweeps\.result\.Row",
     r"testing\.check\.Rule",
 )
-LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
 project = "AKSSL"
 version = release = akssl_core.__version__
