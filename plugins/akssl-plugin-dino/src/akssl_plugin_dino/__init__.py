@@ -232,7 +232,7 @@ class DINO(Method):
     def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
         """The loss and the teacher's entropy, beside log K."""
         even = math.log(config.out_dim)
-        loss = "falls from even outputs; a rise while the teacher warms up or the last layer starts to learn is normal"
+        loss = "falls from even outputs; it is at least the teacher's entropy and follows it, so a later rise is normal"
         teacher = "falls below even outputs and stays above 0"
         return {"loss": Curve(loss, {"even outputs": even}), "teacher_entropy": Curve(teacher, {"even outputs": even})}
 
