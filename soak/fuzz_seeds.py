@@ -117,6 +117,7 @@ def manifest() -> bytes:
         "hardware": {"device": "cpu", "precision": "fp32"}, "versions": {"python": "3.11"},
         "plugins": [{"name": "toy", "version": "0.1", "status": "installed"}],
         "baselines": {"knn_raw_pixels": 21.5, "knn_random_init": 30.25}, "verdict": "healthy",
+        "curves": {"loss": {"shape": "falls <b>", "lines": {"chance": 5.5}}},
         "final": {"loss": -0.9, "knn_top1": 61.4, "std_ratio": 0.62, "rankme": 88.1, "knn_raw_pixels": 21.5},
     }  # fmt: skip
     return json.dumps(facts).encode()
@@ -151,6 +152,9 @@ def reports() -> Sequence[bytes]:
     }
     files = {"manifest.json": manifest(), "metrics.jsonl": rows(), "config.yaml": settings()}
     more = {"provenance.json": b'{"seed": "user", "train.epochs": "<b>"}', "unreadable.txt": b"a.png\tempty\n"}
+    score = {"system": "trained", "k": 20, "accuracy": 61.4, "low": 60.0, "high": 62.5}
+    judged = {"k": 20, "answer": "Yes <b>", "interval": "t", "notes": ["few"], "scores": [score]}
+    more["evaluation.json"] = json.dumps({"results": {"knn": {"photos": {"0.1": judged}}}}).encode()
     bare = {"manifest.json": b'{"status": "running"}', "config.yaml": b"seed: 0\n", "metrics.jsonl": b""}
     return [pack({**files, **more, "samples.safetensors": save(pictures)}), pack({**files, **more}), pack(bare)]
 
