@@ -62,9 +62,9 @@ def test_evaluations_are_shown_with_their_intervals(run):
     part = Page(html.partition('id="evaluation"')[2].partition("</section>")[0].partition(">")[2])
     assert "knn, k = 20 on photos: accuracy in percent with its interval" in part.text
     assert "10 %" in part.text
-    assert "61.4 [60.25, 62.5]" in part.text
-    assert "30 [60.25, 62.5]" in part.text
-    assert " 9 " not in part.text, "the other number of neighbours"
+    assert "61.4 [60.2, 62.5]" in part.text
+    assert "30.0 [60.2, 62.5]" in part.text
+    assert "9.0" not in part.text, "the other number of neighbours"
     assert part.text.count("Did it help?") == 2
     assert part.text.count("small set") == 1
     assert "Interval: made up." in part.text

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import leaves
-from ..report.evaluations import TRAINED, judgements, with_interval
+from ..report.evaluations import TRAINED, judgements
 from ..report.files import RunFiles
-from ..report.svg import Point
+from ..report.svg import Point, short
 
 COSTS = {"seconds": "seconds of training", "images_per_s": "images/s", "images_seen": "images seen"}
 
@@ -28,7 +28,9 @@ class Measured:
         """`61.4`, or `61.4 [60.2, 62.6]`; a dash where there is none."""
         if not math.isfinite(self.value):
             return "-"
-        return with_interval(self.value, self.low, self.high)
+        if self.low is None or self.high is None:
+            return short(self.value)
+        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]"
 
     def record(self) -> dict[str, float | None]:
         """As plain values, fit for JSON."""

@@ -17,7 +17,6 @@ from ..rundir import RunDir
 from .files import RunFiles
 from .html import Html, section, table, tag
 from .shapes import Judged, Judgement
-from .svg import short
 
 TRAINED = "trained"  # the system that is the run's own backbone
 
@@ -78,12 +77,10 @@ def _group(protocol: str, data: str, shares: list[Share]) -> Iterator[Html]:
 
 
 def _cell(score: Judged | None) -> str:
-    return "" if score is None else with_interval(score.accuracy, score.low, score.high)
-
-
-def with_interval(value: float, low: float | None, high: float | None) -> str:
-    """`61.4`, or `61.4 [60.2, 62.6]`."""
-    return short(value) if low is None or high is None else f"{short(value)} [{short(low)}, {short(high)}]"
+    if score is None:
+        return ""
+    known = score.low is not None and score.high is not None
+    return f"{score.accuracy:.1f} [{score.low:.1f}, {score.high:.1f}]" if known else f"{score.accuracy:.1f}"
 
 
 def _percent(labels: str) -> str:

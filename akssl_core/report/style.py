@@ -42,7 +42,8 @@ th { font-weight: 500; }
 thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
 table.wide { width: 100%; }
-section > .scroll + .scroll { margin-top: 16px; }
+section > .scroll + .scroll, section > ul + .scroll { margin-top: 16px; }
+section > .scroll + ul { margin: 10px 0 12px; }
 table.numbers td { white-space: nowrap; }
 table.pictures { border-collapse: separate; border-spacing: 4px; }
 table.pictures th, table.pictures td { border: 0; padding: 0 2px 2px 0; vertical-align: middle; }
