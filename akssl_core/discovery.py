@@ -12,6 +12,7 @@ from .errors import plain, visible
 
 API = 1
 PREFIX = "akssl.v"
+LONGEST = 1000  # characters of a name that are shown
 GROUP = f"{PREFIX}{API}"
 
 
@@ -45,7 +46,7 @@ def _raw_entries() -> Iterator[Entry]:
             points = [point for point in found.entry_points if point.group.startswith(PREFIX)]
             if not points:
                 continue
-            distribution, version = (visible(str(text or "unknown")) for text in (found.name, found.version))
+            distribution, version = (_told(str(text or "unknown")) for text in (found.name, found.version))
         except Exception as error:  # a file that is no text or lacks a sign: one package must not hide all others
             place = getattr(found, "_path", "?")
             warnings.warn(f"the metadata in {place} cannot be read and is passed over: {error}", stacklevel=2)
@@ -55,10 +56,15 @@ def _raw_entries() -> Iterator[Entry]:
         seen.add(canonical(distribution))
         names: set[tuple[str, str]] = set()
         for point in points:
-            name, api = visible(point.name), visible(point.group.removeprefix(PREFIX))
+            name, api = _told(point.name), _told(point.group.removeprefix(PREFIX))
             if (api, plain(name)) not in names:
                 names.add((api, plain(name)))
-                yield Entry(name, visible(point.value), distribution, version, api, "installed")
+                yield Entry(name, _told(point.value), distribution, version, api, "installed")
+
+
+def _told(text: str) -> str:
+    """What metadata says, as far as a table can show it."""
+    return visible(text[:LONGEST])
 
 
 def _allowed() -> frozenset[str] | None:

@@ -41,6 +41,8 @@ def plain(name: str) -> str:
 
 def visible(text: str, keep: str = "") -> str:
     """A text that came from a file, fit for a terminal: characters that would steer it, a newline too, are escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 

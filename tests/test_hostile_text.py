@@ -315,6 +315,18 @@ def test_a_package_without_a_name_or_version(site, name):
     assert entry.version == "unknown"
 
 
+@pytest.mark.parametrize("text", ["1" * 2_000_000, "\x1b" * 2_000_000])
+def test_names_of_any_length_are_cut(site, text):
+    site(
+        "evil",
+        f"[akssl.v{text}]\n{text[:9]}evil-one{text} = {text}\n".encode(),
+        f"Name: {text}\nVersion: {text}\n".encode(),
+    )
+    (entry,) = [entry for entry in entries() if "evil-one" in entry.name]
+    assert entry.status == "other API"
+    assert max(map(len, entry.record().values())) < 10_000
+
+
 @pytest.mark.parametrize("value", ["../../evil", "os.path:", ".", "..", "a b", "", "x" * 5000, "\x1b[2J", "evil:x.y"])
 def test_what_an_entry_point_names_is_not_imported_before_it_is_asked_for(site, value):
     site("evil", f"[akssl.v1]\nevil-one = {value}\n[akssl.v]\nevil-two = x\n".encode())
