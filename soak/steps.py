@@ -6,6 +6,8 @@ Once from a tensor in memory and once from a folder of small PNG files, which a 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -16,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -27,7 +29,7 @@ import akssl_core
 PATHS = ("tensors", "folder")
 COUNT, BATCH = 160, 8  # twenty steps an epoch, so that each sample is taken at the end of one, with nothing in flight
 LOG, SAVE, SAMPLE = 10, 500, 100  # steps between rows, checkpoints and samples
-LEAK = 500  # KiB in 1000 steps: less than one forgotten scalar a step
+LEAK = 500  # KiB of the C library, or objects of Python, in 1000 steps: less than one that is forgotten each other step
 
 
 class Sampler(akssl_core.Logger):
@@ -51,10 +53,38 @@ class SoakPlugin:
 
 
 def held() -> dict[str, int]:
-    """Resident memory in KiB, open file handles and threads of this process."""
+    """Resident memory and what the C library has given out in KiB, objects of Python, file handles, threads.
+
+    Resident memory grows by arenas of 1 MiB, whose moment is chance; the other two are exact.
+    """
+    gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    handles = len(os.listdir("/proc/self/fd"))
-    return {"memory": int(status["VmRSS"].split()[0]), "handles": handles, "threads": int(status["Threads"])}
+    return {
+        "memory": int(status["VmRSS"].split()[0]),
+        "allocated": allocated(),
+        "objects": sys.getallocatedblocks(),
+        "handles": len(os.listdir("/proc/self/fd")),
+        "threads": int(status["Threads"]),
+    }
+
+
+class Mallinfo(ctypes.Structure):
+    """What glibc's `mallinfo2` tells, in bytes."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def allocated() -> int:
+    """KiB that the C library has given out and not got back, in its arenas and in mappings of their own."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = Mallinfo
+    found = ask()
+    return int(found.uordblks + found.hblkhd) // 1024
 
 
 # -- the process that trains ----------------------------------------------------------------------
@@ -115,22 +145,31 @@ def soak(kind: str, steps: int) -> tuple[dict[str, Any], list[dict[str, int]]]:
 def summary(kind: str, steps: int, samples: Sequence[Mapping[str, int]], text: str) -> dict[str, Any]:
     """One line of the table; memory is judged by the second half, after everything has been met once.
 
-    A run keeps its rows in memory for its result, so that these are told beside the slope.
+    A run keeps its rows in memory for its result, so that these are told beside the slopes.
     """
     late = samples[len(samples) // 2 :]
+    size, objects = weight(text)
     return {
         "data": kind,
         "steps": steps,
         "samples": len(samples),
         "MiB at half": round(late[0]["memory"] / 1024, 1),
         "MiB at the end": round(late[-1]["memory"] / 1024, 1),
-        "KiB per 1000 steps": round(1000 * slope([(one["step"], one["memory"]) for one in late]), 1),
-        "of these in rows": round(1000 * weight(text) / steps / 1024, 1),
+        "resident KiB per 1000 steps": grown(late, "memory"),
+        "C KiB per 1000 steps": grown(late, "allocated"),
+        "objects per 1000 steps": grown(late, "objects"),
+        "KiB in rows": round(1000 * size / steps / 1024, 1),
+        "objects in rows": round(1000 * objects / steps, 1),
         "file handles": spread(samples, "handles"),
         "threads": spread(samples, "threads"),
         "rows": len(expected(steps)),
         "misplaced rows": disorder(text, steps),
     }
+
+
+def grown(samples: Sequence[Mapping[str, int]], name: str) -> float:
+    """By how much a number grows in 1000 steps."""
+    return round(1000 * slope([(one["step"], one[name]) for one in samples]), 1)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -140,15 +179,16 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - middle_x) * (y - middle_y) for x, y in points) / across
 
 
-def weight(text: str) -> int:
-    """Bytes that the rows of a metrics file take as dictionaries; of their keys, those that are made for each row."""
-    total = 0
+def weight(text: str) -> tuple[int, int]:
+    """Bytes and objects that the rows of a metrics file are as dictionaries, with those keys that are made for each."""
+    size, objects = 0, 0
     for line in text.splitlines():
         with suppress(ValueError):  # a line that cannot be read is told as misplaced
             row = json.loads(line)
             made = [name for name in row if name.startswith("time_")]
-            total += sum(sys.getsizeof(one) for one in (row, *row.values(), *made))
-    return total
+            size += sum(sys.getsizeof(one) for one in (row, *row.values(), *made))
+            objects += 2 + len(row) + len(made)  # a dictionary is two: itself and its table
+    return size, objects
 
 
 def spread(samples: Sequence[Mapping[str, int]], name: str) -> str:
@@ -198,9 +238,9 @@ def main() -> int:
 
 
 def leaks(row: Mapping[str, Any]) -> bool:
-    """Whether rows are misplaced, handles come and go, or memory grows by more than the rows."""
-    grown = row["KiB per 1000 steps"] - row["of these in rows"]
-    return bool(row["misplaced rows"]) or "-" in row["file handles"] or grown > LEAK
+    """Whether rows are misplaced, handles come and go, or memory or objects grow by more than the rows."""
+    kept = row["C KiB per 1000 steps"] > LEAK or row["objects per 1000 steps"] - row["objects in rows"] > LEAK
+    return bool(row["misplaced rows"]) or "-" in row["file handles"] or kept
 
 
 if __name__ == "__main__":

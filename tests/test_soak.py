@@ -191,17 +191,28 @@ def test_a_slope_is_that_of_the_line():
 
 def test_what_leaks_is_told_from_what_does_not():
     text = "".join(json.dumps({"step": step, "time_load": 0.25, "loss": 0.5}) + "\n" for step in steps.expected(1000))
-    rows = steps.weight(text) / 1024
-    assert 30 < rows < 60  # a hundred rows
+    size, objects = steps.weight(text)
+    assert 30 < size / 1024 < 60  # a hundred rows
+    assert objects == 100 * (2 + 3 + 1)
     flat = [
-        {"step": step, "memory": 9000 + int(rows * step / 1000), "handles": 5, "threads": 2} for step in (100, 500, 900)
+        {
+            "step": step,
+            "memory": 9000,
+            "allocated": 700,
+            "objects": 10**5 + objects * step // 1000,
+            "handles": 5,
+            "threads": 2,
+        }
+        for step in (100, 500, 900)
     ]
 
     def leaks(samples, text=text):
         return steps.leaks(steps.summary("tensors", 1000, samples, text))
 
     assert not leaks(flat)
-    assert leaks([{**one, "memory": one["memory"] + one["step"]} for one in flat])
+    assert not leaks([{**one, "memory": one["memory"] + 2 * one["step"]} for one in flat]), "arenas come when they come"
+    for name in ("allocated", "objects"):
+        assert leaks([{**one, name: one[name] + one["step"]} for one in flat]), "one a step"
     assert leaks([*flat[:-1], {**flat[-1], "handles": 6}])
     assert leaks(flat, text.partition("\n")[2])
 
