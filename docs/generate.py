@@ -151,17 +151,21 @@ def runs(text: str) -> str:
 
 
 def precision() -> str:
-    """k-NN accuracy at the default precision and in fp32, over the seeds that both were run with."""
-    rows = {name: json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in ("accuracy", "accuracy-fp32")}
-    found = {
-        name: {(r["system"], r["seed"]): r["knn"] for r in of if r["data"] == "shapes"} for name, of in rows.items()
+    """k-NN accuracy at the default precision (the leaderboard's) and in fp32, over the seeds of both."""
+    leaders = json.loads((RESULTS / "leaderboard.json").read_text())["rows"]
+    plain = [row for row in json.loads((RESULTS / "accuracy-fp32.json").read_text())["rows"] if row["data"] == "shapes"]
+    knn = {
+        "bf16": {
+            (row["method"], seed): value
+            for row in leaders
+            for seed, value in zip(row["seeds"], row["metrics"]["knn_top1"]["values"], strict=True)
+        },
+        "fp32": {(row["system"], row["seed"]): row["knn"] for row in plain},
     }
     lines = []
-    for system in dict.fromkeys(system for system, _ in found["accuracy-fp32"]):
-        seeds = sorted(
-            seed for name, seed in found["accuracy"].keys() & found["accuracy-fp32"].keys() if name == system
-        )
-        auto, fp32 = ([found[name][system, seed] for seed in seeds] for name in found)
+    for system in dict.fromkeys(system for system, _ in knn["fp32"]):
+        seeds = sorted(seed for name, seed in knn["bf16"].keys() & knn["fp32"].keys() if name == system)
+        auto, fp32 = ([found[system, seed] for seed in seeds] for found in knn.values())
         spread = max(statistics.stdev(auto), statistics.stdev(fp32))
         gap = statistics.mean(auto) - statistics.mean(fp32)
         cells = [f"{statistics.mean(x):.1f} ± {statistics.stdev(x):.1f}" for x in (auto, fp32)]
