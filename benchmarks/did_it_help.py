@@ -58,7 +58,10 @@ def main() -> None:
             out=run_dir,
             report=False,
         )
-        found = [akssl_core.evaluate(run_dir, name, labels=SHARES, seeds=SEEDS, k=20) for name in ("knn", "linear")]
+        found = [
+            akssl_core.evaluate(run_dir, name, labels=SHARES, seeds=SEEDS, **own)
+            for name, own in (("knn", {"k": 20}), ("linear", {}))
+        ]
     table = [row for one in found for row in rows(one)]
     machine = facts(method=arguments.method, images=arguments.images, epochs=arguments.epochs, draws=SEEDS)
     answers = {one.protocol: one.answer for one in found}
