@@ -57,11 +57,11 @@ bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python docs/generate.py
 
-bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, a quarter of an hour
+bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, six minutes
 	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
 
-leaderboard: install  ## every method on drawn shapes over three seeds, half an hour; may be stopped and repeated
+leaderboard: install  ## every method on drawn shapes over three seeds, up to an hour; may be stopped and repeated
 	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard
 	cp runs/leaderboard/results.json benchmarks/results/leaderboard.json
 	$(BIN)/python docs/generate.py
@@ -76,7 +76,7 @@ $(VENV)/.peers: $(VENV)/.installed
 slow: install  ## learning runs that take minutes
 	$(BIN)/python -m pytest -m slow
 
-soak: install  ## kills, faults, layouts, hostile input and ten thousand steps, an hour
+soak: install  ## kills, faults, layouts, hostile input and ten thousand steps, an hour and a half
 	$(BIN)/python soak/kills.py --every
 	$(BIN)/python soak/layouts.py
 	$(BIN)/python soak/faults.py

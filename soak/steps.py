@@ -239,8 +239,12 @@ def main() -> int:
 
 def leaks(row: Mapping[str, Any]) -> bool:
     """Whether rows are misplaced, handles come and go, or memory or objects grow by more than the rows."""
-    kept = row["C KiB per 1000 steps"] > LEAK or row["objects per 1000 steps"] - row["objects in rows"] > LEAK
-    return bool(row["misplaced rows"]) or "-" in row["file handles"] or kept
+    kept = (
+        row["resident KiB per 1000 steps"] - row["KiB in rows"],
+        row["C KiB per 1000 steps"],
+        row["objects per 1000 steps"] - row["objects in rows"],
+    )
+    return bool(row["misplaced rows"]) or "-" in row["file handles"] or max(kept) > LEAK
 
 
 if __name__ == "__main__":
