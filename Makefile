@@ -34,7 +34,7 @@ site: install  ## the documentation as web pages: docs/_build/html/index.html
 
 browser: install  ## the report in a real browser; needs a Chromium on the path
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[browser]'
-	$(BIN)/python -m pytest tests/test_report_browser.py
+	$(BIN)/python -m pytest tests/reporting/test_browser.py
 
 picture: install  ## the README's picture of a report: of the run in runs/first, or RUN=DIR
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[browser]'

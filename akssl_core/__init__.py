@@ -13,26 +13,19 @@ if TYPE_CHECKING:
     from . import dist as dist
     from . import nn as nn
     from . import sklearn as sklearn
-    from .api import Installed as Installed
-    from .api import build as build
-    from .api import methods as methods
     from .augment import Augmentation as Augmentation
-    from .augment import Draws as Draws
     from .augment import ViewGroup as ViewGroup
     from .augment import ViewPolicy as ViewPolicy
     from .backbone import Backbone as Backbone
     from .backbone import Counterpart as Counterpart
     from .backbone import Features as Features
     from .backbone import TokenBackbone as TokenBackbone
-    from .callbacks import Callback as Callback
-    from .callbacks import Logger as Logger
-    from .comparison import Compared as Compared
-    from .comparison import compare as compare
-    from .config import AugmentationRef as AugmentationRef
-    from .config import BackboneRef as BackboneRef
-    from .config import Component as Component
-    from .config import LossRef as LossRef
-    from .config import Schema as Schema
+    from .config.registry import Registry as Registry
+    from .config.schema import AugmentationRef as AugmentationRef
+    from .config.schema import BackboneRef as BackboneRef
+    from .config.schema import Component as Component
+    from .config.schema import LossRef as LossRef
+    from .config.schema import Schema as Schema
     from .data import Batch as Batch
     from .data import DatasetSource as DatasetSource
     from .data import HoldOutSource as HoldOutSource
@@ -50,8 +43,7 @@ if TYPE_CHECKING:
     from .data import image_header as image_header
     from .data import nearest_path as nearest_path
     from .data import suitable_size as suitable_size
-    from .embedding import Embedded as Embedded
-    from .embedding import embed as embed
+    from .draws import Draws as Draws
     from .errors import AksslError as AksslError
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
@@ -59,14 +51,14 @@ if TYPE_CHECKING:
     from .errors import RunDirError as RunDirError
     from .errors import RunStopped as RunStopped
     from .errors import did_you_mean as did_you_mean
+    from .evaluation import Evaluation as Evaluation
+    from .evaluation import evaluate as evaluate
+    from .evaluation.embedding import Embedded as Embedded
+    from .evaluation.embedding import embed as embed
     from .exporting import Exported as Exported
     from .exporting import export as export
+    from .exporting.backbone_file import load_backbone as load_backbone
     from .hookspecs import hookimpl as hookimpl
-    from .interrupt import Interrupted as Interrupted
-    from .judge import Evaluation as Evaluation
-    from .judge import evaluate as evaluate
-    from .launch import resume as resume
-    from .launch import run as run
     from .loss import KnownValue as KnownValue
     from .loss import Loss as Loss
     from .method import Choice as Choice
@@ -75,9 +67,15 @@ if TYPE_CHECKING:
     from .method import Landmark as Landmark
     from .method import Method as Method
     from .method import ParamRule as ParamRule
-    from .plugins import Plugins as Plugins
-    from .product import load_backbone as load_backbone
-    from .registry import Registry as Registry
+    from .plugins.lookup import Installed as Installed
+    from .plugins.lookup import build as build
+    from .plugins.lookup import methods as methods
+    from .plugins.manager import Plugins as Plugins
+    from .reporting.comparison import Compared as Compared
+    from .reporting.comparison import compare as compare
+    from .running.launch import resume as resume
+    from .running.launch import run as run
+    from .running.process import Result as Result
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
     from .schedule import Schedule as Schedule
@@ -85,15 +83,18 @@ if TYPE_CHECKING:
     from .schedule import linear as linear
     from .sweeps import Sweep as Sweep
     from .sweeps import sweep as sweep
-    from .training import Result as Result
+    from .training.callback import Callback as Callback
+    from .training.callback import Logger as Logger
+    from .training.interrupt import Interrupted as Interrupted
 
 _ROOMS = {
-    "api": ("Installed", "build", "methods"),
-    "augment": ("Augmentation", "Draws", "ViewGroup", "ViewPolicy"),
+    "plugins.lookup": ("Installed", "build", "methods"),
+    "draws": ("Draws",),
+    "augment": ("Augmentation", "ViewGroup", "ViewPolicy"),
     "backbone": ("Backbone", "Counterpart", "Features", "TokenBackbone"),
-    "callbacks": ("Callback", "Logger"),
-    "comparison": ("Compared", "compare"),
-    "config": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
+    "training.callback": ("Callback", "Logger"),
+    "reporting.comparison": ("Compared", "compare"),
+    "config.schema": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
     "data": (
         "Batch",
         "DatasetSource",
@@ -113,21 +114,21 @@ _ROOMS = {
         "nearest_path",
         "suitable_size",
     ),
-    "embedding": ("Embedded", "embed"),
+    "evaluation.embedding": ("Embedded", "embed"),
     "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "RunStopped", "did_you_mean"),
-    "product": ("load_backbone",),
+    "exporting.backbone_file": ("load_backbone",),
     "exporting": ("Exported", "export"),
     "hookspecs": ("hookimpl",),
-    "interrupt": ("Interrupted",),
-    "judge": ("Evaluation", "evaluate"),
+    "training.interrupt": ("Interrupted",),
+    "evaluation": ("Evaluation", "evaluate"),
     "loss": ("KnownValue", "Loss"),
     "method": ("Choice", "Curve", "Facts", "Landmark", "Method", "ParamRule"),
-    "plugins": ("Plugins",),
-    "registry": ("Registry",),
-    "launch": ("resume", "run"),
+    "plugins.manager": ("Plugins",),
+    "config.registry": ("Registry",),
+    "running.launch": ("resume", "run"),
     "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),
     "sweeps": ("Sweep", "sweep"),
-    "training": ("Result",),
+    "running.process": ("Result",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 _MODULES = ("dist", "nn")
@@ -138,7 +139,7 @@ __all__ = sorted([*_ROOM_OF, *_MODULES])
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module(".discovery", __name__).version("akssl-core")
+        return importlib.import_module(".plugins.installed", __name__).version("akssl-core")
     if name in _MODULES + _OPTIONAL:
         return importlib.import_module(f".{name}", __name__)
     if name not in _ROOM_OF:

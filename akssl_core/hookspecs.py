@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from .config import Component
-    from .registry import Registry
+    from .config.registry import Registry
+    from .config.schema import Component
 
 hookspec = pluggy.HookspecMarker("akssl")
 hookimpl = pluggy.HookimplMarker("akssl")

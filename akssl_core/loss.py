@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .config import Component
+from .config.schema import Component
 
 
 @dataclass(frozen=True)

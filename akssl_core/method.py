@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from .backbone.base import Backbone
-from .config import Component
+from .config.schema import Component
 from .data.base import Batch
 from .schedule import Now
 

@@ -13,15 +13,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .config import Component, Schema
+from .config.schema import Component, Schema
+from .dist.sharding import are_whole, share_as
 from .errors import ConfigError, RunDirError, did_you_mean
 from .hookspecs import hookimpl
 from .method import ParamRule
 from .schedule import LearningRate, Now, Schedule
-from .sharding import are_whole, share_as
+from .settings import Clip
 
 if TYPE_CHECKING:
-    from .registry import Registry
+    from .config.registry import Registry
 
 Group = dict[str, Any]
 Denominator = Literal["norm_of_sum", "sum_of_norms"]
@@ -136,13 +137,6 @@ def drop_frozen(optimizer: torch.optim.Optimizer, now: Now) -> None:
         if now.epoch < group["frozen_epochs"]:
             for parameter in group["params"]:
                 parameter.grad = None
-
-
-class Clip(Schema):
-    """Gradient clipping: of the whole model's norm, or of each parameter's own (arXiv 2104.14294)."""
-
-    norm: float = Field(gt=0, description="largest L2 norm a gradient keeps")
-    per: Literal["model", "parameter"] = Field("model", description="whose norm is limited")
 
 
 def clip(optimizer: torch.optim.Optimizer, spec: Clip | None) -> None:

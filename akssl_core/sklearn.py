@@ -15,7 +15,7 @@ from .backbone import Backbone
 from .data import Pixels
 from .data.convert import as_tensor, to_uint8
 from .errors import ConfigError, DataError, RunDirError
-from .product import FILE, load_backbone
+from .exporting.backbone_file import FILE, load_backbone
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin

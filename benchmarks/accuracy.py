@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 import akssl_core
-from akssl_core import Backbone, ImageSpec, Preprocess, describe
-from akssl_core.evaluation import embed, knn, linear_probe, pixels_as_features, sample, spectrum
-from akssl_core.first_party import METHODS
-from akssl_core.plugins import Plugins
+from akssl_core import Backbone, ImageSpec, Preprocess
+from akssl_core.config import describe
+from akssl_core.metrics import embed, knn, linear_probe, pixels_as_features, sample, spectrum
+from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.manager import Plugins
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

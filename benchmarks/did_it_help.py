@@ -15,7 +15,8 @@ from typing import Any
 from results import RESULTS, facts
 
 import akssl_core
-from akssl_core import Evaluation, describe
+from akssl_core import Evaluation
+from akssl_core.config import describe
 
 SHARES, SEEDS = (0.01, 0.1, 1.0), 5
 COLUMNS = ("protocol", "labels", "images", "raw pixels", "random init", "trained", "trained - random", "trained - raw")

@@ -14,7 +14,7 @@ from akssl_core import Batch, Views
 from akssl_core.augment.policy import PolicyTransform
 from akssl_core.method import Method
 from akssl_core.nn import StepState
-from akssl_core.plan import Plan
+from akssl_core.running.plan import Plan
 
 
 def pipeline(transform: PolicyTransform, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:

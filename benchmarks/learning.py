@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import akssl_core
-from akssl_core import describe
+from akssl_core.config import describe
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("seed", "raw pixels", "untrained", "trained", "std ratio", "RankMe", "seconds")

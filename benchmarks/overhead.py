@@ -19,14 +19,15 @@ import torch
 from plans import plan_for
 from results import facts, write
 
-from akssl_core import Batch, Views, describe
-from akssl_core.allocator import kept_memory
-from akssl_core.convolution import fast_convolutions
-from akssl_core.engine import LAYOUT, Engine
-from akssl_core.first_party import METHODS
+from akssl_core import Batch, Views
+from akssl_core.config import describe
 from akssl_core.method import Method
 from akssl_core.nn import StepState
-from akssl_core.plan import Plan
+from akssl_core.plugins.first_party import METHODS
+from akssl_core.running.plan import Plan
+from akssl_core.training.allocator import kept_memory
+from akssl_core.training.convolution import fast_convolutions
+from akssl_core.training.engine import LAYOUT, Engine
 
 
 class Bare:

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import akssl_core
-from akssl_core.cache import prepare
-from akssl_core.plugins import installed
+from akssl_core.data.prepare import prepare
+from akssl_core.plugins.manager import installed
 
 WIDTH, HEIGHT = 500, 375  # the usual size of ImageNet's photos
 

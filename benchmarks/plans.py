@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from akssl_core.augment.policy import BLUR_FROM
-from akssl_core.plan import Plan, make_plan
-from akssl_core.plugins import installed
-from akssl_core.resolve import collect
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import collect
+from akssl_core.running.plan import Plan, make_plan
 
 
 def plan_for(method: str, data: Any, precision: str, batch: int, size: int) -> Plan:

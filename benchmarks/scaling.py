@@ -28,9 +28,9 @@ from throughput import Ticking
 
 from akssl_core import ImageSet, Pixels, dist
 from akssl_core.data.loader import Loader
-from akssl_core.plan import make_plan
-from akssl_core.plugins import installed
-from akssl_core.resolve import collect
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import collect
+from akssl_core.running.plan import make_plan
 
 BATCHES = (64, 128, 256, 512)
 SIZES = {32: 256, 64: 128, 96: 64, 224: 16}  # px: batch

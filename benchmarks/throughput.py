@@ -25,7 +25,7 @@ from plans import plan_for
 from results import facts, write
 
 from akssl_core import Callback
-from akssl_core.plan import Plan
+from akssl_core.running.plan import Plan
 
 METHODS = ("simclr", "byol", "simsiam", "barlowtwins", "mocov2", "swav", "dino")
 SIDES = ("ours", "ours fp32", "lightly", "kornia", "AK_SSL")

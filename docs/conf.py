@@ -25,10 +25,10 @@ SHOWN = {  # what lies outside of this folder -> the page that shows it
 }
 UNNAMED = (  # types that public names hold and that have no public name of their own
     r"augment\.base\.Transform",
-    r"comparison\.summary\.Summary",
-    r"discovery\.Entry",
-    r"judge\.result\.(Score|Comparison)",
-    r"report\.html\.Html",
+    r"reporting\.comparison\.summary\.Summary",
+    r"plugins\.installed\.Entry",
+    r"evaluation\.result\.(Score|Comparison)",
+    r"reporting\.html\.Html",
     r"sweeps\.result\.Row",
     r"testing\.check\.Rule",
 )
@@ -50,7 +50,7 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 100
 nitpick_ignore_regex = [
     ("py:.*", r"(?!akssl_core\.).*"),  # names of torch, numpy and so on have no page here
-    ("py:class", r"akssl_core\.(config\.Annotated|augment\.policy\._\w+|registry\.C)"),  # parts of annotations
+    ("py:class", r"akssl_core\.(config\.schema\.Annotated|augment\.policy\._\w+|config\.registry\.C)"),
     *(("py:class", rf"akssl_core\.{name}") for name in UNNAMED),
 ]
 

@@ -13,14 +13,13 @@ from typing import Any
 import click
 
 import akssl_core
-from akssl_core import describe
-from akssl_core.callbacks import EvaluateSpec
 from akssl_core.cli.base import akssl
-from akssl_core.doctor import RULES
-from akssl_core.engine import TrainSpec
-from akssl_core.first_party import METHODS
-from akssl_core.plugins import installed
-from akssl_core.registry import KINDS, STAND_IN
+from akssl_core.config import describe
+from akssl_core.config.registry import KINDS, STAND_IN
+from akssl_core.examining import RULES
+from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.manager import installed
+from akssl_core.settings import EvaluateSpec, TrainSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from akssl_core.rundir import RunDir, read_tensors
+from akssl_core.rundir.folder import RunDir, read_tensors
 
 TIMES = ("images_per_s", "seconds")  # and all columns that begin with time_
 NUMBERS = ("method", "seed", "image", "data", "baselines", "final", "verdict", "status")

@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from akssl_core import Logger, Schema, cache, hookimpl, rundir, training
+from akssl_core import Logger, Schema, hookimpl
 from akssl_core.data import Wrapped, folder
-from akssl_core.plugins import installed
+from akssl_core.data import prepare as cache
+from akssl_core.plugins.manager import installed
+from akssl_core.rundir import folder as rundir
+from akssl_core.running import process as training
 
 FAULT, _, DETAIL = os.environ.get("FAULT", "").partition(":")
 STEP = int(os.environ.get("FAULT_STEP", "5"))

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from akssl_core.rundir import RunDir, read_tensors
+from akssl_core.rundir.folder import RunDir, read_tensors
 
 HERE = Path(__file__).parent
 PLUGIN = HERE / "faults_inside.py"

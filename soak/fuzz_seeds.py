@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import save
 
 from akssl_core.backbone.tiny import ResNetTiny
-from akssl_core.cache import prepare
 from akssl_core.data import ImageSpec, Preprocess
-from akssl_core.files import digest
-from akssl_core.plugins import installed
-from akssl_core.product import header
-from akssl_core.rundir import RunDir
+from akssl_core.data.prepare import prepare
+from akssl_core.exporting.backbone_file import header
+from akssl_core.plugins.manager import installed
+from akssl_core.rundir.files import digest
+from akssl_core.rundir.folder import RunDir
 
 MARK = b"\n=====\n"  # between the files of one input
 FILES = ("manifest.json", "metrics.jsonl", "config.yaml", "provenance.json", "unreadable.txt", "samples.safetensors",

@@ -24,13 +24,13 @@ from akssl_core.cli.base import settings_of
 from akssl_core.data import Folder, Prepared, Unreadable, decode_image, image_header
 from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepared import PreparedConfig
-from akssl_core.discovery import entries
-from akssl_core.listing import plugin_table
-from akssl_core.plugins import BUILT_IN, Plugins
-from akssl_core.product import load_backbone
-from akssl_core.report import render
-from akssl_core.resolve import check, collect, layer
-from akssl_core.rundir import RunDir
+from akssl_core.exporting.backbone_file import load_backbone
+from akssl_core.plugins.installed import entries
+from akssl_core.plugins.manager import BUILT_IN, Plugins
+from akssl_core.plugins.table import plugin_table
+from akssl_core.reporting import render
+from akssl_core.rundir.folder import RunDir
+from akssl_core.running.layers import check, collect, layer
 
 METHOD = "simsiam"
 

@@ -28,11 +28,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import akssl_core
-from akssl_core import describe, dist
-from akssl_core.first_party import METHODS
-from akssl_core.interrupt import Interrupted
-from akssl_core.plugins import Plugins
-from akssl_core.rundir import RunDir
+from akssl_core import dist
+from akssl_core.config import describe
+from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.manager import Plugins
+from akssl_core.rundir.folder import RunDir
+from akssl_core.training.interrupt import Interrupted
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BREAK = 5, 3  # steps of a run, and where one is taken over by the other layout

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from akssl_core import describe
+from akssl_core.config import describe
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import akssl_core
 from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, cli, hookimpl
-from akssl_core.cache import prepare
-from akssl_core.launch import run
+from akssl_core.data.prepare import prepare
 from akssl_core.nn import EMA, Center, Queue, mlp
-from akssl_core.plugins import Plugins
+from akssl_core.plugins.manager import Plugins
+from akssl_core.running.launch import run
 
 
 class ToyBackbone(Backbone):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from akssl_core.rundir import RunDir, read_tensors
+from akssl_core.rundir.folder import RunDir, read_tensors
 
 SETTINGS = {
     "epochs": 3,

@@ -15,7 +15,7 @@ import pytest
 
 from akssl_core.cli.runs import _show
 from akssl_core.console import attended, fill_closed_streams, say
-from akssl_core.launch import run
+from akssl_core.running.launch import run
 
 
 class Deaf(io.TextIOBase):
@@ -69,7 +69,7 @@ def test_another_pipe_that_breaks_is_told(here, monkeypatch):
     def broken(*arguments, **settings):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("akssl_core.launch.run", broken)
+    monkeypatch.setattr("akssl_core.running.launch.run", broken)
     code, _, err = here("run", "simsiam")
     assert (code, err) == (1, "akssl: a process that this one was talking to has ended (Broken pipe).\n")
 
@@ -86,7 +86,7 @@ def test_a_summary_that_cannot_be_shown_fails_no_run(monkeypatch, capsys, number
 
 def test_sigterm_ends_a_command_with_a_message(here, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("akssl_core.launch.run", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("akssl_core.running.launch.run", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
     try:
         code, _, err = here("run", "simsiam")
     finally:

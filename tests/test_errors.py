@@ -1,4 +1,13 @@
-from akssl_core.errors import AksslError, ConfigError, DataError, PluginError, RunDirError, did_you_mean, plain, suggest
+from akssl_core.errors import (
+    AksslError,
+    ConfigError,
+    DataError,
+    PluginError,
+    RunDirError,
+    did_you_mean,
+    plain,
+    suggest,
+)
 
 
 def test_names_are_compared_without_case_and_separators():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from akssl_core.config import Schema
+from akssl_core.config.schema import Schema
 from akssl_core.loss import Loss
 
 

@@ -7,14 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core.config import Schema, validate
+from akssl_core.config.schema import Schema, validate
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.method import ParamRule
 from akssl_core.optim import (
     LARS,
     SGD,
     AdamW,
-    Clip,
     clip,
     drop_frozen,
     load_state_by_name,
@@ -23,6 +22,7 @@ from akssl_core.optim import (
     state_by_name,
 )
 from akssl_core.schedule import Now
+from akssl_core.settings import Clip
 
 ALL = [SGD, AdamW, LARS]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from akssl_core.config import validate
+from akssl_core.config.schema import validate
 from akssl_core.optim import LARS, LayerwiseSGD, parameter_groups
 
 LARC = {"denominator": "sum_of_norms"}

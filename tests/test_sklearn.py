@@ -128,7 +128,7 @@ def test_a_pickle_holds_a_path_and_no_weights(small_run, images):
 def test_a_changed_file_is_read_again(finished, images):
     from safetensors.torch import save_file
 
-    from akssl_core.rundir import read_tensors
+    from akssl_core.rundir.folder import read_tensors
 
     featurizer = Featurizer(finished).fit(images[0])
     before = featurizer.transform(images[0])

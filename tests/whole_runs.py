@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from akssl_core.rundir import read_tensors
+from akssl_core.rundir.folder import read_tensors
 
 
 class Stop(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..draws import Draws
 from ..hookspecs import hookimpl
 from .base import Augmentation, Operation, Parameters, Transform, ViewGroup
 from .blur import GaussianBlur
@@ -11,11 +12,10 @@ from .color import ColorJitter, Grayscale, Normalize, Solarize
 from .crop import RandomResizedCrop
 from .per_image import PerImage, PerImageAugmentation
 from .policy import PolicyTransform, ViewPolicy
-from .random import Draws
 from .views import Asymmetric, MultiCrop, Pair
 
 if TYPE_CHECKING:
-    from ..registry import Registry
+    from ..config.registry import Registry
 
 __all__ = [
     "Asymmetric",

@@ -10,9 +10,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from ..config import Component
+from ..config.schema import Component
 from ..data.base import ImageSpec, Pixels, Views
-from .random import Draws
+from ..draws import Draws
 
 P = TypeVar("P", bound="Parameters")
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..draws import Draws
 from .base import Operation, Parameters
 from .color import positions
-from .random import Draws
 
 
 @dataclass(frozen=True, slots=True)

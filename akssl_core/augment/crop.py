@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..draws import Draws
 from .base import Parameters
-from .random import Draws
 
 TRIES = 10  # boxes tried before the centre of the image is taken, as torchvision does
 

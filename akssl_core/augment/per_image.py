@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..data.base import ImageSpec, Pixels
+from ..draws import Draws
 from ..errors import ConfigError
 from .base import Augmentation, ViewGroup
 from .color import Normalize
-from .random import Draws
 
 ImageCallable = Callable[[Any], Any]
 

@@ -9,13 +9,13 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..data.base import ImageSpec, Pixels
+from ..draws import Draws
 from .base import Operation
 from .blur import GaussianBlur, kernel_size
 from .color import ColorJitter, Grayscale, Normalize, Solarize
 from .crop import RandomResizedCrop
-from .random import Draws
 
 BLUR_FROM = 64  # side in pixels below which published recipes do not blur
 # Values worked on at a time on a CPU, 3 MB of float32: calls cost less than the cache saves. Measured at 32 px on two

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..data.base import ImageSpec
 from .base import Augmentation, ViewGroup
 from .policy import PolicyTransform, Saturation, Scale, SolarizeChance, ViewPolicy, decisions

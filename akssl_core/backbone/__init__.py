@@ -12,7 +12,7 @@ from .vit import ViTSmall, ViTTiny
 from .wrap import WrappedBackbone
 
 if TYPE_CHECKING:
-    from ..registry import Registry
+    from ..config.registry import Registry
 
 __all__ = ["Backbone", "Counterpart", "Features", "TokenBackbone", "WrappedBackbone", "default_backbone"]
 

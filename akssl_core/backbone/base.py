@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..config import Component
+from ..config.schema import Component
 from ..data.base import ImageSpec
 
 if TYPE_CHECKING:

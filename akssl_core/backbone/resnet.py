@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..data.base import ImageSpec
 from .base import Backbone, Counterpart, Features
 

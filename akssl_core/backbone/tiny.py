@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..data.base import ImageSpec
 from .resnet import ConvBackbone, new_conv
 

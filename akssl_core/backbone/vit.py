@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..data.base import ImageSpec
 from ..errors import ConfigError
 from ..nn import sincos, take

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..data.base import ImageSpec
 from ..errors import ConfigError
 from .base import Backbone, Features

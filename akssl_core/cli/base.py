@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from ..config.yaml import parse_yaml
 from ..console import drop_stdout, reader_is_gone
-from ..discovery import version
 from ..errors import ConfigError, RunStopped, did_you_mean
-from ..plugins import Plugins, installed
-from ..yaml_text import parse_yaml
+from ..plugins.installed import version
+from ..plugins.manager import Plugins, installed
 
 plugin_file_option = click.option(
     "--plugin-file", type=click.Path(path_type=Path), help="a plugin that is one Python file"
@@ -69,7 +69,7 @@ def plugins_with(plugin_file: Path | None) -> Plugins:
 
 def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Flags and --set assignments as the keywords of `akssl_core.run`."""
-    from ..resolve import dotted, overlay, sections
+    from ..settings import dotted, overlay, sections
 
     pairs = []
     for text in assignments:

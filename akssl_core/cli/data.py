@@ -13,7 +13,7 @@ from ..errors import visible
 from .base import Commands, akssl, plugin_file_option, plugins_with, set_option, settings_of
 
 if TYPE_CHECKING:
-    from ..cache import Written
+    from ..data.prepare import Written
 
 NAMED = 3  # unreadable images that the result names
 
@@ -43,7 +43,7 @@ def prepare(
     SRC is a folder or a source's name, as in `akssl run --data SRC`. Runs take the file in its place, with the same
     pixels, labels and probes: akssl run METHOD --data FILE.
     """
-    from ..cache import prepare as prepare_data
+    from ..data.prepare import prepare as prepare_data
 
     settings = settings_of({"data": src}, assignments)
     plugins = plugins_with(plugin_file)

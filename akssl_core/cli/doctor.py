@@ -14,8 +14,8 @@ from .base import akssl, plugins_with, settings_of
 from .runs import run_options
 
 if TYPE_CHECKING:
-    from ..doctor import Finding
-    from ..plugins import Plugins
+    from ..examining import Finding
+    from ..plugins.manager import Plugins
 
 INSTALLED = "the installation"
 
@@ -58,8 +58,8 @@ def _examine(
     target: str | None, settings: Mapping[str, Any], config: Path | None, out: Path | None, plugins: Plugins
 ) -> list[Finding]:
     """What is found of one target: a folder, a method, a configuration or the installation."""
-    from ..doctor import examine_install, examine_plan, examine_run
-    from ..resolve import collect
+    from ..examining import examine_install, examine_plan, examine_run
+    from ..running.layers import collect
 
     if target is None and config is None:
         return examine_install(plugins)

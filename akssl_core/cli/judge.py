@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import describe
+from ..config import describe
 from ..errors import ConfigError
 from .base import akssl, plugin_file_option, plugins_with, set_option, settings_of
 from .data import named
 
 if TYPE_CHECKING:
-    from ..judge import Evaluation
+    from ..evaluation import Evaluation
 
 PROTOCOLS = ("knn", "linear", "finetune")
 data_option = click.option("--data", help="source name, folder or prepared file  [default: the data of the run]")
@@ -59,7 +59,7 @@ def judge(
     shares = _numbers("labels", labels, float)
     ks = None if k is None else _numbers("k", k, int)
     source = _source(run_dir, data, assignments)
-    from ..judge import evaluate
+    from ..evaluation import evaluate
 
     try:
         found = evaluate(run_dir, data=source, labels=shares, k=ks, plugins=plugins_with(plugin_file), **options)
@@ -94,7 +94,7 @@ def embed(
     RUN_DIR may also be a .safetensors file of a backbone. Images that cannot be read are named and left out.
     """
     source = _source(run_dir, data, assignments)
-    from ..embedding import embed_to_file
+    from ..evaluation.embedding import embed_to_file
 
     plugins = plugins_with(plugin_file)
     try:
@@ -117,7 +117,7 @@ def _source(run_dir: Path, data: str | None, assignments: tuple[str, ...]) -> An
         raise ConfigError(f"--set {other[0]}: only settings of the data apply here, --set data.NAME=VALUE.")
     table = settings["data"]
     if "name" not in table:
-        from ..rundir import RunDir
+        from ..rundir.folder import RunDir
 
         return {**RunDir.open(run_dir).read_config()["data"], **table}
     return table

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from .. import describe
-from ..discovery import entries, version
+from ..config import describe
+from ..config.registry import KINDS
 from ..errors import ConfigError, did_you_mean
-from ..listing import COLUMNS, plugin_table
-from ..listing import find as locate
-from ..plugins import Plugins
-from ..registry import KINDS
-from ..scaffold import KINDS as NEW_KINDS
-from ..scaffold import create
+from ..plugins.installed import entries, version
+from ..plugins.manager import Plugins
+from ..plugins.scaffold import KINDS as NEW_KINDS
+from ..plugins.scaffold import create
+from ..plugins.table import COLUMNS, plugin_table
+from ..plugins.table import find as locate
 from .base import Commands, akssl, plugin_file_option, plugins_with
 
 if TYPE_CHECKING:

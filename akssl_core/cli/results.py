@@ -41,7 +41,7 @@ def compare(run_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None
 
     Numbers carry a 95 % interval where `akssl eval` has left one in the run folder.
     """
-    from ..comparison import compare as compare_runs
+    from ..reporting.comparison import compare as compare_runs
 
     found = compare_runs(*run_dirs, out=out)
     click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import describe
+from ..config import describe
 from ..console import drop_stdout, say
-from ..discovery import entries
 from ..errors import ConfigError
+from ..plugins.installed import entries
 from .base import akssl, plugin_file_option, plugins_with, set_option, settings_of
 from .plugins import describe_method
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..training import Result
+    from ..running.process import Result
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -91,7 +91,7 @@ def run(
     if method is not None:
         settings["method"] = {**settings.get("method", {}), "name": method}
     _share_among_processes(settings, config)
-    from ..launch import run as run_method
+    from ..running.launch import run as run_method
 
     result = run_method(
         config=config, out=out, overwrite=overwrite, report=not no_report, plugins=plugins_with(plugin_file), **settings
@@ -114,7 +114,7 @@ def resume(
     """Continue a run exactly where its last checkpoint stands."""
     settings = settings_of(options, assignments)
     _share_among_processes(settings, run_dir / "config.yaml")
-    from ..launch import resume as resume_run
+    from ..running.launch import resume as resume_run
 
     _show(resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file), **settings))
 
@@ -134,10 +134,10 @@ def explain(
 ) -> None:
     """Show every setting of a run and who decided it, without training."""
     from .. import dist
-    from ..config import leaves
-    from ..estimate import derived, measured
-    from ..plan import make_plan
-    from ..resolve import check, collect, layer
+    from ..config.schema import leaves
+    from ..running.estimate import derived, measured
+    from ..running.layers import check, collect, layer
+    from ..running.plan import make_plan
 
     settings = settings_of(options, assignments)
     if method is not None:
@@ -160,8 +160,8 @@ def explain(
 @click.argument("run_dir", type=click.Path(path_type=Path))
 def report(run_dir: Path) -> None:
     """Write RUN_DIR/report.html again from the files of the run."""
-    from ..report import render
-    from ..rundir import RunDir
+    from ..reporting import render
+    from ..rundir.folder import RunDir
 
     folder = RunDir.open(run_dir)
     click.echo(folder.write_text("report.html", render(folder.path)))
@@ -171,13 +171,13 @@ def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> 
     """Where more than one process is asked for, start them with the same command line, and end as they do."""
     asked = settings.get("train", {}).get("devices")
     if asked is None and config is not None and os.path.isfile(config):
-        from ..yaml_text import read_yaml
+        from ..config.yaml import read_yaml
 
         train = read_yaml(config).get("train")
         asked = train.get("devices") if isinstance(train, Mapping) else None
     if not isinstance(asked, int) or asked < 2 or "WORLD_SIZE" in os.environ:
         return  # a wrong value is told where all settings are checked
-    from ..processes import launch
+    from ..dist.launcher import launch
 
     code, message = launch(asked, sys.argv[1:])
     if message:
@@ -200,7 +200,7 @@ def _show(result: Result) -> None:
 
 def _verdict(result: Result) -> str:
     """The verdict; where it is a bad one, with evidence, cause and cure."""
-    from ..rundir import RunDir
+    from ..rundir.folder import RunDir
 
     folder = RunDir(result.run_dir)
     found = folder.manifest.get("diagnosis", {}) if folder.begun else {}

@@ -13,18 +13,18 @@ from .folder import Folder
 from .holdout import HoldOutSource
 from .labels import encode_labels
 from .loader import Loader
+from .opening import no_such_data, source_at, source_from
 from .prepared import Prepared
 from .preprocess import Preprocess
 from .scan import existing_path, nearest_path
 from .shapes import Shapes
-from .source_of import no_such_data, source_at, source_from
 from .statistics import measure
 from .stored import ImageStore, StoredImages
 from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
 from .wrapped import Wrapped
 
 if TYPE_CHECKING:
-    from ..registry import Registry
+    from ..config.registry import Registry
 
 DEFAULT_SOURCE = Shapes.name
 

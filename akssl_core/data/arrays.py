@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..errors import DataError
 from .base import ImageSet, Pixels
 from .convert import Layout, as_tensor, channels_first, find_layout, to_uint8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import Component
+from ..config.schema import Component
 from .convert import stored_side
 
 

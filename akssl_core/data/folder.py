@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..config import Schema
+from ..config.schema import Schema
 from .base import ImageSet
 from .decode import read_image, shorter_side
 from .holdout import HoldOutSource

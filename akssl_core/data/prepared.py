@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from ..config import Schema
+from ..config.schema import Schema
 from .base import DatasetSource, ImageSet
 from .prepared_file import SUFFIX as SUFFIX
 from .prepared_file import PreparedFile

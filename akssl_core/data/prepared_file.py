@@ -13,7 +13,7 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..errors import DataError
 from .scan import nearest_path
 

@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..config import Schema
-from ..hashing import fold, mix, uniform
+from ..config.schema import Schema
+from ..draws import fold, mix, uniform
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet, Pixels
 from .shape_kinds import KINDS

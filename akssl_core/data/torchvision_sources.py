@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..errors import DataError
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, TensorDataset
 from torch.utils.data import Subset as TorchSubset
 
-from ..config import Schema
+from ..config.schema import Schema
 from ..errors import DataError
 from .base import ImageSet, Pixels
 from .convert import (

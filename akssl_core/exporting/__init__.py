@@ -14,12 +14,12 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..data import Preprocess
-from ..discovery import version
 from ..errors import ConfigError, PluginError, RunDirError, did_you_mean
-from ..files import write_atomic
-from ..plugins import Plugins, installed
-from ..product import FILE, file_of, load_backbone, read_product
-from ..rundir import EXPORTED
+from ..plugins.installed import version
+from ..plugins.manager import Plugins, installed
+from ..rundir.files import write_atomic
+from ..rundir.folder import EXPORTED
+from .backbone_file import FILE, file_of, load_backbone, read_product
 from .check import TOLERANCE, ExportFailed, Found, Loader, compare, here
 from .formats import FORMATS, Format
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..errors import RunStopped
-from ..files import tensor_bytes, write_atomic
-from ..rundir import read_tensors
+from ..rundir.files import tensor_bytes, write_atomic
+from ..rundir.folder import read_tensors
 
 TOLERANCE = 1e-4  # of features up to 1; larger ones may differ by that share of the largest
 IMAGES = 8

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backbone import Backbone, Counterpart
 from ..errors import ConfigError
-from ..files import tensor_bytes
+from ..rundir.files import tensor_bytes
 from .check import elsewhere
 from .onnx_file import onnx_file
 

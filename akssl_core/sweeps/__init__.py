@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..api import methods as installed_methods
-from ..changes import changes
-from ..comparison import Compared, Summary, compared
-from ..comparison.page import comparison_page
+from ..config.changes import changes
+from ..config.yaml import read_yaml
 from ..errors import AksslError, ConfigError, RunDirError
-from ..files import write_atomic
-from ..launch import resume, run
-from ..plugins import Plugins, installed
-from ..resolve import check, collect, layer, sections
-from ..rundir import RunDir
-from ..yaml_text import read_yaml
+from ..plugins.lookup import methods as installed_methods
+from ..plugins.manager import Plugins, installed
+from ..reporting.comparison import Compared, Summary, compared
+from ..reporting.comparison.page import comparison_page
+from ..rundir.files import write_atomic
+from ..rundir.folder import RunDir
+from ..running.launch import resume, run
+from ..running.layers import check, collect, layer
+from ..settings import sections
 from .grid import Combination, combinations
 from .result import FORMAT, Row, Spread, Sweep, row_of
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import digest
-from ..resolve import dotted, overlay, sections
+from ..rundir.files import digest
+from ..settings import dotted, overlay, sections
 
 LONGEST = 100  # characters of a folder's name
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import describe
-from ..comparison import COSTS, Summary
-from ..report.html import Html, section, tag
-from ..report.html import table as html_table
-from ..report.svg import short
+from ..config import describe
+from ..reporting.comparison import COSTS, Summary
+from ..reporting.html import Html, section, tag
+from ..reporting.html import table as html_table
+from ..reporting.svg import short
 from .grid import Combination
 
 FORMAT = "akssl-sweep-1"

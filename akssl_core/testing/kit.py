@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import Component
+from ..config.schema import Component
 from ..errors import ConfigError, did_you_mean
-from ..plugins import Plugins, installed
+from ..plugins.manager import Plugins, installed
 from . import backbones as backbones
 from . import learning as learning
 from . import losses as losses

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ..data import DEFAULT_SOURCE
-from ..evaluation import spectrum, verdict
-from ..launch import run
+from ..metrics import spectrum, verdict
+from ..running.launch import run
 from .check import expect, rule
 from .subject import BATCH, IMAGES, MethodSubject, patterns
 

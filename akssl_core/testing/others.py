@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from ..config import validate
+from ..config.schema import validate
 from ..method import ParamRule
 from ..optim import load_state_by_name, parameter_groups, set_group_values, state_by_name
 from ..schedule import Now
@@ -156,7 +156,7 @@ def _told(subject: ComponentSubject) -> Iterator[str]:
 @rule("callback", cure="derive from Logger (rows) or Callback (the engine), and copy a row before changing it")
 def events_are_heard(subject: ComponentSubject) -> None:
     """It listens to at least one event, and leaves the rows it is shown as they are."""
-    from ..callbacks import Callback, Logger
+    from ..training.callback import Callback, Logger
 
     expect(issubclass(subject.component, Callback | Logger), "it derives neither from Callback nor from Logger")
     base = Logger if issubclass(subject.component, Logger) else Callback
@@ -170,7 +170,7 @@ def training_is_the_same_with_it(subject: ComponentSubject) -> None:
     import tempfile
     from pathlib import Path
 
-    from ..callbacks import Logger
+    from ..training.callback import Logger
 
     if not issubclass(subject.component, Logger):
         raise NotApplicable("a callback may change training; a logger may not")

@@ -20,7 +20,7 @@ def akssl_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
     plugin manager is blind to installed plugins as well.
     """
     from akssl_core import Plugins
-    from akssl_core.plugins import installed
+    from akssl_core.plugins.manager import installed
 
     monkeypatch.setenv("AKSSL_PLUGINS", "")
     installed.cache_clear()

@@ -8,9 +8,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 
-from ..augment.random import Draws
-from ..config import Ref, Schema, leaves
+from ..config.schema import Ref, Schema, leaves
 from ..data import Pixels
+from ..draws import Draws
 from ..errors import AksslError, ConfigError
 from ..schedule import Schedule
 from .check import NotApplicable, expect, fail, rule

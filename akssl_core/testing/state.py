@@ -12,15 +12,7 @@ from ..nn import EMA
 from ..schedule import Now
 from .check import NotApplicable, expect, rule
 from .steps import _few, _forget_pushed, _moved
-from .subject import (
-    MethodSubject,
-    backward,
-    changed,
-    copied,
-    disturb_global_randomness,
-    middle,
-    seeded_step,
-)
+from .subject import MethodSubject, backward, changed, copied, disturb_global_randomness, middle, seeded_step
 
 STEPS, CUT = 10, 6  # of a run that is stopped inside its second epoch
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, which follow forward passes

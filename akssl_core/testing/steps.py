@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import dist
-from ..batch_norm import shared_statistics
 from ..data import Batch, Views
+from ..dist.batch_norm import shared_statistics
 from ..method import Method
 from ..nn import EMA, StepState
 from ..optim import parameter_groups
-from ..plan import Plan
+from ..running.plan import Plan
 from ..schedule import Now
 from .check import NotApplicable, expect, fail, rule
 from .ranks import ThreadRank, on_ranks

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import Backbone, Features, TokenBackbone
-from ..callbacks import Callback
-from ..config import Schema, validate
+from ..config.schema import Schema, validate
 from ..data import Batch, ImageSpec, Views
-from ..engine import Engine, Terms
 from ..method import Method
 from ..optim import load_state_by_name, state_by_name
-from ..plan import Plan, make_plan
-from ..plugins import Plugins
-from ..resolve import collect
+from ..plugins.manager import Plugins
+from ..running.layers import collect
+from ..running.plan import Plan, make_plan
 from ..schedule import Now
+from ..training.callback import Callback
+from ..training.engine import Engine, Terms
 
 IMAGES, BATCH, SIZE, EPOCHS = 64, 16, 16, 4
 

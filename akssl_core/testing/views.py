@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..augment.random import Draws
 from ..data import Pixels
+from ..draws import Draws
 from .check import expect, rule
 from .setting_checks import draws_per_image
 from .subject import ComponentSubject, toy_images, toy_spec

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import akssl_core
 from akssl_core import Backbone, Batch, Facts, Features, ImageSpec, Now, Schema, Views, dist
 from akssl_core.optim import parameter_groups
-from akssl_core.plugins import installed
-from akssl_core.resolve import Given, check, layer
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import check, layer
+from akssl_core.settings import Given
 
 NOW = Now(0, 10, 100)
 LAMBDA = 0.0051

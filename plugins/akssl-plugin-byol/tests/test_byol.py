@@ -14,8 +14,9 @@ from torch.nn import functional as F
 import akssl_core
 from akssl_core import Backbone, Batch, ConfigError, Facts, Features, ImageSpec, Now, Schema, Views
 from akssl_core.optim import parameter_groups
-from akssl_core.plugins import installed
-from akssl_core.resolve import Given, check, layer
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import check, layer
+from akssl_core.settings import Given
 
 NOW = Now(0, 10, 100)
 

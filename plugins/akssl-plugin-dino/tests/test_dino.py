@@ -16,9 +16,9 @@ import akssl_core
 from akssl_core import Backbone, Batch, Callback, Features, ImageSpec, Now, Schema, Views
 from akssl_core.nn import std_ratio
 from akssl_core.optim import SGD, parameter_groups
-from akssl_core.plan import Plan, make_plan
-from akssl_core.plugins import installed
-from akssl_core.resolve import collect
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import collect
+from akssl_core.running.plan import Plan, make_plan
 
 NOW = Now(0, 10, 100)
 TINY = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}

@@ -10,10 +10,11 @@ from akssl_plugin_dino import DINO
 
 import akssl_core
 from akssl_core import ConfigError, Facts, Now, Schedule
-from akssl_core.config import validate
-from akssl_core.plan import make_plan
-from akssl_core.plugins import installed
-from akssl_core.resolve import Given, RunSpec, check, collect, layer
+from akssl_core.config.schema import validate
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import check, collect, layer
+from akssl_core.running.plan import make_plan
+from akssl_core.settings import Given, RunSpec
 
 MULTICROP = {"global": 2, "local": 8}
 

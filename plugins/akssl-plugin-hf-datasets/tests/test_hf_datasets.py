@@ -18,8 +18,9 @@ from akssl_plugin_hf_datasets.labels import read_labels
 from PIL import Image
 
 import akssl_core
-from akssl_core import ConfigError, DataError, cli, describe
-from akssl_core.plugins import Plugins
+from akssl_core import ConfigError, DataError, cli
+from akssl_core.config import describe
+from akssl_core.plugins.manager import Plugins
 
 
 def ids(images):

@@ -12,9 +12,10 @@ from akssl_plugin_moco import MoCoV2
 
 import akssl_core
 from akssl_core import ConfigError, Facts
-from akssl_core.config import validate
-from akssl_core.plugins import installed
-from akssl_core.resolve import Given, check, layer
+from akssl_core.config.schema import validate
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import check, layer
+from akssl_core.settings import Given
 
 
 def facts(images: int = 100_000, batch_size: int = 256, forward_size: int | None = None) -> Facts:

@@ -315,8 +315,9 @@ def test_freezing_a_patch_projection_that_is_not_there_is_refused() -> None:
 # -- recipes and a run ----------------------------------------------------------------------------
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet", "imagenet_vit"])
 def test_recipes_are_valid(recipe: str) -> None:
-    from akssl_core.plugins import installed
-    from akssl_core.resolve import Given, check, layer
+    from akssl_core.plugins.manager import installed
+    from akssl_core.running.layers import check, layer
+    from akssl_core.settings import Given
 
     spec = check(layer(Given([("user", {"method": {"name": "mocov3"}, "recipe": recipe})]), installed()), installed())
     assert spec.recipe == recipe

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import akssl_core
 from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views
-from akssl_core.config import validate
+from akssl_core.config.schema import validate
 from akssl_core.optim import LARS, parameter_groups
 
 NOW = Now(0, 10, 100)
@@ -295,8 +295,9 @@ def test_state_dict_holds_all_that_a_step_needs() -> None:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
 def test_recipes_are_valid(name: str, recipe: str) -> None:
-    from akssl_core.plugins import installed
-    from akssl_core.resolve import Given, check, layer
+    from akssl_core.plugins.manager import installed
+    from akssl_core.running.layers import check, layer
+    from akssl_core.settings import Given
 
     spec = check(layer(Given([("user", {"method": {"name": name}, "recipe": recipe})]), installed()), installed())
     assert spec.recipe == recipe

@@ -144,8 +144,9 @@ def test_first_loss_is_near_zero() -> None:
 
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
 def test_recipes_are_valid(recipe: str) -> None:
-    from akssl_core.plugins import installed
-    from akssl_core.resolve import Given, check, layer
+    from akssl_core.plugins.manager import installed
+    from akssl_core.running.layers import check, layer
+    from akssl_core.settings import Given
 
     spec = check(layer(Given([("user", {"method": {"name": "simsiam"}, "recipe": recipe})]), installed()), installed())
     assert spec.recipe == recipe

@@ -10,8 +10,9 @@ from akssl_plugin_swav import SwAV
 
 import akssl_core
 from akssl_core import ConfigError, Facts, ImageSpec
-from akssl_core.plugins import installed
-from akssl_core.resolve import Given, check, layer
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import check, layer
+from akssl_core.settings import Given
 
 
 def facts(images: int = 1_281_167, batch: int = 256, epochs: int = 200, forward: int | None = None) -> Facts:

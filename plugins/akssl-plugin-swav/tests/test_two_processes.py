@@ -13,7 +13,7 @@ from akssl_plugin_swav import SwappedPrediction, SwAV
 from torch import Tensor, nn
 
 from akssl_core import Backbone, Batch, Component, Features, ImageSpec, Now, Schema, Views, dist
-from akssl_core.config import validate
+from akssl_core.config.schema import validate
 
 STEPS = 3  # the queue of 16 fills in two
 

@@ -19,8 +19,8 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.hparams.api_pb2 import Status
 
 import akssl_core
-from akssl_core import describe
-from akssl_core.rundir import read_tensors
+from akssl_core.config import describe
+from akssl_core.rundir.folder import read_tensors
 
 TINY = {
     "method": {"name": "simsiam", "hidden_dim": 8, "out_dim": 8, "predictor_dim": 4},

@@ -20,8 +20,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.wandb_run import Run
 
 import akssl_core
-from akssl_core import describe
-from akssl_core.rundir import read_tensors
+from akssl_core.config import describe
+from akssl_core.rundir.folder import read_tensors
 
 TINY = {
     "method": {"name": "simsiam", "hidden_dim": 8, "out_dim": 8, "predictor_dim": 4},

@@ -1,0 +1,213 @@
+"""Schemas: strict settings, components referred to by name at any depth, and errors a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ..errors import AksslError, ConfigError, did_you_mean
+
+LONGEST = 200  # characters of a value that a message shows
+MOST_LINES = 10  # mistakes that a message tells
+
+
+class Schema(BaseModel):
+    """Base of every schema: an unknown key is an error, an instance never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, raw: Any, info: ValidationInfo) -> Any:
+        """Name the unknown key, the nearest right one and all that are allowed."""
+        if isinstance(raw, Mapping):
+            allowed = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in raw:
+                if key not in allowed and key not in cls.model_fields:
+                    settings = ", ".join(sorted(allowed)) or "none"
+                    hint = _one_level_down(cls, str(key), info) or did_you_mean(str(key), allowed)
+                    message = f"unknown setting '{key}'.{hint} Settings here: {settings}."
+                    raise PydanticCustomError("akssl", "{message}", {"message": message})
+        return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_defaults(cls, raw: Any) -> Any:
+        """Settings of a component that nobody named are those of the field's default (`loss: {temperature: 0.2}`)."""
+        if not isinstance(raw, Mapping):
+            return raw
+        defaults = {
+            key: cls.model_fields[key].default
+            for key, value in raw.items()
+            if key in cls.model_fields and isinstance(value, Mapping) and "name" not in value
+        }
+        named = {key: {"name": name, **raw[key]} for key, name in defaults.items() if isinstance(name, str)}
+        return {**raw, **named}
+
+
+class Component:
+    """Something a plugin can register: it has a kind, a name and a schema."""
+
+    kind: ClassVar[str]  # "method", "backbone", "loss", "augmentation", "data", "optimizer", "callback"
+    name: ClassVar[str]  # what a user types
+    Config: ClassVar[type[Schema]] = Schema
+
+
+class Lookup(Protocol):
+    """What resolving a name takes: the registry, seen from below."""
+
+    def get(self, kind: str, name: str) -> type[Component]:
+        """The component of this kind and name."""
+
+
+class Ref(Schema):
+    """A component by name with its validated settings: `"resnet18"` or `{"name": "resnet18", ...}`."""
+
+    kind: ClassVar[str]
+    name: str
+    config: SerializeAsAny[Schema]
+    component: type[Component] = Field(exclude=True, repr=False)
+
+    @classmethod
+    def field(cls, name: str, *, description: str) -> Any:
+        """A field of a schema that refers to this component unless the user names another."""
+        return Field(name, description=description)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _look_up(cls, raw: Any, handler: Any, info: ValidationInfo) -> Ref:
+        if isinstance(raw, cls):
+            return raw
+        if isinstance(raw, str):
+            raw = {"name": raw}
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
+            message = f"expected the name of a {cls.kind} or a table with a 'name', got {shown(raw)}"
+            raise PydanticCustomError("akssl", "{message}", {"message": message})
+        settings = {key: value for key, value in raw.items() if key != "name"}
+        registry: Lookup = (info.context or {})["registry"]
+        try:
+            component = registry.get(cls.kind, raw["name"])
+        except AksslError as error:
+            raise PydanticCustomError("akssl", "{message}", {"message": str(error)}) from error
+        config = component.Config.model_validate(settings, context=info.context)
+        return cls.model_construct(name=component.name, config=config, component=component)
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.config.model_dump(mode="json")}
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """The component itself, made from these settings."""
+        return self.component(self.config, *args, **kwargs)  # type: ignore[call-arg]
+
+
+class MethodRef(Ref):
+    """A method by name."""
+
+    kind = "method"
+
+
+class BackboneRef(Ref):
+    """A backbone by name."""
+
+    kind = "backbone"
+
+
+class LossRef(Ref):
+    """A loss by name."""
+
+    kind = "loss"
+
+
+class AugmentationRef(Ref):
+    """An augmentation by name."""
+
+    kind = "augmentation"
+
+
+class DataRef(Ref):
+    """A data source by name."""
+
+    kind = "data"
+
+
+class OptimizerRef(Ref):
+    """An optimizer by name."""
+
+    kind = "optimizer"
+
+
+class CallbackRef(Ref):
+    """A callback or logger by name."""
+
+    kind = "callback"
+
+
+def _one_level_down(schema: type[Schema], key: str, info: ValidationInfo) -> str:
+    """A hint when the key is a setting of a component that this schema refers to (`loss.temperature`)."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Ref) and isinstance(field.default, str):
+            registry: Lookup = (info.context or {})["registry"]
+            if key in registry.get(field.annotation.kind, field.default).Config.model_fields:
+                return f" Did you mean '{name}.{key}'?"
+    return ""
+
+
+S = TypeVar("S", bound=Schema)
+
+
+def validate(schema: type[S], raw: Mapping[str, Any], *, registry: Lookup) -> S:
+    """The settings as an instance of their schema; every mistake is one line of a `ConfigError`."""
+    try:
+        return schema.model_validate(raw, context={"registry": registry})
+    except ValidationError as error:
+        raise ConfigError("\n".join(readable(error))) from error
+    except UnicodeEncodeError as error:
+        raise ConfigError("settings: a text among them is not valid Unicode.") from error
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of nested settings with its dotted path; empty tables have none."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def readable(error: ValidationError) -> list[str]:
+    """One line a mistake: the setting's path, what is allowed, and the value that was given."""
+    lines = []
+    try:
+        items = error.errors(include_url=False)
+    except UnicodeEncodeError:  # of half a character in a text, which no message can show
+        return ["settings: a text among them is not valid Unicode."]
+    for item in items:
+        path = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
+        if item["type"] != "akssl":
+            message = f"{message}, got {shown(item['input'])}"
+        lines.append(f"{path:.300}: {message}" if path else message)
+    more = [f"and {len(lines) - MOST_LINES} more."] if len(lines) > MOST_LINES + 1 else []
+    return [*lines[:MOST_LINES], *more] if more else lines
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and not all of a long one."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of so many digits that Python does not write it
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -1,0 +1,95 @@
+"""Settings as YAML that comes from anywhere: plain values, of a size that nobody has to fear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+MOST_BYTES = 2**17  # of a file; resolved settings are some thousand bytes
+MOST_VALUES = 5000  # with every alias written out: nine lines of aliases to aliases stand for a billion values
+DEEPEST = 40
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a table of settings.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, is too large, or holds something else.
+    """
+    try:
+        with path.open("rb") as file:  # no more than is allowed, from a file without an end too
+            raw = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
+        raise ConfigError(f"config: cannot read {path}: {error}") from error
+    if len(raw) > MOST_BYTES:
+        raise ConfigError(f"config: {path} is larger than {MOST_BYTES} bytes; expected a file of settings.")
+    try:
+        data = parse_yaml(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config: cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"config: {path}{error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"config: {path} must hold settings (key: value), got {type(data).__name__}.")
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a text stands for: tables with texts as keys, lists, texts, numbers, true, false and null.
+
+    Raises:
+        ValueError: where and why it is none; the words follow the name of what was read.
+    """
+    try:
+        _refuse_too_much(yaml.parse(text, yaml.SafeLoader))
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" line {place.line + 1}, column {place.column + 1}" if place else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable"
+        raise ValueError(f"{where}: not valid YAML: {problem}.") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of values that only look like a date, say
+        reason = str(error) if type(error) is ValueError else f"a value of a wrong form ({error})"
+        raise ValueError(f": not valid YAML: {' '.join(reason.split()):.200}.") from error
+    _refuse_odd(data)
+    return data
+
+
+def _refuse_too_much(events: Iterable[Any]) -> None:
+    """Count values before any is made, an alias as all that it stands for."""
+    counts: dict[str | None, int] = {}
+    open_: list[tuple[str | None, int]] = []
+    total = 0
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, total))
+        if isinstance(event, yaml.AliasEvent):
+            total += counts.get(event.anchor, MOST_VALUES)  # one within itself has no end
+        elif isinstance(event, yaml.NodeEvent):
+            total += 1
+        if isinstance(event, yaml.ScalarEvent) and event.anchor:
+            counts[event.anchor] = 1
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            counts |= {anchor: total - before} if anchor else {}
+        if total > MOST_VALUES or len(open_) > DEEPEST:
+            raise ValueError(f"more than {MOST_VALUES} values (aliases written out), or nested deeper than {DEEPEST}")
+
+
+def _refuse_odd(data: Any) -> None:
+    """Keys that are no texts, and numbers that no setting takes and no message can show."""
+    if isinstance(data, int) and data.bit_length() > 64:
+        raise ValueError(": a whole number of more than 64 bits.")
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if not isinstance(key, str):
+                raise ValueError(f": the name of a setting must be a text, got {key!r:.40}; put it in quotes.")
+            _refuse_odd(value)
+    elif isinstance(data, list | tuple | set):
+        for value in data:
+            _refuse_odd(value)

@@ -1,0 +1,266 @@
+"""Data sets decoded once into one file, from which training reads the same pixels as from the source."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..console import attended, say
+from ..errors import ConfigError, DataError
+from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file
+from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
+from .convert import largest_view, shrink, stored_side
+from .opening import data_source
+from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
+
+if TYPE_CHECKING:
+    from ..plugins.manager import Plugins
+
+BATCH = 32  # images decoded at a time, fewer where they are large
+BATCH_BYTES = 2**26
+TELL_EVERY = 10  # seconds between plain lines of progress
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a prepared file holds."""
+
+    path: Path
+    images: int
+    size: int  # of the file in bytes
+    record: Record
+    classes: int  # that a label names
+    unreadable: Mapping[str, str]  # id -> reason
+    family: str | None  # of the source: the recipe that suits such data
+
+
+def prepare(
+    settings: Mapping[str, Any],
+    path: Path,
+    *,
+    text: str,
+    side: int | None = None,
+    overwrite: bool = False,
+    plugins: Plugins,
+) -> Written:
+    """Decode every image of a source once and write one file; it appears whole or not at all.
+
+    Args:
+        settings: what `run` takes, its section `data` alone.
+        path: the file to write.
+        text: what the images are prepared from, for people.
+        side: the shorter side that larger images are reduced to. Default: what the source keeps for training at
+            the size that suits its images.
+        overwrite: replace a file that is there.
+        plugins: where sources are found.
+
+    Raises:
+        AksslError: the target or the source cannot be used, or too many images cannot be read.
+    """
+    refuse_target(path, overwrite=overwrite)
+    source = data_source(settings, plugins, side)
+    source.asked_side = side
+    try:
+        with alone_with(path):
+            refuse_target(path, overwrite=overwrite)  # another process may have made it by now
+            return _write(source, path, text)
+    except BlockingIOError as other:
+        raise ConfigError(
+            f"--out: another process (pid {other}) is writing {path}. Wait for it, or choose another name."
+        ) from None
+    except OSError as error:
+        cause = error.cause if isinstance(error, CannotWrite) else error
+        raise ConfigError(
+            f"--out: cannot write {path}: {cause.strerror or cause}. Free some space or choose another place."
+        ) from error
+
+
+def refuse_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot or must not be written.
+
+    Raises:
+        ConfigError: another suffix, no such folder, or something is there.
+    """
+    if path.suffix.lower() != SUFFIX:
+        raise ConfigError(f"--out: '{path}' must end in {SUFFIX}, by which runs know such a file. Try {path}{SUFFIX}.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
+    if path.is_dir():
+        raise ConfigError(f"--out: '{path}' is a folder; expected a file. Choose another name.")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--out: '{path}' exists already. Replace it with --force, or choose another name.")
+
+
+def _write(source: DatasetSource, path: Path, text: str) -> Written:
+    train = source.train()
+    trains_on_all = type(source).all is DatasetSource.all  # which would make the same images once more
+    parts = {"all": train if trains_on_all else source.all(), "train": train}
+    if (pair := source.probe()) is not None:
+        parts |= {"bank": pair[0], "queries": pair[1]}
+    pools, rows = _union(parts)
+    count = sum(len(pool) for pool in pools)
+    record = _record(source, parts, text)
+    sizes = torch.zeros(count, 2, dtype=torch.int32)
+    labels = _labels(parts, rows, count)
+    fixed = {**labels, **_differing(rows, count), "sizes": sizes}
+    metadata = {"format": FORMAT, "version": VERSION, "record": record.model_dump_json()}
+    with atomic_file(path) as file:
+        stream = TensorStream(file, fixed, ("pixels", "names", "unreadable"), metadata)
+        reasons = _write_pixels(stream, pools, record, sizes)
+        ids = _write_names(stream, pools, reasons)
+        others = {name: why for part in parts.values() for name, why in part.unreadable.items() if name not in ids}
+        unread = Unread(rows=reasons, others={_plain(name): _plain(why) for name, why in others.items()})
+        stream.append("unreadable", unread.model_dump_json().encode())
+        stream.finish()
+        file.flush()
+        _check(Path(file.name), source, text)
+    classes = len({label for values in labels.values() for label in values.tolist() if label >= 0})
+    return Written(path, count, path.stat().st_size, record, classes, {**ids, **unread.others}, source.family)
+
+
+def _check(draft: Path, source: DatasetSource, text: str) -> None:
+    """What runs would refuse is not left behind; it takes a source whose labels or images are out of bounds."""
+    try:
+        PreparedFile.mapped(draft)
+    except NotPrepared as error:
+        raise DataError(
+            f"data: {text} cannot be prepared: the file {error}. Mend the source '{source.name}', or train from it "
+            f"as it is."
+        ) from error
+
+
+# -- which images there are -----------------------------------------------------------------------
+def _union(parts: Mapping[str, ImageSet]) -> tuple[list[ImageSet], dict[str, Tensor]]:
+    """Each image of the parts once, in pools that lie one after the other, and the rows of each part among them."""
+    origins = {name: _origin(images) for name, images in parts.items()}
+    pools: dict[int, ImageSet] = {}
+    rows: dict[str, Tensor] = {}
+    start = 0
+    for key, whole, _ in origins.values():
+        if key in pools:
+            continue
+        named = {name: own for name, (other, _, own) in origins.items() if other == key}
+        is_member = torch.zeros(len(whole), dtype=torch.bool)
+        for own in named.values():
+            is_member[own] = True
+        place = start - 1 + is_member.cumsum(0)
+        rows |= {name: place[own] for name, own in named.items()}
+        pools[key] = whole if is_member.all() else whole.subset(is_member.nonzero().flatten())
+        start += len(pools[key])
+    return list(pools.values()), rows
+
+
+def _origin(images: ImageSet) -> tuple[int, ImageSet, Tensor]:
+    """The set that some images are rows of, with a number that tells it apart, and which rows they are."""
+    if isinstance(images, StoredImages):
+        store = images.store
+        store.room = 0  # every image is looked at once, so none is kept in memory
+        return id(store), StoredImages(store, range(len(store)), images.side), torch.tensor(list(images.rows))
+    if isinstance(images, Subset):
+        key, whole, rows = _origin(images.whole)
+        return key, whole, rows[images.rows]
+    return id(images), images, torch.arange(len(images))
+
+
+def _differing(rows: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The parts to write down; the first two are every row in order where they are not."""
+    every = torch.arange(count)
+    return {name: own for name, own in rows.items() if name in ("bank", "queries") or not torch.equal(own, every)}
+
+
+def _labels(parts: Mapping[str, ImageSet], rows: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The labels that any part has for its images; none where no part has any."""
+    labels = torch.full((count,), -1)
+    given = False
+    for name, images in parts.items():
+        if images.labels is not None:
+            given = True
+            labels[rows[name]] = torch.where(images.labels >= 0, images.labels, labels[rows[name]])
+    return {"labels": labels} if given else {}
+
+
+def _record(source: DatasetSource, parts: Mapping[str, ImageSet], text: str) -> Record:
+    side, natural = source.stored_side, min(max(source.natural_size, VIEWS[0]), VIEWS[1])
+    channels = sorted({images.channels for images in parts.values()})
+    if len(channels) > 1:
+        raise DataError(f"data: the parts of {text} have {channels} channels; expected one number for all of them.")
+    classes = next((images.classes for images in parts.values() if images.classes is not None), None)
+    return Record(
+        source=_plain(text),
+        channels=channels[0],
+        side=side,
+        natural_size=natural if stored_side(natural) <= side else suitable_size(largest_view(side)),
+        classes=None if classes is None else tuple(map(_plain, classes)),
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+# -- what is written of them ----------------------------------------------------------------------
+def _write_pixels(stream: TensorStream, pools: list[ImageSet], record: Record, sizes: Tensor) -> dict[int, str]:
+    """The pixels of every image, its size into `sizes`, and the reasons of those that cannot be read, by row."""
+    reasons: dict[int, str] = {}
+    step = max(1, min(BATCH, BATCH_BYTES // (record.channels * record.side**2)))
+    batches = (
+        (first + start, pool, range(start, min(start + step, len(pool))))
+        for first, pool in zip(_starts(pools), pools, strict=True)
+        for start in range(0, len(pool), step)
+    )
+    for row, pool, index in _shown(batches, len(sizes)):
+        pixels = pool.fetch(index)
+        bad = {row + i - index.start: _plain(reason) for i, reason in pixels.unreadable}
+        reasons |= bad
+        for i in range(len(pixels)):
+            if row + i not in bad:
+                image = _reduced(pixels.image(i), record.side)
+                stream.append("pixels", image.numpy().tobytes())  # in the order of its axes, whatever its strides
+                sizes[row + i] = torch.tensor(image.shape[1:])
+    return reasons
+
+
+def _reduced(image: Tensor, side: int) -> Tensor:
+    """An image that its source has not reduced already, as one of a data set in memory."""
+    return shrink(image, side) if min(image.shape[1:]) > side else image
+
+
+def _write_names(stream: TensorStream, pools: list[ImageSet], reasons: Mapping[int, str]) -> dict[str, str]:
+    """The id of every image; the reasons again, by id."""
+    unreadable = {}
+    for first, pool in zip(_starts(pools), pools, strict=True):
+        for i in range(len(pool)):
+            name = pool.id_of(i)
+            stream.append("names", b"\0" * (first + i > 0) + _plain(name).encode())
+            if first + i in reasons:
+                unreadable[name] = reasons[first + i]
+    return unreadable
+
+
+def _starts(pools: list[ImageSet]) -> list[int]:
+    """The row at which each pool begins."""
+    return [sum(len(pool) for pool in pools[:i]) for i in range(len(pools))]
+
+
+def _plain(text: str) -> str:
+    """A text as UTF-8 can write it, without the zeros that stand between names."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _shown(batches: Iterable[tuple[int, ImageSet, range]], count: int) -> Iterator[tuple[int, ImageSet, range]]:
+    """The batches, with a bar on a terminal and a plain line every ten seconds elsewhere."""
+    told, done = time.perf_counter(), 0
+    with tqdm(total=count, unit="image", disable=not attended(), file=sys.stderr) as bar:
+        for batch in batches:
+            yield batch
+            done += len(batch[2])
+            bar.update(len(batch[2]))
+            if bar.disable and time.perf_counter() - told > TELL_EVERY:
+                told = time.perf_counter()
+                say(f"image {done}/{count}")

@@ -1,0 +1,320 @@
+"""Features of a data set by a trained backbone, in memory or in a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config.schema import validate
+from ..data import ImageSet, StoredImages
+from ..errors import ConfigError, DataError, did_you_mean
+from ..metrics import features_of
+from ..rundir.files import atomic_file, tensor_bytes
+from ..settings import TrainSpec
+from ..training.hardware import choose_hardware
+from .opened import Trained, open_trained
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..plugins.manager import Plugins
+
+FORMATS = (".safetensors", ".npz", ".csv", ".parquet")
+Ids = list[int] | list[str]
+
+
+class _Three(NamedTuple):
+    features: Tensor
+    ids: Ids
+    labels: Tensor | None
+
+
+class Embedded(_Three):
+    """Three things, which may be unpacked: `features, ids, labels = embed(...)`.
+
+    `features` is [N, D] float32 on the CPU; `ids` are the names of the image files where there are any, else the
+    indices of the images; `labels` is [N] int64 with -1 for "unknown", or None where no image has one. `classes` are
+    the names of the labels where they have names. Images that cannot be read are left out; `unreadable` has their
+    ids with the reasons.
+    """
+
+    classes: tuple[str, ...] | None = None
+    unreadable: Mapping[str, str] = {}  # never changed in place
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file of features."""
+
+    path: Path
+    images: int
+    width: int
+    unreadable: Mapping[str, str]  # id -> reason; left out
+
+
+def embed(
+    run_dir: str | Path,
+    *,
+    data: Any = None,
+    backbone: nn.Module | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    plugins: Plugins | None = None,
+) -> Embedded:
+    """Features of every image of some data by the backbone of a run, in the order of the data.
+
+    Args:
+        run_dir: the folder of a run that has ended, or a `.safetensors` file of its backbone.
+        data: what `run` takes as data, labelled or not. Default: the data of the run.
+        backbone: your own network, to be filled, if the run trained one.
+        batch_size: images a forward pass.
+        device: "auto", "cpu" or "cuda".
+        plugins: another plugin manager than the process-wide one.
+
+    Raises:
+        AksslError: there is no such run or data, or no image of it can be read.
+    """
+    work = _work(run_dir, data, backbone, batch_size, device, plugins)
+    with torch.random.fork_rng(devices=[]):
+        features, rows = work.features()
+    result = Embedded(features, work.ids(rows), work.labels(rows))
+    result.classes, result.unreadable = work.images.classes, work.unreadable()
+    return result
+
+
+def embed_to_file(
+    run_dir: str | Path,
+    path: Path,
+    *,
+    data: Any = None,
+    backbone: nn.Module | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    overwrite: bool = False,
+    plugins: Plugins | None = None,
+) -> Saved:
+    """The same in a file, which appears whole or not at all. CSV and Parquet hold one batch in memory at a time.
+
+    `.safetensors`: tensors `features`, `labels`, and `ids`, or `names`, which is UTF-8 with a zero byte between names.
+    `.npz`: arrays `features`, `ids`, `labels`, `classes`. `.csv`: columns id, label, class, f0, f1, ... `.parquet`:
+    columns id, label, class and features, a list of float32 (`pip install akssl-core[parquet]`). What the data do
+    not have is left out.
+
+    Raises:
+        AksslError: as `embed`, or the file cannot or must not be written.
+    """
+    _refuse(path, overwrite=overwrite)
+    work = _work(run_dir, data, backbone, batch_size, device, plugins)
+    writers = {".safetensors": _safetensors, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
+    with torch.random.fork_rng(devices=[]), atomic_file(path) as file:
+        count = writers[path.suffix.lower()](work, file)
+    return Saved(path, count, work.trained.backbone.embed_dim, work.unreadable())
+
+
+def _refuse(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot or must not be written, before anything is computed.
+
+    Raises:
+        ConfigError: an unknown suffix, no such folder, something is there, or pyarrow is missing for Parquet.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        hint = did_you_mean(suffix, FORMATS)
+        raise ConfigError(f"--out: '{path}' must end in one of {', '.join(FORMATS)}.{hint}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
+    if path.is_dir():
+        raise ConfigError(f"--out: '{path}' is a folder; expected a file. Choose another name.")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--out: '{path}' exists already. Replace it with --force, or choose another name.")
+    if suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # type: ignore[import-untyped] # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "--out: Parquet files need pyarrow, which is not installed: pip install 'akssl-core[parquet]'. Or "
+                "write .safetensors, .npz or .csv."
+            ) from error
+
+
+# -- the work -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Work:
+    """Images, and what turns them into features."""
+
+    trained: Trained
+    images: ImageSet
+    data: str
+    batch_size: int
+    device: torch.device
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (b, D) float32 on the CPU, and the positions (b,) of their images; those unreadable are left out.
+
+        Raises:
+            DataError: none can be read.
+        """
+        done = 0
+        with self._on_device(), self._bar() as bar:
+            for start in range(0, len(self.images), self.batch_size):
+                index = range(start, min(start + self.batch_size, len(self.images)))
+                pixels = self.images.fetch(index)
+                bad = {i for i, _ in pixels.unreadable}
+                features = features_of(self.trained.backbone, pixels, self.trained.preprocess, device=self.device)
+                kept = torch.tensor([i for i in index if i not in bad], dtype=torch.int64)
+                bar.update(len(index))
+                if len(kept):
+                    done += len(kept)
+                    yield features.float().cpu()[kept - start], kept
+        if not done:
+            raise DataError(f"data: none of the {len(self.images)} images in {self.data} can be read.")
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """All features (N, D), laid out once, and the positions (N,) of their images."""
+        result, count = torch.empty(0, 0), 0
+        rows: list[Tensor] = []
+        for block, kept in self.blocks():
+            if not rows:
+                result = torch.empty(len(self.images), block.shape[1])
+            result[count : count + len(block)] = block
+            rows.append(kept)
+            count += len(block)
+        return result[:count], torch.cat(rows)
+
+    def ids(self, rows: Tensor) -> Ids:
+        """Names of files, or numbers where images have no names."""
+        names = [self.images.id_of(i) for i in rows.tolist()]
+        return [int(name) for name in names] if self.numbered else names
+
+    @property
+    def numbered(self) -> bool:
+        """Whether images have numbers for names."""
+        return self.images.id_of(0).isdecimal() and self.images.id_of(len(self.images) - 1).isdecimal()
+
+    def labels(self, rows: Tensor) -> Tensor | None:
+        """The labels of these images, if any image has one."""
+        labels = self.images.labels
+        return None if labels is None or not (labels >= 0).any() else labels[rows]
+
+    def names(self, labels: Tensor | None) -> list[str] | None:
+        """The names of these labels, where they have names; empty for an image without a label."""
+        classes = self.images.classes
+        if labels is None or classes is None:
+            return None
+        return [classes[label] if label >= 0 else "" for label in labels.tolist()]
+
+    def unreadable(self) -> dict[str, str]:
+        """What could not be read."""
+        return dict(self.images.unreadable)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        self.trained.backbone.to(self.device)
+        yield
+
+    def _bar(self) -> Any:
+        hidden = not sys.stderr.isatty()
+        return tqdm(total=len(self.images), unit="image", disable=hidden, file=sys.stderr)
+
+
+def _work(
+    run_dir: str | Path,
+    data: Any,
+    backbone: nn.Module | None,
+    batch_size: int,
+    device: str,
+    plugins: Plugins | None,
+) -> _Work:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}.")
+    trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
+    hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
+    source, name = trained.source(data)
+    images = source.all()
+    if isinstance(images, StoredImages) and source is not data:
+        images.store.room = 0  # every image is looked at once, so none is kept in memory
+    return _Work(trained, images, name, batch_size, hardware.device)
+
+
+# -- files ----------------------------------------------------------------------------------------
+def _safetensors(work: _Work, file: IO[bytes]) -> int:
+    features, rows = work.features()
+    ids, labels = work.ids(rows), work.labels(rows)
+    tensors = {"features": features}
+    if work.numbered:
+        tensors["ids"] = torch.tensor(ids)
+    else:
+        text = "\0".join(map(str, ids)).encode("utf-8", "replace")
+        tensors["names"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    if labels is not None:
+        tensors["labels"] = labels
+    classes = work.images.classes
+    metadata = {"format": "akssl-features-1", **({} if classes is None else {"classes": json.dumps(list(classes))})}
+    file.write(tensor_bytes(tensors, metadata))
+    return len(features)
+
+
+def _npz(work: _Work, file: IO[bytes]) -> int:
+    features, rows = work.features()
+    labels, classes = work.labels(rows), work.images.classes
+    arrays = {"features": features.numpy(), "ids": np.array(work.ids(rows))}
+    arrays |= {} if labels is None else {"labels": labels.numpy()}
+    arrays |= {} if classes is None else {"classes": np.array(classes)}
+    np.savez(file, **arrays)  # type: ignore[arg-type] # numpy takes arrays by any name; none holds objects
+    return len(features)
+
+
+def _csv(work: _Work, file: IO[bytes]) -> int:
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+    writer, count = csv.writer(text), 0
+    for features, rows in work.blocks():
+        columns = _columns(work, rows)
+        if not count:
+            writer.writerow([*columns, *(f"f{i}" for i in range(features.shape[1]))])
+        for cells, values in zip(zip(*columns.values(), strict=True), features.numpy(), strict=True):
+            writer.writerow([*cells, *map(str, values)])  # the shortest text that gives the same float32 again
+        count += len(rows)
+    text.detach()  # flushes, and leaves the file open
+    return count
+
+
+def _parquet(work: _Work, file: IO[bytes]) -> int:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    writer, count = None, 0
+    try:
+        for features, rows in work.blocks():
+            values = pa.array(features.numpy().ravel())
+            lists = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
+            table = pa.table({**_columns(work, rows), "features": lists})
+            writer = writer or parquet.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+            count += len(rows)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count
+
+
+def _columns(work: _Work, rows: Tensor) -> dict[str, Sequence[Any]]:
+    """What stands beside the features of these images."""
+    labels = work.labels(rows)
+    columns: dict[str, Sequence[Any]] = {"id": work.ids(rows)}
+    if labels is not None:
+        columns["label"] = labels.tolist()
+    if (names := work.names(labels)) is not None:
+        columns["class"] = names
+    return columns

@@ -1,0 +1,260 @@
+"""From a run folder to an `Evaluation`, and to the run's `evaluation.json`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config.schema import validate
+from ..errors import ConfigError, did_you_mean
+from ..rundir.files import CannotWrite
+from ..rundir.folder import RunDir
+from ..settings import TrainSpec
+from ..training.hardware import choose_hardware
+from .finetune import FineTuning
+from .interval import HOW, interval
+from .opened import Trained, open_trained
+from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
+from .result import GIVEN, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score
+from .split import Split, stratified
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..plugins.manager import Plugins
+
+FORMAT = "akssl-evaluation-1"  # of evaluation.json
+OWN = {"knn": "k", "linear": "solver", "finetune": "epochs"}  # the protocols, and the setting that each alone has
+USUAL_KS, USUAL_EPOCHS = (10, 20, 100, 200), 10
+USUAL_K = 20  # of the comparisons, where it is among those that were asked for
+
+
+def evaluate(
+    run_dir: str | Path,
+    protocol: str = "knn",
+    *,
+    data: Any = None,
+    labels: float | Sequence[float] = 1.0,
+    seeds: int = 5,
+    k: int | Sequence[int] | None = None,
+    weights: str | Path | None = None,
+    backbone: nn.Module | None = None,
+    solver: Solver | None = None,
+    epochs: int | None = None,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    plugins: Plugins | None = None,
+) -> Evaluation:
+    """Judge what a run has learned, beside raw pixels and the same backbone untrained, with 95 % intervals.
+
+    The run is left as it is, except for `evaluation.json` in its folder, which collects what was found.
+
+    Args:
+        run_dir: the folder of a run that has ended.
+        protocol: "knn", "linear" (a probe on frozen features) or "finetune" (a copy of the whole backbone).
+        data: labelled data as `run` takes it, or a table of a source's settings. Default: that of the run.
+        labels: share of the training labels to use, or several; each class keeps the same share, at least one image.
+        seeds: draws of the labels. Where all are used, k-NN and probe have nothing to draw and are computed once.
+        k: neighbours of the k-NN, one number or several. Default: 10, 20, 100 and 200.
+        weights: a .safetensors file to compare with, of ImageNet say: a state dict under the backbone library's names.
+        backbone: your own network as it began, if the run trained one.
+        solver: of the linear probe: "lbfgs", "sgd" or "auto", the default, which takes SGD where features are many.
+        epochs: of the fine-tuning. Default: 10.
+        train_images: learn from at most so many images, spread over the data.
+        test_images: test on at most so many.
+        batch_size: images a forward pass.
+        device: "auto", "cpu" or "cuda".
+        plugins: another plugin manager than the process-wide one.
+
+    Raises:
+        AksslError: there is no such run, the data have no labels, or a setting is wrong; nothing is written.
+    """
+    shares = _shares(labels)
+    for name, value in {"seeds": seeds, "batch_size": batch_size}.items():
+        _at_least_one(name, value)
+    for name, limit in {"train_images": train_images, "test_images": test_images}.items():
+        _at_least_one(name, 1 if limit is None else limit)
+    settings = {"k": k, "solver": solver, "epochs": epochs}
+    _only_own(protocol, {name for name, value in settings.items() if value is not None})
+    trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
+    folder = RunDir.open(trained.path)
+    hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
+    way = _protocol(protocol, settings, batch_size, hardware.device)
+    systems, notes = _systems(trained, weights)
+    source, name = trained.source(data)
+    split = Split.of(source, name, train_images, test_images)
+    draws = {share: _draws(split.labels, share, seeds, way) for share in shares}
+    right = _all_right(way, systems, split, draws)
+    found = _evaluation(way, name, split, draws, right, notes)
+    try:
+        return replace(found, file=_collect(folder, trained, found))
+    except CannotWrite as error:
+        warnings.warn(f"the results are not kept: {error}", UserWarning, stacklevel=2)
+        return found
+
+
+# -- what was asked for ---------------------------------------------------------------------------
+def _shares(labels: Any) -> list[float]:
+    shares = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+    for share in shares:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
+            raise ConfigError(f"labels: {share!r} is no share of the labels; expected above 0 and at most 1, as 0.1.")
+    if not shares:
+        raise ConfigError("labels: expected a share of the labels, or several; got none.")
+    return [float(share) for share in dict.fromkeys(shares)]
+
+
+def _at_least_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{name}: expected a whole number from 1 on, got {value!r}.")
+
+
+def _only_own(protocol: str, given: set[str]) -> None:
+    """Refuse an unknown protocol, and settings that belong to another one: they would change nothing."""
+    if protocol not in OWN:
+        hint = did_you_mean(str(protocol), OWN)
+        raise ConfigError(f"protocol: there is no '{protocol}'.{hint} Protocols: {', '.join(OWN)}.")
+    for name in sorted(given - {OWN[protocol]}):
+        owner = next(other for other, own in OWN.items() if own == name)
+        raise ConfigError(f"{name}: a setting of the protocol '{owner}'; this is '{protocol}'. Leave it out.")
+
+
+def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: torch.device) -> Protocol:
+    own = settings[OWN[name]]
+    if name == "knn":
+        ks = USUAL_KS if own is None else list(own) if isinstance(own, Iterable) else [own]
+        if not ks:
+            raise ConfigError("k: expected a number of neighbours, or several; got none.")
+        for k in ks:
+            _at_least_one("k", k)
+        return Knn(sorted({int(k) for k in ks}), batch_size, device)
+    if name == "linear":
+        if own not in (None, "auto", "lbfgs", "sgd"):
+            raise ConfigError(f"solver: '{own}' is none of auto, lbfgs, sgd.")
+        return Linear(own or "auto", batch_size, device)
+    epochs = USUAL_EPOCHS if own is None else own
+    _at_least_one("epochs", epochs)
+    return FineTune(FineTuning(int(epochs), batch_size, device))
+
+
+def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System], list[str]]:
+    """What is compared, the trained backbone first."""
+    feed = trained.preprocess
+    systems = [
+        System(TRAINED, trained.backbone, feed),
+        System(RANDOM, trained.untrained(), feed),
+        System(PIXELS, None, feed),
+    ]
+    if weights is None:
+        return systems, []
+    given, notes = trained.with_weights(Path(weights))
+    return [*systems, System(GIVEN, given, given.preprocess or feed)], notes
+
+
+def _draws(labels: Tensor, share: float, seeds: int, way: Protocol) -> list[Tensor]:
+    """The rows that are learned from, one tensor for each seed; once where the seed changes nothing that counts."""
+    if share == 1:
+        return [torch.arange(len(labels))] * (seeds if way.repeats else 1)
+    return [stratified(labels, share, seed) for seed in range(seeds)]
+
+
+# -- what was found -------------------------------------------------------------------------------
+Right = dict[tuple[str, float, int | None], Tensor]  # (draws, Q) of 0 and 100 by system, share and k
+
+
+def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[float, list[Tensor]]) -> Right:
+    """Which test images each system gets right; one system is in memory at a time."""
+    jobs = [(share, seed, rows) for share, of in draws.items() for seed, rows in enumerate(of)]
+    result: dict[tuple[str, float, int | None], list[Tensor]] = {}
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=len(systems) * len(jobs), unit="fit", disable=hidden, file=sys.stderr, leave=False) as bar:
+        for system in systems:
+            learner, found = way.learner(system, split), Guesses()
+            for share, seed, rows in jobs:
+                if seed == 0 or share < 1 or learner.repeats:  # else it would be the same once more
+                    found = learner.guesses(rows, seed)
+                for k, guesses in found.items():
+                    right = 100 * (guesses == split.test_labels).double()
+                    result.setdefault((system.name, share, k), []).append(right)
+                bar.update()
+                if hidden and learner.repeats:
+                    sys.stderr.write(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}\n")
+            if hidden:
+                sys.stderr.write(f"{way.name}: {system.name} is judged\n")
+    return {key: torch.stack(of) for key, of in result.items()}
+
+
+def _evaluation(
+    way: Protocol, data: str, split: Split, draws: dict[float, list[Tensor]], right: Right, notes: list[str]
+) -> Evaluation:
+    ks = [k for name, share, k in right if name == TRAINED and share == next(iter(draws))]
+    usual = USUAL_K if USUAL_K in ks else ks[0]
+    scores = []
+    for (name, share, k), values in right.items():
+        found = interval(values, least=0, most=100)
+        each = tuple(values.mean(1).tolist())
+        scores.append(Score(name, share, len(draws[share][0]), k, found.mean, found.low, found.high, each))
+    scores.sort(key=lambda score: list(draws).index(score.labels))  # stable: systems and k stay in order
+    return Evaluation(
+        protocol=way.name,
+        meaning=way.meaning,
+        interval=HOW,
+        data=data,
+        split=split.record(),
+        k=usual,
+        scores=tuple(scores),
+        comparisons=tuple(_comparisons(right, list(draws), usual)),
+        notes=tuple([*notes, *_warnings(split)]),
+    )
+
+
+def _comparisons(right: Right, shares: list[float], k: int | None) -> Iterator[Comparison]:
+    """The trained backbone against every other system, paired by draw and test image."""
+    others = dict.fromkeys(name for name, *_ in right if name != TRAINED)
+    for share in shares:
+        for other in others:
+            found = interval(right[TRAINED, share, k] - right[other, share, k], least=-100, most=100)
+            yield Comparison(other, share, k, found.mean, found.low, found.high)
+
+
+def _warnings(split: Split) -> list[str]:
+    """What a reader of the numbers must know."""
+    notes = []
+    if split.overlap:
+        ids = ", ".join(split.overlap[:3])
+        notes.append(
+            f"{len(split.overlap)} of {len(split.test)} test images are also training images, pixel for pixel ({ids}"
+            f"{', ...' if len(split.overlap) > 3 else ''}): the accuracies are too high by what they give away"
+        )
+    if split.unreadable:
+        notes.append(f"{len(split.unreadable)} images could not be read and are left out")
+    return notes
+
+
+def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> Path:
+    """Add to `evaluation.json`, by protocol, data and share of labels; results of earlier weights are dropped."""
+    known = folder.read_evaluation()
+    same = known.get("format") == FORMAT and known.get("backbone") == trained.fingerprint
+    results = _inner(known if same else {}, "results")
+    by_data = _inner(results, found.protocol)
+    by_share = _inner(by_data, found.data) | {f"{share:g}": found.only(share).record() for share in found.labels}
+    results = {**results, found.protocol: {**by_data, found.data: by_share}}
+    table = {"format": FORMAT, "backbone": trained.fingerprint, "results": results}
+    return folder.write_evaluation(table)
+
+
+def _inner(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A table within another; an empty one where something else stands."""
+    found = table.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}

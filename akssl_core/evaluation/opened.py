@@ -1,0 +1,187 @@
+"""What a run has trained, opened again: its backbone, the same one before the first step, and its data.
+
+Nothing here writes, and every network is a copy of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..backbone import Backbone, WrappedBackbone
+from ..config.registry import STAND_IN
+from ..config.schema import validate
+from ..data import DatasetSource, Preprocess, source_from
+from ..data.opening import data_source
+from ..errors import ConfigError, DataError
+from ..exporting.backbone_file import FILE, FORMAT, load_backbone
+from ..method import Method
+from ..plugins.manager import Plugins, installed
+from ..rundir.files import digest
+from ..rundir.folder import RunDir, read_tensors
+from ..settings import RunSpec
+
+PHOTOS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that published weights for photos expect
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has ended: `backbone` (eval mode, on the CPU) and what belongs to it.
+
+    `path` is the run's folder or, where a file was given, that file; only a folder knows its data and its beginning.
+    """
+
+    path: Path
+    backbone: Backbone
+    module: nn.Module | None  # the user's own network, where the run trained one
+    plugins: Plugins
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How the backbone is fed."""
+        assert self.backbone.preprocess is not None
+        return self.backbone.preprocess
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.yaml says.
+
+        Raises:
+            RunDirError: this is no run folder.
+        """
+        return RunDir.open(self.path).read_config()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the trained weights, by which results of an earlier state are told apart."""
+        return digest((self.path / FILE).read_bytes())
+
+    def source(self, data: Any = None) -> tuple[DatasetSource, str]:
+        """The source that `data` means, the run's own for None, and its name for people.
+
+        Raises:
+            AksslError: there is no such data, or the run was started with a Python object for it.
+        """
+        size = self.preprocess.size
+        if data is None:
+            table = self.config["data"]
+            if table["name"] == STAND_IN:
+                raise ConfigError(
+                    f"data: {self.path} was trained on a Python object ({table['type']}) that has no name. Pass it "
+                    f"again in Python, data=..., or name other data: --data SOURCE, FOLDER or FILE."
+                )
+            return data_source({"data": table}, self.plugins, size), _title(table)
+        if isinstance(data, Mapping | Path | str):
+            table = dict(data) if isinstance(data, Mapping) else {"name": str(data)}
+            return data_source({"data": table}, self.plugins, size), _title(table)
+        source = source_from(data, size)
+        if source is None:
+            raise DataError(
+                f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, a torch "
+                f"Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
+            )
+        return source, type(data[0] if isinstance(data, tuple | list) else data).__name__
+
+    def untrained(self) -> Backbone:
+        """The encoder as it was before the first step: built again from the seed of the run."""
+        if self.module is not None:
+            return _empty(self)
+        spec = validate(RunSpec, self.config, registry=self.plugins)
+        assert spec.backbone is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            backbone: Backbone = spec.backbone.build(self.backbone.image)
+            method: Method = spec.method.build(backbone)  # a method may start its encoder in a way of its own
+        encoder = method.encoder
+        encoder.preprocess = self.preprocess
+        return encoder.eval()
+
+    def with_weights(self, file: Path) -> tuple[Backbone, list[str]]:
+        """The same network with weights from a file, and what was decided for it.
+
+        The file is a state dict under the key names of the library the network comes from, or a backbone that a run
+        has left. A plain one is fed with images normalised as photos are, where there are three channels.
+
+        Raises:
+            RunDirError: the file cannot be read.
+            ConfigError: its weights are those of another network.
+        """
+        tensors, metadata = read_tensors(file)
+        if metadata.get("format") == FORMAT:
+            other = load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins)
+            return other, []
+        backbone = _empty(self)
+        target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
+        wanted = target.state_dict()
+        known = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        wrong = [name for name, tensor in wanted.items() if not _fits(known.get(name), tensor, name)]
+        if wrong:
+            raise ConfigError(f"weights: {file} does not fit {self._name()}: {_difference(wrong, known, wanted)}")
+        target.load_state_dict({**wanted, **known})
+        left = sorted(tensors.keys() - known.keys())
+        notes = [f"{file.name}: left out {', '.join(left[:4])}{', ...' if len(left) > 4 else ''}"] if left else []
+        if self.preprocess.channels == len(PHOTOS[0]):
+            backbone.preprocess = replace(self.preprocess, mean=PHOTOS[0], std=PHOTOS[1])
+            notes.append(f"{file.name}: its images are normalised with mean {PHOTOS[0]} and std {PHOTOS[1]}")
+        return backbone.eval(), notes
+
+    def _name(self) -> str:
+        return f"the run's backbone '{self.config['backbone']['name']}' at {self.preprocess.size} px"
+
+
+def open_trained(run_dir: Path | str, *, backbone: nn.Module | None = None, plugins: Plugins | None = None) -> Trained:
+    """What a run folder, or a file of a backbone, holds. `backbone` is the user's own network, if the run trained one.
+
+    Raises:
+        RunDirError: there is no run, or it has not finished.
+        ConfigError: the run trained a network of the user's own and none was given, or its weights do not fit.
+    """
+    path, plugins = Path(run_dir), plugins or installed()
+    if not path.is_file():
+        RunDir.open(path)
+    found = load_backbone(path, module=copy.deepcopy(backbone), plugins=plugins)
+    return Trained(path, found, copy.deepcopy(backbone), plugins)
+
+
+def _empty(trained: Trained) -> Backbone:
+    """The network with weights that mean nothing, or those that the user's own module came with."""
+    result = copy.deepcopy(trained.backbone)
+    if trained.module is not None:
+        given = trained.module
+        target = result.module if isinstance(result, WrappedBackbone) else result
+        target.load_state_dict(given.state_dict())
+    return result.eval()
+
+
+def _title(table: Mapping[str, Any]) -> str:
+    """Data for people: where it lies, or the source's name with the settings that were given."""
+    if "path" in table:
+        return str(table["path"])
+    more = [f"{key}={value}" for key, value in table.items() if key != "name"]
+    return f"{table['name']} ({', '.join(more)})" if more else str(table["name"])
+
+
+def _fits(found: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:
+    """Whether a weight is there in the right shape; counters of batches decide nothing."""
+    return name.endswith("num_batches_tracked") if found is None else found.shape == wanted.shape
+
+
+def _difference(wrong: list[str], known: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
+    """The first weight that is missing or of another shape, and what to do."""
+    first = wrong[0]
+    if first not in known:
+        return (
+            f"{len(wrong)} weights are missing, '{first}' first. Give a state dict under the library's own key names."
+        )
+    have, need = tuple(known[first].shape), tuple(wanted[first].shape)
+    return (
+        f"'{first}' has the shape {have}, expected {need}. Weights must be of the same architecture, with the same "
+        f"stem: small images get a small one."
+    )

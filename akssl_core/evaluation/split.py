@@ -1,0 +1,120 @@
+"""The images that classifiers learn from and those they are judged by: labelled, readable, and told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import DatasetSource, HoldOutSource, ImageSet, Prepared
+from ..draws import fold
+from ..errors import DataError
+from ..metrics import sample
+
+BATCH = 64  # images looked at together
+NAMED = 5  # images that a message names
+
+
+@dataclass(frozen=True)
+class Split:
+    """Train and test images with a label each, (N,) and (Q,) int64. `overlap` holds test images that also train."""
+
+    train: ImageSet
+    test: ImageSet
+    labels: Tensor
+    test_labels: Tensor
+    how: str
+    overlap: tuple[str, ...]  # ids
+    unreadable: Mapping[str, str]  # id -> reason; left out
+
+    @classmethod
+    def of(cls, source: DatasetSource, data: str, train: int | None = None, test: int | None = None) -> Split:
+        """The split that a source has or makes; at most `train` and `test` images, spread over each part.
+
+        Raises:
+            DataError: there are no labels, or no labelled image that can be read.
+        """
+        pair = source.probe()
+        if pair is None or any(images.labels is None for images in pair):
+            why = source.notes[-1] if source.notes else "no labels"
+            raise DataError(
+                f"data: {data} has no labelled images to judge a backbone by ({why}). Labels are required here: one "
+                f"sub-folder a class, a pair (images, labels), or a labelled source, --data SOURCE."
+            )
+        bank, queries = (_at_most(images, most) for images, most in zip(pair, (train, test), strict=True))
+        hashes, kept = _look(bank, data)
+        test_hashes, test_kept = _look(queries, data)
+        known = set(hashes)
+        overlap = [queries.id_of(i) for i, key in zip(test_kept.tolist(), test_hashes, strict=True) if key in known]
+        bank, queries = _only(bank, kept), _only(queries, test_kept)
+        assert bank.labels is not None
+        assert queries.labels is not None
+        unreadable = {**bank.unreadable, **queries.unreadable}
+        return cls(bank, queries, bank.labels, queries.labels, _how(source), tuple(overlap), unreadable)
+
+    def record(self) -> dict[str, Any]:
+        """Which images and how many, as plain values."""
+        return {
+            "how": self.how,
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "classes": len(torch.unique(self.labels)),
+            "overlap": len(self.overlap),
+            "overlap_ids": list(self.overlap[:NAMED]),
+            "unreadable": dict(self.unreadable),
+        }
+
+
+def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Positions of a share of the labels (N,), in ascending order: the same share of each class, at least one image.
+
+    A smaller share of the same seed is part of a larger one.
+    """
+    generator = torch.Generator().manual_seed(fold(seed) & (2**63 - 1))
+    chosen = []
+    for label in torch.unique(labels):
+        rows = torch.nonzero(labels == label).flatten()
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        chosen.append(order[: max(1, round(fraction * len(rows)))])
+    return torch.cat(chosen).sort().values
+
+
+def _look(images: ImageSet, data: str) -> tuple[list[bytes], Tensor]:
+    """A hash of each labelled image that can be read, by its size and pixels, and the positions of those images."""
+    assert images.labels is not None
+    labelled = torch.nonzero(images.labels >= 0).flatten().tolist()
+    hashes, kept = [], []
+    for start in range(0, len(labelled), BATCH):
+        index = labelled[start : start + BATCH]
+        pixels = images.fetch(index)
+        bad = {i for i, _ in pixels.unreadable}
+        for place, i in enumerate(index):
+            if i not in bad:
+                image = pixels.image(place).contiguous()
+                shape = repr(tuple(image.shape)).encode()
+                hashes.append(hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=shape[:64]).digest())
+                kept.append(i)
+    if not kept:
+        raise DataError(f"data: {data} has no labelled image that can be read. Look at its files, or give other data.")
+    return hashes, torch.tensor(kept)
+
+
+def _at_most(images: ImageSet, most: int | None) -> ImageSet:
+    return images if most is None else sample(images, most)
+
+
+def _only(images: ImageSet, rows: Tensor) -> ImageSet:
+    return images if len(rows) == len(images) else images.subset(rows)
+
+
+def _how(source: DatasetSource) -> str:
+    """Where the split comes from."""
+    if isinstance(source, Prepared):
+        return "the split that the file was prepared with"
+    if isinstance(source, HoldOutSource):
+        return "held out: one labelled image in five of each class tests, which runs on this data do not train on"
+    return "the source's own training and test images"

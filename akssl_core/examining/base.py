@@ -1,0 +1,118 @@
+"""What a rule is: a name, what it looks for, why that matters, how to mend it, and a function that finds it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..metrics import sample
+from ..reporting.files import RunFiles
+from ..rundir.folder import RunDir
+from ..running.plan import Plan
+
+Kind = Literal["plan", "run"]
+Found = str | tuple[str, str, str] | None  # evidence; or evidence, cause and cure of this case; or nothing
+Function = TypeVar("Function", bound=Callable[[Any], Found])
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a rule has found."""
+
+    rule: str
+    evidence: str
+    cause: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is looked for before a run ("plan") or in its folder ("run")."""
+
+    kind: Kind
+    name: str
+    meaning: str
+    cause: str
+    cure: str
+    function: Callable[[Any], Found]
+
+    def look(self, subject: Any) -> Finding | None:
+        """The finding, or nothing."""
+        found = self.function(subject)
+        if not found:
+            return None
+        return Finding(self.name, *(found if isinstance(found, tuple) else (found, self.cause, self.cure)))
+
+
+LOOKED_AT = 1000  # images of a sample
+
+RULES: list[Rule] = []
+
+
+def rule(kind: Kind, *, cause: str, cure: str) -> Callable[[Function], Function]:
+    """Make a function of a subject a rule of that kind; its docstring says what it looks for."""
+
+    def register(function: Function) -> Function:
+        name = function.__name__.replace("_", "-")
+        RULES.append(Rule(kind, name, " ".join((function.__doc__ or "").split()), cause, cure, function))
+        return function
+
+    return register
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a run may use."""
+
+    cores: int
+    gpus: int
+    memory: int | None  # bytes that are free on the device; None: unknown
+    disk: int  # bytes that are free where the run folder is to lie
+
+    @classmethod
+    def here(cls, device: torch.device, out: Path) -> Machine:
+        """The machine we are on, for a run on `device` that writes to `out`."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+        memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+        return cls(cores, torch.cuda.device_count(), memory, shutil.disk_usage(place).free)
+
+
+def _free_memory() -> int | None:
+    """Bytes of main memory that are free, or could be made so."""
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run before it starts."""
+
+    plan: Plan
+    machine: Machine
+    devices: int = 1  # processes
+
+    @cached_property
+    def pixels(self) -> list[Tensor]:
+        """Images (C, h, w) uint8 of a sample of the training images."""
+        images = sample(self.plan.images, LOOKED_AT)
+        pixels = images.fetch(range(len(images)))
+        return [pixels.image(i) for i in range(len(pixels))]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A run that was."""
+
+    run: RunFiles
+    folder: RunDir
+    versions: dict[str, str]  # of the packages installed here

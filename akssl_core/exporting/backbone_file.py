@@ -1,0 +1,183 @@
+"""The product of a run as a file, `backbone.safetensors`, and a backbone from such a file.
+
+The tensors are a plain state dict under the key names of the library the backbone comes from; the header says
+how to build the network and how to feed it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, Json, ValidationError, model_validator
+from torch import Tensor, nn
+
+from ..backbone import Backbone, WrappedBackbone
+from ..config.registry import STAND_IN
+from ..config.schema import BackboneRef, Schema, validate
+from ..data import ImageSpec, Preprocess
+from ..errors import ConfigError, RunDirError
+from ..plugins.manager import Plugins, installed
+from ..rundir.folder import RunDir, read_tensors
+
+FORMAT = "akssl-backbone-1"
+FILE = "backbone.safetensors"
+LARGEST = 2048  # side of an image in pixels: somebody makes memory for it
+
+
+def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preprocess: Preprocess) -> dict[str, str]:
+    """What a stranger needs to use the weights: every value is a text, nested ones are JSON."""
+    image = encoder.image
+    return {
+        "format": FORMAT,
+        "method": method,
+        "backbone": json.dumps(dict(backbone)),
+        "feature_size": str(encoder.embed_dim),
+        "image": json.dumps({"size": image.size, "channels": image.channels, "mean": image.mean, "std": image.std}),
+        "preprocess": json.dumps(preprocess.to_dict()),
+        "torch": str(torch.__version__),
+        "notes": json.dumps(encoder.notes),
+    }
+
+
+def export_backbone(
+    run_dir: RunDir, method: str, backbone: Mapping[str, Any], encoder: Backbone, preprocess: Preprocess
+) -> Path:
+    """Write `backbone.safetensors` into a run folder."""
+    return run_dir.write_tensors(FILE, encoder.export_state(), header(method, backbone, encoder, preprocess))
+
+
+def file_of(path: Path | str) -> Path:
+    """The file that a run folder, or a path to the file itself, means."""
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)
+
+
+def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the header, whose tables have been checked.
+
+    Raises:
+        RunDirError: there is no such file, it is not one of ours, or it is damaged.
+    """
+    if not file.is_file():
+        hint = " The run has not finished yet." if (file.parent / "manifest.json").is_file() else ""
+        raise RunDirError(f"{file} does not exist.{hint}")
+    tensors, metadata = read_tensors(file)
+    if metadata.get("format") != FORMAT:
+        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {FORMAT}.")
+    _told(file, metadata)
+    return tensors, metadata
+
+
+def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins: Plugins | None = None) -> Backbone:
+    """A trained backbone in eval mode, from a run folder or a `.safetensors` file.
+
+    It maps normalised float images (N, C, H, W) to features (N, D); its `preprocess` turns PIL images, uint8
+    tensors or arrays into such images. `module` is the network to fill when the run trained one of your own.
+
+    Raises:
+        RunDirError: there is no such file, or it is not one of ours.
+        ConfigError: the run trained your own module and none was given, or its weights do not fit.
+    """
+    file = file_of(path)
+    tensors, metadata = read_product(file)
+    told = _told(file, metadata)
+    spec = ImageSpec(told.image.size, told.image.channels, told.image.mean, told.image.std)
+    with torch.random.fork_rng(devices=[]):
+        if module is None:
+            _refuse_misfit(file, tensors, told.backbone, spec, plugins or installed())
+        backbone = _empty(told.backbone, spec, module, plugins or installed())
+    target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
+    try:
+        target.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(f"{file}: the weights do not fit the module that was given: {error}") from error
+    backbone.preprocess = Preprocess.from_dict(told.preprocess.model_dump())
+    return backbone.eval()
+
+
+class _Image(Schema):
+    """How images reach the backbone, as the header tells it."""
+
+    size: int = Field(ge=1, le=LARGEST)
+    channels: int = Field(ge=1, le=1024)
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> _Image:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError("mean and std have one number a channel")
+        return self
+
+
+class _Preprocess(_Image):
+    """The evaluation transform, as the header tells it."""
+
+    resize: int = Field(ge=1, le=LARGEST)
+
+    @model_validator(mode="after")
+    def _room_for_the_crop(self) -> _Preprocess:
+        if self.resize < self.size:
+            raise ValueError("resize must not be smaller than size")
+        return self
+
+
+class _Named(Schema):
+    """The network alone, for its checked settings."""
+
+    backbone: BackboneRef
+
+
+class _Told(Schema):
+    """What is needed of the header of a backbone file."""
+
+    image: Json[_Image]
+    preprocess: Json[_Preprocess]
+    backbone: Json[dict[str, Any]]
+
+
+def _told(file: Path, metadata: Mapping[str, str]) -> _Told:
+    """The header of a file that comes from anywhere, checked."""
+    try:
+        told = _Told.model_validate({name: metadata.get(name, "") for name in _Told.model_fields})
+        if not isinstance(told.backbone.get("name"), str):
+            raise RunDirError(f"{file} is damaged: its header names no backbone.")
+    except ValidationError as error:
+        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, item["loc"]))
+        raise RunDirError(f"{file} is damaged: its header is wrong: {place:.60} {item['msg']:.100}.") from error
+    return told
+
+
+def _refuse_misfit(
+    file: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], image: ImageSpec, plugins: Plugins
+) -> None:
+    """Compare the weights with an outline of the network, which takes no memory, before the network is made."""
+    try:
+        with torch.device("meta"):
+            outline = _empty(settings, image, None, plugins).export_state()
+    except (NotImplementedError, RuntimeError):
+        return  # a network that looks at its weights while it is made has no outline
+    wanted = {name: tuple(tensor.shape) for name, tensor in outline.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if odd := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        name = odd[0]
+        raise RunDirError(
+            f"{file} is damaged: its weights are not those of {settings['name']:.60}: '{name:.60}' is of shape "
+            f"{found.get(name, 'none')!s:.60}, expected {wanted.get(name, 'none')!s:.60}."
+        )
+
+
+def _empty(settings: Mapping[str, Any], image: ImageSpec, module: nn.Module | None, plugins: Plugins) -> Backbone:
+    """The network without its weights."""
+    if module is not None:
+        return module if isinstance(module, Backbone) else WrappedBackbone(module, image)
+    if settings["name"] == STAND_IN:
+        kind = f"{settings.get('type', 'module')!s:.60}"
+        raise ConfigError(f"this backbone is your own {kind}: load_backbone(path, module={kind}(...)).")
+    table = {**settings, "pretrained": False} if settings.get("pretrained") else settings  # the file has the weights
+    result: Backbone = validate(_Named, {"backbone": table}, registry=plugins).backbone.build(image)
+    return result

@@ -1,0 +1,1 @@
+"""Everything about plugins: finding, loading and listing them, and the template of a new one."""

@@ -1,0 +1,102 @@
+"""What is installed, by package metadata alone: nothing of a plugin is imported here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from ..errors import plain, visible
+
+API = 1
+PREFIX = "akssl.v"
+LONGEST = 1000  # characters of a name that are shown
+GROUP = f"{PREFIX}{API}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry point as its metadata tells it; nothing of it has been imported."""
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+    api: str
+    status: str  # "installed", "other API", "clash", "blocked"
+    reason: str = ""
+
+    def record(self) -> dict[str, str]:
+        """The entry as a row of a listing."""
+        return asdict(self)
+
+
+def canonical(distribution: str) -> str:
+    """A distribution's name in the form in which package indexes compare names."""
+    return distribution.lower().replace("_", "-").replace(".", "-")
+
+
+def _raw_entries() -> Iterator[Entry]:
+    """Each entry point of any API version once, stale copies of one distribution's metadata left out."""
+    seen: set[str] = set()
+    for found in importlib.metadata.distributions():
+        try:
+            points = [point for point in found.entry_points if point.group.startswith(PREFIX)]
+            if not points:
+                continue
+            distribution, version = (_told(str(text or "unknown")) for text in (found.name, found.version))
+        except Exception as error:  # a file that is no text or lacks a sign: one package must not hide all others
+            place = getattr(found, "_path", "?")
+            warnings.warn(f"the metadata in {place} cannot be read and is passed over: {error}", stacklevel=2)
+            continue
+        if canonical(distribution) in seen:
+            continue
+        seen.add(canonical(distribution))
+        names: set[tuple[str, str]] = set()
+        for point in points:
+            name, api = _told(point.name), _told(point.group.removeprefix(PREFIX))
+            if (api, plain(name)) not in names:
+                names.add((api, plain(name)))
+                yield Entry(name, _told(point.value), distribution, version, api, "installed")
+
+
+def _told(text: str) -> str:
+    """What metadata says, as far as a table can show it."""
+    return visible(text[:LONGEST])
+
+
+def _allowed() -> frozenset[str] | None:
+    """The plugins that AKSSL_PLUGINS lets in; None: all."""
+    value = os.environ.get("AKSSL_PLUGINS")
+    return None if value is None else frozenset(plain(name) for name in value.split(",") if name.strip())
+
+
+def entries() -> list[Entry]:
+    """All installed plugins with their status, sorted by name, from metadata alone."""
+    raw, allowed = list(_raw_entries()), _allowed()
+    claims: dict[str, set[str]] = {}
+    for entry in raw:
+        if entry.api == str(API):
+            claims.setdefault(plain(entry.name), set()).add(f"{entry.distribution} {entry.version}")
+    result = []
+    for entry in raw:
+        status, reason = "installed", ""
+        owners = claims.get(plain(entry.name), set())
+        if entry.api != str(API):
+            status, reason = "other API", f"made for API {entry.api}; this core offers {API}"
+        elif allowed is not None and not {plain(entry.name), plain(entry.distribution)} & allowed:
+            status, reason = "blocked", "not named in AKSSL_PLUGINS"
+        elif len(owners) > 1:
+            status, reason = "clash", f"claimed by {' and '.join(sorted(owners))}; uninstall all but one"
+        result.append(Entry(entry.name, entry.value, entry.distribution, entry.version, entry.api, status, reason))
+    return sorted(result, key=lambda e: (plain(e.name), e.distribution))
+
+
+def version(distribution: str) -> str:
+    """The installed version of a distribution, or "not installed"."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,115 @@
+"""The table of plugins: what is installed, what was imported, what it provides, why not, and what to do about it."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from .installed import Entry, version
+from .manager import Failure, Plugins
+
+COLUMNS = ("name", "distribution", "version", "api", "status", "provides", "reason", "cure", "file", "seconds")
+DEPENDENCIES = ("akssl-core", "torch", "torchvision", "pluggy", "pydantic", "safetensors", "numpy", "pillow")
+
+
+def plugin_table(plugins: Plugins) -> list[dict[str, str]]:
+    """A row for each installed plugin and each plugin file, with what is known of it by now.
+
+    Status: "installed" (not imported yet), "ok", "invalid" (imports, but registers nothing usable), "broken" (does not
+    import), "blocked" (by AKSSL_PLUGINS), "clash" (two distributions claim the name) or "other API".
+    """
+    rows = [_row(entry, plugins) for entry in plugins.entries]
+    known = {entry.name for entry in plugins.entries}
+    for name, loaded in plugins.loaded.items():
+        if name not in known:
+            facts = {"name": name, "status": "ok", "provides": _provides(plugins, loaded.owner), "file": loaded.file}
+            rows.append({**dict.fromkeys(COLUMNS, ""), **facts})
+    return rows
+
+
+def _row(entry: Entry, plugins: Plugins) -> dict[str, str]:
+    facts = {**entry.record(), "cure": _cure(entry)}
+    facts.pop("value")
+    if failure := plugins.failures.get(entry.name):
+        facts |= {"status": failure.status, "reason": _first_line(failure.error), "cure": _mend(failure)}
+    elif entry.status == "installed" and (loaded := plugins.loaded.get(entry.name)):
+        provides = _provides(plugins, loaded.owner)
+        facts |= {"provides": provides, "file": loaded.file, "seconds": f"{loaded.seconds:.1f}", "status": "ok"}
+        if not provides:
+            facts |= {"status": "invalid", "reason": "has no hook that akssl calls", "cure": "tell its author"}
+    return {**dict.fromkeys(COLUMNS, ""), **facts}
+
+
+def _provides(plugins: Plugins, owner: str) -> str:
+    """Kinds and names of what a plugin registered, and the hooks by which it answers or watches."""
+    components = [f"{component.kind} {component.name}" for component in plugins.registry.owned(owner)]
+    hooks = {
+        "akssl_resolve": "names by family",
+        "akssl_run_started": "watches runs",
+        "akssl_run_finished": "watches runs",
+    }
+    other = dict.fromkeys(text for hook, text in hooks.items() if plugins.answers(owner, hook))
+    return ", ".join([*components, *other])
+
+
+def _cure(entry: Entry) -> str:
+    """What to do about a plugin that is not loaded, by its metadata."""
+    cures = {
+        "other API": f"pip install -U akssl-core {entry.distribution}",
+        "blocked": "unset AKSSL_PLUGINS, or name it there",
+        "clash": "pip uninstall all but one",
+    }
+    return cures.get(entry.status, "")
+
+
+def _mend(failure: Failure) -> str:
+    return f"pip install -U {failure.distribution}, or pip uninstall {failure.distribution}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a component is written, and who provides it."""
+
+    module: str
+    file: str
+    line: int
+    plugin: str  # the distribution
+    version: str
+
+
+def find(plugins: Plugins, kind: str, name: str) -> Location:
+    """Where the component of this kind and name is written.
+
+    Raises:
+        PluginError: there is none.
+    """
+    component = plugins.get(kind, name)
+    written = next(c for c in component.__mro__ if c.__module__ == component.__module__ and _has_source(c))
+    _, line = inspect.getsourcelines(written)
+    root = component.__module__.partition(".")[0]
+    owners = {entry.value.partition(":")[0].partition(".")[0]: entry.distribution for entry in plugins.entries}
+    distribution = "akssl-core" if root == __package__ else owners.get(root, "")
+    file = inspect.getsourcefile(written) or "?"
+    return Location(written.__module__, file, line, distribution or "-", version(distribution) if distribution else "-")
+
+
+def _has_source(component: type) -> bool:
+    """A class that an open family makes on the fly has none; the class it derives from has."""
+    try:
+        inspect.getsourcelines(component)
+    except (OSError, TypeError):
+        return False
+    return True
+
+
+def environment(plugins: Plugins) -> dict[str, Any]:
+    """Versions and the plugin table, for a run's manifest."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in DEPENDENCIES}}
+    return {"versions": versions, "plugins": plugin_table(plugins)}

@@ -1,0 +1,109 @@
+"""The section on what `akssl eval` has found, from its file in the run folder.
+
+The file is another command's: whatever in it is not as expected is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..rundir.files import digest
+from ..rundir.folder import RunDir
+from .files import RunFiles
+from .html import Html, section, table, tag
+from .shapes import Judged, Judgement
+
+TRAINED = "trained"  # the system that is the run's own backbone
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one protocol has found on some data with a share of the labels."""
+
+    protocol: str
+    data: str
+    labels: str  # 0.1
+    found: Judgement
+
+    def scores(self) -> dict[str, Judged]:
+        """The accuracy of each system, with as many neighbours as the evaluation itself puts first."""
+        return {score.system: score for score in self.found.scores if score.k == self.found.k}
+
+
+def judgements(run_dir: Path) -> list[Share]:
+    """All that `evaluation.json` says of the weights that the folder holds now; nothing where it cannot be read."""
+    known = RunDir(run_dir).read_evaluation()
+    if _outdated(run_dir, known):
+        return []
+    return [
+        Share(protocol, data, labels, found)
+        for protocol, by_data in _items(known.get("results"))
+        for data, by_share in _items(by_data)
+        for labels, record in _items(by_share)
+        if (found := _judgement(record))
+    ]
+
+
+def evaluation(run: RunFiles) -> list[Html]:
+    """A table for each protocol and data: every system's accuracy with its interval, by share of the labels."""
+    found = judgements(run.path)
+    if not found:
+        return []
+    groups: dict[tuple[str, str], list[Share]] = {}
+    for share in found:
+        groups.setdefault((share.protocol, share.data), []).append(share)
+    parts = [part for (protocol, data), shares in groups.items() for part in _group(protocol, data, shares)]
+    interval = next((share.found.interval for share in found if share.found.interval), "")
+    said = [tag("p", f"Interval: {interval}.", class_="quiet")] if interval else []
+    return [section("Evaluation", *parts, *said)]
+
+
+def _group(protocol: str, data: str, shares: list[Share]) -> Iterator[Html]:
+    systems = list(dict.fromkeys(system for share in shares for system in share.scores()))
+    systems.sort(key=lambda system: system != TRAINED)  # stable: the others stay in order
+    rows = [[_percent(share.labels), *(_cell(share.scores().get(system)) for system in systems)] for share in shares]
+    k = next((f", k = {share.found.k}" for share in shares if share.found.k), "")
+    caption = f"{protocol}{k} on {data}: accuracy in percent with its interval"
+    yield table(["Labels", *systems], rows, caption=caption, kind="numbers")
+    answers = [tag("li", share.found.answer) for share in shares if share.found.answer]
+    if answers:
+        yield tag("ul", *answers)
+    yield from (tag("p", note, class_="quiet") for note in dict.fromkeys(n for s in shares for n in s.found.notes))
+
+
+def _cell(score: Judged | None) -> str:
+    if score is None:
+        return ""
+    known = score.low is not None and score.high is not None
+    return f"{score.accuracy:.1f} [{score.low:.1f}, {score.high:.1f}]" if known else f"{score.accuracy:.1f}"
+
+
+def _percent(labels: str) -> str:
+    try:
+        return f"{100 * float(labels):g} %"
+    except ValueError:
+        return labels
+
+
+def _outdated(run_dir: Path, known: Mapping[str, Any]) -> bool:
+    """Whether the weights have changed since they were judged."""
+    try:
+        return "backbone" in known and known["backbone"] != digest((run_dir / "backbone.safetensors").read_bytes())
+    except OSError:
+        return False
+
+
+def _judgement(record: Any) -> Judgement | None:
+    try:
+        return Judgement.model_validate(record)
+    except ValidationError:
+        return None
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, Mapping) else []

@@ -1,0 +1,220 @@
+"""How files get to disk: whole or not at all, flushed, under a lock, and with an answer when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import RunStopped
+
+
+class CannotWrite(RunStopped, OSError):
+    """The disk is full, read-only or gone."""
+
+    @property
+    def cause(self) -> OSError:
+        """What the system said."""
+        return self.__cause__ if isinstance(self.__cause__, OSError) else self
+
+
+def write_atomic(path: Path, data: bytes) -> Path:
+    """Write a file beside its target, flush it to disk and move it into place."""
+    with atomic_file(path) as file:
+        file.write(data)
+    return path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write beside its target: flushed to disk and moved into place at the end, removed on an error."""
+    draft = path.with_name(f".{path.name}.part")
+    with told(path):
+        try:
+            with draft.open("wb") as file:
+                yield file
+                _flush(file)
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What the system says of a file that cannot be written, in words that help."""
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        if error.errno not in CURES:
+            raise
+        raise CannotWrite(f"cannot write {path}: {error.strerror}. {CURES[error.errno]}") from error
+
+
+CURES = {
+    errno.ENOSPC: "Free some space; 'akssl resume RUN_DIR' goes on from the last checkpoint.",
+    errno.EDQUOT: "Free some of your quota; 'akssl resume RUN_DIR' goes on from the last checkpoint.",
+    errno.EROFS: "The file system is read-only: choose another folder.",
+    errno.EACCES: "You may not write there: choose another folder, or change its permissions.",
+    errno.EPERM: "You may not write there: choose another folder, or change its permissions.",
+    errno.EIO: "The disk does not work; copy the run elsewhere and resume it there.",
+    errno.ENOENT: "The folder is gone: a run needs its folder until it ends.",
+}
+
+
+class TensorStream:
+    """A safetensors file written from start to end, of which little has to be in memory.
+
+    The header stands at the start and tells lengths that only the end knows, so room is kept for it. The
+    tensors `fixed` follow it; they may be filled until `finish` writes them. Then come the bytes that grow.
+
+    Args:
+        file: a new file, open for writing.
+        fixed: tensors of a known shape by name, the widest numbers first, so that all lie aligned.
+        grown: names of tensors (bytes,) uint8, in the order in which they are appended to.
+        metadata: texts for the header.
+    """
+
+    def __init__(
+        self, file: IO[bytes], fixed: Mapping[str, Tensor], grown: Sequence[str], metadata: Mapping[str, str]
+    ) -> None:
+        self.file, self.fixed, self.metadata = file, fixed, metadata
+        self.lengths = dict.fromkeys(grown, 0)
+        longest = len(self._header(dict.fromkeys(grown, 2**60)))
+        self.room = longest + -longest % 8
+        file.seek(8 + self.room + sum(tensor.nbytes for tensor in fixed.values()))
+
+    def append(self, name: str, data: bytes) -> None:
+        """More bytes of the tensor `name`; those of the tensors before it are complete."""
+        self.file.write(data)
+        self.lengths[name] += len(data)
+
+    def finish(self) -> None:
+        """Write what stands before the grown tensors."""
+        header = self._header(self.lengths).ljust(self.room)
+        self.file.seek(0)
+        self.file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in self.fixed.values():
+            self.file.write(tensor.numpy().tobytes())
+
+    def _header(self, lengths: Mapping[str, int]) -> bytes:
+        """The table of the tensors as safetensors lays it out."""
+        shapes = {
+            name: (_TYPES[tensor.dtype], list(tensor.shape), tensor.nbytes) for name, tensor in self.fixed.items()
+        }
+        shapes |= {name: ("U8", [length], length) for name, length in lengths.items()}
+        table: dict[str, Any] = {"__metadata__": dict(self.metadata)}
+        end = 0
+        for name, (kind, shape, size) in shapes.items():
+            table[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+            end += size
+        return json.dumps(table, separators=(",", ":")).encode()
+
+
+_TYPES = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with these tensors, and texts in its header."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, dict(metadata) if metadata else None)
+
+
+def digest(data: bytes) -> str:
+    """A hash that tells whether bytes have changed, 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def take_lock(path: Path) -> int:
+    """A file, made if need be, that this process alone holds, open until it is closed or the process ends.
+
+    Raises:
+        BlockingIOError: another one holds it; the message is that process's number.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(descriptor)
+        is_there = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        other = os.read(descriptor, 20).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise BlockingIOError(other or "unknown") from None
+    if not is_there:  # the one that held it has removed it
+        os.close(descriptor)
+        return take_lock(path)
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """While it lasts, no other process is in here with the same path.
+
+    Raises:
+        BlockingIOError: one is; the message is its number.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = take_lock(lock)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def sync(path: Path) -> None:
+    """What was written to a file reaches the disk; no file is made where there is none."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        _flush(file)
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """A file whose bytes have reached the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        _flush(file)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """The names in a folder have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

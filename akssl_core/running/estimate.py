@@ -1,0 +1,157 @@
+"""What a run will take and amount to: memory, time, and facts that follow from its settings."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..errors import RunStopped
+from ..nn import EMA
+from ..schedule import Now
+from ..training.callback import Callback
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from ..training.engine import Engine, Terms
+
+WARM_STEPS, MEASURED_STEPS = 2, 5
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes a process takes for training, as far as the settings tell; torch itself takes some hundred MiB more."""
+
+    weights: int  # of the method, with slow copies and other state
+    training: int  # gradients, and the moments that the optimizer keeps
+    activations: int  # outputs of the backbone's layers over all views of one micro-batch, kept for the backward pass
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.training + self.activations
+
+
+def steps(plan: Plan) -> Now:
+    """The run before its first step."""
+    train = plan.spec.train
+    per_epoch = len(plan.images) // (train.batch_size or 1)
+    total = per_epoch * (train.epochs or 1)
+    return Now(0, per_epoch, min(total, train.steps or total))
+
+
+def memory(plan: Plan, *, devices: int = 1) -> Memory:
+    """What each of `devices` processes needs; activations by a forward pass of one image."""
+    trained = sum(p.numel() * p.element_size() for p in plan.method.parameters() if p.requires_grad)
+    kept = sum(t.numel() * t.element_size() for t in plan.method.state_dict().values())
+    moments = 2 if hasattr(plan.spec.optimizer.config, "betas") else 1
+    size = torch.tensor([], dtype=plan.hardware.dtype).element_size()
+    images = plan.facts.forward_size // devices
+    pixels = sum(len(group.transforms) * group.size**2 for group in plan.augmentation.groups())
+    share = pixels / plan.image.size**2  # views in images of the full size
+    return Memory(kept, (1 + moments) * trained, int(images * share * size * _outputs(plan)))
+
+
+def _outputs(plan: Plan) -> int:
+    """Numbers in the outputs of all layers of the backbone for one image."""
+    count = 0
+
+    def add(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0
+
+    backbone: Backbone = plan.method.backbone
+    layers = [module for module in backbone.modules() if not list(module.children())]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    modes = [(part, part.training) for part in backbone.modules()]
+    device = next(backbone.parameters()).device
+    try:
+        backbone.eval()
+        with torch.no_grad():
+            backbone(torch.zeros(1, plan.image.channels, plan.image.size, plan.image.size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, training in modes:
+            part.training = training
+    return count
+
+
+def half_life(momentum: float) -> float:
+    """Steps after which a moving average has forgotten half of what it was; endless at a momentum of 1."""
+    if momentum >= 1:
+        return math.inf
+    return 0.0 if momentum <= 0 else math.log(0.5) / math.log(momentum)
+
+
+def averages(plan: Plan) -> list[tuple[float, float]]:
+    """The half-lives in steps, at the start and at the end, of each of the method's moving averages."""
+    now = steps(plan)
+    end = Now(max(now.total_steps - 1, 0), now.steps_per_epoch, now.total_steps)
+    found = [part for part in plan.method.modules() if isinstance(part, EMA)]
+    return [(half_life(ema.momentum(now)), half_life(ema.momentum(end))) for ema in found]
+
+
+def derived(plan: Plan) -> list[tuple[str, str]]:
+    """What follows from the settings beside `Plan.consequences`: with what only the method knows, and memory."""
+    config, now = plan.spec.method.config, steps(plan)
+    lines = [("epochs", f"{now.epochs:.4g}")]
+    for start, end in averages(plan):
+        lines.append(("half-life of the slow copy", f"{start:.3g} steps at first, {end:.3g} at the end"))
+    lines += plan.spec.method_class.derived(config, plan.facts).items()
+    need = memory(plan)
+    parts = [need.weights, need.training, need.activations]
+    texts = [f"{part / MIB:.0f} MiB of {name}" for part, name in zip(parts, PARTS, strict=True)]
+    return [*lines, ("memory for training", f"about {need.total / MIB:.0f} MiB: {', '.join(texts)}")]
+
+
+PARTS = (
+    "weights and slow state",
+    "gradients and optimizer",
+    "activations (the outputs of the backbone's layers, by a forward pass of one image)",
+)
+
+
+class _Measured(RunStopped):
+    """Enough steps were timed."""
+
+
+class _Stopwatch(Callback):
+    """The seconds of each step, until there are enough."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._since = time.perf_counter()
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """Take the time, waiting for the device."""
+        float(dict(terms.items())["loss"])
+        self.seconds.append(time.perf_counter() - self._since)
+        if len(self.seconds) >= WARM_STEPS + MEASURED_STEPS:
+            raise _Measured
+        self._since = time.perf_counter()
+
+
+def measured(plan: Plan) -> tuple[str, str]:
+    """The time of the run's steps, from a few that are trained here; the plan's weights move by that."""
+    watch = _Stopwatch()
+    with suppress(_Measured):
+        plan.engine([watch]).fit()
+    taken = watch.seconds[WARM_STEPS:] or watch.seconds
+    each, total = statistics.median(taken), steps(plan).total_steps
+    how = f"the median of {len(taken)} measured steps is {each:.3g} s; probes and checkpoints come on top"
+    return "time of all steps", f"about {_duration(each * total)} ({how})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

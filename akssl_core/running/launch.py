@@ -1,0 +1,249 @@
+"""The beginning of a run, and going on with one that was stopped."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import dist
+from ..errors import AksslError
+from ..exporting.backbone_file import load_backbone
+from ..plugins.manager import Plugins, installed
+from ..plugins.table import environment
+from ..reporting import render
+from ..rundir.files import CannotWrite
+from ..rundir.folder import Checkpoint, RunDir, cannot_start, refuse_used
+from ..settings import Given, sections
+from ..training.checkpoint import accept
+from .layers import collect
+from .plan import Plan, make_plan
+from .process import Result, Training, read_result
+
+DATA = ("images", "channels", "sample")  # what the manifest knows of the data; the sample is a hash of 16 images
+
+
+def run(
+    method: str | Mapping[str, Any] | None = None,
+    *,
+    data: Any = None,
+    backbone: Any = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    image_size: int | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    devices: int | None = None,
+    workers: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    report: bool = True,
+    plugins: Plugins | None = None,
+    **sections: Any,
+) -> Result:
+    """Train a backbone with a method and give it back, with its scores and a folder that holds everything.
+
+    Args:
+        method: name of an installed method ("simsiam"), or a table with its name and settings.
+        data: a source's name, a folder of images, a file that `akssl data prepare` wrote, a torch Dataset, a uint8
+            array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels). Default: drawn shapes.
+        backbone: a registered name, an nn.Module or a Backbone. Default: chosen for the image size.
+        epochs: passes over the data. Default: a small budget.
+        batch_size: images a step, over all processes.
+        image_size: side of the global views in pixels.
+        out: the run folder. Default: a new one under `runs/`.
+        seed: decides weights, batches and views.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        device: "auto", "cpu" or "cuda".
+        devices: number of processes. The command line starts them; a script is started by torchrun.
+        workers: processes that read a torch Dataset.
+        options: the method's own settings.
+        config: a YAML file or a table with any of these settings.
+        overwrite: replace a run that `out` already holds.
+        report: write report.html.
+        plugins: another plugin manager than the process-wide one.
+        **sections: any other setting by its section: `optimizer={"name": "lars", "lr": 0.3}`, `recipe="cifar"`.
+
+    Raises:
+        AksslError: anything in the arguments or the data that the caller can mend; no folder is left behind.
+    """
+    plugins = plugins or installed()
+    flat = {
+        "data": data, "backbone": backbone, "epochs": epochs, "batch_size": batch_size, "image_size": image_size,
+        "seed": seed, "precision": precision, "device": device, "devices": devices, "workers": workers,
+        "options": options, **sections,
+    }  # fmt: skip
+    if out is not None and dist.is_main():
+        refuse_used(Path(out), overwrite=overwrite)
+    given = collect(method, config, flat, plugins)
+    with _surroundings(device):
+        plan = make_plan(given, plugins)
+        _warn(plan)
+        path = Path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
+        return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    data: Any = None,
+    backbone: Any = None,
+    augmentation: Any = None,
+    report: bool = True,
+    plugins: Plugins | None = None,
+    **settings: Any,
+) -> Result:
+    """Continue a run exactly where its last checkpoint stands; a finished run is only read, unless it is to train on.
+
+    `data`, `backbone` and `augmentation` are needed again if the run was started with Python objects for them. Any
+    other setting of `run` may be given; those that would change what the steps so far have meant are refused. More
+    `epochs` are not: schedules then stretch to the new end.
+
+    Raises:
+        RunDirError: the folder holds no run, no checkpoint that can be read, or another process trains in it.
+        ConfigError: settings differ in a way that a run cannot go on with; the message lists them.
+    """
+    plugins = plugins or installed()
+    folder = RunDir.open(Path(run_dir))
+    objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
+    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # of such a section
+    if folder.begun and folder.manifest.get("final") and not settings:
+        if report and dist.is_main():
+            _report_if_missing(folder)
+        return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
+    named = {key: value for key, value in objects.items() if value is not None and key not in settings}
+    stored = folder.read_config()
+    with _surroundings(stored.get("train", {}).get("device")), _held(folder):
+        processes = {"train": {"devices": dist.world()}}
+        given = Given([("config.yaml", stored), ("the launcher", processes), ("resume", sections(settings))], named)
+        plan = make_plan(given, plugins)
+        checkpoint, problems = folder.latest()
+        notes = [*problems, *accept(folder, plan.spec.table(), checkpoint), *_other_data(folder, plan)]
+        for note in notes if dist.is_main() else ():
+            warnings.warn(note, UserWarning, stacklevel=2)
+        _go_on(folder, plan, plugins, checkpoint, notes)
+        return _train(folder, plan, plugins, checkpoint, with_report=report)
+
+
+# -- the parts of a run ---------------------------------------------------------------------------
+def _warn(plan: Plan) -> None:
+    """Tell the caller of `run` what goes badly together."""
+    for text in plan.warnings:
+        warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _other_data(folder: RunDir, plan: Plan) -> list[str]:
+    """In what the data differs from that which the run began with, in words."""
+    before, now = folder.manifest.get("data", {}) if folder.begun else {}, plan.fingerprint()
+    found = [f"{name}: {before[name]} -> {now[name]}" for name in DATA if name in before and before[name] != now[name]]
+    return [f"resumed with other data than the run began with: {'; '.join(found)}"] if found else []
+
+
+def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, notes: Sequence[str]) -> None:
+    """Bring the files to where the checkpoint stands."""
+    if not dist.is_main():
+        return
+    step = checkpoint.state["step"] if checkpoint else 0
+    if not folder.begun:
+        _begin(folder, plan, plugins)  # killed before the manifest was written
+    folder.rewind(step)
+    folder.write_config(plan.spec.table(), plan.provenance)
+    known = folder.manifest.get("notes", [])
+    folder.update_manifest(
+        status="running", final=None, verdict=None, error=None, resumed_at=step, notes=[*known, *notes]
+    )
+
+
+def _report_if_missing(folder: RunDir) -> None:
+    """The page of a run that was killed between its final numbers and its report."""
+    if not (folder.path / "report.html").exists():
+        with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
+            folder.write_text("report.html", render(folder.path))
+
+
+@contextmanager
+def _held(folder: RunDir) -> Iterator[None]:
+    """The folder is this run's alone, which the main process sees to."""
+    if dist.is_main():
+        folder.lock()
+    try:
+        yield
+    finally:
+        folder.unlock()
+
+
+def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_report: bool) -> Result:
+    """A run from its first step in a new folder; bad input that shows only now leaves no folder behind."""
+    existed = path.exists()
+    run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
+    try:
+        try:
+            _begin(run_dir, plan, plugins)
+        except CannotWrite as error:
+            run_dir.clear()
+            raise cannot_start(path, error) from error
+        return _train(run_dir, plan, plugins, None, with_report=with_report)
+    except AksslError:
+        if dist.is_main() and not existed and not run_dir.history:
+            run_dir.remove()
+        raise
+    finally:
+        run_dir.unlock()
+
+
+def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
+    """The files that exist from the start."""
+    if not dist.is_main():
+        return
+    spec, image = plan.spec, plan.image
+    run_dir.write_config(spec.table(), plan.provenance)
+    run_dir.write_text("metrics.jsonl", "")
+    run_dir.update_manifest(
+        status="running",
+        method=spec.method.name,
+        seed=spec.seed,
+        image={"size": image.size, "channels": image.channels, "mean": image.mean, "std": image.std},
+        data=plan.fingerprint(),
+        notes=plan.notes,
+        repeatable=not plan.has_objects,
+        hardware=plan.hardware.record(),
+        curves=plan.curves(),
+        **environment(plugins),
+    )
+
+
+def _train(
+    run_dir: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, *, with_report: bool
+) -> Result:
+    """Train from the checkpoint, or from the start, to the end."""
+    training = Training(run_dir, plan, plugins, checkpoint)
+    return training.lead(with_report=with_report) if dist.is_main() else training.follow()
+
+
+def _new_path(plan: Plan) -> Path:
+    """A fresh folder name: method, data, time and four random digits."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    names = (re.sub(r"[^\w.-]+", "-", name) for name in (plan.spec.method.name, plan.spec.data.name))
+    return Path("runs") / f"{'-'.join(names)}-{stamp}-{secrets.token_hex(2)}"
+
+
+@contextmanager
+def _surroundings(device: str | None) -> Iterator[None]:
+    """The process group of torchrun, and the caller's random state kept as it was."""
+    joined = dist.start("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        if joined:
+            dist.stop()

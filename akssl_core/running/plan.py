@@ -1,0 +1,352 @@
+"""A run, ready to start: the resolved settings and the parts they build, checked against each other.
+
+Everything a user can get wrong is found here, before a run folder exists.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import dist
+from ..augment import Augmentation, PerImageAugmentation
+from ..backbone import Backbone, WrappedBackbone
+from ..config.registry import STAND_IN
+from ..data import (
+    DatasetSource,
+    ImageSet,
+    ImageSpec,
+    Loader,
+    Pixels,
+    Preprocess,
+    Views,
+    measure,
+    source_from,
+)
+from ..dist.sharding import shard
+from ..draws import Draws
+from ..errors import ConfigError, DataError
+from ..method import Facts, Method
+from ..optim import OptimizerConfig, parameter_groups
+from ..plugins.manager import Plugins
+from ..settings import Given, RunSpec, TrainSpec
+from ..training.callback import Callback
+from ..training.engine import Engine
+from ..training.hardware import Hardware, choose_hardware
+from .layers import check, layer, provenance
+from .rules import fill_backbone, fill_lengths, fill_method, fill_size
+
+
+@dataclass
+class Plan:
+    """All parts of a run. Building one draws from torch's generator, seeded by the run's seed."""
+
+    spec: RunSpec
+    provenance: dict[str, str]
+    hardware: Hardware
+    source: DatasetSource
+    images: ImageSet
+    image: ImageSpec
+    preprocess: Preprocess
+    backbone: Backbone
+    augmentation: Augmentation
+    method: Method
+    facts: Facts
+    notes: list[str]
+    warnings: list[str]
+
+    def engine(self, callbacks: Sequence[Callback]) -> Engine:
+        """The engine over these parts."""
+        train, seed = self.spec.train, self.spec.seed
+        rates = self.spec.optimizer.config
+        assert isinstance(rates, OptimizerConfig)
+        plain = self._shard() if train.strategy == "fsdp" and dist.world() > 1 else None
+        groups = parameter_groups(self.method, self.method.param_rules(), rates)
+        optimizer = self.spec.optimizer.build().build(groups)
+
+        def views(pixels: Pixels, index: torch.Tensor, epoch: int) -> Views:
+            return self.augmentation(pixels, Draws.of(seed, epoch, index))  # drawn on the CPU: no wait for a GPU
+
+        return Engine(
+            self.method,
+            optimizer,
+            rates,
+            self.loader(),
+            views,
+            train,
+            self.hardware,
+            seed=seed,
+            callbacks=callbacks,
+            plain=plain,
+        )
+
+    def _shard(self) -> Backbone:
+        """Share the parameters out over the processes; a copy of the encoder that has room for all of them."""
+        plain: Backbone = copy.deepcopy(self.method.encoder)
+        self.method.to(self.hardware.device)
+        backbones = [part for part in self.method.modules() if isinstance(part, Backbone)]
+        shard(self.method, [part for backbone in backbones for part in backbone.parts()], self.hardware.device)
+        return plain
+
+    def loader(self) -> Loader:
+        """The batches of this process."""
+        train = self.spec.train
+        assert train.batch_size is not None
+        return Loader(
+            self.images,
+            train.batch_size,
+            seed=self.spec.seed,
+            world=dist.world(),
+            rank=dist.rank(),
+            workers=train.workers or 0,
+        )
+
+    def consequences(self) -> list[tuple[str, str]]:
+        """What the settings amount to: lengths, effective learning rate, sizes."""
+        train, rates = self.spec.train, self.spec.optimizer.config
+        assert isinstance(rates, OptimizerConfig)
+        assert train.batch_size is not None
+        per_epoch = len(self.images) // train.batch_size
+        steps = min(per_epoch * (train.epochs or 1), train.steps or per_epoch * (train.epochs or 1))
+        scale = 1.0 if rates.lr_per is None else train.batch_size / rates.lr_per
+        trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+        return [
+            ("training images", f"{len(self.images)}"),
+            ("optimizer steps", f"{steps} ({per_epoch} an epoch)"),
+            ("images seen", f"{steps * train.batch_size}"),
+            ("peak learning rate", f"{rates.lr.start * scale:g} (setting {rates.lr.start:g} x {scale:g})"),
+            ("trained parameters", f"{trained / 1e6:.2f} million"),
+            ("feature size", f"{self.backbone.embed_dim}"),
+        ]
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
+        spec = self.spec
+        named = (spec.data, spec.augmentation, *([spec.backbone] if spec.backbone else ()))
+        return any(ref.name == STAND_IN for ref in named)
+
+    def backbone_table(self) -> dict[str, Any]:
+        """The backbone's name and settings."""
+        table: dict[str, Any] = self.spec.table()["backbone"]
+        return table
+
+    def curves(self) -> dict[str, dict[str, Any]]:
+        """How the method's terms move in a healthy run, as plain values."""
+        described = self.spec.method_class.curves(self.spec.method.config, self.facts)
+        return {name: asdict(curve) for name, curve in described.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data is, and a hash over a sample of it."""
+        count = len(self.images)
+        digest = hashlib.blake2b(digest_size=16)
+        for place in sorted({i * count // 16 for i in range(16)}):
+            image, label = self.images[place]
+            digest.update(f"{tuple(image.shape)} {label}".encode())
+            digest.update(image.numpy().tobytes())
+        labels = self.images.labels
+        classes = None if labels is None else int((labels[labels >= 0].bincount() > 0).sum())
+        return {
+            "images": count,
+            "channels": self.image.channels,
+            "classes": classes,
+            "class_names": self.images.classes,
+            "sample": digest.hexdigest(),
+        }
+
+
+def make_plan(given: Given, plugins: Plugins) -> Plan:
+    """Resolve the settings and build every part of the run.
+
+    Raises:
+        AksslError: anything the user can mend, before anything was written.
+    """
+    layers = layer(given, plugins)
+    spec = check(layers, plugins)  # mistakes are told before data is read
+    hardware = choose_hardware(spec.train)
+    _check_devices(spec.train)
+    source = _source(spec, given)
+    size = fill_size(layers, spec, source, on_cpu=hardware.device.type == "cpu")
+    images = source.train()
+    image = _image_spec(source, images, size)
+    fill_lengths(layers, spec, len(images), size)
+    if "backbone" not in given.objects:
+        fill_backbone(layers, spec, size)
+    spec = check(layers, plugins)
+    _check_shares(spec.train)
+    augmentation = _augmentation(spec, image, given)
+    _check_views(spec.method_class, augmentation)
+    facts = _facts(spec.train, len(images), size, augmentation)
+    fill_method(layers, spec, facts)
+    spec = check(layers, plugins)
+    _check_accumulation(spec.method_class, spec.train)
+    warnings = list(spec.method_class.check(spec.method.config, facts))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        backbone = _backbone(spec, image, given)
+        method = _method(spec, backbone)
+    warnings += _check_batch_norms(method, facts, spec.train)
+    plan = Plan(
+        spec=spec,
+        provenance=provenance(spec, layers),
+        hardware=hardware,
+        source=source,
+        images=images,
+        image=image,
+        preprocess=Preprocess.of(image),
+        backbone=backbone,
+        augmentation=augmentation,
+        method=method,
+        facts=facts,
+        notes=[],
+        warnings=warnings,
+    )
+    plan.loader()  # the batch size must fit the data
+    plan.notes += [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
+    plan.notes += [*source.notes, *backbone.notes, *augmentation.notes]
+    plan.notes += [f"warning: {text}" for text in warnings]
+    return plan
+
+
+# -- parts ----------------------------------------------------------------------------------------
+def _source(spec: RunSpec, given: Given) -> DatasetSource:
+    data = given.objects.get("data")
+    if data is not None:
+        source = source_from(data, spec.train.image_size)
+        if source is None:
+            raise DataError(
+                f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, "
+                f"a torch Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
+            )
+        return source
+    result: DatasetSource = spec.data.build(spec.train.image_size)
+    return result
+
+
+def _image_spec(source: DatasetSource, images: ImageSet, size: int) -> ImageSpec:
+    if source.mean is not None and source.std is not None:
+        return ImageSpec(size, images.channels, source.mean, source.std)
+    mean, std = measure(images)
+    source.notes.append(f"normalisation measured on a sample of the data: mean {mean}, std {std}")
+    return ImageSpec(size, len(mean), mean, std)
+
+
+def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
+    module = given.objects.get("backbone")
+    if isinstance(module, Backbone):
+        return module
+    if isinstance(module, nn.Module):
+        return WrappedBackbone(module, image)
+    if module is not None:
+        raise ConfigError(f"backbone: expected a registered name or an nn.Module, got a {type(module).__name__}.")
+    assert spec.backbone is not None
+    result: Backbone = spec.backbone.build(image)
+    return result
+
+
+def _method(spec: RunSpec, backbone: Backbone) -> Method:
+    if not isinstance(backbone, spec.method_class.accepts):
+        raise ConfigError(
+            f"backbone: {spec.method.name} needs a backbone over patch tokens; {type(backbone).__name__} is not one."
+        )
+    result: Method = spec.method.build(backbone)
+    return result
+
+
+def _augmentation(spec: RunSpec, image: ImageSpec, given: Given) -> Augmentation:
+    callables = given.objects.get("augmentation")
+    if isinstance(callables, Augmentation):
+        return callables
+    if callables is not None:
+        return PerImageAugmentation(callables, image)
+    result: Augmentation = spec.augmentation.build(image)
+    return result
+
+
+def _facts(train: TrainSpec, count: int, size: int, augmentation: Augmentation) -> Facts:
+    assert train.batch_size is not None
+    assert train.epochs is not None
+    share = train.batch_size // (dist.world() * train.accumulate)
+    return Facts(count, train.batch_size, share, size, train.epochs, _offered(augmentation))
+
+
+# -- cross-checks ---------------------------------------------------------------------------------
+def _check_devices(train: TrainSpec) -> None:
+    if train.strategy == "fsdp" and train.precision == "fp16":
+        raise ConfigError("train.strategy: 'fsdp' does not go with precision fp16; use bf16, fp32 or strategy ddp.")
+    if train.devices != dist.world() and train.devices > 1:
+        raise ConfigError(
+            f"train.devices: {train.devices} processes are started by the command line, 'akssl run ... --devices "
+            f"{train.devices}', or by torchrun --nproc-per-node {train.devices}; this is {dist.world()}."
+        )
+
+
+def _check_shares(train: TrainSpec) -> None:
+    """Every process and micro-batch gets as many images as every other."""
+    assert train.batch_size is not None
+    share = dist.world() * train.accumulate
+    if train.batch_size % share:
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {share}; "
+            f"{train.batch_size // share * share or share} is."
+        )
+
+
+def _check_accumulation(method: type[Method], train: TrainSpec) -> None:
+    """Micro-batches are refused where their losses do not add up to that of the batch."""
+    if train.accumulate > 1 and not method.accumulates:
+        raise ConfigError(
+            f"train.accumulate: the losses of {train.accumulate} micro-batches are not that of the batch, as far as "
+            f"{method.name} says (accumulates). Use 1, with a smaller batch or more processes (--devices)."
+        )
+
+
+def _check_batch_norms(method: Method, facts: Facts, train: TrainSpec) -> list[str]:
+    """Refuses one image a forward pass, which is its own mean; warns of what batch norms see of micro-batches."""
+    if not any(isinstance(module, _BatchNorm) for module in method.modules()):
+        return []
+    if facts.forward_size < 2:
+        least = 2 * facts.batch_size // facts.forward_size
+        raise ConfigError(
+            f"train.batch_size: the batch norms of {method.name} need at least 2 images a forward pass, and a batch of "
+            f"{facts.batch_size} gives 1. Use --batch-size {least} or more."
+        )
+    if train.accumulate > 1:
+        seen = facts.forward_size * (dist.world() if method.shared_batch_norm else 1)
+        return [f"train.accumulate: batch norms see one micro-batch of {seen} images, not all {facts.batch_size}."]
+    return []
+
+
+def _offered(augmentation: Augmentation) -> dict[str, int]:
+    """How many views of each group there are."""
+    return {group.name: len(group.transforms) for group in augmentation.groups()}
+
+
+def _check_views(method: type[Method], augmentation: Augmentation) -> None:
+    """The groups of views a method takes against those its augmentation offers."""
+    offered = _offered(augmentation)
+    for name, need in method.views.items():
+        allowed = need if isinstance(need, range) else range(need, need + 1)
+        have = offered.get(name, 0)
+        if have not in allowed:
+            wanted = f"{need}" if isinstance(need, int) else f"{need.start} to {need.stop - 1}"
+            raise ConfigError(
+                f"augmentation: {method.name} takes {wanted} '{name}' views; "
+                f"{augmentation.name} offers {_counts(offered)}. Choose another augmentation or its counts."
+            )
+    if extra := sorted(offered.keys() - method.views.keys()):
+        raise ConfigError(
+            f"augmentation: {method.name} does not use '{extra[0]}' views; {augmentation.name} offers "
+            f"{_counts(offered)}. Choose an augmentation with {_counts(dict.fromkeys(method.views, 2))} alone."
+        )
+
+
+def _counts(groups: Mapping[str, int]) -> str:
+    return " and ".join(f"{count} {name}" for name, count in groups.items()) or "none"

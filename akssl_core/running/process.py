@@ -1,0 +1,195 @@
+"""One process's part in a run: train, probe, export, report; the main process writes, the others follow."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import dist
+from ..backbone import Backbone
+from ..data import Preprocess
+from ..exporting.backbone_file import export_backbone
+from ..method import Landmark
+from ..metrics import Diagnosis, diagnose, of_views, sample
+from ..reporting import render
+from ..rundir.folder import Checkpoint, RunDir
+from ..settings import EvaluateSpec
+from ..training.callback import Callback, Logger, Observers
+from ..training.checkpoint import Checkpoints, restore
+from ..training.engine import Engine
+from ..training.faults import explained
+from ..training.interrupt import Signals
+from ..training.probe import Probe, ProbeData
+from ..training.rows import Recorder
+from ..training.watch import Collapsed, Vitals, Watch
+from .plan import Plan
+from .samples import sample_tensors, view_features
+
+if TYPE_CHECKING:
+    from ..plugins.manager import Plugins
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
+    `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
+    `verdict` is "healthy", "not learning", "dimensional collapse" or "collapsed"; the manifest's `diagnosis` has its
+    evidence, cause and cure. In all but the main process of several, metrics,
+    history and verdict are empty.
+    """
+
+    backbone: Backbone
+    preprocess: Preprocess
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    run_dir: Path
+    verdict: str
+
+
+@dataclass
+class Training:
+    """What this process does of a run, from a checkpoint or from the start to the end."""
+
+    run_dir: RunDir
+    plan: Plan
+    plugins: Plugins
+    checkpoint: Checkpoint | None
+
+    def __post_init__(self) -> None:
+        self.signals = Signals()
+        self.product: Backbone | None = None
+        self.collapsed = False  # and stopped for it
+        refs = self.plan.spec.callbacks
+        self.chosen: list[Callback] = [ref.build() for ref in refs if not issubclass(ref.component, Logger)]
+        self.observers = Observers.built([ref for ref in refs if issubclass(ref.component, Logger)])
+
+    def lead(self, *, with_report: bool) -> Result:
+        """Train in the main process; the manifest says how it went."""
+        run_dir, table = self.run_dir, self.plan.spec.table()
+        metrics: dict[str, float] | None = None
+        self.plugins.tell("akssl_run_started", config=table, run_dir=run_dir.path)
+        self.observers.tell("on_run", table, run_dir.path)
+        try:
+            metrics, found = self._fit()
+            status = "collapsed" if found.verdict == "collapsed" else "finished"
+            run_dir.update_manifest(status=status, final=metrics, verdict=found.verdict, diagnosis=asdict(found))
+            if with_report:
+                run_dir.write_text("report.html", render(run_dir.path))
+        except BaseException as error:
+            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            with suppress(OSError):  # the disk may be what failed
+                run_dir.update_manifest(status=status, error=str(error) or type(error).__name__)
+            raise
+        finally:
+            self.observers.tell("on_finish", metrics)
+            self.plugins.tell("akssl_run_finished", metrics=metrics, run_dir=run_dir.path)
+        assert self.product is not None
+        return read_result(run_dir, self.product)
+
+    def follow(self) -> Result:
+        """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
+        engine = self._engine()
+        with explained(engine):
+            self._untrained(engine)
+            self._train()
+        return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
+
+    def _fit(self) -> tuple[dict[str, float], Diagnosis]:
+        """Train, then score and export the encoder; the final numbers, and whether it has learned or collapsed."""
+        started = time.perf_counter()
+        run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
+        probe = _probe_data(plan, evaluate.queries, evaluate.bank)
+        engine = self._engine()
+        with explained(engine):
+            if (untrained := self._untrained(engine)) is not None:
+                run_dir.update_manifest(baselines=_baselines(probe, untrained, engine.device, evaluate))
+            self._train()
+            trained = engine.encoder()
+            scores, spread, missing = probe.encoder_scores(trained, engine.device, evaluate)
+            self.product = encoder = _product(trained, plan)
+            health = of_views(view_features(plan, encoder))
+            if missing := {**missing, **health.missing}:
+                run_dir.update_manifest(not_measured=missing)
+            export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
+            run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
+        run_dir.write_unreadable(plan.images.unreadable)
+        seconds = round(time.perf_counter() - started, 1)
+        loss = run_dir.history[-1]["loss"]
+        metrics = {"loss": loss, **scores, **health.numbers, **run_dir.manifest["baselines"], "seconds": seconds}
+        landmarks = self._landmarks()
+        return metrics, diagnose(run_dir.history, landmarks, scores=metrics, features=spread, stopped=self.collapsed)
+
+    def _landmarks(self) -> Sequence[Landmark]:
+        return self.plan.spec.method_class.landmarks(self.plan.spec.method.config, self.plan.facts)
+
+    def _untrained(self, engine: Engine) -> Backbone | None:
+        """The encoder before the first step of a run that begins."""
+        return engine.encoder() if self.checkpoint is None else None
+
+    def _engine(self) -> Engine:
+        """The engine where the checkpoint stands, with what happens around it."""
+        self.engine = self.plan.engine([*self.chosen, *self._callbacks()])
+        if self.checkpoint is not None:
+            restore(self.engine, self.checkpoint)
+        return self.engine
+
+    def _train(self) -> None:
+        """Train to the end, or to where the run has collapsed if it is to stop there."""
+        try:
+            with self.signals:
+                self.engine.fit()
+        except Collapsed as reason:
+            self.collapsed = True
+            if dist.is_main():
+                warnings.warn(str(reason), UserWarning, stacklevel=2)
+
+    def _callbacks(self) -> list[Callback]:
+        """Probe, then write the row, then save: so that a checkpoint never precedes its row."""
+        train, evaluate = self.plan.spec.train, self.plan.spec.evaluate
+        assert train.log_every is not None
+        assert train.checkpoint_every is not None
+        assert evaluate.every is not None
+        recorder = Recorder(self.run_dir, train.log_every, train.checkpoint_every, self.observers)
+        settings = self.plan.spec.table()
+        saver = Checkpoints(self.run_dir, train.checkpoint_every, train.keep, settings, recorder, self.signals)
+        online = _probe_data(self.plan, evaluate.online_queries, evaluate.online_bank)
+        watch = Watch(self.run_dir, recorder, self._landmarks(), stops=train.stop_on_collapse)
+        return [Probe(online, evaluate, evaluate.every, recorder), Vitals(recorder), recorder, watch, saver]
+
+
+def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
+    """The result of a run that has ended."""
+    manifest = run_dir.manifest
+    assert backbone.preprocess is not None
+    return Result(backbone, backbone.preprocess, manifest["final"], run_dir.history, run_dir.path, manifest["verdict"])
+
+
+def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:
+    """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
+    raw, (untrained, *_) = probe.pixel_scores(evaluate), probe.encoder_scores(encoder, device, evaluate)
+    named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _probe_data(plan: Plan, queries: int, bank: int) -> ProbeData:
+    """Labelled bank and queries where the source has them, else a sample of the training images."""
+    pair = plan.source.probe()
+    if pair is None:
+        return ProbeData(sample(plan.images, queries), None, plan.preprocess)
+    return ProbeData(sample(pair[1], queries), sample(pair[0], bank), plan.preprocess)
+
+
+def _product(encoder: Backbone, plan: Plan) -> Backbone:
+    """The trained network alone, on the CPU, in eval mode and the plain memory layout."""
+    encoder.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    encoder.preprocess = plan.preprocess
+    return encoder.eval()

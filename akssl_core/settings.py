@@ -1,0 +1,179 @@
+"""Every setting of a run on one page, and the forms in which they are given: keywords, flags, tables, `--set`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from .config.schema import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, shown
+from .config.yaml import DEEPEST
+from .errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from .method import Method
+
+
+class Clip(Schema):
+    """Gradient clipping: of the whole model's norm, or of each parameter's own (arXiv 2104.14294)."""
+
+    norm: float = Field(gt=0, description="largest L2 norm a gradient keeps")
+    per: Literal["model", "parameter"] = Field("model", description="whose norm is limited")
+
+
+class TrainSpec(Schema):
+    """How long, in what batches and at what precision a run trains. Null means: decided by a stated rule."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the training images")
+    steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, even within an epoch")
+    batch_size: int | None = Field(None, ge=1, description="images a step, over all processes")
+    image_size: int | None = Field(None, ge=8, le=1024, description="side of the global views in pixels")
+    accumulate: int = Field(1, ge=1, description="micro-batches a step")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the forward pass")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="with several processes: each has all parameters, or a share of them (large ViTs)"
+    )
+    devices: int = Field(1, ge=1, description="processes; more than one are started by torchrun")
+    workers: int | None = Field(None, ge=0, description="processes that read a torch Dataset; folders use threads")
+    clip: Clip | None = Field(None, description="gradient clipping")
+    compile: bool = Field(
+        False, description="torch.compile the backbones for training; pays on long runs on a GPU, not on a CPU"
+    )
+    deterministic: bool = Field(False, description="only operations that give the same bits every time")
+    stop_on_collapse: bool = Field(False, description="end a run that has collapsed; it is scored and labelled as such")
+    log_every: int | None = Field(None, ge=1, description="steps between rows of metrics.jsonl")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
+    keep: int = Field(2, ge=1, description="latest checkpoints to keep, beside the best")
+
+
+class EvaluateSpec(Schema):
+    """How the encoder is probed while it trains and at the end."""
+
+    every: float | None = Field(None, gt=0, description="epochs between probes; null: about ten in a run")
+    k: int = Field(20, ge=1, description="neighbours of the k-NN probe")
+    temperature: float = Field(0.07, gt=0, description="temperature of the k-NN votes")
+    online_bank: int = Field(2000, ge=2, description="labelled images an online probe searches")
+    online_queries: int = Field(1000, ge=2, description="images an online probe asks for")
+    bank: int = Field(20_000, ge=2, description="labelled images the final k-NN searches")
+    queries: int = Field(5000, ge=2, description="images the final k-NN asks for")
+    batch_size: int = Field(256, ge=1, description="images a forward pass of the probe")
+
+
+class RunSpec(Schema):
+    """A whole run. Null means: decided by a rule once the data is known."""
+
+    method: MethodRef
+    backbone: BackboneRef | None = None
+    augmentation: AugmentationRef
+    data: DataRef
+    optimizer: OptimizerRef
+    callbacks: tuple[CallbackRef, ...] = ()
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    seed: int = Field(0, ge=0, description="decides weights, batches and views")
+    recipe: str = Field("default", description="the method's preset that was used")
+
+    @property
+    def method_class(self) -> type[Method]:
+        """The class of the method, for what it says of settings and facts."""
+        found: type[Method] = self.method.component  # type: ignore[assignment]
+        return found
+
+    def table(self) -> dict[str, Any]:
+        """The settings as plain values, as they stand in config.yaml."""
+        return self.model_dump(mode="json")
+
+
+FLAT = {
+    name: ("train", name)
+    for name in (
+        "epochs",
+        "steps",
+        "batch_size",
+        "image_size",
+        "precision",
+        "device",
+        "devices",
+        "workers",
+        "stop_on_collapse",
+    )
+}
+COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
+TABLES = ("train", "evaluate")
+PLAIN = ("seed", "recipe", "callbacks")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user asked for: settings in layers, and Python objects that stand beside them."""
+
+    layers: Sequence[tuple[str, Mapping[str, Any]]]  # (who, settings), lowest first
+    objects: Mapping[str, Any] = field(default_factory=dict)  # "data", "backbone", "augmentation"
+
+
+def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keywords moved into their sections.
+
+    Raises:
+        ConfigError: a name that is neither a flat keyword nor a section.
+    """
+    result: dict[str, Any] = {}
+    allowed = [*COMPONENTS, *TABLES, *PLAIN, *FLAT, "options"]
+    for key, value in settings.items():
+        if key in FLAT:
+            table, name = FLAT[key]
+            result.setdefault(table, {})[name] = value
+        elif key == "options":
+            result.setdefault("method", {}).update(_table(key, value))
+        elif key in TABLES:
+            result.setdefault(key, {}).update(_table(key, value))
+        elif key == "method":
+            result.setdefault(key, {}).update({"name": value} if isinstance(value, str) else _table(key, value))
+        elif key in (*COMPONENTS, *PLAIN):
+            result[key] = value
+        else:
+            hint = did_you_mean(key, allowed)
+            raise ConfigError(f"run: unknown setting '{key}'.{hint} Settings here: {', '.join(sorted(allowed))}.")
+    return result
+
+
+def _table(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: expected a table of settings (name: value), got {shown(value)}.")
+    return value
+
+
+def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """`[("optimizer.lr", 0.1)]` as nested tables, the form of `--set`.
+
+    Raises:
+        ConfigError: a path goes through something that is not a table.
+    """
+    result: dict[str, Any] = {}
+    for path, value in assignments:
+        *parents, leaf = path.split(".")
+        if len(parents) > DEEPEST:
+            raise ConfigError(f"--set {path:.80}...: settings are not nested deeper than {DEEPEST}.")
+        here = result
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"--set {path}={value}: '{parent}' was set to a value before, so it has no settings.")
+        here[leaf] = value
+    return result
+
+
+def overlay(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one origin over others of the same; a component's name and its settings come together."""
+    result = dict(base)
+    for key, value in new.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and key in COMPONENTS and isinstance(old, str):
+            old = {"name": old}
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = overlay(old, value)
+        result[key] = value
+    return result

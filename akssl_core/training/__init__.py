@@ -1,0 +1,1 @@
+"""The loop over a method's steps, and what happens around it: rows, probes, checkpoints, signals."""

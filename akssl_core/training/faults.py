@@ -1,0 +1,66 @@
+"""Why a run cannot go on, in words that help: memory, other processes, and processes that read images."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..dist import lost_peer
+from ..errors import AksslError, RunStopped
+from .engine import Engine
+
+
+@contextmanager
+def explained(engine: Engine) -> Iterator[None]:
+    """What torch raises while a run trains, as a RunStopped where the cause is known.
+
+    Raises:
+        RunStopped: memory or file numbers ran out, another process has ended, or one that reads images was killed.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        reason = None if isinstance(error, RunStopped | AksslError) else _reason(error, engine)
+        if reason is None:
+            raise
+        raise RunStopped(f"{reason} 'akssl resume RUN_DIR' goes on from the last checkpoint.") from error
+
+
+def _reason(error: Exception, engine: Engine) -> str | None:
+    text = str(error)
+    if _is_memory(error):
+        return _of_memory(text, engine)
+    if lost_peer(error):
+        return f"another process of this run ended after step {engine.now.step}, so that this one cannot go on."
+    if isinstance(error, ConnectionError | EOFError):
+        return f"a process that reads images ended after step {engine.now.step} ({text or 'no answer'})."
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many files were open after step {engine.now.step}. Allow more (ulimit -n), or use fewer workers."
+    if found := re.search(r"DataLoader worker \(pid[^)]*\)[^.]*", text):
+        return f"a process that reads images ended after step {engine.now.step} ({found[0].strip()}). Is memory short?"
+    return None
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether there was not enough memory; torch says so in words of several kinds."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in text or "alloc" in text
+
+
+def _of_memory(text: str, engine: Engine) -> str:
+    """How much was asked for, what the weights and their optimizer take, and what to lower."""
+    asked = re.search(r"allocate (\d+ bytes|[\d.]+ [KMG]iB)", text)
+    trained = sum(p.numel() * p.element_size() for p in engine.method.parameters() if p.requires_grad)
+    kept = sum(t.numel() * t.element_size() for t in engine.method.state_dict().values())
+    fixed = kept + 3 * trained  # gradients, and up to two moments an optimizer keeps
+    return (
+        f"out of memory after step {engine.now.step}{f' (it asked for {asked[1]})' if asked else ''}. "
+        f"Weights, gradients and optimizer take up to {fixed / 2**20:.1f} MiB; the rest grows with the batch of "
+        f"{engine.batch_size} images. Use a smaller batch, smaller images or a smaller backbone in a new run."
+    )

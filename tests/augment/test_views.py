@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as TF
+
+from akssl_core.augment import Asymmetric, MultiCrop, Pair, PolicyTransform, ViewPolicy, akssl_register, base
+from akssl_core.augment.policy import _chunks
+from akssl_core.augment.views import local_size
+from akssl_core.config.schema import validate
+from akssl_core.data.base import ImageSpec, Pixels
+from akssl_core.draws import Draws
+from akssl_core.errors import ConfigError
+
+COMPONENTS = [Pair, Asymmetric, MultiCrop]
+NOTHING = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0, "flip": 0.0}
+
+
+def spec(size: int = 32, channels: int = 3) -> ImageSpec:
+    return ImageSpec(size, channels, (0.4,) * channels, (0.25,) * channels)
+
+
+def pixels(count: int = 6, size: int = 32, channels: int = 3) -> Pixels:
+    generator = torch.Generator().manual_seed(0)
+    return Pixels(torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8))
+
+
+def draws(count: int = 6, seed: int = 0, epoch: int = 0) -> Draws:
+    return Draws.of(seed, epoch, torch.arange(count))
+
+
+def build(component, image: ImageSpec | None = None, **settings):
+    return component(validate(component.Config, settings, registry=None), image or spec())
+
+
+def view(image: ImageSpec | None = None, count: int = 64, **settings) -> torch.Tensor:
+    transform = PolicyTransform(ViewPolicy(**settings), 32, image or spec())
+    return transform(pixels(count), draws(count))
+
+
+# -- the transform of a policy --------------------------------------------------------------------
+def test_a_view_is_torchvisions_chain_with_the_same_parameters():
+    policy = ViewPolicy(blur=0.5, solarize=0.5, grayscale=0.5)
+    transform = PolicyTransform(policy, 24, spec())
+    batch, drawn = pixels(16), draws(16)
+    crops = transform.crop.sample(drawn, torch.tensor([[32, 32]]).expand(16, 2))
+    jitter, gray, blur, solarize = [operation.sample(drawn) for operation in transform.operations]
+    for i, result in enumerate(transform(batch, drawn)):
+        x = TF.resized_crop(batch.images[i].float(), *crops.boxes[i].tolist(), [24, 24], antialias=True) / 255
+        x = TF.horizontal_flip(x) if crops.flip[i] else x
+        adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+        for which in jitter.order[i].tolist() if jitter.on[i] else ():
+            x = adjust[which](x.clamp(0, 1), float(jitter.factors[i, which]))
+        x = TF.rgb_to_grayscale(x, 3) if gray.on[i] else x
+        x = TF.gaussian_blur(x, [3, 3], [float(blur.sigma[i])] * 2) if blur.on[i] else x
+        x = TF.solarize(x, 0.5) if solarize.on[i] else x
+        different = (result - TF.normalize(x, [0.4] * 3, [0.25] * 3)).abs() > 1e-4
+        assert float(different.float().mean()) < 0.002  # a value within rounding of the threshold inverts or not
+
+
+@pytest.mark.parametrize("channels", [1, 3, 13])
+@pytest.mark.parametrize("size", [8, 32, 33, 96, 512])
+def test_any_size_and_channel_count(size, channels):
+    count = 4 if size < 512 else 1
+    image = spec(size, channels)
+    transform = PolicyTransform(ViewPolicy(blur=1.0, solarize=1.0, jitter=1.0), size, image)
+    result = transform(pixels(count, size, channels), draws(count))
+    assert result.shape == (count, channels, size, size)
+    assert result.dtype == torch.float32
+    assert result.isfinite().all()
+    low, high = -0.4 / 0.25, 0.6 / 0.25
+    assert low - 1e-4 <= result.min() < result.max() <= high + 1e-4
+    assert all(o.channels is None or channels in o.channels for o in transform.operations)
+
+
+def test_ragged_images_give_the_views_they_give_alone():
+    singles = [pixels(1, size).images[0] for size in (20, 40, 64)]
+    singles.append(singles[2][:, :30])
+    transform = PolicyTransform(ViewPolicy(blur=0.5), 24, spec(24))
+    together = transform(Pixels.stack(singles), draws(4))
+    for i, image in enumerate(singles):
+        alone = transform(Pixels(image[None]), Draws.of(0, 0, torch.tensor([i])))
+        torch.testing.assert_close(together[i], alone[0], atol=1e-4, rtol=0)
+
+
+def test_without_operations_only_the_crop_is_left():
+    transform = PolicyTransform(ViewPolicy(**NOTHING, scale=(1.0, 1.0), ratio=(1.0, 1.0)), 32, spec())
+    assert transform.operations == []
+    expected = (pixels().images.float() / 255 - 0.4) / 0.25
+    torch.testing.assert_close(transform(pixels(), draws()), expected, atol=1e-5, rtol=0)
+
+
+def test_without_strengths_there_is_no_jitter():
+    quiet = ViewPolicy(brightness=0, contrast=0, saturation=0, hue=0, grayscale=0, blur=0)
+    assert PolicyTransform(quiet, 32, spec()).operations == []
+
+
+def test_chunks_cover_the_batch_once():
+    parts = list(_chunks(torch.empty(600, 3, 32, 32)))
+    assert parts == [slice(0, 256), slice(256, 512), slice(512, 600)]
+    assert list(_chunks(torch.empty(3, 3, 1024, 1024))) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+@pytest.mark.parametrize("limit", [0, 2**24])
+def test_views_made_in_one_go_are_those_made_alone(monkeypatch, limit):
+    monkeypatch.setattr(base, "TOGETHER_UP_TO", limit)
+    augmentation, batch = MultiCrop(MultiCrop.Config(local_count=3), spec()), pixels(10)
+    views = augmentation(batch, draws(10))
+    flat = [transform for group in augmentation.groups() for transform in group.transforms]
+    assert [len(group) for group in views.values()] == [2, 3]
+    for v, (view, transform) in enumerate(zip(views.all(), flat, strict=True)):
+        torch.testing.assert_close(view, transform(batch, draws(10).view(v)), atol=1e-5, rtol=0)
+
+
+def test_ragged_images_may_be_shown_in_one_go():
+    batch = Pixels.stack([pixels(1, size).images[0] for size in (20, 40, 64)])
+    twice = batch.repeat(2)
+    assert twice.sizes.tolist() == [[20, 20], [40, 40], [64, 64]] * 2
+    assert twice.images[3:].equal(batch.images)
+
+
+def test_chunks_do_not_show_in_the_views():
+    transform, batch = PolicyTransform(ViewPolicy(blur=0.5, solarize=0.2), 32, spec()), pixels(300)
+    whole = transform(batch, draws(300))
+    pieces = [
+        transform(Pixels(batch.images[start : start + 100]), Draws.of(0, 0, torch.arange(start, start + 100)))
+        for start in (0, 100, 200)
+    ]
+    torch.testing.assert_close(whole, torch.cat(pieces), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": (0.05, 0.2)},
+        {"ratio": (1.0, 1.0)},
+        {"flip": 0.0},
+        {"jitter": 0.2},
+        {"brightness": 0.1},
+        {"contrast": 0.1},
+        {"saturation": 0.1},
+        {"hue": 0.3},
+        {"grayscale": 0.9},
+        {"blur": 0.1},
+        {"blur_sigma": (1.5, 2.0)},
+        {"solarize": 0.5},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_setting_reaches_the_pixels(change):
+    base = {"blur": 0.5}
+    assert set(change) <= set(ViewPolicy.model_fields)
+    assert not torch.equal(view(**base), view(**{**base, **change}))
+
+
+# -- randomness -----------------------------------------------------------------------------------
+def test_views_are_the_same_for_any_split_and_order():
+    augmentation, batch = build(Pair, blur=0.5), pixels(12)
+    whole = augmentation(batch, draws(12))["global"]
+    index = torch.tensor([9, 2, 11, 5])
+    some = augmentation(Pixels(batch.images[index]), Draws.of(0, 0, index))["global"]
+    for a, b in zip(whole, some, strict=True):
+        torch.testing.assert_close(a[index], b, atol=1e-5, rtol=0)
+
+
+def test_the_same_draws_give_the_same_bits():
+    first, second = (build(MultiCrop)(pixels(), draws()).all() for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_images_with_equal_pixels_get_different_views():
+    twins = Pixels(pixels(1).images.repeat(16, 1, 1, 1))
+    views = build(Pair)(twins, draws(16))["global"][0]
+    assert torch.cdist(views.flatten(1), views.flatten(1)).fill_diagonal_(9).min() > 1
+
+
+def test_the_views_of_an_image_differ():
+    views = build(MultiCrop, local_count=3, local_size=32)(pixels(16), draws(16)).all()
+    for i in range(len(views)):
+        for j in range(i):
+            assert ((views[i] - views[j]).flatten(1).norm(dim=1) > 1).all()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
+def test_epoch_and_seed_change_every_image(other):
+    a, b = (build(Pair)(pixels(), d)["global"][0] for d in (draws(), draws(**other)))
+    assert ((a - b).flatten(1).norm(dim=1) > 1).all()
+
+
+def test_parameters_differ_within_a_batch():
+    transform = PolicyTransform(ViewPolicy(blur=0.5), 32, spec())
+    crops = transform.crop.sample(draws(64), torch.tensor([[32, 32]]).expand(64, 2))
+    assert len(crops.boxes.unique(dim=0)) > 60
+    assert len(crops.flip.unique()) == 2
+    for operation in transform.operations:
+        assert len(operation.sample(draws(64)).on.unique()) == 2
+
+
+# -- components -----------------------------------------------------------------------------------
+def test_registers_the_three_that_a_config_can_name():
+    class Names(list):
+        add = list.append
+
+    names = Names()
+    akssl_register(registry=names)
+    assert [component.name for component in names] == ["pair", "asymmetric", "multicrop"]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_groups_match_the_views(component):
+    augmentation = build(component, spec(40))
+    views = augmentation(pixels(3, 48), draws(3))
+    assert list(views) == [group.name for group in augmentation.groups()]
+    for group in augmentation.groups():
+        assert [v.shape for v in views[group.name]] == [(3, 3, group.size, group.size)] * len(group.transforms)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_settings_survive_being_written_down(component):
+    config = validate(component.Config, {"size": 48}, registry=None)
+    assert validate(component.Config, config.model_dump(mode="json"), registry=None) == config
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_setting_is_described(component):
+    def fields(schema):
+        for name, field in schema.model_fields.items():
+            yield name, field
+            if hasattr(field.annotation, "model_fields"):
+                yield from fields(field.annotation)
+
+    assert [name for name, field in fields(component.Config) if not field.description] == []
+
+
+def test_pair_views_follow_one_policy():
+    first, second = build(Pair, blur=0.3, hue=0.2).groups()[0].transforms
+    assert first is second
+    assert first.policy.blur == 0.3
+    assert first.policy.hue == 0.2
+
+
+def test_size_is_the_runs_unless_it_is_given():
+    assert build(Pair, spec(48)).groups()[0].size == 48
+    assert build(Pair, spec(48), size=24)(pixels(), draws())["global"][0].shape[-1] == 24
+
+
+def test_asymmetric_views_follow_their_policies():
+    first, second = build(Asymmetric, first={"blur": 1.0}, second={"blur": 0.1}).groups()[0].transforms
+    assert (first.policy.blur, second.policy.blur) == (1.0, 0.1)
+    assert (first.policy.solarize, second.policy.solarize) == (0.0, 0.2)  # untouched defaults stay
+
+
+def test_multicrop_offers_global_and_local_views():
+    large, small = build(MultiCrop, spec(224), local_count=4).groups()
+    assert (large.name, large.size, len(large.transforms)) == ("global", 224, 2)
+    assert (small.name, small.size, len(small.transforms)) == ("local", 96, 4)
+    assert small.transforms[0].policy.scale == (0.05, 0.14)
+
+
+def test_multicrop_without_local_views_has_one_group():
+    assert [group.name for group in build(MultiCrop, local_count=0).groups()] == ["global"]
+
+
+@pytest.mark.parametrize(("size", "local"), [(8, 8), (32, 14), (64, 28), (96, 42), (224, 96), (512, 220)])
+def test_local_size_keeps_the_published_proportion(size, local):
+    assert local_size(size) == local
+
+
+# -- notes ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("channels", [1, 13])
+def test_color_operations_left_out_are_said_once(component, channels):
+    notes = [n for n in build(component, spec(32, channels)).notes if "left out" in n]
+    assert notes == [f"left out: saturation, hue, grayscale; they need 3 channels and the images have {channels}"]
+
+
+def test_nothing_is_said_of_operations_that_were_not_asked_for():
+    asked = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0, "blur": 0.5}
+    assert build(Pair, spec(32, 1), **asked).notes == []
+    assert build(Pair, spec(32, 1), **{**asked, "hue": 0.1}).notes == [
+        "left out: hue; they need 3 channels and the images have 1"
+    ]
+    assert build(Pair, spec(32, 1), **{**asked, "hue": 0.1, "jitter": 0.0}).notes == []
+
+
+def test_the_choice_of_blur_is_said():
+    assert build(Pair, spec(32)).notes == ["blur: none on views of 32 px; published recipes blur from 64 px up"]
+    assert build(Pair, spec(96)).notes == ["blur: probability 0.5 on views of 96 px, as in published recipes"]
+    assert build(Pair, spec(32), blur=0.5).notes == []
+
+
+def test_a_blur_that_was_set_is_kept_at_any_size():
+    assert build(Pair, spec(16), blur=0.7).groups()[0].transforms[0].policy.blur == 0.7
+
+
+def test_the_choice_of_the_local_size_is_said():
+    assert build(MultiCrop, spec(224)).notes[0] == "local views have 96 px (96/224 of 224 px, even, at least 8)"
+    assert not any("local" in note for note in build(MultiCrop, local_size=16).notes)
+
+
+# -- refusals -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": [1.0, 0.2]}, "scale: should have the smaller number first, got [1.0, 0.2]"),
+        ({"scale": 0.2}, "scale: should be two numbers, the smallest and the largest, got 0.2"),
+        ({"scale": [0.2]}, "scale: should be two numbers, the smallest and the largest, got [0.2]"),
+        ({"scale": [0.0, 1.0]}, "scale.0: should be greater than 0, got 0.0"),
+        ({"scale": [0.5, 2.0]}, "scale.1: should be less than or equal to 1, got 2.0"),
+        ({"ratio": [0, 1]}, "ratio.0: should be greater than 0, got 0"),
+        ({"flip": 1.5}, "flip: should be less than or equal to 1, got 1.5"),
+        ({"hue": 0.6}, "hue: should be less than or equal to 0.5, got 0.6"),
+        ({"brightness": -1}, "brightness: should be greater than or equal to 0, got -1"),
+        ({"blur_sigma": [0, 2]}, "blur_sigma.0: should be greater than 0, got 0"),
+        ({"size": 4}, "size: should be greater than or equal to 8, got 4"),
+        ({"gray": 0.2}, "unknown setting 'gray'. Did you mean 'grayscale'?"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(settings, message):
+    with pytest.raises(ConfigError) as error:
+        validate(Pair.Config, settings, registry=None)
+    assert str(error.value).startswith(message)
+
+
+def test_a_wrong_setting_of_one_view_is_named_with_its_path():
+    with pytest.raises(ConfigError, match=r"^second\.flip: should be less than or equal to 1, got 3"):
+        validate(Asymmetric.Config, {"second": {"flip": 3}}, registry=None)

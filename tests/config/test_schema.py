@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import Field
+
+from akssl_core.config.schema import BackboneRef, Component, LossRef, Schema, validate
+from akssl_core.errors import ConfigError, PluginError
+
+
+class Inner(Component):
+    kind = "loss"
+    name = "inner"
+
+    class Config(Schema):
+        temperature: float = Field(0.1, gt=0)
+
+    def __init__(self, config, *args):
+        self.config, self.args = config, args
+
+
+class Outer(Component):
+    kind = "loss"
+    name = "outer"
+
+    class Config(Schema):
+        inner: LossRef = Field("inner")
+        weights: tuple[float, ...] = (1.0,)
+
+
+class Registry:
+    known = {"inner": Inner, "outer": Outer}
+
+    def get(self, kind, name):
+        if name not in self.known:
+            raise PluginError(f"no {kind} named '{name}'.")
+        return self.known[name]
+
+
+class Run(Schema):
+    loss: LossRef
+    losses: tuple[LossRef, ...] = ()
+    epochs: int = Field(1, ge=1)
+    backbone: BackboneRef | None = None
+
+
+def check(raw):
+    return validate(Run, raw, registry=Registry())
+
+
+def test_a_name_alone_or_a_table_is_a_reference():
+    assert check({"loss": "inner"}).loss.config.temperature == 0.1
+    ref = check({"loss": {"name": "outer", "inner": {"name": "inner", "temperature": 0.2}}}).loss
+    assert ref.config.inner.config.temperature == 0.2
+    assert ref.config.inner.build(7).args == (7,)
+
+
+def test_a_dumped_spec_validates_back_to_an_equal_one():
+    spec = check({"loss": {"name": "outer", "inner": {"name": "inner", "temperature": 0.3}}, "losses": ["inner"]})
+    dumped = spec.model_dump(mode="json")
+    assert dumped["loss"] == {"name": "outer", "inner": {"name": "inner", "temperature": 0.3}, "weights": [1.0]}
+    assert check(dumped) == spec
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            {"loss": {"name": "inner", "temprature": 1}},
+            "loss: unknown setting 'temprature'. Did you mean 'temperature'?",
+        ),
+        ({"loss": "inner", "los": 1}, "unknown setting 'los'. Did you mean 'loss'?"),
+        (
+            {"loss": {"name": "outer", "inner": {"name": "inner", "temp": 1}}},
+            "loss.inner: unknown setting 'temp'. Did you mean 'temperature'? Settings here: temperature.",
+        ),
+        ({"loss": "inner", "losses": ["inner", {"name": "inner", "x": 1}]}, "losses.1: unknown setting 'x'."),
+        ({"loss": "inner", "epochs": 0}, "epochs: should be greater than or equal to 1, got 0"),
+        ({"loss": "inner", "epochs": "many"}, "epochs: should be a valid integer"),
+        ({"loss": "nothing"}, "loss: no loss named 'nothing'."),
+        ({"loss": 5}, "loss: expected the name of a loss or a table with a 'name', got 5"),
+        ({}, "loss: Field required"),
+        ({"loss": "inner", "backbone": {"name": "none"}}, "backbone: no backbone named 'none'."),
+        ({"loss": {"name": "inner", "temperature": -1}}, "loss.temperature: should be greater than 0, got -1"),
+    ],
+)
+def test_mistakes_name_the_path_the_value_and_the_nearest_name(raw, message):
+    with pytest.raises(ConfigError) as caught:
+        check(raw)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_mistakes_are_one_line_each():
+    with pytest.raises(ConfigError) as caught:
+        check({"loss": "nothing", "epochs": 0})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_schema_never_changes():
+    with pytest.raises(ValueError, match="frozen"):
+        Inner.Config().temperature = 3

@@ -1,0 +1,196 @@
+"""`akssl_core.embed` and `akssl embed`: right features, right ids, whole files, and what cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import akssl_core
+from akssl_core import ConfigError, DataError
+from akssl_core.evaluation.embedding import embed_to_file
+from akssl_core.rundir.folder import read_tensors
+
+FORMATS = ("safetensors", "npz", "csv", "parquet")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten photos of two classes, of which one is broken."""
+    generator = np.random.default_rng(0)
+    for i in range(10):
+        file = tmp_path / "photos" / ("cat" if i % 2 else "dog") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (12, 12, 3), np.uint8)).save(file)
+    (tmp_path / "photos" / "cat" / "5.png").write_bytes(b"broken")
+    return tmp_path / "photos"
+
+
+READABLE = [f"cat/{i}.png" for i in (1, 3, 7, 9)] + [f"dog/{i}.png" for i in (0, 2, 4, 6, 8)]
+
+
+def features_one_by_one(finished, folder):
+    """What the backbone says of each readable file alone."""
+    backbone = akssl_core.load_backbone(finished)
+    with torch.no_grad():
+        return torch.cat([backbone(backbone.preprocess(Image.open(folder / name))) for name in READABLE])
+
+
+def test_three_things_come_back(finished, photos):
+    features, ids, labels = akssl_core.embed(finished, data=photos)
+    assert (features.shape, features.dtype) == ((64, 8), torch.float32)
+    assert ids == list(range(64))
+    assert torch.equal(labels, photos[1])
+    backbone = akssl_core.load_backbone(finished)
+    with torch.no_grad():
+        torch.testing.assert_close(features, backbone(backbone.preprocess(photos[0])), rtol=1e-4, atol=1e-5)
+    assert akssl_core.embed(finished, data=photos[0]).labels is None
+    assert not features.requires_grad
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 256])
+def test_unreadable_images_are_left_out_and_every_id_stays_with_its_image(finished, folder, batch_size):
+    data = {"name": "folder", "path": str(folder), "max_unreadable": 0.2}
+    found = akssl_core.embed(finished, data=data, batch_size=batch_size)
+    assert found.ids == READABLE
+    assert list(found.unreadable) == ["cat/5.png"]
+    assert found.classes == ("cat", "dog")
+    assert found.labels.tolist() == [0] * 4 + [1] * 5
+    torch.testing.assert_close(found.features, features_one_by_one(finished, folder), rtol=1e-4, atol=1e-5)
+
+
+def test_the_data_of_the_run_is_the_default(finished):
+    found = akssl_core.embed(finished)
+    assert found.features.shape == (60, 8)
+    assert akssl_core.embed(finished / "backbone.safetensors", data={"name": "shapes", "size": 7}).ids == list(range(7))
+
+
+def test_embedding_changes_nothing(finished, photos):
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in finished.rglob("*") if p.is_file()}
+    state = torch.get_rng_state()
+    akssl_core.embed(finished, data=photos)
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in finished.rglob("*") if p.is_file()} == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def read(path):
+    """(features, ids, labels, names of the classes) of a file of any format."""
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_tensors(path)
+        names = bytes(tensors["names"].tolist()).decode().split("\0")
+        return tensors["features"].numpy(), names, tensors["labels"].tolist(), json.loads(metadata["classes"])
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as data:
+            return data["features"], data["ids"].tolist(), data["labels"].tolist(), data["classes"].tolist()
+    if path.suffix == ".csv":
+        rows = list(csv.reader(path.read_text().splitlines()))
+        assert rows[0] == ["id", "label", "class", *(f"f{i}" for i in range(8))]
+        cells = list(zip(*rows[1:], strict=True))
+        features = np.array(cells[3:], dtype=np.float32).T
+        return features, list(cells[0]), [int(c) for c in cells[1]], list(dict.fromkeys(cells[2]))
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install -e '.[dev]'")
+    table = parquet.read_table(path)
+    assert table.column_names == ["id", "label", "class", "features"]
+    columns = table.to_pydict()
+    classes = list(dict.fromkeys(columns["class"]))
+    return np.array(columns["features"], dtype=np.float32), columns["id"], columns["label"], classes
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_holds_the_same(here, finished, folder, tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="pip install -e '.[dev]'")
+    path = tmp_path / f"features.{suffix}"
+    arguments = ("--set", "data.max_unreadable=0.2", "--batch-size", 4)
+    code, out, err = here("embed", finished, "--data", folder, "--out", path, *arguments)
+    assert code == 0, err
+    assert out.startswith(f"{path}: 9 images, 8 features each, 1 unreadable and left out: cat/5.png (")
+    data = {"name": "folder", "path": str(folder), "max_unreadable": 0.2}
+    expected = akssl_core.embed(finished, data=data, batch_size=4)
+    features, ids, labels, classes = read(path)
+    assert features.dtype == np.float32
+    assert np.array_equal(features, expected.features.numpy()), "to the last bit"
+    assert (ids, labels, classes) == (READABLE, expected.labels.tolist(), ["cat", "dog"])
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")] == []
+
+
+def test_numbers_are_ids_where_images_have_no_names(finished, photos, tmp_path):
+    embed_to_file(finished, tmp_path / "f.safetensors", data=photos[0])
+    tensors = load_file(tmp_path / "f.safetensors")
+    assert tensors.keys() == {"features", "ids"}
+    assert tensors["ids"].tolist() == list(range(64))
+    embed_to_file(finished, tmp_path / "f.csv", data=photos)
+    rows = list(csv.reader((tmp_path / "f.csv").read_text().splitlines()))
+    assert rows[0][:3] == ["id", "label", "f0"]
+    assert [row[0] for row in rows[1:]] == [str(i) for i in range(64)]
+
+
+def test_a_file_appears_whole_or_not_at_all(finished, folder, tmp_path):
+    data = {"name": "folder", "path": str(folder), "max_unreadable": 0.1}
+    (folder / "dog" / "6.png").write_bytes((folder / "dog" / "6.png").read_bytes()[:60])  # its header is whole
+    for suffix in FORMATS[:3]:
+        path = tmp_path / f"features.{suffix}"
+        path.write_text("what was there")
+        with pytest.raises(DataError, match="cannot be read"):
+            embed_to_file(finished, path, data=data, batch_size=2, overwrite=True)
+        assert path.read_text() == "what was there"
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_streams_hold_one_batch_at_a_time(finished, tmp_path, monkeypatch):
+    """CSV and Parquet are written as batches come, so that memory does not grow with the images."""
+
+    def refuse(self):
+        raise AssertionError("all features at once")
+
+    monkeypatch.setattr("akssl_core.embedding._Work.features", refuse)
+    embed_to_file(finished, tmp_path / "f.csv", batch_size=8)
+    with pytest.raises(AssertionError, match="all features"):
+        embed_to_file(finished, tmp_path / "f.npz", batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "f.safetensor"), "Did you mean '.safetensors'?"),
+        (("--out", "no/f.npz"), "there is no folder 'no'"),
+        (("--out", "there.csv"), "'there.csv' exists already. Replace it with --force"),
+        (("--out", "f.csv", "--data", "shapez"), "Did you mean 'shapes'?"),
+        (("--out", "f.csv", "--batch-size", "0"), "batch_size: expected a whole number from 1"),
+        (("--out", "f.csv", "--set", "seed=1"), "--set seed: only settings of the data"),
+    ],
+)
+def test_bad_input_is_one_line(here, finished, tmp_path, arguments, message):
+    (tmp_path / "there.csv").write_text("x")
+    code, out, err = here("embed", finished, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["there.csv"]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(here, finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    code, _, err = here("embed", finished, "--out", "f.parquet")
+    assert code == 2
+    assert "pip install 'akssl-core[parquet]'" in err
+
+
+def test_force_replaces(here, finished, tmp_path):
+    (tmp_path / "there.npz").write_text("x")
+    code, _, err = here("embed", finished, "--out", "there.npz", "--force")
+    assert code == 0, err
+    with np.load(tmp_path / "there.npz") as data:
+        assert data["features"].shape == (60, 8)
+
+
+def test_a_bad_batch_size_is_told(finished):
+    with pytest.raises(ConfigError, match="batch_size"):
+        akssl_core.embed(finished, batch_size=True)

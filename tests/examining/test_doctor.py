@@ -1,0 +1,288 @@
+"""The doctor finds each planted fault, and nothing where there is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from synthetic_run import FINAL, MANIFEST, ROWS, pictures, row, write_run
+from torch import nn
+
+from akssl_core.errors import PluginError, RunDirError
+from akssl_core.examining import RULES, Machine, examine_plan, examine_run
+from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.installed import version
+from akssl_core.plugins.manager import Plugins
+from akssl_core.running.layers import collect
+
+GIB = 2**30
+ROOMY = Machine(cores=8, gpus=0, memory=64 * GIB, disk=100 * GIB)
+SHAPES = {"name": "shapes", "size": 2000, "test_size": 200}
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    return Plugins()
+
+
+def noise(count=64, channels=3, side=16):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, channels, side, side), generator=generator).to(torch.uint8)
+
+
+def labels(*counts):
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3).requires_grad_(False)
+
+    def forward(self, x):
+        return self.layer(x).mean((2, 3))
+
+
+STILL = {"scale": [1, 1], "ratio": [1, 1], "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
+DECAY = {"start": 0.3, "warmup": 15}
+RAMP = {"start": 0.04, "end": 0.07, "over": 30}
+PLANTED = {
+    "refused": ("mocov2", {"options": {"queue_size": 100}}),
+    "advice: a hot teacher": ("dino", {"options": {"teacher_temperature": 0.5}}),
+    "advice: a queue larger than the data": ("mocov2", {"options": {"queue_size": 12800}}),
+    "advice: more prototypes than samples": ("swav", {"options": {"prototypes": 3000}}),
+    "advice: a target that stays": ("byol", {"options": {"momentum": 1.0}}),
+    "advice: more features than images tell": ("barlowtwins", {"options": {"out_dim": 60000, "hidden_dim": 8}}),
+    "batch-does-not-divide": ("simsiam", {"devices": 3}),
+    "stem-for-large-images": ("simsiam", {"backbone": {"name": "resnet18", "stem": "imagenet"}}),
+    "batch-norm-with-few-images": ("simsiam", {"batch_size": 8}),
+    "rate-not-scaled": ("simclr", {"batch_size": 16}),
+    "rate-too-high": ("simsiam", {"optimizer": {"lr": 30}}),
+    "decay-too-strong": ("simsiam", {"optimizer": {"weight_decay": 0.5}}),
+    "warmup-fills-the-run": ("simsiam", {"optimizer": {"lr": DECAY}, "epochs": 20}),
+    "no-warmup": ("simsiam", {"batch_size": 1024}),
+    "schedule-longer-than-the-run": ("dino", {"options": {"teacher_temperature": RAMP}, "epochs": 5}),
+    "slow-copy-too-slow": ("byol", {"options": {"momentum": 0.9999}}),
+    "few-steps": ("simsiam", {"steps": 50}),
+    "frozen-backbone": ("simsiam", {"backbone": Frozen()}),
+    "few-rows": ("simsiam", {"batch_size": 16, "epochs": 2, "train": {"log_every": 500}}),
+    "rare-checkpoints": ("simsiam", {"batch_size": 16, "epochs": 25, "train": {"checkpoint_every": 10**6}}),
+    "few-images": ("simsiam", {"data": noise()}),
+    "batch-of-most-images": ("simsiam", {"data": noise(), "batch_size": 32}),
+    "duplicate-images": ("simsiam", {"data": noise(32).repeat(4, 1, 1, 1)}),
+    "blank-images": ("simsiam", {"data": torch.cat([noise(), torch.full((8, 3, 16, 16), 7, dtype=torch.uint8)])}),
+    "gray-images-in-color": ("simsiam", {"data": noise(channels=1).repeat(1, 3, 1, 1)}),
+    "color-left-out": ("simsiam", {"data": noise(channels=1)}),
+    "size-far-from-the-images": ("simsiam", {"data": noise(), "image_size": 64}),
+    "view-smaller-than-a-patch": ("dino", {"backbone": {"name": "vit_tiny", "patch_size": 16}}),
+    "tiny-crops": ("simsiam", {"augmentation": {"scale": [0.01, 1.0]}}),
+    "views-all-alike": ("simsiam", {"augmentation": STILL}),
+    "one-class": ("simsiam", {"data": (noise(), labels(64))}),
+    "unbalanced-classes": ("simsiam", {"data": (noise(), labels(50, 14))}),
+    "few-labels-of-a-class": ("simsiam", {"data": (noise(), labels(30, 30, 4))}),
+    "workers-without-use": ("simsiam", {"workers": 2}),
+    "more-workers-than-cores": ("simsiam", {"workers": 9}),
+    "more-processes-than-devices": ("simsiam", {"devices": 16}),
+    "fp16-on-a-cpu": ("simsiam", {"precision": "fp16"}),
+    "large-images-on-a-cpu": ("simsiam", {"data": noise(8), "image_size": 160, "batch_size": 4}),
+}
+
+
+def found(plugins, method, machine=ROOMY, **settings):
+    given = {"data": SHAPES, "device": "cpu", "precision": "fp32", **settings}
+    return examine_plan(collect(method, None, given, plugins), plugins, found=machine)
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_each_planted_fault_is_found(planted, plugins):
+    name, _, about = planted.partition(": ")
+    method, settings = PLANTED[planted]
+    findings = {one.rule: one for one in found(plugins, method, **settings)}
+    assert name in findings, list(findings)
+    assert findings[name].evidence
+    assert findings[name].cause
+    assert findings[name].cure
+    if about:
+        assert f"method.{next(iter(settings['options']))}" in findings[name].evidence
+
+
+@pytest.mark.parametrize("rule", ["memory-too-small", "disk-too-small"])
+def test_a_machine_that_is_too_small_is_found(rule, plugins):
+    small = Machine(cores=8, gpus=0, memory=10 * 2**20, disk=2**20)
+    assert {rule} <= {one.rule for one in found(plugins, "simsiam", machine=small)}
+
+
+def test_files_that_are_no_images_are_found(plugins, tmp_path):
+    from PIL import Image
+
+    for i, image in enumerate(noise(20)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    rules = {one.rule: one for one in found(plugins, "simsiam", data=str(tmp_path), batch_size=4)}
+    assert "bad.png" in rules["unreadable-images"].evidence
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_nothing_is_found_in_the_default_recipes(method, plugins):
+    assert found(plugins, method) == []
+
+
+def test_every_rule_before_a_run_has_a_planted_fault():
+    planted = {name.partition(": ")[0] for name in PLANTED} | {
+        "memory-too-small",
+        "disk-too-small",
+        "unreadable-images",
+    }
+    assert {rule.name for rule in RULES if rule.kind == "plan"} <= planted
+
+
+def test_an_unknown_method_is_wrong_input(plugins):
+    with pytest.raises(PluginError, match="simsiam"):
+        found(plugins, "simsiamm")
+
+
+# -- run folders ----------------------------------------------------------------------------------
+def whole(path, **changes):
+    """A folder in which nothing is wrong."""
+    versions = {name: version(name) for name in ("torch", "torchvision", "akssl-core")}
+    folder = write_run(path / "run", **{"tensors": pictures(), "versions": versions, **changes})
+    save_file({"w": torch.zeros(1)}, folder / "backbone.safetensors")
+    from akssl_core.rundir.folder import RunDir
+
+    state = {"step": 30, "score": None}
+    (folder / "checkpoints").mkdir()
+    RunDir.open(folder).save_checkpoint({"w": torch.zeros(1)}, {"w": torch.zeros(1)}, state, keep=2)
+    return folder
+
+
+def rows(count=16, **columns):
+    return [row(2 * i + 2, **{k: f(i) if callable(f) else f for k, f in columns.items()}) for i in range(count)]
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def damage(folder):
+    file = next((folder / "checkpoints").glob("*/model.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+
+def cut(folder):
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:5], "{broken", *lines[5:]]))
+
+
+def forget(folder):
+    import shutil
+
+    shutil.rmtree(folder / "checkpoints" / "00000030")
+
+
+DIAGNOSIS = {"verdict": "not learning", "evidence": "it stands still.", "cause": "c.", "cure": "d."}
+FOLDERS = {
+    "killed": {"status": "running"},
+    "failed": {"status": "failed", "error": "out of memory"},
+    "stopped": {"status": "stopped", "error": "by SIGTERM"},
+    "collapsed-or-stuck": {"diagnosis": DIAGNOSIS},
+    "collapsed-or-stuck: by its rows": {"rows": rows(backbone_step=0.0), "status": "finished"},
+    "not-a-number": {"rows": [*ROWS[:-1], {**ROWS[-1], "loss": None}]},
+    "damaged-checkpoint": damage,
+    "no-checkpoint": forget,
+    "missing-files": remove("backbone.safetensors"),
+    "missing-files: origins": remove("provenance.json"),
+    "damaged-rows": cut,
+    "unreadable-run": remove("config.yaml"),
+    "below-a-baseline": {"final": {**FINAL, "knn_top1": 31.0}},
+    "plateau": {"rows": rows(knn_top1=lambda i: 40.0 if i < 8 else 39.0)},
+    "plateau: of the loss": {"rows": rows(loss=lambda i: 5.0 - i if i < 4 else 1.0)},
+    "loss-rises": {"rows": rows(loss=lambda i: abs(i - 5) + 1.0)},
+    "rank-falls": {"rows": rows(rankme=lambda i: 100.0 / (i + 1))},
+    "slow-loading": {"rows": rows(time_load=0.6)},
+    "slow-probes": {"rows": rows(time_evaluate=0.7)},
+    "unreadable-files": lambda folder: (folder / "unreadable.txt").write_text("a.png\tcut short\n"),
+    "other-versions": {"versions": {**MANIFEST["versions"], "torch": "1.0"}},
+}
+
+
+@pytest.mark.parametrize("planted", FOLDERS)
+def test_each_fault_of_a_folder_is_found(planted, tmp_path):
+    fault = FOLDERS[planted]
+    folder = whole(tmp_path, **(fault if isinstance(fault, dict) else {}))
+    if callable(fault):
+        fault(folder)
+    findings = {one.rule: one for one in examine_run(folder)}
+    assert planted.partition(": ")[0] in findings, findings
+    assert all(one.evidence and one.cause and one.cure for one in findings.values())
+
+
+def test_nothing_is_found_in_a_whole_folder(tmp_path):
+    assert examine_run(whole(tmp_path)) == []
+
+
+def test_a_run_that_is_going_on_is_not_called_killed(tmp_path):
+    from akssl_core.rundir.folder import RunDir
+
+    folder = whole(tmp_path, status="running")
+    held = RunDir.open(folder)
+    held.lock()
+    assert "killed" not in {one.rule for one in examine_run(folder)}
+    held.unlock()
+    assert "killed" in {one.rule for one in examine_run(folder)}
+
+
+def test_every_rule_of_a_folder_has_a_planted_fault():
+    assert {rule.name for rule in RULES if rule.kind == "run"} <= {name.partition(": ")[0] for name in FOLDERS}
+
+
+def test_a_folder_without_a_run_is_wrong_input(tmp_path):
+    with pytest.raises(RunDirError, match="holds no run"):
+        examine_run(tmp_path)
+
+
+# -- the command ----------------------------------------------------------------------------------
+FEW = ("--set", "data.size=1500", "--set", "data.test_size=100", "--precision", "fp32", "--device", "cpu")
+
+
+def test_the_command_is_silent_where_nothing_is_wrong(here):
+    code, out, _ = here("doctor", "simsiam", *FEW)
+    assert (code, out) == (0, "simsiam: nothing was found.\n")
+
+
+def test_the_command_tells_evidence_cause_and_cure_and_exits_with_1(here):
+    code, out, _ = here("doctor", "dino", "simsiam", *FEW, "--batch-size", "8")
+    assert code == 1
+    assert "- batch-norm-with-few-images: batch norms see 8 images at a time.\n  cause: " in out
+    assert "\nsimsiam: " in out
+
+
+def test_the_command_prints_json(here, tmp_path):
+    folder = whole(tmp_path, status="failed", error="out of memory")
+    code, out, _ = here("doctor", folder, "--json")
+    records = json.loads(out)
+    assert code == 1
+    assert [record["rule"] for record in records] == ["failed"]
+    assert set(records[0]) == {"target", "rule", "evidence", "cause", "cure"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["simsiamm"], "simsiam"),
+        (["no/such/folder"], "holds no run"),
+        (["simsiam", "--set", "nothing"], "--set"),
+        (["simsiam", "--set", "train.epoch=3"], "epoch"),
+    ],
+)
+def test_wrong_input_exits_with_2(arguments, said, here):
+    code, _, err = here("doctor", *arguments)
+    assert code == 2
+    assert said in err
+
+
+def test_nothing_trains_and_nothing_is_written(here, tmp_path):
+    here("doctor", "simsiam", *FEW)
+    assert list(tmp_path.iterdir()) == []

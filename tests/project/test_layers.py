@@ -1,0 +1,166 @@
+"""The architecture as a test: who may import whom, and who alone may do what."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from floor_plan import CORE, dotted, file_imports, measure, nodes, room_imports
+from floor_plan import room_of as room_of_module
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+LAYERS = (
+    {"errors", "console", "dist", "draws", "hookspecs"},
+    {"config"},
+    {"loss", "rundir", "schedule", "settings"},
+    {"data", "nn"},
+    {"augment", "backbone"},
+    {"method"},
+    {"metrics", "optim", "plugins"},
+    {"exporting", "reporting", "training"},
+    {"evaluation", "running", "sklearn"},
+    {"examining", "sweeps", "testing"},
+    {"cli", "__init__", "__main__"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+NO_TORCH = {
+    "errors", "hookspecs", "console", "config", "schedule", "settings", "plugins", "cli", "__init__",
+}  # fmt: skip
+WITH_TORCH = {"plugins.lookup"}  # imported by what needs torch anyway
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "safetensors"}
+FILES = sorted(CORE.rglob("*.py"))
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def outside_imports(file: Path, *, top: bool = False) -> set[str]:
+    """What a file imports from outside of the core; `top`: when it is imported, not when a function is called."""
+    found = set()
+    for node in nodes(tree(file), types=False, top=top):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+    return found
+
+
+def test_every_room_has_a_place():
+    assert {room_of(file) for file in FILES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("room", sorted(room_imports()))
+def test_imports_go_one_way(room):
+    for other in room_imports()[room]:
+        assert LEVEL[other] < LEVEL[room], f"{room} must not import {other}"
+
+
+def test_the_plan_is_small():
+    found = measure()
+    assert found.entries <= 30, "a concern has a room; a file at the top is a word that a plugin author uses"
+    assert found.layers <= 16
+    assert found.files_over_400 == 0
+    assert found.cycles == []
+    assert all(now <= most for now, most in zip(found.function_lines, (5, 18, 46), strict=True)), found.function_lines
+
+
+def test_no_torch_where_help_and_listings_come_from():
+    imports = file_imports(types=False, top=True)
+    for file in FILES:
+        module = dotted(file)
+        if room_of(file) in NO_TORCH and module not in WITH_TORCH:
+            assert not {name.partition(".")[0] for name in outside_imports(file, top=True)} & HEAVY, module
+            assert {room_of_module(other) for other in imports[module]} <= NO_TORCH, module
+
+
+ONLY = {
+    "torch.distributed": {"dist"},
+    "pluggy": {"hookspecs", "plugins"},
+    "importlib.metadata": {"plugins"},
+    "click": {"cli"},
+    "sklearn": {"sklearn"},
+    "pyarrow": {"evaluation"},
+}
+
+
+@pytest.mark.parametrize("module", ONLY)
+def test_only_one_room_uses(module):
+    users = {room_of(f) for f in FILES if any(m == module or m.startswith(module + ".") for m in outside_imports(f))}
+    assert users == ONLY[module]
+
+
+WRITERS = {"rundir", "running", "cli", "plugins"}
+WORDS = {
+    r"\.backward\(": {"training", "testing", "evaluation"},
+    r"autocast": {"training", "loss", "testing"},
+    r"\bprint\(|click\.echo": {"cli"},
+    r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": WRITERS,
+    r"^import pickle|torch\.save|torch\.load\b|yaml\.load\(|[^.\w]eval\(": set(),
+}
+
+
+@pytest.mark.parametrize("pattern", WORDS)
+def test_only_these_rooms_say(pattern):
+    users = {room_of(f) for f in FILES if re.search(pattern, _code(f), re.MULTILINE)}
+    assert users <= WORDS[pattern]
+
+
+def _code(file: Path) -> str:
+    """The source without comments and docstrings."""
+    return ast.unparse(_without_docstrings(tree(file)))
+
+
+def _without_docstrings(module: ast.Module) -> ast.Module:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return module
+
+
+NAMES = r"simsiam|simclr|moco|byol|barlow|swav|dino|cifar|imagenet|fashion|stl10|resnet|vit_|\bvit\b"
+OWN_PLACES = {"backbone", "data"}  # architectures and data sets
+TABLE = CORE / "plugins" / "first_party.py"  # the table of distributions
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CORE)))
+def test_the_core_names_no_method_data_set_or_architecture(file):
+    if room_of(file) not in OWN_PLACES and file != TABLE:
+        code = _code(file)
+        for text in ast.walk(ast.parse(code)):
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                assert _is_help(text.value) or not re.search(NAMES, text.value, re.IGNORECASE), text.value
+
+
+def _is_help(text: str) -> bool:
+    """Sentences for the user may give an example; a name that steers the program is a word."""
+    return " " in text
+
+
+@pytest.mark.parametrize("file", sorted(PLUGINS.glob("*/src/**/*.py")), ids=lambda f: f.parent.name + "/" + f.name)
+def test_plugins_use_public_names_alone(file):
+    import akssl_core
+
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("akssl_core"):
+            assert node.module in ("akssl_core", "akssl_core.nn", "akssl_core.testing"), node.module
+            if node.module == "akssl_core":
+                assert {alias.name for alias in node.names} <= set(akssl_core.__all__)
+        if isinstance(node, ast.ImportFrom | ast.Import) and node.__class__ is ast.Import:
+            assert not any(alias.name.startswith("akssl_plugin") for alias in node.names)
+
+
+@pytest.mark.parametrize("file", [*FILES, *PLUGINS.glob("*/src/**/*.py")], ids=lambda f: f.name)
+def test_files_and_functions_are_short(file):
+    assert len(file.read_text().splitlines()) <= 400
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef):
+            start = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.lineno
+            assert (node.end_lineno or 0) - start <= 60, node.name
+    assert file.stem != "utils"

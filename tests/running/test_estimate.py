@@ -1,0 +1,97 @@
+"""What follows from a run's settings, against numbers counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.manager import Plugins
+from akssl_core.running.estimate import MEASURED_STEPS, averages, derived, half_life, measured, memory, steps
+from akssl_core.running.layers import collect
+from akssl_core.running.plan import make_plan
+
+
+def plan_of(toys, photos, **more):
+    settings = {
+        "data": photos,
+        "image_size": 12,
+        "batch_size": 8,
+        "epochs": 4,
+        "precision": "fp32",
+        "device": "cpu",
+        **more,
+    }
+    return make_plan(collect("toy", None, settings, toys), toys)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.5, 1.0), (0.99, 68.97), (1.0, math.inf), (0.0, 0.0)])
+def test_half_life(momentum, expected):
+    assert half_life(momentum) == pytest.approx(expected, rel=1e-3)
+    if 0 < momentum < 1:
+        assert momentum ** half_life(momentum) == pytest.approx(0.5)
+
+
+def test_half_lives_are_those_of_the_schedule(toys, photos):
+    plan = plan_of(toys, photos, options={"momentum": 0.75})
+    assert averages(plan) == [(half_life(0.75), half_life(0.75))]
+    ((start, end),) = averages(plan_of(toys, photos))
+    assert start == pytest.approx(half_life(0.9))
+    assert end > 10 * start
+
+
+def test_memory_counts_weights_moments_and_activations(toys, photos):
+    plan = plan_of(toys, photos)
+    need = memory(plan)
+    trained = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
+    assert need.weights == sum(t.numel() * t.element_size() for t in plan.method.state_dict().values())
+    assert need.training == 4 * trained * 2, "gradients and one momentum"
+    layers = 2 * 8 * 6 * 6  # the outputs of a convolution and a norm, (8, 6, 6) each
+    assert need.activations == 4 * layers * 2 * 8, "two views of each of 8 images"
+    assert memory(plan, devices=2).activations == need.activations // 2
+    assert memory(plan_of(toys, photos, optimizer="adamw")).training == 4 * trained * 3
+
+
+def test_an_estimate_leaves_the_plan_as_it_was(toys, photos):
+    plan = plan_of(toys, photos)
+    before = {name: value.clone() for name, value in plan.method.state_dict().items()}
+    derived(plan)
+    assert plan.backbone.training
+    assert all(torch.equal(before[name], value) for name, value in plan.method.state_dict().items())
+
+
+def test_time_is_that_of_measured_steps(toys, photos):
+    name, text = measured(plan_of(toys, photos))
+    assert name == "time of all steps"
+    assert f"the median of {MEASURED_STEPS} measured steps" in text
+
+
+def test_steps_of_a_run_that_ends_early(toys, photos):
+    assert steps(plan_of(toys, photos, steps=3)).total_steps == 3
+    assert steps(plan_of(toys, photos)).total_steps == 4 * (len(plan_of(toys, photos).images) // 8)
+
+
+NEGATIVES = {"simclr": "254 ", "simclrv2": "254 ", "mocov2": "1024 ", "mocov3": "127 "}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_methods_add_what_only_they_know(method):
+    plugins = Plugins()
+    settings = {"data": {"name": "shapes", "size": 2000, "test_size": 20}, "image_size": 8, "epochs": 10}
+    lines = dict(derived(make_plan(collect(method, None, settings, plugins), plugins)))
+    assert lines["epochs"] == "10"
+    assert "MiB of weights" in lines["memory for training"]
+    assert lines.get("negatives per anchor", "").startswith(NEGATIVES.get(method, ""))
+    assert ("negatives per anchor" in lines) == (method in NEGATIVES)
+    assert ("half-life of the slow copy" in lines) == (method in ("byol", "dino", "mocov2", "mocov3"))
+
+
+def test_the_command_measures_where_it_is_asked_to(here):
+    few = ("--set", "data.size=256", "--set", "data.test_size=20", "--image-size", "8", "--batch-size", "16")
+    code, out, _ = here("explain", "simsiam", *few)
+    assert code == 0
+    assert "time of all steps" not in out
+    code, out, _ = here("explain", "simsiam", *few, "--measure")
+    assert "time of all steps" in out

@@ -1,0 +1,319 @@
+"""Whole runs: the files they leave, the same numbers twice, going on after a stop, and what bad input leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from whole_runs import Stop, losses, same
+
+import akssl_core
+from akssl_core.errors import AksslError, ConfigError, DataError, RunDirError
+from akssl_core.rundir.folder import read_tensors
+from akssl_core.running.launch import resume, run
+from akssl_core.schedule import Now
+
+FILES = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "backbone.safetensors", "report.html"}
+
+
+def test_a_run_leaves_all_files_and_numbers(start):
+    result = start()
+    assert {p.name for p in result.run_dir.iterdir()} >= FILES
+    manifest = json.loads((result.run_dir / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["final"] == result.metrics
+    assert manifest["repeatable"] is False
+    assert manifest["data"]["classes"] == 3
+    assert {"torch", "akssl-core"} <= manifest["versions"].keys()
+    assert {"loss", "knn_top1", "knn_raw_pixels", "knn_random_init", "std_ratio", "rankme"} <= result.metrics.keys()
+    rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.history
+    assert {"step", "epoch", "loss", "z_norm", "lr", "images_per_s"} <= rows[0].keys()
+    parts = ("load", "augment", "forward", "backward", "optimizer")
+    assert all(rows[0][f"time_{part}"] > 0 for part in parts)
+    assert sum(value for key, value in rows[0].items() if key.startswith("time_")) == pytest.approx(1, abs=1e-3)
+    assert "knn_top1" in rows[-1]
+    assert not [p for p in result.run_dir.rglob("*") if p.name.endswith((".part", ".pt", ".pkl"))]
+
+
+def test_backbone_and_preprocess_work_together_and_from_the_file(start, toys):
+    result = start()
+    images = torch.randint(0, 256, (5, 3, 12, 12), dtype=torch.uint8)
+    features = result.backbone(result.preprocess(images))
+    assert features.shape == (5, 8)
+    assert not result.backbone.training
+    for path in (result.run_dir, result.run_dir / "backbone.safetensors"):
+        loaded = akssl_core.load_backbone(path, plugins=toys)
+        torch.testing.assert_close(loaded(loaded.preprocess(images)), features, rtol=0, atol=0)
+
+
+def test_the_same_seed_repeats_a_run_bit_for_bit(start):
+    options = {"noise": 0.1}
+    first, again, other = start("a", options=options), start("b", options=options), start("c", options=options, seed=1)
+    assert losses(first) == losses(again) != losses(other)
+    assert same(first.run_dir, again.run_dir)
+
+
+def test_config_yaml_repeats_the_run(start, toys, photos, tmp_path):
+    first = start("a", epochs=1)
+    again = run(config=first.run_dir / "config.yaml", data=photos, out=tmp_path / "b", plugins=toys)
+    assert losses(first) == losses(again)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
+def test_a_run_that_was_killed_goes_on_bit_for_bit(start, toys, photos, monkeypatch, step):
+    settings = {"epochs": 3, "options": {"noise": 0.1}, "train": {"checkpoint_every": 1, "log_every": 2}}
+    whole = start("whole", **settings)
+    method = toys.get("method", "toy")
+    original = method.after_step
+
+    def killed(self, now: Now):
+        if now.step == step:
+            raise Stop
+        original(self, now)
+
+    monkeypatch.setattr(method, "after_step", killed)
+    with pytest.raises(Stop):
+        start("killed", **settings)
+    monkeypatch.setattr(method, "after_step", original)
+    folder = whole.run_dir.parent / "killed"
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
+    result = resume(folder, data=photos, plugins=toys)
+    assert losses(result) == losses(whole)
+    assert same(folder, whole.run_dir)
+    assert {k: v for k, v in result.metrics.items() if k != "seconds"} == {
+        k: v for k, v in whole.metrics.items() if k != "seconds"
+    }
+
+
+def test_resuming_a_finished_run_only_reads_it(start, toys):
+    first = start()
+    again = resume(first.run_dir, plugins=toys)
+    assert again.metrics == first.metrics
+    assert again.history == first.history
+
+
+def test_resume_asks_for_objects_again(start, toys, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(toys.get("method", "toy"), "after_step", lambda self, now: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            start()
+    with pytest.raises(ConfigError, match=r"started from Python with an object \(tuple\)"):
+        resume(tmp_path / "run", plugins=toys)
+
+
+def test_unlabelled_images_train_without_knn(start, photos):
+    result = start(data=photos[0])
+    assert "knn_top1" not in result.metrics
+    assert {"std_ratio", "rankme"} <= result.metrics.keys()
+    assert (result.run_dir / "report.html").exists()
+
+
+def test_labels_never_change_the_training(start, photos):
+    """Another naming of the classes splits off the same queries, so the training images are the same too."""
+    images, labels = photos
+    first, renamed = start("a", data=(images, labels)), start("b", data=(images, (labels + 1) % 3))
+    assert losses(first) == losses(renamed)
+    assert same(first.run_dir, renamed.run_dir)
+
+
+class Own(Dataset):
+    """A data set of a user."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i], i % 3
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "channels last", "dataset", "list of labels"])
+def test_data_of_many_kinds(start, photos, kind):
+    images, labels = photos
+    data = {
+        "tensor": images,
+        "array": images.numpy(),
+        "channels last": images.permute(0, 2, 3, 1).numpy(),
+        "dataset": Own(images),
+        "list of labels": (images, labels.tolist()),
+    }[kind]
+    assert start(data=data, epochs=1).metrics["loss"] > 0
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 12), (13, 12), (3, 8), (2, 20)])
+def test_channels_and_sizes(start, channels, size):
+    images = torch.randint(0, 256, (24, channels, size, size), dtype=torch.uint8)
+    result = start(data=images, epochs=1)
+    assert result.preprocess.channels == channels
+    assert result.backbone(result.preprocess(images[:2])).shape == (2, 8)
+
+
+def test_a_module_of_the_users_own(start, toys, photos):
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    result = start(backbone=module, epochs=1)
+    assert result.backbone.embed_dim == 6
+    assert any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    stored, _header = read_tensors(result.run_dir / "backbone.safetensors")
+    assert stored.keys() == module.state_dict().keys()
+    with pytest.raises(ConfigError, match=r"your own Sequential: load_backbone\(path, module=Sequential"):
+        akssl_core.load_backbone(result.run_dir, plugins=toys)
+    fresh = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    loaded = akssl_core.load_backbone(result.run_dir, module=fresh, plugins=toys)
+    x = result.preprocess(photos[0][:3])
+    torch.testing.assert_close(loaded(x), result.backbone(x))
+    with pytest.raises(ConfigError, match="do not fit"):
+        akssl_core.load_backbone(result.run_dir, module=nn.Conv2d(3, 7, 3), plugins=toys)
+
+
+def test_per_image_callables_as_augmentation(start, photos):
+    from torchvision import transforms
+
+    views = transforms.Compose([transforms.RandomResizedCrop(12), transforms.ToTensor()])
+    assert start(augmentation=views, epochs=1).metrics["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epochs": -1}, ConfigError, "train.epochs: should be greater than or equal to 1, got -1"),
+        ({"epoch": 2}, ConfigError, "unknown setting 'epoch'. Did you mean 'epochs'"),
+        ({"options": {"out_din": 3}}, ConfigError, "method: unknown setting 'out_din'. Did you mean 'out_dim'"),
+        ({"backbone": "resnet81"}, ConfigError, "backbone: no backbone named 'resnet81'. Did you mean 'resnet"),
+        ({"data": "./nowhere"}, DataError, "'./nowhere' is neither a data source nor an existing folder"),
+        ({"data": "shaped"}, DataError, "Did you mean 'shapes'"),
+        ({"batch_size": 10_000}, DataError, "10000 is more than the"),
+        ({"optimizer": {"name": "sdg"}}, ConfigError, "Did you mean 'sgd'"),
+        ({"optimizer": {"lr": "fast"}}, ConfigError, "optimizer.lr: expected a number or a table"),
+        ({"precision": "int8"}, ConfigError, "train.precision: should be 'auto', 'fp32', 'bf16' or 'fp16', got 'int8'"),
+        ({"image_size": 4}, ConfigError, "train.image_size: should be greater than or equal to 8, got 4"),
+        ({"backbone": 7}, ConfigError, "expected a registered name or an nn.Module"),
+        ({"seed": -1}, ConfigError, "seed: should be greater than or equal to 0"),
+        ({"devices": 2}, ConfigError, "torchrun --nproc-per-node 2"),
+    ],
+)
+def test_bad_input_names_the_field_and_leaves_no_folder(start, tmp_path, settings, error, message):
+    with pytest.raises(error) as caught:
+        start(**settings)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+    assert isinstance(caught.value, AksslError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_anything_happens(start):
+    first = start()
+    before = (first.run_dir / "metrics.jsonl").read_text()
+    with pytest.raises(RunDirError, match="already holds a run"):
+        start()
+    assert (first.run_dir / "metrics.jsonl").read_text() == before
+    assert start(overwrite=True, seed=5).history != first.history
+
+
+def test_a_diverging_run_stops_and_says_what_to_do(start, toys, tmp_path, monkeypatch):
+    method = toys.get("method", "toy")
+    original = method.step
+
+    def broken(self, batch, now):
+        terms = original(self, batch, now)
+        return {**terms, "loss": terms["loss"] * float("nan")} if now.step >= 1 else terms
+
+    monkeypatch.setattr(method, "step", broken)
+    with pytest.raises(RuntimeError, match=r"the loss of step 2 is not a finite number.*Lower optimizer.lr"):
+        start(train={"log_every": 1})
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "step 2" in manifest["error"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_the_callers_random_state_is_left_as_it_was(start):
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    start(epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_run_hooks_see_start_and_end(start, toys):
+    seen = []
+
+    class Watcher:
+        @akssl_core.hookimpl
+        def akssl_run_started(self, config, run_dir):
+            seen.append(("started", config["method"]["name"], (run_dir / "config.yaml").exists()))
+
+        @akssl_core.hookimpl
+        def akssl_run_finished(self, metrics, run_dir):
+            seen.append(("finished", metrics is not None, run_dir.name))
+
+    toys.register(Watcher(), "watcher")
+    start(epochs=1)
+    assert seen == [("started", "toy", True), ("finished", True, "run")]
+
+
+def test_a_logger_that_fails_is_dropped_and_the_run_goes_on(start, toys):
+    class Bad(akssl_core.Logger):
+        name = "bad"
+        rows = 0
+
+        def on_row(self, row):
+            type(self).rows += 1
+            raise OSError("server gone")
+
+    toys.registry.add(Bad)
+    with pytest.warns(UserWarning, match="logger 'bad' failed and is dropped"):
+        result = start(callbacks=["bad"])
+    assert result.metrics["loss"] > 0
+    assert Bad.rows == 1
+
+
+def test_a_logger_hears_of_start_rows_and_end(start, toys, tmp_path):
+    heard = []
+
+    class Ear(akssl_core.Logger):
+        name = "ear"
+
+        def on_run(self, config, run_dir):
+            heard.append((config["method"]["name"], run_dir.name))
+
+        def on_row(self, row):
+            heard.append(row["step"])
+
+        def on_finish(self, metrics):
+            heard.append(metrics["loss"])
+
+    toys.registry.add(Ear)
+    result = start(epochs=2, callbacks=["ear"])
+    assert heard == [("toy", "run"), *(row["step"] for row in result.history), result.metrics["loss"]]
+
+
+def test_a_plugin_that_fails_while_it_watches_hurts_neither_the_run_nor_others(start, toys):
+    heard = []
+
+    class Bad:
+        @akssl_core.hookimpl
+        def akssl_run_started(self, run_dir):
+            raise OSError("no socket")
+
+    class Good:
+        @akssl_core.hookimpl
+        def akssl_run_started(self, config):
+            heard.append(config["method"]["name"])
+
+    for name, plugin in (("one", Bad()), ("two", Good()), ("three", Bad())):
+        toys.register(plugin, name)
+    with pytest.warns(UserWarning, match="passed over") as caught:
+        assert start(epochs=1).metrics["loss"] > 0
+    assert heard == ["toy"]
+    assert {str(warning.message) for warning in caught} == {
+        f"plugin '{name}' failed in akssl_run_started and is passed over: OSError('no socket')"
+        for name in ("one", "three")
+    }

@@ -1,0 +1,137 @@
+"""Whole runs on two processes: from one command, from two launchers, and when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from akssl_core.rundir.folder import RunDir
+from akssl_core.running.launch import resume, run
+
+SETTINGS = {
+    "backbone": {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}, "image_size": 16, "epochs": 2, "batch_size": 16,
+    "precision": "fp32", "data": {"name": "shapes", "size": 64, "test_size": 32}, "report": False,
+}  # fmt: skip
+SMALL = (
+    "--backbone", "resnet_tiny", "--image-size", "16", "--batch-size", "16", "--precision", "fp32", "--no-report",
+    "--set", "data.size=64", "--set", "data.test_size=32", "--set", "backbone.widths=[4,4,8,8]",
+)  # fmt: skip
+AKSSL = (sys.executable, "-m", "akssl_core")
+
+
+def start(command, folder):
+    """The command in a process of its own, its words kept."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=env)
+
+
+def wait_for(found, process):
+    """Until something is there; a process that ends before it is a failure."""
+    while not found():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_two_processes_from_one_command_are_one_run(tmp_path):
+    """They end where one process ends, and any number of processes can go on from there."""
+    one = run("simsiam", out=tmp_path / "one", **SETTINGS)
+    two = start([*AKSSL, "run", "simsiam", "--devices", "2", "--epochs", "2", *SMALL, "--out", "two"], tmp_path)
+    out, err = two.communicate(timeout=300)
+    assert two.returncode == 0, err
+    assert out.count("Verdict on collapse") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    folder = RunDir.open(tmp_path / "two")
+    assert folder.manifest["status"] == "finished"
+    assert [row["step"] for row in folder.history] == [4, 8]
+    for mine, theirs in zip(one.history, folder.history, strict=True):
+        assert abs(mine["loss"] - theirs["loss"]) < 1e-4
+    weights = [RunDir.open(path).latest()[0].model for path in (tmp_path / "one", tmp_path / "two")]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, atol=1e-4, rtol=1e-2, msg=name)
+    with pytest.warns(UserWarning, match=r"train.epochs: 2 -> 3; train.devices: 2 -> 1"):
+        longer = resume(tmp_path / "two", epochs=3, report=False)
+    assert [row["step"] for row in longer.history] == [4, 8, 12]
+
+
+def test_shared_out_parameters_train_the_same(tmp_path):
+    """FSDP on two processes, with an optimizer, clipping and a teacher, against one process."""
+    backbone = {"name": "vit_tiny", "patch_size": 8}
+    more = {"train": {"clip": {"norm": 0.1}}, "optimizer": {"name": "sgd", "lr": 0.01}}
+    one = run("byol", out=tmp_path / "one", **{**SETTINGS, **more, "backbone": backbone})
+    (tmp_path / "two.yaml").write_text((one.run_dir / "config.yaml").read_text())
+    command = [*AKSSL, "run", "--config", "two.yaml", "--devices", "2", "--set", "train.strategy=fsdp", "--out", "two"]
+    process = start(command, tmp_path)
+    _out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    two = RunDir.open(tmp_path / "two")
+    for mine, theirs in zip(one.history, two.history, strict=True):
+        assert abs(mine["loss"] - theirs["loss"]) < 1e-4
+        assert mine["std_ratio"] == pytest.approx(theirs["std_ratio"], rel=1e-2)
+    weights, (checkpoint, _) = RunDir.open(one.run_dir).latest()[0].model, two.latest()
+    assert checkpoint.model.keys() == weights.keys()
+    for name, expected in weights.items():
+        torch.testing.assert_close(checkpoint.model[name], expected, atol=1e-4, rtol=1e-2, msg=name)
+    with pytest.warns(UserWarning, match="train.epochs: 2 -> 3"):
+        assert resume(tmp_path / "two", epochs=3, report=False).history[-1]["step"] == 12
+
+
+def test_a_process_that_dies_stops_the_others_and_the_run_goes_on(tmp_path):
+    command = [*AKSSL, "run", "simsiam", "--devices", "2", "--epochs", "9999", *SMALL, "--out", "run"]
+    process = start([*command, "--set", "train.checkpoint_every=2"], tmp_path)
+    wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("0*")), process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    _out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "process 1 of 2 ended (SIGKILL) and the others were stopped" in err
+    assert "Traceback" not in err
+    steps = int(sorted((tmp_path / "run" / "checkpoints").glob("0*"))[-1].name)
+    with pytest.warns(UserWarning, match=r"train.devices: 2 -> 1"):
+        result = resume(tmp_path / "run", report=False, steps=steps + 2, epochs=steps // 4 + 2)
+    assert result.history[-1]["step"] == steps + 2
+
+
+def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
+    command = [*AKSSL, "run", "simsiam", "--devices", "2", "--epochs", "9999", *SMALL, "--out", "run"]
+    process = start(command, tmp_path)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").is_file() and RunDir.open(tmp_path / "run").history, process)
+    process.send_signal(signal.SIGTERM)
+    _out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    checkpoint, problems = RunDir.open(tmp_path / "run").latest()
+    assert err.count(f"at step {checkpoint.state['step']}; all is saved") == 1
+    assert not problems
+    assert RunDir.open(tmp_path / "run").manifest["status"] == "stopped"
+
+
+def test_wrong_input_is_told_once(tmp_path):
+    process = start([*AKSSL, "run", "simsiam", "--devices", "2", "--epochs", "-1"], tmp_path)
+    _out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.count("train.epochs: should be greater than or equal to 1, got -1") == 1
+    assert "Traceback" not in err
+
+
+def test_two_launchers_meet_and_agree_on_the_folder(tmp_path):
+    """Two machines, as far as one machine can play them: a launcher each, and no name for the run folder."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "one"]
+    command = [*launcher, "-m", "akssl_core", "run", "simsiam", "--epochs", "1", *SMALL]
+    processes = [start(command, tmp_path) for _ in range(2)]
+    answers = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], answers
+    assert sum(out.count("Verdict on collapse") for out, _ in answers) == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
