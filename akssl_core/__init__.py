@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from .config.schema import AugmentationRef as AugmentationRef
     from .config.schema import BackboneRef as BackboneRef
     from .config.schema import Component as Component
+    from .config.schema import FilePath as FilePath
     from .config.schema import LossRef as LossRef
     from .config.schema import Schema as Schema
+    from .config.schema import absolute_path as absolute_path
     from .data import Batch as Batch
     from .data import DatasetSource as DatasetSource
     from .data import HoldOutSource as HoldOutSource
@@ -94,7 +96,7 @@ _ROOMS = {
     "backbone": ("Backbone", "Counterpart", "Features", "TokenBackbone"),
     "training.callback": ("Callback", "Logger"),
     "reporting.comparison": ("Compared", "compare"),
-    "config.schema": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
+    "config.schema": ("AugmentationRef", "BackboneRef", "Component", "FilePath", "LossRef", "Schema", "absolute_path"),
     "data": (
         "Batch",
         "DatasetSource",

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from .config.schema import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, shown
 from .config.yaml import DEEPEST
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, plain
 
 if TYPE_CHECKING:
-    from .method import Method
+    from .method import Choice, Method
 
 
 class Clip(Schema):
@@ -104,6 +104,7 @@ FLAT = {
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate")
 PLAIN = ("seed", "recipe", "callbacks")
+OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Given:
     """What the user asked for: settings in layers, and Python objects that stand beside them."""
 
     layers: Sequence[tuple[str, Mapping[str, Any]]]  # (who, settings), lowest first
-    objects: Mapping[str, Any] = field(default_factory=dict)  # "data", "backbone", "augmentation"
+    objects: Mapping[str, Any] = field(default_factory=dict)  # by the names in OBJECTS
 
 
 def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,14 +167,70 @@ def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def overlay(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of one origin over others of the same; a component's name and its settings come together."""
-    result = dict(base)
-    for key, value in new.items():
-        old = result.get(key)
-        if isinstance(value, Mapping) and key in COMPONENTS and isinstance(old, str):
-            old = {"name": old}
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            value = overlay(old, value)
-        result[key] = value
-    return result
+CORE = "core default"  # the origin of what the core decides for every run
+
+
+@dataclass
+class Layers:
+    """Settings laid over each other, each leaf with who set it."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+
+    def put(self, settings: Mapping[str, Any], who: str = "") -> None:
+        """Lay settings over those that are there; a component's name alone may stand for its table."""
+        whole = {key: {"name": v} if key in COMPONENTS and isinstance(v, str) else v for key, v in settings.items()}
+        self._merge(self.values, whole, (), who)
+
+    def fill(self, choices: Mapping[str, Choice]) -> None:
+        """Set what a rule has chosen, by dotted path."""
+        for path, choice in choices.items():
+            self.put(dotted([(path, choice.value)]), f"rule: {choice.reason}")
+
+    def get(self, *path: str) -> Any:
+        """One value, or None where nothing was set."""
+        here: Any = self.values
+        for key in path:
+            here = here.get(key) if isinstance(here, Mapping) else None
+        return here
+
+    def set_by_user(self, *path: str) -> bool:
+        """Whether a keyword, a flag or a config file set this value or one below it."""
+        name = ".".join(path)
+        origins = [who for key, who in self.origin.items() if key == name or key.startswith(name + ".")]
+        return any(not who.startswith((CORE, "recipe ", "rule: ")) for who in origins)
+
+    def _merge(self, base: dict[str, Any], new: Mapping[str, Any], path: tuple[str, ...], who: str) -> None:
+        for key, value in new.items():
+            here, old = (*path, key), base.get(key)
+            if here == ("optimizer", "lr") and isinstance(old, dict) and isinstance(value, int | float):
+                value = {"start": value}  # a number is the peak; the recipe's warm-up and decay stay
+            if isinstance(value, Mapping):
+                if not isinstance(old, dict) or _other_component(old, value):
+                    self._forget(here)
+                    base[key] = old = {}
+                self._merge(old, value, here, who)
+            else:
+                self._forget(here)
+                base[key] = value
+                self.origin[".".join(here)] = who
+
+    def _forget(self, path: tuple[str, ...]) -> None:
+        """A replaced value takes its origins with it (no LARS settings left over under AdamW)."""
+        name = ".".join(path)
+        for key in [k for k in self.origin if k == name or k.startswith(name + ".")]:
+            del self.origin[key]
+
+
+def _other_component(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether both name a component and the names differ."""
+    names = old.get("name"), new.get("name")
+    return isinstance(names[0], str) and isinstance(names[1], str) and plain(names[0]) != plain(names[1])
+
+
+def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings laid over each other, the last on top."""
+    layers = Layers()
+    for table in tables:
+        layers.put(table)
+    return layers.values

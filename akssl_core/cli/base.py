@@ -69,7 +69,7 @@ def plugins_with(plugin_file: Path | None) -> Plugins:
 
 def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Flags and --set assignments as the keywords of `akssl_core.run`."""
-    from ..settings import dotted, overlay, sections
+    from ..settings import dotted, merged, sections
 
     pairs = []
     for text in assignments:
@@ -80,5 +80,5 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[
             pairs.append((path, parse_yaml(value)))
         except ValueError as error:
             raise ConfigError(f"--set {path}: '{value:.80}' is not a valid value{error}") from error
-    flags = sections({key: value for key, value in options.items() if value is not None})
-    return overlay(flags, sections(dotted(pairs)))
+    flags = {key: value for key, value in options.items() if value is not None}
+    return merged(sections(flags), sections(dotted(pairs)))

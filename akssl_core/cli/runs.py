@@ -103,6 +103,7 @@ def run(
 
 @akssl.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--data", help="where the data lies now, if it was moved")
 @click.option("--epochs", type=int, help="passes over the data, from the first on; more than before trains longer")
 @click.option("--devices", type=int, help="number of processes; any number can go on with a run")
 @set_option("any setting that moves no weight of the steps so far, by its path")
@@ -135,7 +136,7 @@ def explain(
     """Show every setting of a run and who decided it, without training."""
     from .. import dist
     from ..config.schema import leaves
-    from ..running.estimate import derived, measured
+    from ..running.estimate import forecast, time_steps
     from ..running.layers import check, collect, layer
     from ..running.plan import make_plan
 
@@ -149,7 +150,7 @@ def explain(
         raise ConfigError(f"--measure: it trains in this process alone, and {devices} were asked for. Leave one out.")
     with dist.acting_in(dist.Imagined(devices)):  # nothing is started here
         plan = make_plan(given, plugins)
-        follows = [*plan.consequences(), *derived(plan), *([measured(plan)] if measure else ())]
+        follows = [*forecast(plan), *([time_steps(plan)] if measure else ())]
     lines = [(path, json.dumps(value), plan.provenance[path]) for path, value in leaves(plan.spec.table())]
     click.echo(describe.table(("setting", "value", "decided by"), lines))
     click.echo("\n" + describe.table(("what follows", ""), follows))

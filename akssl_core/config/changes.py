@@ -13,6 +13,7 @@ HARMLESS = (
     "callbacks",
     "data.cache_gb",
     "data.max_unreadable",
+    "data.path",
     "evaluate.",
     "train.epochs",
     "train.steps",
@@ -24,7 +25,7 @@ HARMLESS = (
     "train.device",
     "train.devices",
     "train.strategy",
-)  # they move no weight, or, like more epochs, they are what people resume for
+)  # they move no weight, or, like more epochs or a place that data was moved to, they are what people resume for
 
 
 @dataclass(frozen=True, slots=True)

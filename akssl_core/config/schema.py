@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,6 +24,21 @@ from ..errors import AksslError, ConfigError, did_you_mean
 
 LONGEST = 200  # characters of a value that a message shows
 MOST_LINES = 10  # mistakes that a message tells
+
+
+def absolute_path(path: str | Path) -> Path:
+    """A path that holds from any folder: `~` expanded, and a relative one taken from the current folder.
+
+    Raises:
+        ValueError: there is no current folder.
+    """
+    try:
+        return Path(os.path.expanduser(path)).absolute()
+    except FileNotFoundError:
+        raise ValueError("should be an absolute path, for the current folder has been deleted") from None
+
+
+FilePath = Annotated[Path, AfterValidator(absolute_path)]  # the type of every setting that names a file or a folder
 
 
 class Schema(BaseModel):

@@ -13,7 +13,7 @@ from .folder import Folder
 from .holdout import HoldOutSource
 from .labels import encode_labels
 from .loader import Loader
-from .opening import no_such_data, source_at, source_from
+from .opening import no_such_data, open_source
 from .prepared import Prepared
 from .preprocess import Preprocess
 from .scan import existing_path, nearest_path
@@ -57,8 +57,7 @@ __all__ = [
     "measure",
     "nearest_path",
     "no_such_data",
-    "source_at",
-    "source_from",
+    "open_source",
     "suitable_size",
 ]
 

@@ -9,19 +9,19 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..config.schema import Schema
+from ..config.schema import FilePath, Schema
 from .base import ImageSet
 from .decode import read_image, shorter_side
 from .holdout import HoldOutSource
 from .labels import encode_labels
-from .scan import Found, class_folders, expanded, printable, scan
+from .scan import Found, class_folders, printable, scan
 from .stored import ImageStore, StoredImages
 
 
 class FolderConfig(Schema):
     """Settings of the data source `folder`."""
 
-    path: Path = Field(description="folder of images: flat, nested or one sub-folder a class")
+    path: FilePath = Field(description="folder of images: flat, nested or one sub-folder a class")
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: every image is turned gray")
     max_unreadable: float = Field(
         0.05,
@@ -39,7 +39,7 @@ class ImageFiles(ImageStore):
     noun, expected = "files", "is an image"
 
     def __init__(self, config: FolderConfig, found: Found) -> None:
-        self.root, self.files, self.channels = expanded(config.path), found.files, config.channels
+        self.root, self.files, self.channels = config.path, found.files, config.channels
         super().__init__(
             len(found.files),
             str(self.root),
@@ -77,7 +77,7 @@ class Folder(HoldOutSource):
 
     def __init__(self, config: FolderConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        found = scan(expanded(config.path))
+        found = scan(config.path)
         self._store = ImageFiles(config, found)
         _, self.shorter = self._store.look()
         tops = class_folders(found.files)

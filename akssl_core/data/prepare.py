@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config.schema import validate
 from ..console import attended, say
 from ..errors import ConfigError, DataError
 from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file
 from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .convert import largest_view, shrink, stored_side
-from .opening import data_source
+from .opening import DataSpec, data_table, open_source
 from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def prepare(
         AksslError: the target or the source cannot be used, or too many images cannot be read.
     """
     refuse_target(path, overwrite=overwrite)
-    source = data_source(settings, plugins, side)
+    spec = validate(DataSpec, {**settings, "data": data_table(settings.get("data"), plugins)}, registry=plugins)
+    source = open_source(spec.data, plugins, side)
     source.asked_side = side
     try:
         with alone_with(path):

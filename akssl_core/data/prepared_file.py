@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config.schema import Schema
 from ..errors import DataError
-from .scan import nearest_path
+from .scan import MOVED, nearest_path
 
 SUFFIX = ".safetensors"
 FORMAT, VERSION = "akssl-images", "1"
@@ -92,9 +92,10 @@ class PreparedFile:
         try:
             return cls.mapped(path)
         except NotPrepared as error:
+            moved = "" if os.path.exists(path) else f". {MOVED}"
             raise DataError(
                 f"data: {path} {error}. Expected a file that 'akssl data prepare' wrote; make one again: "
-                f"akssl data prepare SRC --out FILE{SUFFIX}"
+                f"akssl data prepare SRC --out FILE{SUFFIX}{moved}"
             ) from error
 
     @classmethod

@@ -11,6 +11,7 @@ from ..errors import DataError, suggest
 from .decode import SUFFIXES
 
 DEEPEST = 100  # folders within folders
+MOVED = "Data that was moved is named by its new place: --data NEW, in Python data=..."
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
@@ -130,7 +131,7 @@ def _check_folder(root: Path) -> None:
     if not os.path.exists(root):
         near = nearest_path(root)
         hint = f" Did you mean '{near}'?" if near else ""
-        raise DataError(f"data: the folder '{root!s:.300}' does not exist.{hint}")
+        raise DataError(f"data: the folder '{root!s:.300}' does not exist.{hint} {MOVED}")
     if not root.is_dir():
         raise DataError(f"data: '{root}' is a file; expected a folder of images. Its folder is '{root.parent}'.")
     try:

@@ -21,9 +21,9 @@ from ..plugins.table import environment
 from ..reporting import render
 from ..rundir.files import CannotWrite
 from ..rundir.folder import Checkpoint, RunDir, cannot_start, refuse_used
-from ..settings import Given, sections
+from ..settings import Given
 from ..training.checkpoint import accept
-from .layers import collect
+from .layers import asked, collect, set_aside
 from .plan import Plan, make_plan
 from .process import Result, Training, read_result
 
@@ -105,9 +105,9 @@ def resume(
 ) -> Result:
     """Continue a run exactly where its last checkpoint stands; a finished run is only read, unless it is to train on.
 
-    `data`, `backbone` and `augmentation` are needed again if the run was started with Python objects for them. Any
-    other setting of `run` may be given; those that would change what the steps so far have meant are refused. More
-    `epochs` are not: schedules then stretch to the new end.
+    `data`, `backbone` and `augmentation` are needed again if the run was started with Python objects for them, and
+    `data` where it was moved. Any other setting of `run` may be given; those that would change what the steps so far
+    have meant are refused. More `epochs` are not: schedules then stretch to the new end.
 
     Raises:
         RunDirError: the folder holds no run, no checkpoint that can be read, or another process trains in it.
@@ -115,17 +115,16 @@ def resume(
     """
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
-    objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
-    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # of such a section
-    if folder.begun and folder.manifest.get("final") and not settings:
+    settings, objects = set_aside({**settings, "data": data, "backbone": backbone, "augmentation": augmentation})
+    if folder.begun and folder.manifest.get("final") and not settings.keys() - {"data"}:
         if report and dist.is_main():
             _report_if_missing(folder)
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
-    named = {key: value for key, value in objects.items() if value is not None and key not in settings}
     stored = folder.read_config()
     with _surroundings(stored.get("train", {}).get("device")), _held(folder):
         processes = {"train": {"devices": dist.world()}}
-        given = Given([("config.yaml", stored), ("the launcher", processes), ("resume", sections(settings))], named)
+        told = ("resume", asked(settings, plugins))
+        given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
         notes = [*problems, *accept(folder, plan.spec.table(), checkpoint), *_other_data(folder, plan)]

@@ -19,14 +19,13 @@ from ..rundir.files import write_atomic
 from ..rundir.folder import RunDir
 from ..running.launch import resume, run
 from ..running.layers import check, collect, layer
-from ..settings import sections
+from ..settings import OBJECTS, merged, sections
 from .grid import Combination, combinations
 from .result import FORMAT, Row, Spread, Sweep, row_of
 
 __all__ = ["Combination", "Row", "Spread", "Sweep", "sweep"]
 
 EVERY = "all"
-OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
 Tell = Callable[[str], None]
 
 
@@ -121,7 +120,7 @@ def _begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
     if file.is_file():
         try:
             known = json.loads(file.read_text(encoding="utf-8"))["common"]
-            different = [str(change) for change in changes(known, asked)]
+            different = [str(change) for change in changes(merged(known), merged(asked))]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise RunDirError(f"{file} cannot be read: {error!r}. Choose another --out.") from error
         if different:

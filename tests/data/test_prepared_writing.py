@@ -116,12 +116,12 @@ def test_a_second_process_that_prepares_the_same_file_is_refused(photos, prepare
 
 
 def test_a_file_that_another_process_has_made_meanwhile_is_kept(photos, prepared, tmp_path, monkeypatch):
-    def takes_long(settings, plugins, side):
+    def takes_long(data, plugins, side):
         (tmp_path / "photos.safetensors").write_bytes(b"of the other")
-        return original(settings, plugins, side)
+        return original(data, plugins, side)
 
-    original = cache.data_source
-    monkeypatch.setattr(cache, "data_source", takes_long)
+    original = cache.open_source
+    monkeypatch.setattr(cache, "open_source", takes_long)
     with pytest.raises(ConfigError, match=r"exists already.*--force"):
         prepared(photos, max_unreadable=0.2)
     assert (tmp_path / "photos.safetensors").read_bytes() == b"of the other"
