@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import architecture
 import click
 
 import akssl_core
@@ -244,6 +245,7 @@ def pages() -> dict[Path, str]:
         judging: filled(judging.read_text(), "did-it-help", did_it_help()),
         advice: filled(filled(advice.read_text(), "plan rules", rules("plan")), "run rules", rules("run")),
         choice: filled(choice.read_text(), "scores", scores()),
+        ROOT / "docs" / "architecture.md": architecture.page(),
         ROOT / "docs" / "settings.md": all_settings(),
         ROOT / "docs" / "commands.md": all_commands(),
     }

@@ -95,7 +95,7 @@ def find(plugins: Plugins, kind: str, name: str) -> Location:
     _, line = inspect.getsourcelines(written)
     root = component.__module__.partition(".")[0]
     owners = {entry.value.partition(":")[0].partition(".")[0]: entry.distribution for entry in plugins.entries}
-    distribution = "akssl-core" if root == __package__ else owners.get(root, "")
+    distribution = "akssl-core" if root == __package__.partition(".")[0] else owners.get(root, "")
     file = inspect.getsourcefile(written) or "?"
     return Location(written.__module__, file, line, distribution or "-", version(distribution) if distribution else "-")
 

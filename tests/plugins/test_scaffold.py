@@ -284,7 +284,7 @@ def table_of(schema):
 
 # -- they work ------------------------------------------------------------------------------------
 def test_writing_a_plugin_imports_no_torch(tmp_path):
-    code = "import sys; from akssl_core.scaffold import create; create('mine'); print('torch' in sys.modules)"
+    code = "import sys; from akssl_core.plugins.scaffold import create; create('mine'); print('torch' in sys.modules)"
     assert output(sys.executable, "-c", code, cwd=tmp_path) == "False\n"
 
 

@@ -35,7 +35,7 @@ def test_an_error_that_no_user_can_mend_is_a_crash(tmp_path):
     assert attempt(target(run), b"text", tmp_path) is None
     assert attempt(target(run), b"{a: 1}", tmp_path).key == "KeyError in ?"
     assert attempt(target(run, allowed=(KeyError,)), b"{a: 1}", tmp_path) is None
-    assert attempt(target(run), b"[", tmp_path).key == "ValueError in yaml_text.py:parse_yaml"
+    assert attempt(target(run), b"[", tmp_path).key == "ValueError in config/yaml.py:parse_yaml"
 
 
 def test_memory_and_time_have_limits(tmp_path):

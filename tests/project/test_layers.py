@@ -7,24 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from floor_plan import CORE, dotted, file_imports, measure, nodes, room_imports
+from floor_plan import CORE, LEVEL, dotted, file_imports, measure, nodes, room_imports
 from floor_plan import room_of as room_of_module
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
-LAYERS = (
-    {"errors", "console", "dist", "draws", "hookspecs"},
-    {"config"},
-    {"loss", "rundir", "schedule", "settings"},
-    {"data", "nn"},
-    {"augment", "backbone"},
-    {"method"},
-    {"metrics", "optim", "plugins"},
-    {"exporting", "reporting", "training"},
-    {"evaluation", "running", "sklearn"},
-    {"examining", "sweeps", "testing"},
-    {"cli", "__init__", "__main__"},
-)
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 NO_TORCH = {
     "errors", "hookspecs", "console", "config", "schedule", "settings", "plugins", "cli", "__init__",
 }  # fmt: skip

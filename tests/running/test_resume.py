@@ -168,7 +168,7 @@ def test_a_resumed_run_that_stops_again_has_a_report(killed, go_on, toys, monkey
 HOLD = """
 import sys, time
 from pathlib import Path
-from akssl_core.files import take_lock
+from akssl_core.rundir.files import take_lock
 take_lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)

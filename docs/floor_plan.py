@@ -1,4 +1,4 @@
-"""Measures the floor plan of `akssl_core`: `python tests/floor_plan.py [CHECKOUT]` prints what is counted."""
+"""Measures the floor plan of `akssl_core`: `python docs/floor_plan.py [CHECKOUT]` prints what is counted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 CORE = Path(__file__).parents[1] / "akssl_core"
+LAYERS = (
+    {"errors", "console", "dist", "draws", "hookspecs"},
+    {"config"},
+    {"loss", "rundir", "schedule", "settings"},
+    {"data", "nn"},
+    {"augment", "backbone"},
+    {"method"},
+    {"metrics", "optim", "plugins"},
+    {"exporting", "reporting", "training"},
+    {"evaluation", "running", "sklearn"},
+    {"examining", "sweeps", "testing"},
+    {"cli", "__init__", "__main__"},
+)  # the lowest first: a room imports from lower ones alone
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
 @dataclass(frozen=True)
