@@ -26,8 +26,11 @@ SMALL = (
     "--image-size", "8", "--batch-size", "8", "--precision", "fp32", "--epochs", "1", "--no-report",
     "--set", "backbone.name=resnet_tiny", "--set", "backbone.widths=[4,4,8,8]",
 )  # fmt: skip
-PATH_LIKE = re.compile(r"(^|_)(path|file|dir|folder|root|directory|weights)(_|$)")
-BELOW_THE_RUN = {("callback", "tensorboard", "folder")}  # taken from the run folder, wherever that lies
+PATH_LIKE = re.compile(r"\b(path|files?|dir|folder|root|directory)\b", re.IGNORECASE)  # words of a field about paths
+OTHERS = {
+    ("callback", "tensorboard", "folder"): "taken from the run folder, wherever that lies",
+    ("callback", "wandb", "run_name"): "a name, by default the run folder's",
+}
 
 
 @pytest.fixture
@@ -163,10 +166,9 @@ def test_no_path_among_the_settings_of_any_component_is_relative(tmp_path, monke
     seen = set()
     for kind, component, schema, name, field, parts in fields():
         is_path = any(isinstance(part, type) and issubclass(part, Path) for part in parts)
-        named = str in parts and (
-            PATH_LIKE.search(name) or re.search(r"\b(path|folder of|file)\b", field.description or "")
-        )
-        if not (is_path or named) or (kind, component, name) in BELOW_THE_RUN:
+        words = f"{name.replace('_', ' ')} {field.description or ''}"
+        named = str in parts and PATH_LIKE.search(words) is not None
+        if not (is_path or named) or (kind, component, name) in OTHERS:
             continue
         seen.add(f"{kind} {component}.{name}")
         for given, stored in (("x", tmp_path / "x"), ("~/x", Path("/home/somebody/x"))):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from akssl_plugin_timm.backbone import TimmBackbone
 from safetensors.torch import save_file
 
 from akssl_core import ConfigError
-from akssl_plugin_timm.backbone import TimmBackbone
 
 VIT = {"patch_size": 8}
 
