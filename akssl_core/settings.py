@@ -111,8 +111,10 @@ OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python ob
 class Given:
     """What the user asked for: settings in layers, and Python objects that stand beside them."""
 
-    layers: Sequence[tuple[str, Mapping[str, Any]]]  # (who, settings), lowest first
-    objects: Mapping[str, Any] = field(default_factory=dict)  # by the names in OBJECTS
+    layers: Sequence[tuple[str, Mapping[str, Any]]]
+    """(Who gave them, settings), lowest first."""
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    """By the names in OBJECTS."""
 
 
 def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +178,7 @@ class Layers:
 
     values: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
+    """Who set each leaf, by its dotted path."""
 
     def put(self, settings: Mapping[str, Any], who: str = "") -> None:
         """Lay settings over those that are there; a component's name alone may stand for its table."""

@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from ..method import Choice, Facts, Method
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
-from ..settings import Given, Layers, RunSpec, TrainSpec
+from ..settings import OBJECTS, Given, Layers, RunSpec, TrainSpec
 from ..training.callback import Callback
 from ..training.engine import Engine
 from ..training.hardware import Hardware, choose_hardware
@@ -36,12 +36,14 @@ from .rules import core_rules, view_size
 
 @dataclass
 class Sight:
-    """What a run meets: the machine and the data, found before all settings are decided."""
+    """The machine, the data and the views of a run, found before all settings are decided."""
 
     hardware: Hardware
     source: DatasetSource
-    size: Choice  # the side of view that suits images and machine
+    size: Choice
+    """The side of view that suits images and machine."""
     images: ImageSet
+    """Those to train on."""
     image: ImageSpec
     augmentation: Augmentation
 
@@ -108,9 +110,7 @@ class Plan(Sight):
     @property
     def has_objects(self) -> bool:
         """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
-        spec = self.spec
-        named = (spec.data, spec.augmentation, *([spec.backbone] if spec.backbone else ()))
-        return any(ref.name == STAND_IN for ref in named)
+        return any(ref and ref.name == STAND_IN for ref in (getattr(self.spec, name) for name in OBJECTS))
 
     def backbone_table(self) -> dict[str, Any]:
         """The backbone's name and settings."""
@@ -150,8 +150,8 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     layers = layer(given, plugins)
     spec = check(layers, plugins)  # mistakes are told before data is read
     sight = _look(spec, given, plugins)
-    users = layers.set_by_user("train", "batch_size")
-    chosen = core_rules(spec, sight.size, len(sight.images), batch_is_users=users)
+    users_batch = layers.set_by_user("train", "batch_size")
+    chosen = core_rules(spec, sight.size, len(sight.images), batch_is_users=users_batch)
     layers.fill(chosen)
     facts = _facts(spec, chosen, sight)
     choices = spec.method_class.choose(spec.method.config, facts)

@@ -18,8 +18,8 @@ from ..reporting.comparison.page import comparison_page
 from ..rundir.files import write_atomic
 from ..rundir.folder import RunDir
 from ..running.launch import resume, run
-from ..running.layers import check, collect, layer
-from ..settings import OBJECTS, merged, sections
+from ..running.layers import check, collect, layer, set_aside
+from ..settings import merged, sections
 from .grid import Combination, combinations
 from .result import FORMAT, Row, Spread, Sweep, row_of
 
@@ -145,17 +145,18 @@ def _perform(
 ) -> None:
     """Bring one run to its end, from wherever it stands."""
     if not any((path / name).is_file() for name in ("manifest.json", "config.yaml")):
-        given = {key: copy.deepcopy(value) if key == "backbone" else value for key, value in common.items()}
-        run(config=config, out=path, report=report, plugins=plugins, **one.keywords(given))
+        given = one.keywords(_own_backbone(common))
+        run(config=config, out=path, report=report, plugins=plugins, **given)
         return
     folder = RunDir.open(path)
     if not folder.begun or not folder.manifest.get("final"):
-        objects = {
-            key: copy.deepcopy(common[key]) if key == "backbone" else common[key]
-            for key in OBJECTS
-            if key in common and not isinstance(common[key], str | Path | Mapping)
-        }
-        resume(path, report=report, plugins=plugins, **objects)
+        _, objects = set_aside(common)
+        resume(path, report=report, plugins=plugins, **_own_backbone(objects))
+
+
+def _own_backbone(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with a copy of the backbone, which each run trains for itself."""
+    return {key: copy.deepcopy(value) if key == "backbone" else value for key, value in settings.items()}
 
 
 def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]) -> Sweep:
