@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from ..rundir.files import digest
 from ..rundir.folder import RunDir
+from ..rundir.schemas import Judged, Judgement
 from .files import RunFiles
 from .html import Html, section, table, tag
-from .shapes import Judged, Judgement
 
 TRAINED = "trained"  # the system that is the run's own backbone
 
@@ -100,7 +100,7 @@ def _outdated(run_dir: Path, known: Mapping[str, Any]) -> bool:
 
 def _judgement(record: Any) -> Judgement | None:
     try:
-        return Judgement.model_validate(record)
+        return Judgement.model_validate(record, strict=True)
     except ValidationError:
         return None
 

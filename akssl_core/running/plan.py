@@ -37,8 +37,7 @@ from ..method import Facts, Method
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
 from ..settings import Given, RunSpec, TrainSpec
-from ..training.callback import Callback
-from ..training.engine import Engine
+from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware
 from .layers import check, layer, provenance
 from .rules import fill_backbone, fill_lengths, fill_method, fill_size
@@ -62,7 +61,7 @@ class Plan:
     notes: list[str]
     warnings: list[str]
 
-    def engine(self, callbacks: Sequence[Callback]) -> Engine:
+    def engine(self, callbacks: Sequence[Hook]) -> Engine:
         """The engine over these parts."""
         train, seed = self.spec.train, self.spec.seed
         rates = self.spec.optimizer.config

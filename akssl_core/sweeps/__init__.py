@@ -150,7 +150,7 @@ def _perform(
         run(config=config, out=path, report=report, plugins=plugins, **one.keywords(given))
         return
     folder = RunDir.open(path)
-    if not folder.begun or not folder.manifest.get("final"):
+    if not folder.begun or not folder.manifest.final:
         objects = {
             key: copy.deepcopy(common[key]) if key == "backbone" else common[key]
             for key in OBJECTS

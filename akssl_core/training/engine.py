@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from ..optim import OptimizerConfig, clip, drop_frozen, set_group_values
 from ..schedule import Now
 from ..settings import TrainSpec
 from .allocator import kept_memory
-from .callback import Callback
 from .convolution import fast_convolutions
 from .hardware import Hardware
 
@@ -72,6 +71,22 @@ class Clock:
         return spent
 
 
+class Hook(Protocol):
+    """What the engine calls around its steps, as every `Callback` is."""
+
+    def on_start(self, engine: Engine) -> None:
+        """Before the first step."""
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """After each optimizer step."""
+
+    def on_epoch(self, engine: Engine) -> None:
+        """After each epoch, and when a run ends within one."""
+
+    def on_end(self, engine: Engine) -> None:
+        """After the last step."""
+
+
 class Engine:
     """Trains a method. Everything that decides the numbers is in `method`, `optimizer`, `now` and the arguments."""
 
@@ -86,7 +101,7 @@ class Engine:
         hardware: Hardware,
         *,
         seed: int = 0,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Hook] = (),
         plain: Backbone | None = None,
     ) -> None:
         self.method, self.loader, self.spec = method, loader, spec
@@ -138,7 +153,7 @@ class Engine:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """What holds while a run trains, and no longer."""
+        """Settings of torch and of the method's layers that last while a run trains."""
         norms = shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
         with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
             yield
@@ -216,7 +231,7 @@ class Engine:
 
 
 def _compiled(method: Method) -> dict[Backbone, Callable[..., Any]]:
-    """What torch.compile makes of the forward pass of each backbone; the work is done at its first call."""
+    """The forward pass of each backbone as torch.compile compiles it, at its first call."""
     return {part: torch.compile(part.forward) for part in method.modules() if isinstance(part, Backbone)}
 
 

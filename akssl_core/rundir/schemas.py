@@ -1,0 +1,177 @@
+"""The forms of a run's JSON files, by which they are written, and checked when a folder from anywhere is read.
+
+Every field may be missing and others may be there, so that folders of older and newer versions stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from ..errors import RunDirError, visible
+
+MOST_BYTES = 2**26  # of a small file
+Scalar = str | bool | int | float | None
+Drawable = Annotated[float, Field(ge=-1e100, le=1e100)]
+
+
+class _Open(BaseModel):
+    """A table that may hold more than is named here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def table(self) -> dict[str, Any]:
+        """What was given, as plain values."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Facts(_Open):
+    """Plain values and lists by name."""
+
+    __pydantic_extra__: dict[str, Scalar | list[Scalar]]
+
+
+class Data(Facts):
+    """The images of a run."""
+
+    images: int | None = None
+    """How many it trains on."""
+    channels: int | None = None
+    """Of each image."""
+    classes: int | None = None
+    """How many have images; None: no labels."""
+    class_names: list[str] | None = None
+    """Their names, where the data has some."""
+    sample: str | None = None
+    """A hash of 16 images."""
+
+
+class Described(_Open):
+    """A method's words on one of its curves."""
+
+    shape: str = ""
+    """How it moves in a healthy run."""
+    lines: dict[str, Drawable] = {}
+    """Values to read it against, by name."""
+
+
+class Manifest(_Open):
+    """`manifest.json`, in the order in which a run writes it."""
+
+    created: str = ""
+    """When the run began, UTC."""
+    status: str = "unknown"
+    """running, finished, failed, stopped or collapsed."""
+    method: str = ""
+    """Its name."""
+    seed: int | None = None
+    """Decides weights, batches and views."""
+    image: dict[str, Any] | None = None
+    """Size, channels, mean and standard deviation of what the network sees."""
+    data: Data = Data()
+    """The images."""
+    notes: list[str] = []
+    """What was decided or found along the way."""
+    repeatable: bool | None = None
+    """Whether config.yaml alone repeats the run: no Python objects were given."""
+    hardware: Facts = Facts()
+    """Device, precision and threads."""
+    curves: dict[str, Described] = {}
+    """How terms move in a healthy run, by term."""
+    versions: Facts = Facts()
+    """Of Python and the packages that decide numbers."""
+    plugins: list[dict[str, Scalar]] = []
+    """The plugin table of this machine."""
+    updated: str = ""
+    """When this file was last written, UTC."""
+    baselines: dict[str, Drawable | None] = {}
+    """Accuracies that need no training."""
+    resumed_at: int | None = None
+    """The step from which the run went on last."""
+    error: str | None = ""
+    """Why it failed or stopped."""
+    not_measured: dict[str, str] | None = None
+    """Why a number is missing, by number."""
+    unreadable: int | None = None
+    """Images that could not be read."""
+    final: dict[str, float | None] | None = {}
+    """The final scores; None stands for NaN or infinite."""
+    verdict: str | None = None
+    """Whether the run has learned."""
+    diagnosis: dict[str, Any] | None = None
+    """The verdict with its evidence, cause and cure."""
+
+
+class Row(_Open):
+    """A line of `metrics.jsonl`."""
+
+    __pydantic_extra__: dict[str, float | None]
+    step: int
+    epoch: Drawable
+
+
+class Judged(_Open):
+    """The accuracy of one system in an evaluation, in percent."""
+
+    system: str
+    accuracy: Drawable
+    k: int | None = None
+    low: Drawable | None = None
+    high: Drawable | None = None
+
+
+class Judgement(_Open):
+    """The findings of one protocol with one share of the labels, in `evaluation.json`."""
+
+    scores: list[Judged]
+    k: int | None = None
+    answer: str = ""
+    interval: str = ""
+    notes: list[str] = []
+
+
+class Origins(RootModel[dict[str, str]]):
+    """`provenance.json`."""
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _first(error: ValidationError) -> str:
+    """The first mistake, without the value, which may be of any length."""
+    try:
+        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    except UnicodeEncodeError:  # half a character in a name
+        return "a name is not valid Unicode"
+    return visible(f"{'.'.join(map(str, item['loc'])):.60} {item['msg']:.100}".strip())
+
+
+def read_start(path: Path) -> bytes:
+    """A small file, or the start of one that should be small.
+
+    Raises:
+        RunDirError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES)
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def checked(model: type[T], path: Path, table: Mapping[str, Any] | None = None) -> T:
+    """The table of this form that a JSON file holds, or one of its lines.
+
+    Raises:
+        RunDirError: it cannot be read, or is of another form; with the first mistake.
+    """
+    try:
+        return model.model_validate(json.loads(read_start(path)) if table is None else table, strict=True)
+    except ValidationError as error:
+        raise RunDirError(f"{path} is damaged: {_first(error)}.") from error
+    except (ValueError, RecursionError) as error:
+        raise RunDirError(f"{path} is damaged: it is not valid JSON: {error!s:.100}.") from error
