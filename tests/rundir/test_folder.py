@@ -8,6 +8,7 @@ import torch
 from akssl_core.config.yaml import read_yaml
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.rundir.checkpoints import CheckpointState
+from akssl_core.rundir.files import digest, json_bytes
 from akssl_core.rundir.folder import RunDir, read_tensors
 from akssl_core.rundir.schemas import Manifest
 
@@ -59,6 +60,33 @@ def test_manifest_keeps_what_it_knows(run):
     run.update_manifest(Manifest(status="finished"))
     assert run.manifest.method == "x"
     assert run.manifest.status == "finished"
+
+
+def test_fields_of_other_versions_are_kept(run):
+    """Those that a newer version has added stay, those that an older one lacks may be missing."""
+    (run.path / "manifest.json").write_text('{"colour": {"of": ["sky"]}, "status": "failed"}')
+    run.update_manifest(Manifest(status="running", resumed_at=3))
+    written = json.loads((run.path / "manifest.json").read_text())
+    assert {**written, "updated": ""} == {
+        "colour": {"of": ["sky"]}, "status": "running", "resumed_at": 3, "updated": ""
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"final": 5}', '{"notes": [1]}', "[" * 9999, "\ud800"])
+def test_a_damaged_manifest_is_one_line(run, text):
+    (run.path / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    for call in (lambda: run.manifest, lambda: run.update_manifest(Manifest(status="running"))):
+        with pytest.raises(RunDirError, match=r"manifest\.json is damaged: [^\n]*$"):
+            call()
+
+
+def test_a_checkpoint_of_another_version_is_read(run):
+    """One with a field more and without those that are not needed."""
+    file = save(run, 3) / "state.json"
+    known = json.loads(file.read_text())
+    table = {"step": 3, "colour": "blue", "checksums": known["checksums"]}
+    file.write_bytes(json_bytes({**table, "digest": digest(json_bytes(table))}))
+    assert run.latest()[0].state == CheckpointState(3)
 
 
 def test_metrics_come_back_in_order_and_a_cut_line_is_left_out(run):
