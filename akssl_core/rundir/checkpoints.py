@@ -22,17 +22,11 @@ class CheckpointState:
     """The small part of a checkpoint, `state.json`; a new field has a default, for checkpoints without it."""
 
     step: int
-    """Optimizer steps done."""
-    score: float | None = None
-    """The probe's k-NN accuracy after this step, by which the best is kept; None: not probed."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """All settings of the run, which those of a resume are compared with."""
-    callbacks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """The name and state of each part around training that has one."""
-    scaler: Mapping[str, Any] = field(default_factory=dict)
-    """The gradient scaler of fp16."""
-    torch: str = ""
-    """The version of torch."""
+    score: float | None = None  # of the probe after this step; the checkpoint with the best is kept
+    settings: Mapping[str, Any] = field(default_factory=dict)  # all of the run, to be compared with a resume's
+    callbacks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # name and state of what has one
+    scaler: Mapping[str, Any] = field(default_factory=dict)  # of the gradients in fp16
+    torch: str = ""  # version
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,7 @@ from torch import Tensor
 
 from ..config.yaml import read_yaml
 from ..errors import RunDirError, did_you_mean, visible
-from .checkpoints import (
-    UNREADABLE,
-    Checkpoint,
-    CheckpointState,
-    list_checkpoints,
-    read_checkpoint,
-    save_checkpoint,
-)
+from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
 from .files import (
     CannotWrite,
     explain_write_errors,
@@ -230,26 +223,27 @@ class RunDir:
         return list_checkpoints(self.path / "checkpoints")
 
     def damaged(self) -> list[str]:
-        """One line for each checkpoint that cannot be read."""
-        problems = []
-        for path in self.checkpoints():
-            try:
-                read_checkpoint(path)
-            except UNREADABLE as error:
-                problems.append(f"checkpoint {path.name} is damaged ({error})")
-        return problems
+        """One line for each checkpoint that cannot be read, the oldest first."""
+        return [found for found in self._read_checkpoints() if isinstance(found, str)][::-1]
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what was wrong with newer ones."""
         problems: list[str] = []
+        for found in self._read_checkpoints():
+            if isinstance(found, Checkpoint):
+                return found, [f"{problem}; using the one before it" for problem in problems]
+            problems.append(found)
+        if problems:
+            raise RunDirError(f"{self.path}: none of its checkpoints can be read; {problems[0]}.")
+        return None, []
+
+    def _read_checkpoints(self) -> Iterator[Checkpoint | str]:
+        """Each checkpoint, the newest first, or what is wrong with it."""
         for path in reversed(self.checkpoints()):
             try:
-                return read_checkpoint(path), problems
+                yield read_checkpoint(path)
             except UNREADABLE as error:
-                problems.append(f"checkpoint {path.name} is damaged ({error}); using the one before it")
-        if problems:
-            raise RunDirError(f"{self.path}: none of its checkpoints can be read; {problems[0].partition(';')[0]}.")
-        return None, []
+                yield f"checkpoint {path.name} is damaged ({error})"
 
 
 def cannot_start(path: Path, error: OSError) -> RunDirError:

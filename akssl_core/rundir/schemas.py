@@ -39,71 +39,43 @@ class Data(Facts):
     """The images of a run."""
 
     images: int | None = None
-    """How many it trains on."""
     channels: int | None = None
-    """Of each image."""
-    classes: int | None = None
-    """How many have images; None: no labels."""
+    classes: int | None = None  # of which there are images; None: no labels
     class_names: list[str] | None = None
-    """Their names, where the data has some."""
-    sample: str | None = None
-    """A hash of 16 images."""
+    sample: str | None = None  # a hash of 16 images
 
 
 class Described(_Open):
-    """A method's words on one of its curves."""
+    """A method's words on one of its curves in a healthy run, and values to read it against."""
 
     shape: str = ""
-    """How it moves in a healthy run."""
     lines: dict[str, Drawable] = {}
-    """Values to read it against, by name."""
 
 
 class Manifest(_Open):
-    """`manifest.json`, in the order in which a run writes it."""
+    """`manifest.json`, in the order in which a run writes it. Times are UTC."""
 
     created: str = ""
-    """When the run began, UTC."""
-    status: str = "unknown"
-    """running, finished, failed, stopped or collapsed."""
+    status: str = "unknown"  # running, finished, failed, stopped or collapsed
     method: str = ""
-    """Its name."""
     seed: int | None = None
-    """Decides weights, batches and views."""
-    image: dict[str, Any] | None = None
-    """Size, channels, mean and standard deviation of what the network sees."""
+    image: dict[str, Any] | None = None  # what the network sees: size, channels, mean and standard deviation
     data: Data = Data()
-    """The images."""
-    notes: list[str] = []
-    """What was decided or found along the way."""
-    repeatable: bool | None = None
-    """Whether config.yaml alone repeats the run: no Python objects were given."""
+    notes: list[str] = []  # what was decided or found along the way
+    repeatable: bool | None = None  # by config.yaml alone: no Python objects were given
     hardware: Facts = Facts()
-    """Device, precision and threads."""
-    curves: dict[str, Described] = {}
-    """How terms move in a healthy run, by term."""
+    curves: dict[str, Described] = {}  # by term
     versions: Facts = Facts()
-    """Of Python and the packages that decide numbers."""
     plugins: list[dict[str, Scalar]] = []
-    """The plugin table of this machine."""
     updated: str = ""
-    """When this file was last written, UTC."""
-    baselines: dict[str, Drawable | None] = {}
-    """Accuracies that need no training."""
-    resumed_at: int | None = None
-    """The step from which the run went on last."""
-    error: str | None = ""
-    """Why it failed or stopped."""
-    not_measured: dict[str, str] | None = None
-    """Why a number is missing, by number."""
-    unreadable: int | None = None
-    """Images that could not be read."""
-    final: dict[str, float | None] | None = {}
-    """The final scores; None stands for NaN or infinite."""
+    baselines: dict[str, Drawable | None] = {}  # accuracies that need no training
+    resumed_at: int | None = None  # the step from which the run last went on
+    error: str | None = None  # why it failed or stopped
+    not_measured: dict[str, str] | None = None  # why a number is missing, by number
+    unreadable: int | None = None  # images
+    final: dict[str, float | None] | None = None  # None for NaN or infinite
     verdict: str | None = None
-    """Whether the run has learned."""
-    diagnosis: dict[str, Any] | None = None
-    """The verdict with its evidence, cause and cure."""
+    diagnosis: dict[str, Any] | None = None  # the verdict with its evidence, cause and cure
 
 
 class Row(_Open):
