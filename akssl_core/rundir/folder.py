@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .files import (
     write_atomic,
 )
 from .files import read_tensors as read_tensors
-from .schemas import Manifest, checked
+from .schemas import Evaluations, Manifest, checked
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt", "evaluation.json")
@@ -168,17 +169,16 @@ class RunDir:
             self.write_text("unreadable.txt", "".join(lines))
             self.update_manifest(Manifest(unreadable=len(unreadable)))
 
-    def write_evaluation(self, found: Mapping[str, Any]) -> Path:
+    def write_evaluations(self, found: Evaluations) -> Path:
         """`evaluation.json`: the findings of evaluations after training."""
-        return write_atomic(self.path / "evaluation.json", json_bytes(found))
+        return write_atomic(self.path / "evaluation.json", json_bytes(found.table()))
 
-    def read_evaluation(self) -> dict[str, Any]:
-        """The findings in `evaluation.json`; nothing where there is none or it is damaged."""
-        try:
-            found = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+    @property
+    def evaluations(self) -> Evaluations:
+        """`evaluation.json`; empty where there is none or it is damaged."""
+        with suppress(RunDirError):
+            return checked(Evaluations, self.path / "evaluation.json")
+        return Evaluations()
 
     def clear(self) -> None:
         """Delete what a run writes and leave the rest of the folder."""

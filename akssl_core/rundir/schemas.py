@@ -106,6 +106,14 @@ class Judgement(_Open):
     notes: list[str] = []
 
 
+class Evaluations(_Open):
+    """`evaluation.json`."""
+
+    format: int | str | None = None
+    backbone: str = ""  # a hash of the weights that were judged
+    results: dict[str, dict[str, dict[str, Judgement]]] = {}  # by protocol, data and share of the labels
+
+
 class Origins(RootModel[dict[str, str]]):
     """`provenance.json`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -27,25 +27,9 @@ from .convolution import fast_convolutions
 from .hardware import Hardware
 
 MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
+Terms = dict[str, Tensor]  # of a step, averaged over micro-batches; on the device until somebody reads one
 
 LAYOUT = torch.channels_last  # what convolutions prefer everywhere: in fp32 on a CPU 1.12 to 1.26 times the rate
-
-
-class Terms:
-    """The averages of a step's terms over its micro-batches, kept on the device until somebody reads them."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, terms: Mapping[str, Tensor], weight: float) -> None:
-        """Add one micro-batch's terms."""
-        for name, value in terms.items():
-            value = value.detach().float() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def items(self) -> ItemsView[str, Tensor]:
-        """Each term by name, as a scalar on the device; turning one into a number makes the host wait."""
-        return self._sums.items()
 
 
 class Clock:
@@ -189,7 +173,7 @@ class Engine:
         """One optimizer step over one or more micro-batches."""
         set_group_values(self.optimizer, self.rates, self.now, self.batch_size)
         _reseed(self.seed, self.now.step, self.device)
-        terms = Terms()
+        terms: Terms = {}
         for i, batch in enumerate(micro):
             with self._sync(last=i == len(micro) - 1):
                 with self._autocast(), _forwards(self.compiled):
@@ -197,7 +181,7 @@ class Engine:
                 self.clock.lap("forward")
                 self.scaler.scale(out["loss"] / len(micro)).backward()
                 self.clock.lap("backward")
-            terms.add(out, 1 / len(micro))
+            _add(terms, out, 1 / len(micro))
         self.scaler.unscale_(self.optimizer)
         drop_frozen(self.optimizer, self.now)
         clip(self.optimizer, self.spec.clip)
@@ -228,6 +212,13 @@ class Engine:
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = self.hardware.dtype
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _add(terms: Terms, part: Mapping[str, Tensor], weight: float) -> None:
+    """Add one micro-batch's terms."""
+    for name, value in part.items():
+        value = value.detach().float() * weight
+        terms[name] = terms[name] + value if name in terms else value
 
 
 def _compiled(method: Method) -> dict[Backbone, Callable[..., Any]]:

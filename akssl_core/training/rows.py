@@ -95,7 +95,7 @@ class Rows:
 
     def _note_divergence(self, terms: Terms, step: int) -> None:
         """Remember the first step without a finite loss, on the device: nobody waits for it here."""
-        loss = dict(terms.items()).get("loss")
+        loss = terms.get("loss")
         if loss is not None:
             here = torch.where(loss.isfinite(), 0, step)
             earlier = here if self._diverged is None else self._diverged
