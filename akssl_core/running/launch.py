@@ -118,7 +118,7 @@ def resume(
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
     objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
-    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # of such a section
+    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # a table: settings of that section
     if folder.begun and folder.manifest.final and not settings:
         if report and dist.is_main():
             _report_if_missing(folder)
@@ -160,9 +160,9 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
         _begin(folder, plan, plugins)  # killed before the manifest was written
     folder.rewind(step)
     folder.write_config(plan.spec.table(), plan.provenance)
-    known = folder.manifest.notes
+    notes = [*folder.manifest.notes, *notes]
     folder.update_manifest(
-        Manifest(status="running", final=None, verdict=None, error=None, resumed_at=step, notes=[*known, *notes])
+        Manifest(status="running", final=None, verdict=None, error=None, resumed_at=step, notes=notes)
     )
 
 
