@@ -20,6 +20,7 @@ from akssl_core.data import ImageSpec, Preprocess
 from akssl_core.data.prepare import prepare
 from akssl_core.exporting.backbone_file import header
 from akssl_core.plugins.manager import installed
+from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import digest
 from akssl_core.rundir.folder import RunDir
 
@@ -135,7 +136,7 @@ def checkpoints() -> Sequence[bytes]:
     """A run with one checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir.create(Path(folder) / "run")
-        state = {"step": 1, "score": 5.0, "spec_hash": "0", "scaler": {}}
+        state = CheckpointState(1, 5.0)
         path = run.save_checkpoint({"w": torch.zeros(2)}, {"w/momentum": torch.ones(2)}, state, keep=2)
         files = {name: (path / name).read_bytes() for name in STATE}
     small = {"manifest.json": manifest(), "metrics.jsonl": rows(), "config.yaml": settings()}

@@ -204,7 +204,7 @@ def _verdict(result: Result) -> str:
     from ..rundir.folder import RunDir
 
     folder = RunDir(result.run_dir)
-    found = folder.manifest.get("diagnosis", {}) if folder.begun else {}
+    found = (folder.manifest.diagnosis if folder.begun else None) or {}
     reasons = [f"\n  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)]
     return result.verdict + "".join(reasons)
 

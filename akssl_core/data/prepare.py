@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..config.schema import validate
 from ..console import attended, say
 from ..errors import ConfigError, DataError
-from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file
+from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file, refuse_file
 from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .convert import largest_view, shrink, stored_side
 from .opening import DataSpec, data_table, open_source
@@ -66,13 +66,13 @@ def prepare(
     Raises:
         AksslError: the target or the source cannot be used, or too many images cannot be read.
     """
-    refuse_target(path, overwrite=overwrite)
+    _refuse(path, overwrite=overwrite)
     spec = validate(DataSpec, {**settings, "data": data_table(settings.get("data"), plugins)}, registry=plugins)
     source = open_source(spec.data, plugins, side)
     source.asked_side = side
     try:
         with alone_with(path):
-            refuse_target(path, overwrite=overwrite)  # another process may have made it by now
+            _refuse(path, overwrite=overwrite)  # another process may have made it by now
             return _write(source, path, text)
     except BlockingIOError as other:
         raise ConfigError(
@@ -85,7 +85,7 @@ def prepare(
         ) from error
 
 
-def refuse_target(path: Path, *, overwrite: bool) -> None:
+def _refuse(path: Path, *, overwrite: bool) -> None:
     """Refuse a file that cannot or must not be written.
 
     Raises:
@@ -93,12 +93,7 @@ def refuse_target(path: Path, *, overwrite: bool) -> None:
     """
     if path.suffix.lower() != SUFFIX:
         raise ConfigError(f"--out: '{path}' must end in {SUFFIX}, by which runs know such a file. Try {path}{SUFFIX}.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
-    if path.is_dir():
-        raise ConfigError(f"--out: '{path}' is a folder; expected a file. Choose another name.")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"--out: '{path}' exists already. Replace it with --force, or choose another name.")
+    refuse_file(path, overwrite=overwrite)
 
 
 def _write(source: DatasetSource, path: Path, text: str) -> Written:

@@ -21,7 +21,7 @@ from ..config.schema import validate
 from ..data import ImageSet, StoredImages
 from ..errors import ConfigError, DataError, did_you_mean
 from ..metrics import features_of
-from ..rundir.files import atomic_file, tensor_bytes
+from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .opened import Trained, open_trained
@@ -133,12 +133,7 @@ def _refuse(path: Path, *, overwrite: bool) -> None:
     if suffix not in FORMATS:
         hint = did_you_mean(suffix, FORMATS)
         raise ConfigError(f"--out: '{path}' must end in one of {', '.join(FORMATS)}.{hint}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
-    if path.is_dir():
-        raise ConfigError(f"--out: '{path}' is a folder; expected a file. Choose another name.")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"--out: '{path}' exists already. Replace it with --force, or choose another name.")
+    refuse_file(path, overwrite=overwrite)
     if suffix == ".parquet":
         try:
             import pyarrow.parquet  # type: ignore[import-untyped] # noqa: F401

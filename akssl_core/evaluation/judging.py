@@ -18,6 +18,7 @@ from ..config.schema import validate
 from ..errors import ConfigError, did_you_mean
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
+from ..rundir.schemas import Evaluations
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .finetune import FineTuning
@@ -244,17 +245,9 @@ def _warnings(split: Split) -> list[str]:
 
 def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> Path:
     """Add to `evaluation.json`, by protocol, data and share of labels; results of earlier weights are dropped."""
-    known = folder.read_evaluation()
-    same = known.get("format") == FORMAT and known.get("backbone") == trained.fingerprint
-    results = _inner(known if same else {}, "results")
-    by_data = _inner(results, found.protocol)
-    by_share = _inner(by_data, found.data) | {f"{share:g}": found.only(share).record() for share in found.labels}
-    results = {**results, found.protocol: {**by_data, found.data: by_share}}
-    table = {"format": FORMAT, "backbone": trained.fingerprint, "results": results}
-    return folder.write_evaluation(table)
-
-
-def _inner(table: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A table within another; an empty one where something else stands."""
-    found = table.get(name)
-    return dict(found) if isinstance(found, Mapping) else {}
+    known = folder.evaluations
+    same = known.format == FORMAT and known.backbone == trained.fingerprint
+    results = known.table().get("results", {}) if same else {}
+    by_share = results.setdefault(found.protocol, {}).setdefault(found.data, {})
+    by_share |= {f"{share:g}": found.only(share).record() for share in found.labels}
+    return folder.write_evaluations(Evaluations(format=FORMAT, backbone=trained.fingerprint, results=results))

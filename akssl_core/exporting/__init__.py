@@ -14,10 +14,10 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..data import Preprocess
-from ..errors import ConfigError, PluginError, RunDirError, did_you_mean
+from ..errors import ConfigError, PluginError, did_you_mean
 from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
-from ..rundir.files import write_atomic
+from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
 from .backbone_file import FILE, file_of, load_backbone, read_product
 from .check import TOLERANCE, ExportFailed, Found, Loader, compare, here
@@ -112,12 +112,7 @@ def _target(source: Path, out: Path | None, chosen: Format, *, overwrite: bool) 
         raise ConfigError(f"out: {target} must end in {chosen.suffix}, as files for {chosen.name} do.")
     if target.name == FILE and (target.parent / "config.yaml").is_file():
         raise ConfigError(f"out: {target} is the backbone of a run itself. Choose another name.")
-    if not target.parent.is_dir():
-        raise RunDirError(f"out: the folder {target.parent} does not exist. Make it, or choose another.")
-    if target.exists() and not overwrite:
-        raise RunDirError(
-            f"out: {target} exists. Replace it with --overwrite (overwrite=True), or choose another name."
-        )
+    refuse_file(target, overwrite=overwrite, name="out")
     return target
 
 

@@ -19,8 +19,10 @@ from ..exporting.backbone_file import load_backbone
 from ..plugins.manager import Plugins, installed
 from ..plugins.table import environment
 from ..reporting import render
-from ..rundir.files import CannotWrite
-from ..rundir.folder import Checkpoint, RunDir, cannot_start, refuse_used
+from ..rundir.checkpoints import Checkpoint
+from ..rundir.files import CannotWrite, refuse_folder
+from ..rundir.folder import OWN_FILES, RunDir, cannot_start
+from ..rundir.schemas import Manifest
 from ..settings import Given
 from ..training.checkpoint import accept
 from .layers import asked, collect, set_aside
@@ -84,7 +86,7 @@ def run(
         "options": options, **sections,
     }  # fmt: skip
     if out is not None and dist.is_main():
-        refuse_used(Path(out), overwrite=overwrite)
+        refuse_folder(Path(out), OWN_FILES, overwrite=overwrite)
     given = collect(method, config, flat, plugins)
     with _surroundings(device):
         plan = make_plan(given, plugins)
@@ -116,7 +118,7 @@ def resume(
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
     settings, objects = set_aside({**settings, "data": data, "backbone": backbone, "augmentation": augmentation})
-    if folder.begun and folder.manifest.get("final") and not settings.keys() - {"data"}:
+    if folder.begun and folder.manifest.final and not settings.keys() - {"data"}:
         if report and dist.is_main():
             _report_if_missing(folder)
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
@@ -142,8 +144,8 @@ def _warn(plan: Plan) -> None:
 
 
 def _other_data(folder: RunDir, plan: Plan) -> list[str]:
-    """In what the data differs from that which the run began with, in words."""
-    before, now = folder.manifest.get("data", {}) if folder.begun else {}, plan.fingerprint()
+    """The differences between these data and those which the run began with, in words."""
+    before, now = folder.manifest.data.table() if folder.begun else {}, plan.fingerprint()
     found = [f"{name}: {before[name]} -> {now[name]}" for name in DATA if name in before and before[name] != now[name]]
     return [f"resumed with other data than the run began with: {'; '.join(found)}"] if found else []
 
@@ -152,14 +154,14 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     """Bring the files to where the checkpoint stands."""
     if not dist.is_main():
         return
-    step = checkpoint.state["step"] if checkpoint else 0
+    step = checkpoint.state.step if checkpoint else 0
     if not folder.begun:
         _begin(folder, plan, plugins)  # killed before the manifest was written
     folder.rewind(step)
     folder.write_config(plan.spec.table(), plan.provenance)
-    known = folder.manifest.get("notes", [])
+    notes = [*folder.manifest.notes, *notes]
     folder.update_manifest(
-        status="running", final=None, verdict=None, error=None, resumed_at=step, notes=[*known, *notes]
+        Manifest(status="running", final=None, verdict=None, error=None, resumed_at=step, notes=notes)
     )
 
 
@@ -207,7 +209,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     spec, image = plan.spec, plan.image
     run_dir.write_config(spec.table(), plan.provenance)
     run_dir.write_text("metrics.jsonl", "")
-    run_dir.update_manifest(
+    manifest = Manifest(
         status="running",
         method=spec.method.name,
         seed=spec.seed,
@@ -219,6 +221,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
         curves=plan.curves(),
         **environment(plugins),
     )
+    run_dir.update_manifest(manifest)
 
 
 def _train(

@@ -27,8 +27,7 @@ from ..method import Choice, Facts, Method
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
 from ..settings import OBJECTS, Given, Layers, RunSpec, TrainSpec
-from ..training.callback import Callback
-from ..training.engine import Engine
+from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware
 from .layers import check, layer, provenance
 from .rules import core_rules, view_size
@@ -61,7 +60,7 @@ class Plan(Sight):
     notes: list[str]
     warnings: list[str]
 
-    def engine(self, callbacks: Sequence[Callback]) -> Engine:
+    def engine(self, callbacks: Sequence[Hook]) -> Engine:
         """The engine over these parts."""
         train, seed = self.spec.train, self.spec.seed
         rates = self.spec.optimizer.config

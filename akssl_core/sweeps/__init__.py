@@ -149,7 +149,7 @@ def _perform(
         run(config=config, out=path, report=report, plugins=plugins, **given)
         return
     folder = RunDir.open(path)
-    if not folder.begun or not folder.manifest.get("final"):
+    if not folder.begun or not folder.manifest.final:
         _, objects = set_aside(common)
         resume(path, report=report, plugins=plugins, **_own_backbone(objects))
 

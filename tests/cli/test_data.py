@@ -61,7 +61,7 @@ def test_an_existing_file_is_replaced_by_force_alone(here, photos, tmp_path):
     (tmp_path / "p.safetensors").write_text("mine")
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert (code, out) == (2, "")
-    assert "'p.safetensors' exists already. Replace it with --force" in err
+    assert "'p.safetensors' exists already. Replace it with --overwrite" in err
     assert (tmp_path / "p.safetensors").read_text() == "mine"
     assert here("data", "prepare", "photos", "--out", "p.safetensors", "--force")[0] == 0
     assert isinstance(open_source("p.safetensors", Plugins()), Prepared)

@@ -160,7 +160,7 @@ def test_streams_hold_one_batch_at_a_time(finished, tmp_path, monkeypatch):
     [
         (("--out", "f.safetensor"), "Did you mean '.safetensors'?"),
         (("--out", "no/f.npz"), "there is no folder 'no'"),
-        (("--out", "there.csv"), "'there.csv' exists already. Replace it with --force"),
+        (("--out", "there.csv"), "'there.csv' exists already. Replace it with --overwrite"),
         (("--out", "f.csv", "--data", "shapez"), "Did you mean 'shapes'?"),
         (("--out", "f.csv", "--batch-size", "0"), "batch_size: expected a whole number from 1"),
         (("--out", "f.csv", "--set", "seed=1"), "--set seed: only settings of the data"),

@@ -300,7 +300,7 @@ def test_results_that_cannot_be_kept_are_given_all_the_same(finished, monkeypatc
     def refuse(self, found):
         raise CannotWrite("cannot write: the file system is read-only")
 
-    monkeypatch.setattr(RunDir, "write_evaluation", refuse)
+    monkeypatch.setattr(RunDir, "write_evaluations", refuse)
     with pytest.warns(UserWarning, match="not kept: cannot write"):
         found = akssl_core.evaluate(finished)
     assert found.file is None

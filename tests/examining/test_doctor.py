@@ -149,9 +149,10 @@ def whole(path, **changes):
     versions = {name: version(name) for name in ("torch", "torchvision", "akssl-core")}
     folder = write_run(path / "run", **{"tensors": pictures(), "versions": versions, **changes})
     save_file({"w": torch.zeros(1)}, folder / "backbone.safetensors")
+    from akssl_core.rundir.checkpoints import CheckpointState
     from akssl_core.rundir.folder import RunDir
 
-    state = {"step": 30, "score": None}
+    state = CheckpointState(30)
     (folder / "checkpoints").mkdir()
     RunDir.open(folder).save_checkpoint({"w": torch.zeros(1)}, {"w": torch.zeros(1)}, state, keep=2)
     return folder

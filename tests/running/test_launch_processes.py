@@ -49,7 +49,7 @@ def test_two_processes_from_one_command_are_one_run(tmp_path):
     assert out.count("Verdict on collapse") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     folder = RunDir.open(tmp_path / "two")
-    assert folder.manifest["status"] == "finished"
+    assert folder.manifest.status == "finished"
     assert [row["step"] for row in folder.history] == [4, 8]
     for mine, theirs in zip(one.history, folder.history, strict=True):
         assert abs(mine["loss"] - theirs["loss"]) < 1e-4
@@ -108,9 +108,9 @@ def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
     _out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     checkpoint, problems = RunDir.open(tmp_path / "run").latest()
-    assert err.count(f"at step {checkpoint.state['step']}; all is saved") == 1
+    assert err.count(f"at step {checkpoint.state.step}; all is saved") == 1
     assert not problems
-    assert RunDir.open(tmp_path / "run").manifest["status"] == "stopped"
+    assert RunDir.open(tmp_path / "run").manifest.status == "stopped"
 
 
 def test_wrong_input_is_told_once(tmp_path):
