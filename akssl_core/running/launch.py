@@ -118,7 +118,9 @@ def resume(
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
     objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
-    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # a table: settings of that section
+    settings |= {
+        key: value for key, value in objects.items() if isinstance(value, Mapping)
+    }  # a table: settings of that section
     if folder.begun and folder.manifest.final and not settings:
         if report and dist.is_main():
             _report_if_missing(folder)
