@@ -16,7 +16,7 @@ from .loader import Loader
 from .opening import no_such_data, open_source
 from .prepared import Prepared
 from .preprocess import Preprocess
-from .scan import existing_path, nearest_path
+from .scan import nearest_path
 from .shapes import Shapes
 from .statistics import measure
 from .stored import ImageStore, StoredImages
@@ -52,7 +52,6 @@ __all__ = [
     "Wrapped",
     "decode_image",
     "encode_labels",
-    "existing_path",
     "image_header",
     "measure",
     "nearest_path",

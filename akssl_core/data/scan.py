@@ -104,7 +104,7 @@ def printable(path: str) -> str:
 
 def nearest_path(path: Path) -> Path | None:
     """The existing path nearest to one that does not exist: the first wrong part replaced by a near name."""
-    part = expanded(path)
+    part = Path(os.path.expanduser(path))
     while not os.path.isdir(part.parent):
         if part == part.parent:
             return None
@@ -116,14 +116,9 @@ def nearest_path(path: Path) -> Path | None:
     return part.parent / near if near else None
 
 
-def expanded(path: str | Path) -> Path:
-    """A path with its ~ expanded where it stands for somebody's home."""
-    return Path(os.path.expanduser(path))
-
-
 def existing_path(path: str | Path) -> Path | None:
     """What a text names; None where nothing lies there, or nothing can be called that (too long, a zero within it)."""
-    found = expanded(path)
+    found = Path(os.path.expanduser(path))
     return found if os.path.exists(found) else None
 
 
