@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from .base import akssl, plugins_with, settings_of
-from .runs import run_options
-
-if TYPE_CHECKING:
-    from ..examining import Finding
-    from ..plugins.manager import Plugins
-
-INSTALLED = "the installation"
+from .base import akssl, plugins_with, run_options, settings_of
 
 
 @akssl.command()
@@ -42,40 +33,8 @@ def doctor(
     Without either: the installed plugins. Exit code 0: nothing was found; 1: something was; 2: wrong input.
     """
     plugins, settings = plugins_with(plugin_file), settings_of(options, assignments)
-    found = {
-        target or str(config or INSTALLED): _examine(target, settings, config, out, plugins)
-        for target in (targets or (None,))
-    }
-    if as_json:
-        records = [{"target": name, **asdict(finding)} for name, findings in found.items() for finding in findings]
-        click.echo(json.dumps(records, indent=2))
-    else:
-        click.echo("\n".join(_told(name, findings) for name, findings in found.items()))
-    ctx.exit(int(any(found.values())))
+    from ..examining.doctor import doctor as look_for_faults
 
-
-def _examine(
-    target: str | None, settings: Mapping[str, Any], config: Path | None, out: Path | None, plugins: Plugins
-) -> list[Finding]:
-    """What is found of one target: a folder, a method, a configuration or the installation."""
-    from ..examining import examine_install, examine_plan, examine_run
-    from ..running.layers import collect
-
-    if target is None and config is None:
-        return examine_install(plugins)
-    if target is not None and ("/" in target or Path(target).is_dir()):
-        return examine_run(Path(target))
-    asked = dict(settings)
-    if target is not None:
-        asked["method"] = {**asked.get("method", {}), "name": target}
-    return examine_plan(collect(None, config, asked, plugins, who="command line"), plugins, out=out or Path("runs"))
-
-
-def _told(name: str, findings: Sequence[Finding]) -> str:
-    """One target's findings for people."""
-    if not findings:
-        return f"{name}: nothing was found."
-    lines = [f"{name}: {len(findings)} {'finding' if len(findings) == 1 else 'findings'}"]
-    for one in findings:
-        lines += [f"- {one.rule}: {one.evidence}", f"  cause: {one.cause}", f"  cure: {one.cure}"]
-    return "\n".join(lines)
+    found = look_for_faults(*targets, config=config, out=out or "runs", plugins=plugins, who="command line", **settings)
+    click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)
+    ctx.exit(0 if found.healthy else 1)

@@ -10,6 +10,7 @@ from .schema import Component, Schema
 
 STAND_IN = "custom"  # the name that an object passed from Python has in a configuration
 KINDS = ("method", "backbone", "augmentation", "loss", "data", "optimizer", "callback")
+ALIASES = {"dataset": "data", "logger": "callback"}  # what people call two of them
 
 C = TypeVar("C", bound=type[Component])
 

@@ -128,7 +128,7 @@ def resume(
         given = Given([("config.yaml", stored), ("the launcher", processes), ("resume", sections(settings))], named)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        notes = [*problems, *accept(folder, plan.spec.table(), checkpoint), *_other_data(folder, plan)]
+        notes = [*problems, *accept(folder, plan.spec, checkpoint), *_other_data(folder, plan)]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)

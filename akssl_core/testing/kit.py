@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..config.registry import ALIASES
 from ..config.schema import Component
 from ..errors import ConfigError, did_you_mean
 from ..plugins.manager import Plugins, installed
@@ -18,8 +19,6 @@ from . import steps as steps
 from . import views as views
 from .check import RULES, Check
 from .subject import ComponentSubject, MethodSubject
-
-ALIASES = {"dataset": "data", "logger": "callback"}
 
 
 def checks(

@@ -60,9 +60,9 @@ def test_an_existing_file_is_replaced_by_force_alone(here, photos, tmp_path):
     (tmp_path / "p.safetensors").write_text("mine")
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert (code, out) == (2, "")
-    assert "'p.safetensors' exists already. Replace it with --force" in err
+    assert "'p.safetensors' exists already. Replace it with --overwrite" in err
     assert (tmp_path / "p.safetensors").read_text() == "mine"
-    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--force")[0] == 0
+    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--overwrite")[0] == 0
     assert isinstance(source_from("p.safetensors"), Prepared)
 
 
@@ -146,12 +146,12 @@ def test_stopping_by_hand_leaves_no_file(here, photos, tmp_path, monkeypatch):
 
 
 def test_progress_goes_to_stderr(here, photos, monkeypatch):
-    monkeypatch.setattr("akssl_core.data.prepare.TELL_EVERY", -1.0)
+    monkeypatch.setattr("akssl_core.console.TELL_EVERY", -1.0)
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert code == 0
     assert err == "image 25/25\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors", "--force")
+    code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors", "--overwrite")
     assert code == 0
     assert "25/25" in err
     assert "image 25/25\n" not in err

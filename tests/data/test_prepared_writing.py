@@ -66,7 +66,7 @@ def test_too_many_unreadable_images_stop_it(photos, prepared, tmp_path):
         ("photos.bin", r"must end in \.safetensors.*Try .*photos\.bin\.safetensors"),
         ("nowhere/photos.safetensors", "no folder '.*nowhere' .*Make it first"),
         ("there.safetensors", "is a folder; expected a file"),
-        ("old.safetensors", "exists already.*--force"),
+        ("old.safetensors", "exists already.*--overwrite"),
     ],
 )
 def test_targets_that_cannot_be_written_are_refused_before_anything_is_read(prepared, tmp_path, name, message):
@@ -122,7 +122,7 @@ def test_a_file_that_another_process_has_made_meanwhile_is_kept(photos, prepared
 
     original = cache.data_source
     monkeypatch.setattr(cache, "data_source", takes_long)
-    with pytest.raises(ConfigError, match=r"exists already.*--force"):
+    with pytest.raises(ConfigError, match=r"exists already.*--overwrite"):
         prepared(photos, max_unreadable=0.2)
     assert (tmp_path / "photos.safetensors").read_bytes() == b"of the other"
 

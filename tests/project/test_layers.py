@@ -99,6 +99,8 @@ def test_only_one_room_uses(module):
 WRITERS = {"rundir", "running", "cli", "plugins"}
 WORDS = {
     r"\.backward\(": {"training", "testing", "evaluation"},
+    r"\bisatty\(": {"console"},
+    r"yaml\.(\w*load\w*|parse)\(": {"config"},
     r"autocast": {"training", "loss", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
     r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": WRITERS,
