@@ -78,13 +78,13 @@ if TYPE_CHECKING:
     from .plugins.manager import Plugins as Plugins
     from .reporting.comparison import Compared as Compared
     from .reporting.comparison import compare as compare
-    from .reporting.report import Report as Report
-    from .reporting.report import report as report
     from .running.explain import Explained as Explained
     from .running.explain import explain as explain
     from .running.launch import resume as resume
     from .running.launch import run as run
-    from .running.prepare import prepare as prepare
+    from .running.outputs import Report as Report
+    from .running.outputs import prepare as prepare
+    from .running.outputs import report as report
     from .running.process import Result as Result
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
@@ -118,10 +118,9 @@ _ROOMS = {
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",
     "reporting.comparison": "Compared compare",
-    "reporting.report": "Report report",
     "running.explain": "Explained explain",
     "running.launch": "resume run",
-    "running.prepare": "prepare",
+    "running.outputs": "Report prepare report",
     "running.process": "Result",
     "schedule": "LearningRate Now Schedule cosine linear",
     "sweeps": "Sweep sweep",

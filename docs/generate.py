@@ -33,8 +33,7 @@ def methods() -> str:
 
 def plugin_settings(name: str) -> str:
     """The settings of one method."""
-    config = installed().get("method", name).Config
-    return describe.markdown(describe.HEADER, [[f"`{line[0]}`", *line[1:]] for line in describe.cells(config)])
+    return describe.settings_table(installed().get("method", name).Config)
 
 
 def learning_results(names: list[str]) -> str:

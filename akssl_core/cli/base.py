@@ -40,6 +40,7 @@ def field_option(schema: type[Schema], name: str, **other: Any) -> Decorator:
         facts["is_flag"] = True
     elif int in kinds:
         facts["type"] = int
+        facts["help"] += "" if field.default is None else f"  [default: {field.default}]"
     return click.option(f"--{name.replace('_', '-')}", **{**facts, **other})
 
 

@@ -34,7 +34,7 @@ def prepare(
     SRC is a folder or a source's name, as in `akssl run --data SRC`. Runs take the file in its place, with the same
     pixels, labels and probes: akssl run METHOD --data FILE.
     """
-    from ..running.prepare import prepare as prepare_data
+    from ..running.outputs import prepare as prepare_data
 
     data, plugins = data_of(src, assignments), plugins_with(plugin_file)
     try:

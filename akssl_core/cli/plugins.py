@@ -99,7 +99,7 @@ def _to_check(manager: Plugins, name: str, kind: str | None) -> list[tuple[str, 
 
 
 def _tell_failures(outcomes: list[Outcome]) -> None:
-    """What was found and how to mend it; checks that met the same error are told together."""
+    """Print what was found and how to mend it; checks that met the same error are told together."""
     together: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.status == "failed":

@@ -119,7 +119,7 @@ def explain(
 @click.argument("run_dir", type=PATH)
 def report(run_dir: Path) -> None:
     """Write RUN_DIR/report.html again from the files of the run."""
-    from ..reporting.report import report as write_report
+    from ..running.outputs import report as write_report
 
     click.echo(write_report(run_dir).text)
 

@@ -1,4 +1,4 @@
-"""What was changed in a run's settings before it is resumed, and whether a run can go on with it."""
+"""Settings that were changed before a run is resumed, and whether it can go on with them."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _provides(plugins: Plugins, owner: str) -> str:
 
 
 def _cure(entry: Entry) -> str:
-    """What to do about a plugin that is not loaded, by its metadata."""
+    """The way to mend a plugin that is not loaded, by its metadata."""
     cures = {
         "other API": f"pip install -U akssl-core {entry.distribution}",
         "blocked": "unset AKSSL_PLUGINS, or name it there",

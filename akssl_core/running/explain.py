@@ -22,21 +22,13 @@ OF_THE_FOLDER = ("out", "overwrite", "report")
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting of a run."""
-
-    path: str
-    """Where it stands, as `optimizer.lr.start`."""
-    value: Any
-    origin: str
-    """Who decided it: the user, a recipe, or a rule with its reason."""
-
-
-@dataclass(frozen=True, slots=True)
 class Explained:
     """A run that was not started."""
 
-    settings: tuple[Setting, ...]
+    settings: Mapping[str, Any]
+    """Every value by its path, as `optimizer.lr.start`."""
+    origins: Mapping[str, str]
+    """Who decided each: the user, a recipe, or a rule with its reason."""
     forecast: tuple[tuple[str, str], ...]
     """Names and values of what follows from the settings: steps, learning rate, memory."""
     notes: tuple[str, ...]
@@ -46,7 +38,7 @@ class Explained:
     @property
     def text(self) -> str:
         """Three parts, as `akssl explain` prints them: settings, what follows, notes."""
-        lines = [(one.path, json.dumps(one.value), one.origin) for one in self.settings]
+        lines = [(path, json.dumps(value), self.origins[path]) for path, value in self.settings.items()]
         parts = [describe.table(("setting", "value", "decided by"), lines)]
         parts += [describe.table(("what follows", ""), self.forecast)]
         return "\n\n".join([*parts, "\n".join(f"- {note}" for note in self.notes)])
@@ -83,5 +75,4 @@ def explain(
     with dist.acting_in(dist.Imagined(devices)):  # nothing is started here
         plan = make_plan(given, plugins)
         forecast = (*plan.consequences(), *derived(plan), *([measured(plan)] if measure else ()))
-    table = tuple(Setting(path, value, plan.provenance[path]) for path, value in leaves(plan.spec.table()))
-    return Explained(table, forecast, tuple(plan.notes), plan.spec)
+    return Explained(dict(leaves(plan.spec.table())), plan.provenance, forecast, tuple(plan.notes), plan.spec)

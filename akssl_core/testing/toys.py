@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone, Features
-from ..config import describe
 from ..config.schema import Schema, validate
 from ..data import Batch, ImageSpec, Views
 from ..method import Method
@@ -29,7 +28,7 @@ class ToyBackbone(Backbone):
     def __init__(self, image: ImageSpec | None = None, *, batch_norm: bool = True) -> None:
         image = image or ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3)
         super().__init__(Schema(), image)
-        self.conv = nn.Conv2d(image.channels, self.embed_dim, 3)
+        self.conv = nn.Conv2d(image.channels, self.embed_dim, 3, bias=not batch_norm)
         self.bn = nn.BatchNorm2d(self.embed_dim) if batch_norm else nn.Identity()
         self.seen: list[tuple[int, int]] = []
         """Images and pixels of their side in each forward pass."""
@@ -90,9 +89,3 @@ def train(
     with torch.random.fork_rng(devices=[]):
         plan.engine(list(callbacks)).fit()
     return plan.method
-
-
-def settings_table(component: Any) -> str:
-    """The settings of a component as the Markdown table of a README."""
-    rows = [[f"`{name}`", *others] for name, *others in describe.cells(component.Config)]
-    return describe.markdown(describe.HEADER, rows)

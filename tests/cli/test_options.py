@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import get_args
 
 import click
@@ -10,6 +11,7 @@ import pytest
 from akssl_core.cli.base import akssl
 from akssl_core.config.changes import is_harmless
 from akssl_core.plugins.manager import installed
+from akssl_core.running.launch import run
 from akssl_core.running.layers import check, collect, layer
 from akssl_core.settings import FLAT, RunSpec, TrainSpec, flags
 
@@ -25,10 +27,16 @@ def options(command):
 def test_every_flag_of_the_settings_is_an_option_with_its_meaning(command):
     found = options(command)
     for name in FIELDS.keys() - ({"seed", "devices"} if command == "sweep" else set()):
-        assert found[name].help == FIELDS[name].description
+        assert found[name].help.partition("  [default: ")[0] == FIELDS[name].description
         assert found[name].default is None, "what is not given is left to rules and recipes"
     assert found["precision"].type.choices == get_args(TrainSpec.model_fields["precision"].annotation)
     assert found["stop_on_collapse"].is_flag
+
+
+def test_the_function_says_the_same_of_its_keywords():
+    said = " ".join(run.__doc__.split())
+    for name in inspect.signature(run).parameters.keys() & (flags(TrainSpec).keys() | {"seed"}):
+        assert f" {name}: {FIELDS[name].description}" in said
 
 
 def test_flags_are_the_flat_keywords():

@@ -71,9 +71,8 @@ def test_texts_of_results_that_only_python_has(finished, tmp_path, monkeypatch, 
 
 def test_what_is_explained_can_be_asked_for():
     found = akssl_core.explain("simsiam", data=DATA, options={"out_dim": 24}, **SMALL)
-    of = {setting.path: setting for setting in found.settings}
-    assert (of["method.out_dim"].value, of["method.out_dim"].origin) == (24, "user")
-    assert of["optimizer.name"].origin == "recipe 'default' of simsiam"
+    assert (found.settings["method.out_dim"], found.origins["method.out_dim"]) == (24, "user")
+    assert found.origins["optimizer.name"] == "recipe 'default' of simsiam"
     assert found.spec.method.config.out_dim == 24
     assert dict(found.forecast)["training images"] == "32"
     assert found.notes

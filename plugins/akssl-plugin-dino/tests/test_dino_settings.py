@@ -76,8 +76,7 @@ def test_choices_reach_a_run_unless_the_user_has_set_the_value() -> None:
     found = resolved()
     assert found.spec.method.config.out_dim == 256
     assert found.spec.method.config.teacher_temperature.over == 3
-    (origin,) = (setting.origin for setting in found.settings if setting.path == "method.out_dim")
-    assert origin.startswith("rule: a power of two")
+    assert found.origins["method.out_dim"].startswith("rule: a power of two")
     assert resolved(out_dim=400).spec.method.config.out_dim == 400
 
 

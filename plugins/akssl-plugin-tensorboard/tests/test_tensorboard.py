@@ -298,4 +298,4 @@ def test_a_run_with_the_logger_imports_neither_torchs_writer_nor_tensorflow():
 
 
 def test_the_readme_lists_the_settings():
-    assert settings_table(TensorBoard) in (Path(__file__).parents[1] / "README.md").read_text()
+    assert settings_table(TensorBoard.Config) in (Path(__file__).parents[1] / "README.md").read_text()

@@ -351,4 +351,4 @@ def test_nothing_is_written_outside_the_run_but_the_log_of_the_service(result, o
 
 
 def test_the_readme_lists_the_settings():
-    assert settings_table(Wandb) in (Path(__file__).parents[1] / "README.md").read_text()
+    assert settings_table(Wandb.Config) in (Path(__file__).parents[1] / "README.md").read_text()
