@@ -32,11 +32,11 @@ def overwrite_option(text: str) -> Decorator:
 def field_option(schema: type[Schema], name: str, **other: Any) -> Decorator:
     """A setting as an option: its type, its choices and its meaning are those of the field, unless said otherwise."""
     field = schema.model_fields[name]
-    kinds = {get_origin(kind) or kind: kind for kind in (get_args(field.annotation) or (field.annotation,))}
+    kinds = (field.annotation, *get_args(field.annotation))
     facts: dict[str, Any] = {"help": field.description, "default": None}
     if get_origin(field.annotation) is Literal:
-        facts["type"] = click.Choice(get_args(field.annotation))
-    elif field.annotation is bool:
+        facts["type"] = click.Choice(kinds[1:])
+    elif bool in kinds:
         facts["is_flag"] = True
     elif int in kinds:
         facts["type"] = int
@@ -110,11 +110,12 @@ def plugins_with(plugin_file: Path | None) -> Plugins:
     return plugins
 
 
-def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Flags and --set assignments as the keywords of `akssl_core.run`."""
+def settings_of(options: Mapping[str, Any], assignments: Sequence[str], method: str | None = None) -> dict[str, Any]:
+    """Flags, --set assignments and METHOD as the keywords of `akssl_core.run`."""
     pairs = [parsed(text) for text in assignments]
     given = sections({key: value for key, value in options.items() if value is not None})
-    return overlay(given, sections(dotted(pairs)))
+    settings = overlay(given, sections(dotted(pairs)))
+    return settings if method is None else overlay(settings, {"method": {"name": method}})
 
 
 def parsed(assignment: str) -> tuple[str, Any]:

@@ -60,9 +60,7 @@ def run(
     if method is None and config is None:
         names = ", ".join(entry.name for entry in entries()) or "none; pip install akssl-plugin-simsiam"
         raise click.UsageError(f"missing METHOD. Installed: {names}.")
-    settings = settings_of(options, assignments)
-    if method is not None:
-        settings["method"] = {**settings.get("method", {}), "name": method}
+    settings = settings_of(options, assignments, method)
     _share_among_processes(settings, config)
     from ..running.launch import run as run_method
 
@@ -106,9 +104,7 @@ def explain(
     **options: Any,
 ) -> None:
     """Show every setting of a run and who decided it, without training."""
-    settings = settings_of(options, assignments)
-    if method is not None:
-        settings["method"] = {**settings.get("method", {}), "name": method}
+    settings = settings_of(options, assignments, method)
     plugins = plugins_with(plugin_file)
     from ..running.explain import explain as explain_run
 

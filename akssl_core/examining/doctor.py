@@ -47,8 +47,8 @@ def doctor(
     """Look for faults without training, each with evidence, cause and cure.
 
     Args:
-        *targets: names of methods, each to be run with these settings, and run folders. Default: what `config`
-            describes; without it, the installed plugins.
+        *targets: names of methods, each to be run with these settings, and run folders. Default: the run that
+            `config` or `method` describes; without them, the installed plugins.
         config: a YAML file or a table with any of these settings.
         out: where the run folder is to lie.
         plugins: another plugin manager than the process-wide one.
@@ -61,16 +61,17 @@ def doctor(
     plugins = plugins or installed()
 
     def examine(target: str | Path | None) -> list[Finding]:
-        if target is None and config is None:
+        if target is None and config is None and "method" not in settings:
             return examine_install(plugins)
         if target is not None and ("/" in str(target) or Path(target).is_dir()):
             return examine_run(Path(target))
         asked = {name: value for name, value in settings.items() if name not in ("overwrite", "report")}
         if target is not None:
-            asked["method"] = {**asked.get("method", {}), "name": str(target)}
+            own = asked.get("method")
+            asked["method"] = {**(own if isinstance(own, Mapping) else {}), "name": str(target)}
         return examine_plan(collect(None, config, asked, plugins, who=who), plugins, out=Path(out))
 
-    whole = INSTALLED if config is None else "the settings" if isinstance(config, Mapping) else str(config)
+    whole = "the settings" if isinstance(config, Mapping) or "method" in settings else str(config or INSTALLED)
     return Examined({str(target or whole): tuple(examine(target)) for target in targets or (None,)})
 
 

@@ -81,4 +81,6 @@ def test_what_is_explained_can_be_asked_for():
 def test_findings_can_be_asked_for():
     found = akssl_core.doctor("simsiam", data=DATA, overwrite=True, **{**SMALL, "batch_size": 31})
     assert set(found.findings) == {"simsiam"}
+    again = akssl_core.doctor(method={"name": "simsiam"}, data=DATA, **{**SMALL, "batch_size": 31})
+    assert list(again.findings.values()) == list(found.findings.values())
     assert found.healthy == (not found.record())
