@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import Backbone, TokenBackbone
-from ..config.schema import validate
+from ..backbone import Backbone, Features, TokenBackbone
+from ..config.schema import Schema, validate
 from ..data import Batch, ImageSpec, Views
 from ..method import Method
 from ..optim import load_state_by_name, state_by_name
