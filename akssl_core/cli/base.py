@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -20,6 +21,11 @@ Decorator = Callable[[Any], Any]
 PATH = click.Path(path_type=Path)
 plugin_file_option = click.option("--plugin-file", type=PATH, help="a plugin that is one Python file")
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+def show(found: Any, as_json: bool) -> None:
+    """Print a result: its text, or its record as JSON."""
+    click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)
 
 
 def overwrite_option(text: str) -> Decorator:

@@ -1,4 +1,4 @@
-"""Commands that train: run, resume, explain, report."""
+"""Commands about one run: explain and doctor before it, run, resume, report."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .base import (
     run_options,
     set_option,
     settings_of,
+    show,
 )
 
 if TYPE_CHECKING:
@@ -109,6 +110,35 @@ def explain(
     from ..running.explain import explain as explain_run
 
     click.echo(explain_run(measure=measure, config=config, plugins=plugins, who="command line", **settings).text)
+
+
+@akssl.command()
+@click.argument("targets", nargs=-1, metavar="[RUN_DIR | METHOD]...")
+@run_options()
+@click.option("--json", "as_json", is_flag=True, help="print JSON: a list of findings")
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    /,
+    targets: tuple[str, ...],
+    assignments: tuple[str, ...],
+    config: Path | None,
+    plugin_file: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Look for faults without training, each with evidence, cause and cure.
+
+    Of a METHOD with the options of `run`: settings, data and machine. Of a RUN_DIR: how it ended and what it holds.
+    Without either: the installed plugins. Exit code 0: nothing was found; 1: something was; 2: wrong input.
+    """
+    plugins, settings = plugins_with(plugin_file), settings_of(options, assignments)
+    from ..examining.doctor import doctor as look_for_faults
+
+    found = look_for_faults(*targets, config=config, out=out or "runs", plugins=plugins, who="command line", **settings)
+    show(found, as_json)
+    ctx.exit(0 if found.healthy else 1)
 
 
 @akssl.command()

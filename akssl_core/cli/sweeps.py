@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from ..config.yaml import parse_yaml
 from ..errors import ConfigError
-from .base import PATH, akssl, plugins_with, run_options, set_option, settings_of
+from .base import PATH, akssl, plugins_with, run_options, set_option, settings_of, show
 
 
 @akssl.command()
@@ -54,7 +53,7 @@ def sweep(
         )  # fmt: skip
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same sweep command goes on with it") from error
-    click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)
+    show(found, as_json)
     if as_json:
         click.echo(f"\n{found.written}", err=True)
     ctx.exit(1 if found.failed else 0)
