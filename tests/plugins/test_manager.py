@@ -16,7 +16,7 @@ from akssl_core.plugins.installed import entries
 from akssl_core.plugins.manager import Plugins
 
 GOOD = """
-    from akssl_core.config import Component, Schema
+    from akssl_core import Component, Schema
     from akssl_core.hookspecs import hookimpl
 
     class {cls}(Component):
@@ -228,7 +228,7 @@ def test_resolve_answers_for_open_families():
 
 FAMILY = """
     from akssl_core import hookimpl
-    from akssl_core.config import Component
+    from akssl_core import Component
     from akssl_core.errors import PluginError
 
     @hookimpl
