@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import datasets
@@ -289,8 +289,9 @@ def akssl(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["akssl", *map(str, arguments)])
+        (command,) = entry_points(group="console_scripts", name="akssl")
         with pytest.raises(SystemExit) as caught:
-            runpy.run_module("akssl_core", run_name="__main__")
+            command.load()()
         return caught.value.code, *capsys.readouterr()
 
     return call
