@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from .config.changes import HARMLESS
 from .config.schema import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, shown
 from .config.yaml import DEEPEST
 from .errors import ConfigError, did_you_mean, plain
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from .method import Choice, Method
+
+T = TypeVar("T")
+FLAG = "flag"
+Flag = Annotated[T, FLAG]
+"""The type of a field that is a keyword of `run` and an option of the command line by its own name."""
+Harmless = Annotated[T, HARMLESS]
+"""The type of a field with another value of which a run can be resumed."""
 
 
 class Clip(Schema):
@@ -26,27 +36,39 @@ class Clip(Schema):
 class TrainSpec(Schema):
     """How long, in what batches and at what precision a run trains. Null means: decided by a stated rule."""
 
-    epochs: int | None = Field(None, ge=1, description="passes over the training images")
-    steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, even within an epoch")
-    batch_size: int | None = Field(None, ge=1, description="images a step, over all processes")
-    image_size: int | None = Field(None, ge=8, le=1024, description="side of the global views in pixels")
+    epochs: Flag[Harmless[int | None]] = Field(None, ge=1, description="passes over the training images")
+    steps: Flag[Harmless[int | None]] = Field(
+        None, ge=1, description="stop after so many optimizer steps, even within an epoch"
+    )
+    batch_size: Flag[int | None] = Field(None, ge=1, description="images a step, over all processes")
+    image_size: Flag[int | None] = Field(None, ge=8, le=1024, description="side of the global views in pixels")
     accumulate: int = Field(1, ge=1, description="micro-batches a step")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the forward pass")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    strategy: Literal["ddp", "fsdp"] = Field(
+    precision: Flag[Literal["auto", "fp32", "bf16", "fp16"]] = Field(
+        "auto", description="number format of the forward pass"
+    )
+    device: Flag[Harmless[Literal["auto", "cpu", "cuda"]]] = Field("auto", description="where to train")
+    strategy: Harmless[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="with several processes: each has all parameters, or a share of them (large ViTs)"
     )
-    devices: int = Field(1, ge=1, description="processes; more than one are started by torchrun")
-    workers: int | None = Field(None, ge=0, description="processes that read a torch Dataset; folders use threads")
+    devices: Flag[Harmless[int]] = Field(
+        1, ge=1, description="processes; the command line starts them, torchrun those of a script"
+    )
+    workers: Flag[Harmless[int | None]] = Field(
+        None, ge=0, description="processes that read a torch Dataset; folders use threads"
+    )
     clip: Clip | None = Field(None, description="gradient clipping")
     compile: bool = Field(
         False, description="torch.compile the backbones for training; pays on long runs on a GPU, not on a CPU"
     )
     deterministic: bool = Field(False, description="only operations that give the same bits every time")
-    stop_on_collapse: bool = Field(False, description="end a run that has collapsed; it is scored and labelled as such")
-    log_every: int | None = Field(None, ge=1, description="steps between rows of metrics.jsonl")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
-    keep: int = Field(2, ge=1, description="latest checkpoints to keep, beside the best")
+    stop_on_collapse: Flag[Harmless[bool]] = Field(
+        False, description="end a run that has collapsed, scored and labelled as such; `akssl run` then exits with 1"
+    )
+    log_every: Harmless[int | None] = Field(None, ge=1, description="steps between rows of metrics.jsonl")
+    checkpoint_every: Harmless[int | None] = Field(
+        None, ge=1, description="steps between checkpoints; null: every epoch"
+    )
+    keep: Harmless[int] = Field(2, ge=1, description="latest checkpoints to keep, beside the best")
 
 
 class EvaluateSpec(Schema):
@@ -66,15 +88,15 @@ class RunSpec(Schema):
     """A whole run. Null means: decided by a rule once the data is known."""
 
     method: MethodRef
-    backbone: BackboneRef | None = None
+    backbone: Flag[BackboneRef | None] = Field(None, description="registered name; null: chosen for the image size")
     augmentation: AugmentationRef
-    data: DataRef
+    data: Flag[DataRef] = Field(description="source name, folder of images or prepared file; by default drawn shapes")
     optimizer: OptimizerRef
-    callbacks: tuple[CallbackRef, ...] = ()
+    callbacks: Harmless[tuple[CallbackRef, ...]] = ()
     train: TrainSpec = TrainSpec()
-    evaluate: EvaluateSpec = EvaluateSpec()
-    seed: int = Field(0, ge=0, description="decides weights, batches and views")
-    recipe: str = Field("default", description="the method's preset that was used")
+    evaluate: Harmless[EvaluateSpec] = EvaluateSpec()
+    seed: Flag[int] = Field(0, ge=0, description="decides weights, batches and views")
+    recipe: Flag[str] = Field("default", description="the method's preset: default, cifar, imagenet, ...")
 
     @property
     def method_class(self) -> type[Method]:
@@ -87,20 +109,12 @@ class RunSpec(Schema):
         return self.model_dump(mode="json")
 
 
-FLAT = {
-    name: ("train", name)
-    for name in (
-        "epochs",
-        "steps",
-        "batch_size",
-        "image_size",
-        "precision",
-        "device",
-        "devices",
-        "workers",
-        "stop_on_collapse",
-    )
-}
+def flags(schema: type[Schema]) -> dict[str, FieldInfo]:
+    """The fields of a schema that are keywords and options by their own names."""
+    return {name: field for name, field in schema.model_fields.items() if FLAG in field.metadata}
+
+
+FLAT = {name: ("train", name) for name in flags(TrainSpec)}
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate")
 PLAIN = ("seed", "recipe", "callbacks")

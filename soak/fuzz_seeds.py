@@ -17,12 +17,11 @@ from safetensors.torch import save
 
 from akssl_core.backbone.tiny import ResNetTiny
 from akssl_core.data import ImageSpec, Preprocess
-from akssl_core.data.prepare import prepare
 from akssl_core.exporting.backbone_file import header
-from akssl_core.plugins.manager import installed
 from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import digest
 from akssl_core.rundir.folder import RunDir
+from akssl_core.running.outputs import prepare
 
 MARK = b"\n=====\n"  # between the files of one input
 FILES = ("manifest.json", "metrics.jsonl", "config.yaml", "provenance.json", "unreadable.txt", "samples.safetensors",
@@ -85,9 +84,9 @@ def prepared() -> Sequence[bytes]:
             ("shapes", {"size": 6, "test_size": 4}),
             (str(path / "photos"), {"max_unreadable": 0.5}),
         ):
-            table = {"data": {"name": name, **settings}}
+            table = {"name": name, **settings}
             out = path / f"{len(found)}.safetensors"
-            found.append(prepare(table, out, text="photos", side=8, plugins=installed()).path.read_bytes())
+            found.append(prepare(table, out, size=8).path.read_bytes())
     return found
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from ..config.changes import HARMLESS
 from ..config.schema import FilePath, Schema
 from .base import ImageSet
 from .decode import read_image, shorter_side
@@ -21,16 +22,18 @@ from .stored import ImageStore, StoredImages
 class FolderConfig(Schema):
     """Settings of the data source `folder`."""
 
-    path: FilePath = Field(description="folder of images: flat, nested or one sub-folder a class")
+    path: Annotated[FilePath, HARMLESS] = Field(description="folder of images: flat, nested or one sub-folder a class")
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: every image is turned gray")
-    max_unreadable: float = Field(
+    max_unreadable: Annotated[float, HARMLESS] = Field(
         0.05,
         ge=0,
         le=1,
         description="share of the files that may be unreadable, rounded up to whole files (25 of 500); past it the "
         "run stops. A run also stops at once when none of 64 files spread over the folder can be read",
     )
-    cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
+    cache_gb: Annotated[float, HARMLESS] = Field(
+        2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
+    )
 
 
 class ImageFiles(ImageStore):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
+from ..config.changes import HARMLESS
 from ..config.schema import FilePath, Schema
 from .base import DatasetSource, ImageSet
 from .prepared_file import SUFFIX as SUFFIX
@@ -20,7 +21,7 @@ from .stored import ImageStore, StoredImages
 class PreparedConfig(Schema):
     """Settings of the data source `prepared`."""
 
-    path: FilePath = Field(description="file that `akssl data prepare` wrote")
+    path: Annotated[FilePath, HARMLESS] = Field(description="file that `akssl data prepare` wrote")
 
 
 class PreparedImages(ImageStore):

@@ -133,7 +133,7 @@ class PreparedFile:
     def check(self) -> None:
         """Refuse to read on in a file that was written to since: pixels that are gone end the process (SIGBUS).
 
-        What was put in its place as another file, as `akssl data prepare --force` does, is not what is mapped: the
+        What was put in its place as another file, as `akssl data prepare --overwrite` does, is not what is mapped: the
         old pixels stay until the run ends. A change during the milliseconds of a read is not met.
 
         Raises:

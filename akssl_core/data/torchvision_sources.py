@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..config.changes import HARMLESS
 from ..config.schema import Schema
 from ..errors import DataError
 from .arrays import TensorImages
@@ -142,7 +143,9 @@ class ImagenetteConfig(DownloadConfig):
     """Settings of the data source `imagenette`."""
 
     size: Literal["160px", "320px", "full"] = Field("320px", description="which archive: shorter side of its images")
-    cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
+    cache_gb: Annotated[float, HARMLESS] = Field(
+        2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
+    )
 
 
 class Imagenette(OfficialSplit):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -15,10 +13,11 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config.schema import validate
+from ..console import Progress
 from ..data import ImageSet, StoredImages
+from ..data.prepare import named
 from ..errors import ConfigError, DataError, did_you_mean
 from ..metrics import features_of
 from ..rundir.files import atomic_file, refuse_file, tensor_bytes
@@ -53,6 +52,11 @@ class Embedded(_Three):
     classes: tuple[str, ...] | None = None
     unreadable: Mapping[str, str] = {}  # never changed in place
 
+    @property
+    def text(self) -> str:
+        """How many features there are, and which images could not be read."""
+        return _counted(len(self.ids), self.features.shape[1], self.unreadable)
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -62,6 +66,16 @@ class Saved:
     images: int
     width: int
     unreadable: Mapping[str, str]  # id -> reason; left out
+
+    @property
+    def text(self) -> str:
+        """Where and how many they are, as `akssl embed` prints it."""
+        return f"{self.path}: {_counted(self.images, self.width, self.unreadable)}"
+
+
+def _counted(images: int, width: int, unreadable: Mapping[str, str]) -> str:
+    left_out = f", {len(unreadable)} unreadable and left out{named(unreadable)}" if unreadable else ""
+    return f"{images} images, {width} features each{left_out}"
 
 
 def embed(
@@ -162,14 +176,15 @@ class _Work:
             DataError: none can be read.
         """
         done = 0
-        with self._on_device(), self._bar() as bar:
+        self.trained.backbone.to(self.device)
+        with Progress(len(self.images), "image") as progress:
             for start in range(0, len(self.images), self.batch_size):
                 index = range(start, min(start + self.batch_size, len(self.images)))
                 pixels = self.images.fetch(index)
                 bad = {i for i, _ in pixels.unreadable}
                 features = features_of(self.trained.backbone, pixels, self.trained.preprocess, device=self.device)
                 kept = torch.tensor([i for i in index if i not in bad], dtype=torch.int64)
-                bar.update(len(index))
+                progress.update(len(index))
                 if len(kept):
                     done += len(kept)
                     yield features.float().cpu()[kept - start], kept
@@ -213,15 +228,6 @@ class _Work:
     def unreadable(self) -> dict[str, str]:
         """What could not be read."""
         return dict(self.images.unreadable)
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        self.trained.backbone.to(self.device)
-        yield
-
-    def _bar(self) -> Any:
-        hidden = not sys.stderr.isatty()
-        return tqdm(total=len(self.images), unit="image", disable=hidden, file=sys.stderr)
 
 
 def _work(

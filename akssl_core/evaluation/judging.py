@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config.schema import validate
+from ..console import Progress
 from ..errors import ConfigError, did_you_mean
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
@@ -178,8 +177,7 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
     """Which test images each system gets right; one system is in memory at a time."""
     jobs = [(share, seed, rows) for share, of in draws.items() for seed, rows in enumerate(of)]
     result: dict[tuple[str, float, int | None], list[Tensor]] = {}
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=len(systems) * len(jobs), unit="fit", disable=hidden, file=sys.stderr, leave=False) as bar:
+    with Progress(len(systems) * len(jobs), "fit", leave=False) as progress:
         for system in systems:
             learner, found = way.learner(system, split), Guesses()
             for share, seed, rows in jobs:
@@ -188,11 +186,10 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
                 for k, guesses in found.items():
                     right = 100 * (guesses == split.test_labels).double()
                     result.setdefault((system.name, share, k), []).append(right)
-                bar.update()
-                if hidden and learner.repeats:
-                    sys.stderr.write(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}\n")
-            if hidden:
-                sys.stderr.write(f"{way.name}: {system.name} is judged\n")
+                progress.update()
+                if learner.repeats:
+                    progress.tell(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}")
+            progress.tell(f"{way.name}: {system.name} is judged")
     return {key: torch.stack(of) for key, of in result.items()}
 
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import describe
+
 TRAINED, RANDOM, PIXELS, GIVEN = "trained", "random init", "raw pixels", "given weights"
 
 
@@ -71,6 +73,40 @@ class Evaluation:
     def answer(self) -> str:
         """One sentence that says whether it helped."""
         return sentence(self.scores, self.comparisons, self.k)
+
+    @property
+    def text(self) -> str:
+        """A table of the scores, what they mean, and the answer: what `akssl eval` prints."""
+        split = self.split
+        with_k = self.protocol == "knn"
+        header = ["labels", "images", *(["k"] if with_k else []), "system", "accuracy", "95 % interval", "draws"]
+        lines = [
+            [
+                f"{100 * score.labels:g} %",
+                str(score.images),
+                *([str(score.k)] if with_k else []),
+                score.system,
+                f"{score.accuracy:.2f} %",
+                f"{score.low:.2f} to {score.high:.2f}",
+                str(len(score.draws)),
+            ]
+            for score in self.scores
+        ]
+        overlap = f"{split['overlap']} test images are also training images" if split["overlap"] else "no image in both"
+        return "\n".join(
+            [
+                f"Protocol: {self.protocol}, {self.meaning}",
+                f"Data: {self.data}, {split['train_images']} training and {split['test_images']} test images of "
+                f"{split['classes']} classes ({split['how']}); {overlap}",
+                f"Interval: {self.interval}",
+                "",
+                describe.table(header, lines),
+                "",
+                *(f"Note: {note}" for note in self.notes),
+                self.answer,
+                *([f"Written: {self.file}"] if self.file else []),
+            ]
+        )
 
     def only(self, labels: float) -> Evaluation:
         """What was found with one share of the labels."""

@@ -45,6 +45,17 @@ class Exported:
     preprocess: Preprocess
     metadata: Mapping[str, str]
 
+    @property
+    def text(self) -> str:
+        """Where it is, how it was proved, and how to load it: what `akssl export` prints."""
+        mean, std = (
+            json.dumps([round(value, 4) for value in of]) for of in (self.preprocess.mean, self.preprocess.std)
+        )
+        proof = f"features of {self.images} images differ by at most {self.difference:.2g} (allowed {self.tolerance:g})"
+        lines = [f"{self.path}: {self.to}, {self.path.stat().st_size / 1e6:.1f} MB; {proof}"]
+        lines += [f"Images: {self.preprocess.rule}; mean {mean}, std {std}", "Load it:"]
+        return "\n".join([*lines, *(f"  {line}" for line in self.snippet.splitlines())])
+
 
 def export(
     run_dir: str | Path,

@@ -60,15 +60,15 @@ def run(
         data: a source's name, a folder of images, a file that `akssl data prepare` wrote, a torch Dataset, a uint8
             array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels). Default: drawn shapes.
         backbone: a registered name, an nn.Module or a Backbone. Default: chosen for the image size.
-        epochs: passes over the data. Default: a small budget.
+        epochs: passes over the training images. Default: a small budget.
         batch_size: images a step, over all processes.
         image_size: side of the global views in pixels.
         out: the run folder. Default: a new one under `runs/`.
         seed: decides weights, batches and views.
-        precision: "auto", "fp32", "bf16" or "fp16".
-        device: "auto", "cpu" or "cuda".
-        devices: number of processes. The command line starts them; a script is started by torchrun.
-        workers: processes that read a torch Dataset.
+        precision: number format of the forward pass, "auto", "fp32", "bf16" or "fp16".
+        device: where to train, "auto", "cpu" or "cuda".
+        devices: processes; the command line starts them, torchrun those of a script.
+        workers: processes that read a torch Dataset; folders use threads.
         options: the method's own settings.
         config: a YAML file or a table with any of these settings.
         overwrite: replace a run that `out` already holds.
@@ -129,7 +129,7 @@ def resume(
         given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        notes = [*problems, *accept(folder, plan.spec.table(), checkpoint), *_other_data(folder, plan)]
+        notes = [*problems, *accept(folder, plan.spec, checkpoint), *_other_data(folder, plan)]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)

@@ -34,6 +34,7 @@ from ..training.rows import Rows
 from ..training.watch import Collapsed, Vitals, Watch
 from .plan import Plan
 from .samples import sample_tensors, view_features
+from .summary import summary
 
 if TYPE_CHECKING:
     from ..plugins.manager import Plugins
@@ -56,6 +57,11 @@ class Result:
     history: list[dict[str, Any]]
     run_dir: Path
     verdict: str
+
+    @property
+    def text(self) -> str:
+        """The scores, where everything is, and how to use it: what `akssl run` prints."""
+        return summary(self)
 
 
 @dataclass

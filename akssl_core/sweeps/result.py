@@ -112,8 +112,13 @@ class Sweep:
 
     @property
     def text(self) -> str:
-        """The table in columns, and what has failed."""
-        return "\n".join([describe.table(self.columns, self.cells), *self._failures()])
+        """The table in columns, what has failed, and where it is written: what `akssl sweep` prints."""
+        return "\n".join([describe.table(self.columns, self.cells), *self._failures(), "", self.written])
+
+    @property
+    def written(self) -> str:
+        """Where the results are."""
+        return f"Written to {self.out}: results.md, results.json, compare.html"
 
     @property
     def markdown(self) -> str:

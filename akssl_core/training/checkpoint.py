@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import dist
-from ..config.changes import changes
+from ..config.changes import changes, is_harmless
 from ..dist.sharding import gathered, share_as, share_of
 from ..errors import ConfigError
 from ..optim import load_state_by_name, state_by_name
 from ..rundir.checkpoints import Checkpoint, CheckpointState
 from ..rundir.folder import RunDir
+from ..settings import RunSpec
 from .rows import CURE, Diverged
 
 if TYPE_CHECKING:
@@ -63,14 +64,14 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.go_to(checkpoint.state.step)
 
 
-def accept(folder: RunDir, settings: Mapping[str, Any], checkpoint: Checkpoint | None) -> list[str]:
+def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None) -> list[str]:
     """The settings that were changed since the checkpoint, in words.
 
     Raises:
         ConfigError: a run cannot go on with some of it.
     """
-    found = changes(checkpoint.state.settings, settings) if checkpoint else []
-    if harmful := [str(change) for change in found if not change.harmless]:
+    found = changes(checkpoint.state.settings, spec.table()) if checkpoint else []
+    if harmful := [str(change) for change in found if not is_harmless(change.path, spec)]:
         raise ConfigError(
             f"{folder.path}: a run goes on with the settings it began with, and these differ: {'; '.join(harmful)}. "
             f"Put them back, or start a new run: akssl run --config {folder.path / 'config.yaml'} --out NEW_DIR."

@@ -63,7 +63,7 @@ def test_an_existing_file_is_replaced_by_force_alone(here, photos, tmp_path):
     assert (code, out) == (2, "")
     assert "'p.safetensors' exists already. Replace it with --overwrite" in err
     assert (tmp_path / "p.safetensors").read_text() == "mine"
-    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--force")[0] == 0
+    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--overwrite")[0] == 0
     assert isinstance(open_source("p.safetensors", Plugins()), Prepared)
 
 
@@ -107,8 +107,8 @@ BAD = [
     (("prepare", "photos", "--out", "no/p.safetensors"), "there is no folder 'no'"),
     (("prepare", "photos", "--out", "p.safetensors", "--size", "4"), "4 is not in the range"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.chanels=1"), "Did you mean 'channels'?"),
-    (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "unknown setting 'seed'"),
-    (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),
+    (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "--set seed: only settings of the data apply"),
+    (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "1 of 25 files in photos"),
     (("prepare", "text.safetensors", "--out", "p.safetensors"), "text.safetensors cannot be read"),
     (("prepar",), "Did you mean 'prepare'?"),
 ]
@@ -147,12 +147,12 @@ def test_stopping_by_hand_leaves_no_file(here, photos, tmp_path, monkeypatch):
 
 
 def test_progress_goes_to_stderr(here, photos, monkeypatch):
-    monkeypatch.setattr("akssl_core.data.prepare.TELL_EVERY", -1.0)
+    monkeypatch.setattr("akssl_core.console.TELL_EVERY", -1.0)
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert code == 0
     assert err == "image 25/25\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors", "--force")
+    code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors", "--overwrite")
     assert code == 0
     assert "25/25" in err
     assert "image 25/25\n" not in err

@@ -185,7 +185,7 @@ def test_parquet_without_pyarrow_says_what_to_install(here, finished, tmp_path, 
 
 def test_force_replaces(here, finished, tmp_path):
     (tmp_path / "there.npz").write_text("x")
-    code, _, err = here("embed", finished, "--out", "there.npz", "--force")
+    code, _, err = here("embed", finished, "--out", "there.npz", "--overwrite")
     assert code == 0, err
     with np.load(tmp_path / "there.npz") as data:
         assert data["features"].shape == (60, 8)

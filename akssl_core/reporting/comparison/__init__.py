@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ class Compared:
 
     runs: tuple[Summary, ...]
     settings: Mapping[str, tuple[Any, ...]]
+    file: Path | None = None
+    """The page, where one was written."""
 
     @property
     def text(self) -> str:
-        """Three tables: settings that differ, final numbers, cost."""
+        """Three tables, as `akssl compare` prints them: settings that differ, final numbers, cost."""
         names = [run.name for run in self.runs]
         chosen = [[path, *(_narrow(text_of(value)) for value in values)] for path, values in self.settings.items()]
         metrics = metric_names(self.runs)
@@ -36,7 +38,8 @@ class Compared:
         costs = [[run.name, *(number(run.cost.get(key)) for key in COSTS)] for run in self.runs]
         parts = [describe.table(["setting", *names], chosen) if chosen else "All settings are the same."]
         parts += [describe.table(["run", "method", "status", *metrics], scores)]
-        return "\n\n".join([*parts, describe.table(["run", *COSTS.values()], costs)])
+        parts += [describe.table(["run", *COSTS.values()], costs), *([f"The page: {self.file}"] if self.file else [])]
+        return "\n\n".join(parts)
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, fit for JSON."""
@@ -66,6 +69,7 @@ def compare(*run_dirs: str | Path, out: str | Path | None = None) -> Compared:
     found = compared(list(dict.fromkeys(Path(path) for path in run_dirs)))
     if out is not None:
         write_atomic(Path(out), found.page().encode())
+        found = replace(found, file=Path(out))
     return found
 
 

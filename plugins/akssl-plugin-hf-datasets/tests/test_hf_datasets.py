@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import datasets
@@ -13,14 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from akssl_plugin_hf_datasets import HfConfig, HfDatasets
+from akssl_plugin_hf_datasets import HfDatasets
 from akssl_plugin_hf_datasets.labels import read_labels
 from PIL import Image
 
 import akssl_core
-from akssl_core import ConfigError, DataError, cli
-from akssl_core.config import describe
-from akssl_core.plugins.manager import Plugins
+from akssl_core import ConfigError, DataError, Plugins
+from akssl_core.testing import settings_table
 
 
 def ids(images):
@@ -303,8 +303,9 @@ def akssl(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["akssl", *map(str, arguments)])
+        (command,) = entry_points(group="console_scripts", name="akssl")
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            command.load()()
         return caught.value.code, *capsys.readouterr()
 
     return call
@@ -342,6 +343,4 @@ def test_importing_the_plugin_imports_no_datasets():
 
 
 def test_the_readme_lists_every_setting():
-    rows = [[f"`{line[0]}`", *line[1:]] for line in describe.cells(HfConfig)]
-    table = describe.markdown(describe.HEADER, rows)
-    assert table in (Path(__file__).parents[1] / "README.md").read_text()
+    assert settings_table(HfDatasets.Config) in (Path(__file__).parents[1] / "README.md").read_text()

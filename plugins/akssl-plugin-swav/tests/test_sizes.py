@@ -10,9 +10,7 @@ from akssl_plugin_swav import SwAV
 
 import akssl_core
 from akssl_core import ConfigError, Facts, ImageSpec
-from akssl_core.plugins.manager import installed
-from akssl_core.running.layers import check, layer
-from akssl_core.settings import Given
+from akssl_core.testing import spec_of
 
 
 def facts(images: int = 1_281_167, batch: int = 256, epochs: int = 200, forward: int | None = None) -> Facts:
@@ -20,7 +18,7 @@ def facts(images: int = 1_281_167, batch: int = 256, epochs: int = 200, forward:
 
 
 def config(**settings: Any) -> Any:
-    return check(layer(Given([("user", {"method": {"name": "swav", **settings}})]), installed()), installed()).method
+    return spec_of("swav", options=settings).method
 
 
 def chosen(known: Facts, **settings: Any) -> dict[str, Any]:
@@ -127,8 +125,7 @@ def test_a_queue_that_is_never_used_matters_only_where_there_is_one() -> None:
 # -- recipes ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet", "imagenet_small_batch"])
 def test_recipes_are_valid_and_have_views_the_method_takes(recipe: str) -> None:
-    settings = {"method": {"name": "swav"}, "recipe": recipe}
-    spec = check(layer(Given([("user", settings)]), installed()), installed())
+    spec: Any = spec_of("swav", recipe=recipe)
     assert spec.recipe == recipe
     groups = spec.augmentation.build(ImageSpec(32, 3, (0.5,) * 3, (0.25,) * 3)).groups()
     assert (groups[0].name, len(groups[0].transforms)) == ("global", 2)
@@ -142,7 +139,7 @@ def test_recipes_are_valid_and_have_views_the_method_takes(recipe: str) -> None:
 def test_imagenet_recipes_decay_and_adapt_every_parameter_at_learning_rates_of_their_batch(
     recipe: str, batch: int, queue: int
 ) -> None:
-    spec = check(layer(Given([("user", {"method": {"name": "swav"}, "recipe": recipe})]), installed()), installed())
+    spec: Any = spec_of("swav", recipe=recipe)
     optimizer = spec.optimizer.config
     assert (spec.train.batch_size, spec.method.config.queue_size) == (batch, queue)
     assert (optimizer.lr_per, optimizer.exempt_1d, optimizer.denominator) == (None, False, "sum_of_norms")

@@ -33,7 +33,7 @@ def as_text(path: Any) -> Any:
 class HfConfig(Schema):
     """Settings of the data source `hf`."""
 
-    path: Annotated[str, BeforeValidator(as_text)] = Field(
+    path: Annotated[str, BeforeValidator(as_text), "resume: harmless"] = Field(
         min_length=1,
         description="a .parquet or .arrow file, a folder of them or of images, a folder written by save_to_disk, or a "
         "name on the hub, which is asked only for what is not a local path",
@@ -49,10 +49,12 @@ class HfConfig(Schema):
     )
     label: str | None = Field(None, description="column with the labels; null: the only ClassLabel, or label")
     config: str | None = Field(None, description="configuration of the data set, where it has several")
-    max_unreadable: float = Field(
+    max_unreadable: Annotated[float, "resume: harmless"] = Field(
         0.05, ge=0, le=1, description="share of the images that may be unreadable; past it the run stops"
     )
-    cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
+    cache_gb: Annotated[float, "resume: harmless"] = Field(
+        2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
+    )
 
 
 class HfDatasets(HoldOutSource):
