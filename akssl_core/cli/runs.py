@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,16 +199,6 @@ def _show(result: Result) -> None:
         drop_stdout()
 
 
-def _verdict(result: Result) -> str:
-    """The verdict; where it is a bad one, with evidence, cause and cure."""
-    from ..rundir.folder import RunDir
-
-    folder = RunDir(result.run_dir)
-    found = folder.manifest.get("diagnosis", {}) if folder.begun else {}
-    reasons = [f"\n  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)]
-    return result.verdict + "".join(reasons)
-
-
 def _summary(result: Result) -> str:
     """The scores, where everything is, and how to use it."""
     names = {
@@ -224,10 +215,12 @@ def _summary(result: Result) -> str:
         "seconds": "seconds of training and evaluation",
     }
     lines = [(text, f"{result.metrics[key]:.4g}") for key, text in names.items() if result.metrics.get(key) is not None]
+    found = asdict(result.diagnosis) if result.diagnosis else {}
     return "\n".join(
         [
             describe.table(("score", ""), lines),
-            f"\nVerdict on collapse: {_verdict(result)}",
+            f"\nVerdict: {result.diagnosis.words if result.diagnosis else ''}",
+            *(f"  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)),
             f"Run folder: {result.run_dir}",
             f"Judge it, with intervals: akssl eval {shlex.quote(str(result.run_dir))}",
             "Use it:",

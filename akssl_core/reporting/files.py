@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config.schema import leaves
 from ..config.yaml import read_yaml
 from ..errors import RunDirError
+from ..metrics import Diagnosis, read_diagnosis
 from ..rundir.folder import RunDir, read_tensors
 from .shapes import Manifest, Origins, Row, checked
 
@@ -79,6 +80,11 @@ class RunFiles:
         """The final scores; empty until the run has finished. Null counts as not a number."""
         scores: Mapping[str, float | None] = self.manifest.get("final") or {}
         return {name: drawable(value) for name, value in scores.items()}
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """Its verdict; of a run that goes on or broke off, by the rows so far."""
+        return read_diagnosis(self.manifest, self.rows)
 
     @property
     def class_names(self) -> list[str] | None:

@@ -160,7 +160,7 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     folder.write_config(plan.spec.table(), plan.provenance)
     known = folder.manifest.get("notes", [])
     folder.update_manifest(
-        status="running", final=None, verdict=None, error=None, resumed_at=step, notes=[*known, *notes]
+        status="running", final=None, verdict=None, diagnosis=None, error=None, resumed_at=step, notes=[*known, *notes]
     )
 
 

@@ -174,7 +174,7 @@ def test_the_command_stops_says_why_and_exits_with_1(here, tmp_path):
     plugin = FAULTY / "no_stop_gradient.py"
     code, out, err = here("run", "no-stop-gradient", "--plugin-file", plugin, *ARGUMENTS, "--stop-on-collapse")
     assert code == 1, err
-    assert "Verdict on collapse: collapsed\n  evidence: views agree because" in out
+    assert "Verdict: collapsed\n  evidence: views agree because" in out
     assert "cure: compare predictions with z.detach()" in out
     assert "Stopped at step" in err
     report = (tmp_path / "run" / "report.html").read_text()
