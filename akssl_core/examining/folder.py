@@ -21,6 +21,12 @@ def _column(run: FinishedRun, name: str) -> list[float]:
     return [value for _, value in run.files.column(name) if math.isfinite(value)]
 
 
+def _judged(run: FinishedRun) -> Evidence:
+    """The run's own verdict as a finding."""
+    found = run.files.diagnosis
+    return f"{found.words}: {found.evidence}", found.cause, found.cure
+
+
 def _ended(run: FinishedRun) -> bool:
     return run.files.status in ("finished", "collapsed")
 
@@ -55,8 +61,7 @@ def stopped(run: FinishedRun) -> Evidence:
 )
 def collapsed_or_stuck(run: FinishedRun) -> Evidence:
     """A run that has collapsed or does not learn, by its own diagnosis or by its rows."""
-    found = run.files.diagnosis
-    return None if found.verdict == "healthy" else (f"{found.words}: {found.evidence}", found.cause, found.cure)
+    return _judged(run) if run.files.diagnosis.verdict != "healthy" else None
 
 
 @rule(
@@ -107,9 +112,7 @@ def damaged_rows(run: FinishedRun) -> Evidence:
 @rule("run", cause=NO_GAIN, cure=GAIN_MORE)
 def below_a_baseline(run: FinishedRun) -> Evidence:
     """A final k-NN accuracy that does not clearly beat raw pixels and the untrained backbone."""
-    found = run.files.diagnosis
-    short = found.verdict == "healthy" and found.cause
-    return (f"{found.words}: {found.evidence}", found.cause, found.cure) if short else None
+    return _judged(run) if run.files.diagnosis.verdict == "healthy" and run.files.diagnosis.cause else None
 
 
 @rule(

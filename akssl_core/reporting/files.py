@@ -86,11 +86,10 @@ class RunFiles:
         """Its verdict; of a run that goes on or broke off, by the rows so far."""
         return read_diagnosis(self.manifest, self.rows)
 
-    @property
-    def class_names(self) -> list[str] | None:
-        """The names of the classes where the data has names for them."""
-        names: list[str] | None = self.manifest.get("data", {}).get("class_names")
-        return names
+    def class_name(self, label: int) -> str:
+        """A label's name for people; nothing for an image without one."""
+        names: list[str] = self.manifest.get("data", {}).get("class_names") or []
+        return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
 
     def setting(self, path: str) -> Any:
         """The value of a setting by its dotted path, or None."""
