@@ -57,8 +57,17 @@ LOOKED_AT = 1000  # images of a sample
 RULES: list[Rule] = []
 
 
-def rule(kind: Kind, *, cause: str, cure: str) -> Callable[[Function], Function]:
-    """Make a function of a subject a rule of that kind; its docstring says what it looks for."""
+def before_run(*, cause: str, cure: str) -> Callable[[Function], Function]:
+    """Make a function of a `PlannedRun` a rule; its docstring says what it looks for."""
+    return _rule("plan", cause, cure)
+
+
+def after_run(*, cause: str, cure: str) -> Callable[[Function], Function]:
+    """The same for a function of a `FinishedRun`."""
+    return _rule("run", cause, cure)
+
+
+def _rule(kind: Kind, cause: str, cure: str) -> Callable[[Function], Function]:
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Evidence, PlannedRun, rule
+from .base import Evidence, PlannedRun, before_run
 
 FEWEST_IMAGES = 1000
 COPIES, BLANKS = 0.02, 0.02  # shares of the sample
@@ -29,8 +29,7 @@ def _classes(run: PlannedRun) -> Tensor | None:
     return counts[counts > 0]
 
 
-@rule(
-    "plan",
+@before_run(
     cause="a method that tells images apart learns little from few of them.",
     cure="use more images, or start from a backbone that was trained on more.",
 )
@@ -40,8 +39,7 @@ def few_images(run: PlannedRun) -> Evidence:
     return f"{count} training images." if count < FEWEST_IMAGES else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="each batch holds most of the images, so that steps hardly differ and negatives repeat.",
     cure="use a smaller batch, or more images.",
 )
@@ -51,10 +49,8 @@ def batch_of_most_images(run: PlannedRun) -> Evidence:
     return f"a batch of {size} from {count} images." if count < 4 * size else None
 
 
-@rule(
-    "plan",
-    cause="copies are each other's negatives, and a probe may meet its answers in the bank.",
-    cure="remove the copies.",
+@before_run(
+    cause="copies are each other's negatives, and a probe may meet its answers in the bank.", cure="remove the copies."
 )
 def duplicate_images(run: PlannedRun) -> Evidence:
     """Images that occur several times, in a sample of 1000."""
@@ -64,7 +60,7 @@ def duplicate_images(run: PlannedRun) -> Evidence:
     return f"{copies} of {len(pixels)} images are copies of others." if copies > COPIES * len(pixels) else None
 
 
-@rule("plan", cause="an image of one colour shows nothing.", cure="remove them, or look at how they were made.")
+@before_run(cause="an image of one colour shows nothing.", cure="remove them, or look at how they were made.")
 def blank_images(run: PlannedRun) -> Evidence:
     """Images of one colour, in a sample of 1000."""
     pixels = run.pixels
@@ -72,8 +68,7 @@ def blank_images(run: PlannedRun) -> Evidence:
     return f"{blank} of {len(pixels)} images are of one colour." if blank > BLANKS * len(pixels) else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="saturation and hue change nothing in gray images, so that views differ less than they seem to.",
     cure="use one channel, or raise brightness, contrast and the range of the crops.",
 )
@@ -86,8 +81,7 @@ def gray_images_in_color(run: PlannedRun) -> Evidence:
     return f"all of {len(pixels)} images are gray, in 3 channels." if gray else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="colour operations need 3 channels; without them views differ less than the method expects.",
     cure="set them to 0 to say that you know, and make crops smaller or blur and brightness stronger.",
 )
@@ -96,8 +90,7 @@ def color_left_out(run: PlannedRun) -> Evidence:
     return next((f"{note}." for note in run.plan.augmentation.notes if note.startswith("left out")), None)
 
 
-@rule(
-    "plan",
+@before_run(
     cause="far larger than the images, a view is blur; far smaller, it has lost what the images show.",
     cure="use an --image-size near the images' own.",
 )
@@ -107,8 +100,7 @@ def size_far_from_the_images(run: PlannedRun) -> Evidence:
     return f"views of {size} px from images of about {own} px." if size > 2 * own or size < own / 4 else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="such a view is a fraction of one patch, the rest is padding.",
     cure="use a smaller backbone.patch_size, or larger views.",
 )
@@ -119,8 +111,7 @@ def view_smaller_than_a_patch(run: PlannedRun) -> Evidence:
     return f"'{small[0].name}' views of {small[0].size} px, patches of {patch} px." if small else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="a crop of so few pixels, enlarged, shows a colour and no object.",
     cure="raise the smaller number of the views' scale.",
 )
@@ -134,8 +125,7 @@ def tiny_crops(run: PlannedRun) -> Evidence:
     return f"a scale of {least:g} leaves {side:.1f} of {own} px." if side < SMALLEST_CROP else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="views that are all the same cannot teach what to ignore.",
     cure="use the recipe's augmentation, or lower the smaller number of scale.",
 )
@@ -152,15 +142,14 @@ def views_all_alike(run: PlannedRun) -> Evidence:
     return f"the two global views of {len(index)} images are equal." if torch.equal(first, second) else None
 
 
-@rule("plan", cause="k-NN can only be right, whatever the features.", cure="give data with two or more classes.")
+@before_run(cause="k-NN can only be right, whatever the features.", cure="give data with two or more classes.")
 def one_class(run: PlannedRun) -> Evidence:
     """Labels that are all the same."""
     counts = _classes(run)
     return f"all {int(counts.sum())} labels are the same." if counts is not None and len(counts) == 1 else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="accuracy then tells of the largest class alone.",
     cure="compare scores with the share of the largest class, or balance the labelled images.",
 )
@@ -176,8 +165,7 @@ def unbalanced_classes(run: PlannedRun) -> Evidence:
     )
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the k nearest cannot all be of a class that has fewer images, so that scores look worse than features are.",
     cure="label more images, or lower evaluate.k.",
 )
@@ -189,7 +177,7 @@ def few_labels_of_a_class(run: PlannedRun) -> Evidence:
     return f"a class has {int(counts.min())} labelled images, and evaluate.k is {k}."
 
 
-@rule("plan", cause="the files are damaged, or of a kind that is not read.", cure="remove or convert them.")
+@before_run(cause="the files are damaged, or of a kind that is not read.", cure="remove or convert them.")
 def unreadable_images(run: PlannedRun) -> Evidence:
     """Files that could not be read as images."""
     bad = run.plan.images.unreadable

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 
 from ..metrics import GAIN_MORE, NO_GAIN
-from .base import Evidence, FinishedRun, rule
+from .base import Evidence, FinishedRun, after_run
 
 ENOUGH_ROWS = 8
 LOAD, EVALUATE = 0.3, 0.5  # shares of the time
@@ -31,8 +31,7 @@ def _ended(run: FinishedRun) -> bool:
     return run.files.status in ("finished", "collapsed")
 
 
-@rule(
-    "run",
+@after_run(
     cause="its process ended without a word: it was killed, or the machine went down.",
     cure="go on with: akssl resume RUN_DIR.",
 )
@@ -42,20 +41,19 @@ def killed(run: FinishedRun) -> Evidence:
     return f"status running since {run.files.manifest.get('updated', '?')}, and no process is at it." if gone else None
 
 
-@rule("run", cause="the message says it.", cure="mend what it names, then: akssl resume RUN_DIR.")
+@after_run(cause="the message says it.", cure="mend what it names, then: akssl resume RUN_DIR.")
 def failed(run: FinishedRun) -> Evidence:
     """A run that failed."""
     return f"status failed: {run.files.manifest.get('error', '?')}" if run.files.status == "failed" else None
 
 
-@rule("run", cause="it was asked to.", cure="go on with: akssl resume RUN_DIR.")
+@after_run(cause="it was asked to.", cure="go on with: akssl resume RUN_DIR.")
 def stopped(run: FinishedRun) -> Evidence:
     """A run that was stopped before its end."""
     return f"status stopped: {run.files.manifest.get('error', '?')}" if run.files.status == "stopped" else None
 
 
-@rule(
-    "run",
+@after_run(
     cause="features or projections have become alike, or no gradient reaches the backbone.",
     cure="that of the landmark it is at; --stop-on-collapse ends such a run early.",
 )
@@ -64,8 +62,7 @@ def collapsed_or_stuck(run: FinishedRun) -> Evidence:
     return _judged(run) if run.files.diagnosis.verdict != "healthy" else None
 
 
-@rule(
-    "run",
+@after_run(
     cause="steps are too large, or a number overflows at this precision.",
     cure="lower optimizer.lr, set train.clip, or use --precision fp32.",
 )
@@ -75,8 +72,7 @@ def not_a_number(run: FinishedRun) -> Evidence:
     return f"{bad[0][1]} of step {bad[0][0]}, and {len(bad) - 1} more." if bad else None
 
 
-@rule(
-    "run",
+@after_run(
     cause="a disk fault, or a copy that was cut short.",
     cure="delete that checkpoint's folder; akssl resume goes on from the newest one that is whole.",
 )
@@ -85,13 +81,13 @@ def damaged_checkpoint(run: FinishedRun) -> Evidence:
     return "; ".join(run.folder.damaged()) or None
 
 
-@rule("run", cause="it ended before its first one, or they were deleted.", cure="start again, or put them back.")
+@after_run(cause="it ended before its first one, or they were deleted.", cure="start again, or put them back.")
 def no_checkpoint(run: FinishedRun) -> Evidence:
     """A run that cannot be gone on with."""
     return "no checkpoint." if run.files.rows and not run.folder.checkpoints() else None
 
 
-@rule("run", cause="they were deleted, or not copied along.", cure="put them back, or run it again from config.yaml.")
+@after_run(cause="they were deleted, or not copied along.", cure="put them back, or run it again from config.yaml.")
 def missing_files(run: FinishedRun) -> Evidence:
     """Files that a run at this point has written, and that are not there."""
     names = (*ALWAYS, *(WRITTEN_AT_THE_END if _ended(run) else ()))
@@ -99,9 +95,7 @@ def missing_files(run: FinishedRun) -> Evidence:
     return f"{', '.join(missing)}." if missing else None
 
 
-@rule(
-    "run", cause="a line was changed or cut.", cure="leave it: rows are for reading alone, and a resume rewrites them."
-)
+@after_run(cause="a line was changed or cut.", cure="leave it: rows are for reading alone, and a resume rewrites them.")
 def damaged_rows(run: FinishedRun) -> Evidence:
     """A metrics file with lines that cannot be read."""
     file = run.files.path / "metrics.jsonl"
@@ -109,14 +103,13 @@ def damaged_rows(run: FinishedRun) -> Evidence:
     return f"{len(run.files.rows)} of {lines} lines can be read." if lines > len(run.files.rows) else None
 
 
-@rule("run", cause=NO_GAIN, cure=GAIN_MORE)
+@after_run(cause=NO_GAIN, cure=GAIN_MORE)
 def below_a_baseline(run: FinishedRun) -> Evidence:
     """A final k-NN accuracy that does not clearly beat raw pixels and the untrained backbone."""
     return _judged(run) if run.files.diagnosis.verdict == "healthy" and run.files.diagnosis.cause else None
 
 
-@rule(
-    "run",
+@after_run(
     cause="the learning rate is too low by then, or the data has no more to teach.",
     cure="stop earlier, raise optimizer.lr, or use more images.",
 )
@@ -138,7 +131,7 @@ def plateau(run: FinishedRun) -> Evidence:
     return f"mean loss {first:.4g}, {middle:.4g} and {last:.4g} in the thirds of the run." if flat else None
 
 
-@rule("run", cause="steps are too large.", cure="lower optimizer.lr, or warm up longer.")
+@after_run(cause="steps are too large.", cure="lower optimizer.lr, or warm up longer.")
 def loss_rises(run: FinishedRun) -> Evidence:
     """A loss that ends clearly above its lowest."""
     loss = _column(run, "loss")
@@ -148,8 +141,7 @@ def loss_rises(run: FinishedRun) -> Evidence:
     return f"it was {low:.4g} and ends at {end:.4g}." if end - low > 0.5 * (high - low) > 0.01 * abs(high) else None
 
 
-@rule(
-    "run",
+@after_run(
     cause="features give up directions that they had.",
     cure="stop where RankMe was highest, or use weaker weight decay.",
 )
@@ -163,8 +155,7 @@ def rank_falls(run: FinishedRun) -> Evidence:
     )
 
 
-@rule(
-    "run",
+@after_run(
     cause="the device waits for images: they are decoded or read too slowly.",
     cure="decode them once with 'akssl data prepare SRC --out FILE', or use --workers with a torch Dataset.",
 )
@@ -175,7 +166,7 @@ def slow_loading(run: FinishedRun) -> Evidence:
     return f"time_load is {100 * mean:.0f} % of the time between rows." if mean > LOAD else None
 
 
-@rule("run", cause="probes are frequent or large.", cure="raise evaluate.every, or lower evaluate.online_bank.")
+@after_run(cause="probes are frequent or large.", cure="raise evaluate.every, or lower evaluate.online_bank.")
 def slow_probes(run: FinishedRun) -> Evidence:
     """More than half of the time spent on probes and checkpoints."""
     shares = [float(row.get("time_evaluate") or 0.0) for row in run.files.rows][1:]
@@ -183,15 +174,14 @@ def slow_probes(run: FinishedRun) -> Evidence:
     return f"time_evaluate is {100 * mean:.0f} % of the time between rows." if mean > EVALUATE else None
 
 
-@rule("run", cause="files that cannot be read were left out.", cure="see unreadable.txt; remove or convert them.")
+@after_run(cause="files that cannot be read were left out.", cure="see unreadable.txt; remove or convert them.")
 def unreadable_files(run: FinishedRun) -> Evidence:
     """Images that the run could not read."""
     names = run.files.unreadable
     return f"{len(names)} files, {names[0].partition(chr(9))[0]} for one." if names else None
 
 
-@rule(
-    "run",
+@after_run(
     cause="another version may compute other numbers, so that a resumed run is not the one that began.",
     cure="install the versions of the manifest before a resume; reading and exporting are safe.",
 )

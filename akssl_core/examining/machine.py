@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from ..running.estimate import memory
-from .base import Evidence, PlannedRun, rule
+from .base import Evidence, PlannedRun, before_run
 
 GIB = 2**30
 LARGE_IMAGE = 128  # px
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the run would stop within its first steps.",
     cure="use a smaller batch, smaller images, a smaller backbone, or --precision bf16.",
 )
@@ -23,7 +22,7 @@ def memory_too_small(run: PlannedRun) -> Evidence:
     return f"about {need / GIB:.1f} GiB of {free / GIB:.1f} GiB that are free." if free and need > free else None
 
 
-@rule("plan", cause="a checkpoint that cannot be written ends the run.", cure="free some space, or lower train.keep.")
+@before_run(cause="a checkpoint that cannot be written ends the run.", cure="free some space, or lower train.keep.")
 def disk_too_small(run: PlannedRun) -> Evidence:
     """Checkpoints that do not fit on the disk."""
     state = memory(run.plan)
@@ -32,8 +31,7 @@ def disk_too_small(run: PlannedRun) -> Evidence:
     return f"{kept} checkpoints take {need / GIB:.2f} GiB, {free / GIB:.2f} GiB are free." if need > free else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="processes that share a core wait for each other.",
     cure="use at most as many train.workers as there are cores left by the training processes.",
 )
@@ -43,7 +41,7 @@ def more_workers_than_cores(run: PlannedRun) -> Evidence:
     return f"{workers} workers on {run.machine.cores} cores." if workers > run.machine.cores else None
 
 
-@rule("plan", cause="these images are not read by worker processes.", cure="leave --workers out.")
+@before_run(cause="these images are not read by worker processes.", cure="leave --workers out.")
 def workers_without_use(run: PlannedRun) -> Evidence:
     """Worker processes for images that are read in memory or by threads."""
     workers, loading = run.plan.spec.train.workers, run.plan.images.loading
@@ -55,7 +53,7 @@ def workers_without_use(run: PlannedRun) -> Evidence:
     )
 
 
-@rule("plan", cause="each process needs a GPU, or a core, of its own.", cure="use at most as many --devices.")
+@before_run(cause="each process needs a GPU, or a core, of its own.", cure="use at most as many --devices.")
 def more_processes_than_devices(run: PlannedRun) -> Evidence:
     """More processes than GPUs, or than cores on a CPU."""
     cuda = run.plan.hardware.device.type == "cuda"
@@ -63,8 +61,7 @@ def more_processes_than_devices(run: PlannedRun) -> Evidence:
     return f"{run.devices} processes for {most} {'GPUs' if cuda else 'cores'}." if run.devices > most else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="CPUs compute in fp16 slowly or not at all, and its narrow range makes small gradients zero.",
     cure="use --precision auto, bf16 or fp32.",
 )
@@ -74,8 +71,7 @@ def fp16_on_a_cpu(run: PlannedRun) -> Evidence:
     return "precision fp16 on a CPU." if hardware.precision == "fp16" and hardware.device.type == "cpu" else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the run was sent to the CPU, torch was built without CUDA, or it finds no GPU: the finding says which.",
     cure="use a smaller --image-size, or what the finding says.",
 )

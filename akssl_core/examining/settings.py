@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..optim import OptimizerConfig
 from ..running.estimate import averages, steps
 from ..schedule import Schedule
-from .base import Evidence, PlannedRun, rule
+from .base import Evidence, PlannedRun, before_run
 
 FEWEST_STEPS = 200
 SMALL_BATCH_NORM = 16  # images; below, the statistics are mostly noise (Wu and He 2018, arXiv 1803.08494, figure 1)
@@ -32,18 +32,15 @@ def batch(run: PlannedRun) -> int:
     return run.plan.spec.train.batch_size or 1
 
 
-@rule(
-    "plan",
-    cause="the method, or the engine, knows that these settings go badly together.",
-    cure="do what the sentence says.",
+@before_run(
+    cause="the method, or the engine, knows that these settings go badly together.", cure="do what the sentence says."
 )
 def advice(run: PlannedRun) -> Evidence:
     """What the method's own `check` and the engine warn of: queues, prototypes, temperatures, frozen parts, norms."""
     return " ".join(run.plan.warnings) or None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="every process and micro-batch needs as many images as every other.",
     cure="use a batch that is a multiple of processes x train.accumulate.",
 )
@@ -53,8 +50,7 @@ def batch_does_not_divide(run: PlannedRun) -> Evidence:
     return f"train.batch_size {batch(run)} over {shares} shares." if batch(run) % shares else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="a convolution of stride 2 and a max-pool leave a small image few places, so that little can be told apart.",
     cure="set backbone.stem to cifar or auto, or use larger images.",
 )
@@ -70,8 +66,7 @@ def stem_for_large_images(run: PlannedRun) -> Evidence:
     return f"a 7x7 convolution of stride 2 and a max-pool on images of {size} px: {size // 32 or 1} places at the end."
 
 
-@rule(
-    "plan",
+@before_run(
     cause="means and variances over few images are mostly noise, and the noise differs between the views.",
     cure="use a larger batch, or a backbone and heads without batch norms.",
 )
@@ -85,8 +80,7 @@ def batch_norm_with_few_images(run: PlannedRun) -> Evidence:
     return f"batch norms see {seen} images at a time." if seen < SMALL_BATCH_NORM else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the recipe's learning rate belongs to the recipe's batch, and nothing scales it.",
     cure="set optimizer.lr for this batch, or optimizer.lr_per to the batch that the rate is meant for.",
 )
@@ -103,7 +97,7 @@ def rate_not_scaled(run: PlannedRun) -> Evidence:
     return f"batch {batch(run)}, learning rate {rates(run).lr.start:g} of a batch of {usual}." if factor >= 4 else None
 
 
-@rule("plan", cause="steps this large seldom stay stable with this optimizer.", cure="lower optimizer.lr.")
+@before_run(cause="steps this large seldom stay stable with this optimizer.", cure="lower optimizer.lr.")
 def rate_too_high(run: PlannedRun) -> Evidence:
     """A peak learning rate beyond what any published recipe of the optimizer uses."""
     scale = batch(run) / per if (per := rates(run).lr_per) else 1.0
@@ -112,7 +106,7 @@ def rate_too_high(run: PlannedRun) -> Evidence:
     return f"{name} at a peak of {peak:g}; up to {most:g} is known to work." if most and peak > most else None
 
 
-@rule("plan", cause="the weights are pulled to zero faster than they learn.", cure="lower optimizer.weight_decay.")
+@before_run(cause="the weights are pulled to zero faster than they learn.", cure="lower optimizer.weight_decay.")
 def decay_too_strong(run: PlannedRun) -> Evidence:
     """A weight decay beyond what any published recipe of the optimizer uses."""
     decay, name = rates(run).weight_decay, run.plan.spec.optimizer.name
@@ -121,8 +115,7 @@ def decay_too_strong(run: PlannedRun) -> Evidence:
     return f"{name} with weight decay {value:g}; up to {most:g} is known to work." if most and value > most else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the learning rate is still rising when most of the run is over.",
     cure="use more epochs, or set optimizer.lr.warmup to a tenth of them.",
 )
@@ -132,8 +125,7 @@ def warmup_fills_the_run(run: PlannedRun) -> Evidence:
     return f"a warm-up of {warmup:g} epochs in a run of {epochs:.3g}." if warmup > epochs / 2 else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the first steps of a large batch are large, from weights that mean nothing yet.",
     cure="set optimizer.lr.warmup to about a tenth of the epochs.",
 )
@@ -152,8 +144,7 @@ def _schedules(run: PlannedRun) -> Iterator[tuple[str, Schedule]]:
                 yield f"{section}.{name}", value
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the schedule was made for a longer run.",
     cure="use more epochs, or set the schedule's 'over' to the epochs of the run.",
 )
@@ -168,8 +159,7 @@ def schedule_longer_than_the_run(run: PlannedRun) -> Evidence:
     return f"{', '.join(late)}; the run has {epochs:.3g}." if late else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="the slow copy forgets its random start only over its half-life.",
     cure="lower method.momentum, or train longer.",
 )
@@ -180,14 +170,14 @@ def slow_copy_too_slow(run: PlannedRun) -> Evidence:
     return f"a half-life of {slow[0]:.3g} steps in a run of {total}." if slow else None
 
 
-@rule("plan", cause="no method learns anything in so few steps.", cure="use more epochs, or a smaller batch.")
+@before_run(cause="no method learns anything in so few steps.", cure="use more epochs, or a smaller batch.")
 def few_steps(run: PlannedRun) -> Evidence:
     """A run of fewer than 200 steps."""
     total = steps(run.plan).total_steps
     return f"{total} optimizer steps." if total < FEWEST_STEPS else None
 
 
-@rule("plan", cause="nothing of the backbone would be trained.", cure="set requires_grad on its parameters.")
+@before_run(cause="nothing of the backbone would be trained.", cure="set requires_grad on its parameters.")
 def frozen_backbone(run: PlannedRun) -> Evidence:
     """A backbone none of whose parameters is trained."""
     parameters = list(run.plan.method.backbone.parameters())
@@ -195,7 +185,7 @@ def frozen_backbone(run: PlannedRun) -> Evidence:
     return f"all {len(parameters)} parameters of the backbone are frozen." if frozen else None
 
 
-@rule("plan", cause="rows are what tells of a collapse, and there would be one or two.", cure="lower train.log_every.")
+@before_run(cause="rows are what tells of a collapse, and there would be one or two.", cure="lower train.log_every.")
 def few_rows(run: PlannedRun) -> Evidence:
     """Rows of metrics so rare that nothing can be seen in them."""
     every, now = run.plan.spec.train.log_every or 1, steps(run.plan)
@@ -203,8 +193,7 @@ def few_rows(run: PlannedRun) -> Evidence:
     return f"{rows} rows in {now.total_steps} steps." if rows < 3 and now.total_steps >= FEWEST_STEPS else None
 
 
-@rule(
-    "plan",
+@before_run(
     cause="a stopped run goes on from its last checkpoint; before the first one all is lost.",
     cure="lower train.checkpoint_every.",
 )
