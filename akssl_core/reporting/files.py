@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config.schema import leaves
 from ..config.yaml import read_yaml
 from ..errors import RunDirError
+from ..metrics import Diagnosis, read_diagnosis
 from ..rundir.folder import RunDir, read_tensors
 from ..rundir.schemas import Origins, Row, checked, read_start
 
@@ -80,10 +81,14 @@ class RunFiles:
         return {name: drawable(value) for name, value in scores.items()}
 
     @property
-    def class_names(self) -> list[str] | None:
-        """The names of the classes where the data has names for them."""
-        names: list[str] | None = self.manifest.get("data", {}).get("class_names")
-        return names
+    def diagnosis(self) -> Diagnosis:
+        """Its verdict; of a run that goes on or broke off, by the rows so far."""
+        return read_diagnosis(self.manifest, self.rows)
+
+    def class_name(self, label: int) -> str:
+        """A label's name for people; nothing for an image without one."""
+        names: list[str] = self.manifest.get("data", {}).get("class_names") or []
+        return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
 
     def setting(self, path: str) -> Any:
         """The value of a setting by its dotted path, or None."""

@@ -161,7 +161,7 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     folder.write_config(plan.spec.table(), plan.provenance)
     notes = [*folder.manifest.notes, *notes]
     folder.update_manifest(
-        Manifest(status="running", final=None, verdict=None, error=None, resumed_at=step, notes=notes)
+        Manifest(status="running", final=None, verdict=None, diagnosis=None, error=None, resumed_at=step, notes=notes)
     )
 
 

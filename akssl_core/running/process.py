@@ -17,7 +17,7 @@ from ..backbone import Backbone
 from ..data import Preprocess
 from ..exporting.backbone_file import export_backbone
 from ..method import Landmark
-from ..metrics import Diagnosis, diagnose, of_views, sample
+from ..metrics import Diagnosis, diagnose, of_views, read_diagnosis, sample
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.folder import RunDir
@@ -46,9 +46,8 @@ class Result:
 
     `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
     `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
-    `verdict` is "healthy", "not learning", "dimensional collapse" or "collapsed"; the manifest's `diagnosis` has its
-    evidence, cause and cure. In all but the main process of several, metrics,
-    history and verdict are empty.
+    `diagnosis` is the verdict on the run with its evidence, cause and cure. In all but the main process of several,
+    metrics and history are empty, and there is no diagnosis.
     """
 
     backbone: Backbone
@@ -56,7 +55,12 @@ class Result:
     metrics: dict[str, float]
     history: list[dict[str, Any]]
     run_dir: Path
-    verdict: str
+    diagnosis: Diagnosis | None
+
+    @property
+    def verdict(self) -> str:
+        """Healthy, not learning, dimensional collapse or collapsed; empty where there is no diagnosis."""
+        return self.diagnosis.verdict if self.diagnosis else ""
 
     @property
     def text(self) -> str:
@@ -111,7 +115,7 @@ class Training:
         with explain_faults(engine):
             self._untrained(engine)
             self._train()
-        return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
+        return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, None)
 
     def _fit(self) -> tuple[dict[str, float], Diagnosis]:
         """Train, then score and export the encoder; the final numbers, and whether it has learned or collapsed."""
@@ -136,8 +140,14 @@ class Training:
         seconds = round(time.perf_counter() - started, 1)
         loss = run_dir.history[-1]["loss"]
         metrics = {"loss": loss, **scores, **health.numbers, **run_dir.manifest.baselines, "seconds": seconds}
-        landmarks = self._landmarks()
-        return metrics, diagnose(run_dir.history, landmarks, scores=metrics, features=spread, stopped=self.collapsed)
+        return metrics, diagnose(
+            run_dir.history,
+            self._landmarks(),
+            scores=metrics,
+            features=spread,
+            stopped=self.collapsed,
+            queries=len(probe.queries),
+        )
 
     def _landmarks(self) -> Sequence[Landmark]:
         return self.plan.spec.method_class.landmarks(self.plan.spec.method.config, self.plan.facts)
@@ -186,10 +196,11 @@ class Training:
 
 def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
     """The result of a run that has ended."""
-    manifest = run_dir.manifest
+    manifest, history = run_dir.manifest, run_dir.history
     assert backbone.preprocess is not None
     metrics = cast("dict[str, float]", manifest.final or {})
-    return Result(backbone, backbone.preprocess, metrics, run_dir.history, run_dir.path, manifest.verdict or "")
+    found = read_diagnosis(manifest.table(), history)
+    return Result(backbone, backbone.preprocess, metrics, history, run_dir.path, found)
 
 
 def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..config import describe
-from ..rundir.folder import RunDir
 
 if TYPE_CHECKING:
     from .process import Result
-
-
-def _verdict(result: Result) -> str:
-    """The verdict; where it is a bad one, with evidence, cause and cure."""
-    folder = RunDir(result.run_dir)
-    found = (folder.manifest.diagnosis if folder.begun else None) or {}
-    reasons = [f"\n  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)]
-    return result.verdict + "".join(reasons)
 
 
 def summary(result: Result) -> str:
@@ -36,10 +28,12 @@ def summary(result: Result) -> str:
         "seconds": "seconds of training and evaluation",
     }
     lines = [(text, f"{result.metrics[key]:.4g}") for key, text in names.items() if result.metrics.get(key) is not None]
+    found = asdict(result.diagnosis) if result.diagnosis else {}
     return "\n".join(
         [
             describe.table(("score", ""), lines),
-            f"\nVerdict on collapse: {_verdict(result)}",
+            f"\nVerdict: {result.diagnosis.words if result.diagnosis else ''}",
+            *(f"  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)),
             f"Run folder: {result.run_dir}",
             f"Judge it, with intervals: akssl eval {shlex.quote(str(result.run_dir))}",
             "Use it:",

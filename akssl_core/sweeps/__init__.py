@@ -13,7 +13,7 @@ from ..config.yaml import read_yaml
 from ..errors import AksslError, ConfigError, RunDirError
 from ..plugins.lookup import methods as installed_methods
 from ..plugins.manager import Plugins, installed
-from ..reporting.comparison import Compared, Summary, compared
+from ..reporting.comparison import Summary, compared
 from ..reporting.comparison.page import comparison_page
 from ..rundir.files import write_atomic
 from ..rundir.folder import RunDir
@@ -161,23 +161,25 @@ def _own_backbone(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]) -> Sweep:
     """The table of what has ended, and the files that hold it."""
-    ended = [one for one in planned if one.folder not in failed]
-    summaries, verdicts = {}, {}
-    for one in ended:
+    groups: dict[str, list[tuple[Combination, Summary]]] = {}
+    runs = []
+    for one in planned:
+        if one.folder in failed:
+            continue
         try:
-            summaries[one.folder] = Summary.read(folder / one.folder, one.folder)
-            verdicts[one.folder] = str(summaries[one.folder].rows.manifest.get("verdict", "unknown"))
+            summary = Summary.read(folder / one.folder, one.folder)
         except AksslError as error:
             failed[one.folder] = str(error)
-    groups: dict[str, list[tuple[Combination, Summary, str]]] = {}
-    for one in ended:
-        if one.folder in summaries:
-            key = json.dumps([one.method, one.settings], sort_keys=True, default=str)
-            groups.setdefault(key, []).append((one, summaries[one.folder], verdicts[one.folder]))
+            continue
+        runs.append(summary.path)
+        key = json.dumps([one.method, one.settings], sort_keys=True, default=str)
+        groups.setdefault(key, []).append((one, summary))
     rows = sorted((row_of(members) for members in groups.values()), key=lambda row: row.rank)
-    found = Sweep(folder, tuple(rows), failed, tuple(folder / name for name in summaries))
-    runs: Compared = compared(found.runs)
-    page = comparison_page(runs.runs, runs.settings, title=f"Sweep {folder.resolve().name}", first=[found.section()])
+    found = Sweep(folder, tuple(rows), failed, tuple(runs))
+    beside = compared(found.runs)
+    page = comparison_page(
+        beside.runs, beside.settings, title=f"Sweep {folder.resolve().name}", first=[found.section()]
+    )
     write_atomic(folder / "results.md", found.markdown.encode())
     write_atomic(folder / "results.json", _json(found.record()))
     write_atomic(folder / "compare.html", page.encode())

@@ -11,7 +11,7 @@ from ...config import describe
 from ...errors import ConfigError, RunDirError
 from ...rundir.files import write_atomic
 from ..files import text_of
-from .page import comparison_page, metric_names, number
+from .page import comparison_page, number, score_table
 from .summary import COSTS, Measured, Summary
 
 __all__ = ["COSTS", "Compared", "Measured", "Summary", "compare", "compared"]
@@ -33,11 +33,9 @@ class Compared:
         """Three tables, as `akssl compare` prints them: settings that differ, final numbers, cost."""
         names = [run.name for run in self.runs]
         chosen = [[path, *(_narrow(text_of(value)) for value in values)] for path, values in self.settings.items()]
-        metrics = metric_names(self.runs)
-        scores = [[r.name, r.method, r.status, *(number(r.metrics.get(name)) for name in metrics)] for r in self.runs]
         costs = [[run.name, *(number(run.cost.get(key)) for key in COSTS)] for run in self.runs]
         parts = [describe.table(["setting", *names], chosen) if chosen else "All settings are the same."]
-        parts += [describe.table(["run", "method", "status", *metrics], scores)]
+        parts += [describe.table(*score_table(self.runs))]
         parts += [describe.table(["run", *COSTS.values()], costs), *([f"The page: {self.file}"] if self.file else [])]
         return "\n\n".join(parts)
 
