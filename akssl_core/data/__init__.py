@@ -15,10 +15,9 @@ from .labels import encode_labels
 from .loader import Loader
 from .opening import no_such_data, source_at, source_from
 from .prepared import Prepared
-from .preprocess import Preprocess
+from .preprocess import Preprocess, measure
 from .scan import existing_path, nearest_path
 from .shapes import Shapes
-from .statistics import measure
 from .stored import ImageStore, StoredImages
 from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
 from .wrapped import Wrapped

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..errors import DataError
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet
-from .root import data_root
-from .torchvision_sources import DownloadConfig, open_torchvision
+from .torchvision_sources import DownloadConfig, data_root, open_torchvision
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

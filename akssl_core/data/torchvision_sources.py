@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,10 +19,14 @@ from .base import DatasetSource, ImageSet
 from .convert import channels_first
 from .folder import FolderConfig, ImageFiles
 from .labels import encode_labels
-from .root import data_root
 from .scan import class_folders, scan
 from .stored import StoredImages
 from .wrapped import stored_labels
+
+
+def data_root() -> Path:
+    """The folder of data sets that are not passed by path: the one that AKSSL_DATA names, or `~/.cache/akssl`."""
+    return Path(os.environ.get("AKSSL_DATA") or "~/.cache/akssl").expanduser()
 
 
 class DownloadConfig(Schema):

@@ -21,10 +21,9 @@ from ..rundir.folder import RunDir
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .finetune import FineTuning
-from .interval import HOW, interval
 from .opened import Trained, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
-from .result import GIVEN, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score
+from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
 from .split import Split, stratified
 
 if TYPE_CHECKING:
