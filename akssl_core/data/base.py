@@ -1,37 +1,47 @@
-"""What the rest of the program knows of data: pixels, views, batches, image sets and their sources."""
+"""The words of data: pixels, views, batches, image sets and their sources."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config.schema import Component
 from .convert import stored_side
 
+LARGEST = 2048  # side of an image that a file may ask for, in pixels: somebody makes memory for it
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How an image reaches a backbone: side in pixels, channels, and the statistics it is normalised with."""
+    """How an image reaches a backbone. The bounds are those of files that come from anywhere."""
 
-    size: int
-    channels: int
-    mean: tuple[float, ...]  # per channel, for values in [0, 1]
-    std: tuple[float, ...]
+    size: Annotated[int, Field(ge=1, le=LARGEST)]
+    """The side in pixels."""
+    channels: Annotated[int, Field(ge=1, le=1024)]
+    """3 for colour, 1 for gray."""
+    mean: tuple[float, ...]
+    """Subtracted from the values of each channel, which lie in [0, 1]."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """What each channel is divided by after that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """Raw images of one batch. Ragged ones lie in the top left corner of a common canvas."""
 
-    images: Tensor  # (B, C, H, W) uint8
-    sizes: Tensor | None = None  # (B, 2) int64, height and width of each; None: all fill the canvas
-    unreadable: tuple[tuple[int, str], ...] = ()  # (index in the set, reason); another image stands in for each
+    images: Tensor
+    """(B, C, H, W) uint8."""
+    sizes: Tensor | None = None
+    """(B, 2) int64, height and width of each image; None: all fill the canvas."""
+    unreadable: tuple[tuple[int, str], ...] = ()
+    """(position in the set, reason) of each image that cannot be read; another image stands in for it."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,8 +90,11 @@ class Batch:
     """One batch as a method sees it."""
 
     views: Views
-    index: Tensor  # (B,) position in the data set
-    label: Tensor | None = None  # (B,) probes read it; a method that reads it says so: uses_labels = True
+    """The augmented images, by group."""
+    index: Tensor
+    """(B,) int64, the position of each image in the data set."""
+    label: Tensor | None = None
+    """(B,) int64. Probes read it; a method that reads it says so: `uses_labels = True`."""
 
     def __len__(self) -> int:
         return len(self.index)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError
-from .base import ImageSet, ImageSpec, Pixels
+from .base import LARGEST, ImageSet, ImageSpec, Pixels
 from .convert import (
     Layout,
     as_tensor,
@@ -32,7 +33,7 @@ _TOGETHER = 32  # images fetched at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Preprocess:
+class Preprocess(ImageSpec):
     """Resize the shorter side, cut out the centre, scale to [0, 1] and normalise.
 
     Call it with a Pillow image or a list of them, or a uint8 tensor or array: (C, H, W), (H, W, C), (H, W) or
@@ -40,11 +41,8 @@ class Preprocess:
     size x size already are only normalised.
     """
 
-    size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize: int  # the shorter side before the centre crop
+    resize: Annotated[int, Field(ge=1, le=LARGEST)]
+    """The shorter side before the centre crop, at least `size`."""
 
     @classmethod
     def of(cls, image: ImageSpec) -> Preprocess:
@@ -124,9 +122,8 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
-        """What `to_dict` wrote."""
-        mean, std = tuple(data["mean"]), tuple(data["std"])
-        return cls(int(data["size"]), int(data["channels"]), mean, std, int(data["resize"]))
+        """Make it again from what `to_dict` has written."""
+        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
 
 def _tensor_of(images: Any) -> Tensor:
