@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .config.schema import Component as Component
     from .config.schema import LossRef as LossRef
     from .config.schema import Schema as Schema
+    from .data import Arrays as Arrays
     from .data import Batch as Batch
     from .data import DatasetSource as DatasetSource
     from .data import HoldOutSource as HoldOutSource
@@ -96,6 +97,7 @@ _ROOMS = {
     "reporting.comparison": ("Compared", "compare"),
     "config.schema": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
     "data": (
+        "Arrays",
         "Batch",
         "DatasetSource",
         "HoldOutSource",

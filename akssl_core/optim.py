@@ -29,7 +29,7 @@ Denominator = Literal["norm_of_sum", "sum_of_norms"]
 
 
 class OptimizerConfig(Schema):
-    """What every optimizer's settings hold."""
+    """The settings that every optimizer has."""
 
     lr: LearningRate = Field(description="learning rate; a plain number falls to zero by a cosine")
     weight_decay: Schedule = Field(description="weight decay; a plain number stays")

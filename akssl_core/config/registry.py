@@ -60,7 +60,7 @@ class Registry:
         return self._owners.get((component.kind, plain(component.name)), "")
 
     def owned(self, owner: str) -> list[type[Component]]:
-        """What one plugin has added."""
+        """The components that one plugin has added."""
         return [self._components[key] for key, name in self._owners.items() if name == owner]
 
 

@@ -29,7 +29,7 @@ class ImageSpec:
     mean: tuple[float, ...]
     """Subtracted from the values of each channel, which lie in [0, 1]."""
     std: tuple[Annotated[float, Field(gt=0)], ...]
-    """What each channel is divided by after that."""
+    """The divisor of each channel after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """What could not be read so far: id -> reason. It grows while images are fetched."""
+        """The images that could not be read so far: id -> reason. It grows while images are fetched."""
         return {}
 
     def subset(self, rows: Tensor) -> ImageSet:
@@ -163,7 +163,7 @@ class Subset(ImageSet):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """What could not be read so far, in the whole set."""
+        """The images of the whole set that could not be read so far."""
         return self.whole.unreadable
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from .convert import pil_channels, pil_to_tensor
 
 # Pillow reads more formats, among them PostScript, which runs programs. A renamed file must not reach those.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MOST_BYTES = 2**30  # of a file; more than the pixels that Pillow allows take in any format
 
 
 class Unreadable(Exception):
-    """What should be an image cannot be read as one; the text is the reason."""
+    """A file or a cell that should be an image cannot be read as one; the text is the reason."""
 
     @classmethod
     def because(cls, error: Exception) -> Unreadable:
@@ -119,7 +119,7 @@ def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
         return image
     file = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
-        opened = Image.open(file, formats=FORMATS)
+        opened = Image.open(file, formats=PILLOW_FORMATS)
     except UnidentifiedImageError as error:
         if file.seek(0, io.SEEK_END) == 0:
             raise Unreadable("an empty file") from error

@@ -69,7 +69,7 @@ class Preprocess(ImageSpec):
         return self._normalise(torch.cat([self._fit(image) for image in images]))
 
     def _batches(self, images: Any) -> Iterator[Pixels]:
-        """What the caller gave, as one or more batches of pixels."""
+        """Split the images that the caller gave into batches of pixels."""
         if isinstance(images, list | tuple):
             for image in images:
                 yield from self._batches(image)

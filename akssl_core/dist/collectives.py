@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Group(Protocol):
-    """What these functions need of a process group."""
+    """The part of a process group that these functions need."""
 
     @property
     def rank(self) -> int:

@@ -216,7 +216,7 @@ class _Work:
         return [classes[label] if label >= 0 else "" for label in labels.tolist()]
 
     def unreadable(self) -> dict[str, str]:
-        """What could not be read."""
+        """The images that could not be read: id -> reason."""
         return dict(self.images.unreadable)
 
     @contextmanager
@@ -310,7 +310,7 @@ def _parquet(work: _Work, file: IO[bytes]) -> int:
 
 
 def _columns(work: _Work, rows: Tensor) -> dict[str, Sequence[Any]]:
-    """What stands beside the features of these images."""
+    """The columns beside the features of these images: ids, labels and classes."""
     labels = work.labels(rows)
     columns: dict[str, Sequence[Any]] = {"id": work.ids(rows)}
     if labels is not None:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ..backbone import Backbone
 from ..data import ImageSet, Preprocess
 
-BATCH, RATE, DECAY, WARMUP = 64, 1e-3, 0.05, 0.1  # images a step, AdamW's peak rate and weight decay, share of warm-up
+IMAGES_A_STEP = 64
+RATE, DECAY, WARMUP = 1e-3, 0.05, 0.1  # AdamW's peak rate and weight decay, share of warm-up
 LEAST = 100  # steps, where few labels would give fewer
 
 
@@ -52,7 +53,7 @@ class FineTuning:
         decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=RATE)
-        batch = min(BATCH, len(train))
+        batch = min(IMAGES_A_STEP, len(train))
         per_epoch = len(train) // batch
         total = max(LEAST, self.epochs * per_epoch)
         generator = torch.Generator().manual_seed(seed)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..plugins.manager import Plugins
 
-FORMAT = "akssl-evaluation-1"  # of evaluation.json
+EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json
 OWN = {"knn": "k", "linear": "solver", "finetune": "epochs"}  # the protocols, and the setting that each alone has
 USUAL_KS, USUAL_EPOCHS = (10, 20, 100, 200), 10
 USUAL_K = 20  # of the comparisons, where it is among those that were asked for
@@ -148,7 +148,7 @@ def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: t
 
 
 def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System], list[str]]:
-    """What is compared, the trained backbone first."""
+    """The systems to compare, the trained backbone first."""
     feed = trained.preprocess
     systems = [
         System(TRAINED, trained.backbone, feed),
@@ -173,7 +173,7 @@ Right = dict[tuple[str, float, int | None], Tensor]  # (draws, Q) of 0 and 100 b
 
 
 def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[float, list[Tensor]]) -> Right:
-    """Which test images each system gets right; one system is in memory at a time."""
+    """Let each system guess the test images after each draw of labels; one system is in memory at a time."""
     jobs = [(share, seed, rows) for share, of in draws.items() for seed, rows in enumerate(of)]
     result: dict[tuple[str, float, int | None], list[Tensor]] = {}
     hidden = not sys.stderr.isatty()
@@ -228,7 +228,7 @@ def _comparisons(right: Right, shares: list[float], k: int | None) -> Iterator[C
 
 
 def _warnings(split: Split) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Warnings for the reader of the numbers."""
     notes = []
     if split.overlap:
         ids = ", ".join(split.overlap[:3])
@@ -244,12 +244,12 @@ def _warnings(split: Split) -> list[str]:
 def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> Path:
     """Add to `evaluation.json`, by protocol, data and share of labels; results of earlier weights are dropped."""
     known = folder.read_evaluation()
-    same = known.get("format") == FORMAT and known.get("backbone") == trained.fingerprint
+    same = known.get("format") == EVALUATION_FORMAT and known.get("backbone") == trained.fingerprint
     results = _inner(known if same else {}, "results")
     by_data = _inner(results, found.protocol)
     by_share = _inner(by_data, found.data) | {f"{share:g}": found.only(share).record() for share in found.labels}
     results = {**results, found.protocol: {**by_data, found.data: by_share}}
-    table = {"format": FORMAT, "backbone": trained.fingerprint, "results": results}
+    table = {"format": EVALUATION_FORMAT, "backbone": trained.fingerprint, "results": results}
     return folder.write_evaluation(table)
 
 

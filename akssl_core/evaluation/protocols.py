@@ -14,7 +14,7 @@ from ..backbone import Backbone
 from ..data import ImageSet, Preprocess
 from ..errors import DataError
 from ..metrics import LARGE, embed, knn_guesses, linear_guesses, linear_guesses_sgd, pixels_as_features
-from .finetune import BATCH, LEAST, RATE, FineTuning
+from .finetune import IMAGES_A_STEP, LEAST, RATE, FineTuning
 from .split import Split
 
 Solver = Literal["auto", "lbfgs", "sgd"]
@@ -23,7 +23,7 @@ Guesses = dict[int | None, Tensor]  # (Q,) labels, by the number of neighbours w
 
 @dataclass(frozen=True)
 class System:
-    """What is judged: a backbone and how it is fed; without one, the pixels themselves."""
+    """A backbone to judge, and how it is fed; without one, the pixels themselves."""
 
     name: str
     backbone: Backbone | None
@@ -169,8 +169,8 @@ class FineTune(Protocol):
         """The protocol in words."""
         return (
             f"fine-tuning of a copy of the whole backbone with a linear head: {self.tuning.epochs} epochs, at least "
-            f"{LEAST} steps, of {BATCH} images, AdamW at {RATE:g} with warm-up and cosine, no augmentation; raw "
-            f"pixels, which have nothing to tune: a linear probe"
+            f"{LEAST} steps, of {IMAGES_A_STEP} images, AdamW at {RATE:g} with warm-up and cosine, no augmentation; "
+            f"raw pixels, which have nothing to tune: a linear probe"
         )
 
     def learner(self, system: System, split: Split) -> Learner:

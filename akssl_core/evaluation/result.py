@@ -1,4 +1,4 @@
-"""What an evaluation has found, as objects, as plain values and as one sentence."""
+"""The result of an evaluation, as objects, as plain values and as one sentence, with its intervals."""
 
 from __future__ import annotations
 
@@ -64,14 +64,19 @@ def student(freedom: int) -> float:
 class Score:
     """The accuracy of one system in percent, with its 95 % interval and the accuracy of each draw of labels."""
 
-    system: str  # "trained", "random init", "raw pixels" or "given weights"
-    labels: float  # share of the labels, above 0 and at most 1
-    images: int  # labelled images that the classifier learned from
-    k: int | None  # neighbours, for k-NN alone
+    system: str
+    """"trained", "random init", "raw pixels" or "given weights"."""
+    labels: float
+    """Share of the labels, above 0 and at most 1."""
+    images: int
+    """Labelled images that the classifier learned from."""
+    k: int | None
+    """Neighbours, for k-NN alone."""
     accuracy: float
     low: float
     high: float
     draws: tuple[float, ...]
+    """The accuracy of each draw of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +93,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a protocol has found. `answer` says in one sentence whether training has helped."""
+    """The result of a protocol. `answer` says in one sentence whether training has helped."""
 
-    protocol: str  # "knn", "linear" or "finetune"
-    meaning: str  # the protocol in words
-    interval: str  # how the intervals are computed
+    protocol: str
+    """"knn", "linear" or "finetune"."""
+    meaning: str
+    """The protocol in words."""
+    interval: str
+    """How the intervals are computed."""
     data: str
-    split: Mapping[str, Any]  # which images, how many, how many in both parts
-    k: int | None  # neighbours of the comparisons, the answer and `metrics`
+    """The data in words: a path, or a source with its settings."""
+    split: Mapping[str, Any]
+    """Which images, how many, and how many in both parts."""
+    k: int | None
+    """Neighbours of the comparisons, the answer and `metrics`, for k-NN alone."""
     scores: tuple[Score, ...]
+    """The accuracy of each system, share of labels and k."""
     comparisons: tuple[Comparison, ...]
+    """The trained backbone against each other system."""
     notes: tuple[str, ...] = ()
-    file: Path | None = None  # that collects what was found; None: it could not be written
+    """Warnings for the reader of the numbers."""
+    file: Path | None = None
+    """The file that collects results; None: it could not be written."""
 
     @property
     def labels(self) -> tuple[float, ...]:
@@ -123,7 +138,7 @@ class Evaluation:
         return sentence(self.scores, self.comparisons, self.k)
 
     def only(self, labels: float) -> Evaluation:
-        """What was found with one share of the labels."""
+        """The part of the result that belongs to one share of the labels."""
         scores = tuple(score for score in self.scores if score.labels == labels)
         comparisons = tuple(one for one in self.comparisons if one.labels == labels)
         found = {**vars(self), "scores": scores, "comparisons": comparisons}

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone, WrappedBackbone
 from ..config.registry import STAND_IN
-from ..config.schema import BackboneRef, Schema, validate
+from ..config.schema import BackboneRef, Schema, first_mistake, validate
 from ..data import ImageSpec, Preprocess
 from ..errors import ConfigError, RunDirError
 from ..plugins.manager import Plugins, installed
 from ..rundir.folder import RunDir, read_tensors
 
-FORMAT = "akssl-backbone-1"
+BACKBONE_FORMAT = "akssl-backbone-1"
 FILE = "backbone.safetensors"
 
 
@@ -31,7 +31,7 @@ def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preproce
     """The header's texts, by which anybody can use the weights: the network's settings and how it is fed, as JSON."""
     image = encoder.image
     return {
-        "format": FORMAT,
+        "format": BACKBONE_FORMAT,
         "method": method,
         "backbone": json.dumps(dict(backbone)),
         "feature_size": str(encoder.embed_dim),
@@ -64,8 +64,8 @@ def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         hint = " The run has not finished yet." if (file.parent / "manifest.json").is_file() else ""
         raise RunDirError(f"{file} does not exist.{hint}")
     tensors, metadata = read_tensors(file)
-    if metadata.get("format") != FORMAT:
-        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {FORMAT}.")
+    if metadata.get("format") != BACKBONE_FORMAT:
+        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {BACKBONE_FORMAT}.")
     _check_header(file, metadata)
     return tensors, metadata
 
@@ -130,9 +130,7 @@ def _check_header(file: Path, metadata: Mapping[str, str]) -> _Header:
     try:
         return _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})
     except ValidationError as error:
-        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, item["loc"]))
-        raise RunDirError(f"{file} is damaged: its header is wrong: {place:.60} {item['msg']:.100}.") from error
+        raise RunDirError(f"{file} is damaged: its header is wrong: {first_mistake(error)}.") from error
 
 
 def _refuse_misfit(

@@ -1,4 +1,4 @@
-"""What can be written: for each format its file, the code that loads it, and the packages that takes."""
+"""The export formats: for each its file, the code that loads it, and the packages that takes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Onnx(Format):
     packages = ("onnx", "onnxscript", "onnxruntime")
 
     def takes(self, backbone: Backbone) -> bool:
-        """Whatever torch can trace."""
+        """Every network that torch can trace."""
         return True
 
     def make(self, backbone: Backbone) -> Content:

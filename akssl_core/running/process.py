@@ -52,6 +52,7 @@ class Result:
     metrics: dict[str, float]
     history: list[dict[str, Any]]
     run_dir: Path
+    """The run's folder."""
     verdict: str
 
 
