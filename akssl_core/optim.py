@@ -280,16 +280,8 @@ class LARS(Optimizer):
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """`LayerwiseSGD` with these settings."""
-        config = self.config
-        return LayerwiseSGD(
-            groups,
-            config.lr.start,
-            momentum=config.momentum,
-            eta=config.eta,
-            lr_inside_momentum=config.lr_inside_momentum,
-            denominator=config.denominator,
-            clip_ratio=config.clip_ratio,
-        )
+        own = self.config.model_dump(exclude=set(OptimizerConfig.model_fields))
+        return LayerwiseSGD(groups, self.config.lr.start, **own)
 
 
 class LayerwiseSGD(torch.optim.Optimizer):

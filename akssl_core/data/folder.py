@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config.schema import Schema
-from .base import ImageSet
+from .base import HoldOutSource, ImageSet
 from .decode import read_image, shorter_side
-from .holdout import HoldOutSource
 from .labels import encode_labels
 from .scan import ScannedFolder, class_folders, expanded, printable, scan
 from .stored import ImageStore, StoredImages

@@ -14,7 +14,7 @@ from torch.utils.data import Subset as TorchSubset
 
 from ..config.schema import Schema
 from ..errors import DataError
-from .base import ImageSet, Pixels
+from .base import HoldOutSource, ImageSet, Pixels
 from .convert import (
     as_tensor,
     channels_first,
@@ -25,7 +25,6 @@ from .convert import (
     to_channels,
     to_uint8,
 )
-from .holdout import HoldOutSource
 from .labels import encode_labels
 
 READ_FOR_LABELS = 2000  # so many items are read once for their labels; more would delay the start

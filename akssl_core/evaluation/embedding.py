@@ -7,7 +7,6 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -90,7 +89,7 @@ def embed(
     with torch.random.fork_rng(devices=[]):
         features, rows = work.features()
     result = Embedded(features, work.ids(rows), work.labels(rows))
-    result.classes, result.unreadable = work.images.classes, work.unreadable()
+    result.classes, result.unreadable = work.images.classes, dict(work.images.unreadable)
     return result
 
 
@@ -120,7 +119,7 @@ def embed_to_file(
     writers = {".safetensors": _safetensors, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
     with torch.random.fork_rng(devices=[]), atomic_file(path) as file:
         count = writers[path.suffix.lower()](work, file)
-    return Saved(path, count, work.trained.backbone.embed_dim, work.unreadable())
+    return Saved(path, count, work.trained.backbone.embed_dim, dict(work.images.unreadable))
 
 
 def _refuse(path: Path, *, overwrite: bool) -> None:
@@ -167,7 +166,8 @@ class _Work:
             DataError: none can be read.
         """
         done = 0
-        with self._on_device(), self._bar() as bar:
+        self.trained.backbone.to(self.device)
+        with self._bar() as bar:
             for start in range(0, len(self.images), self.batch_size):
                 index = range(start, min(start + self.batch_size, len(self.images)))
                 pixels = self.images.fetch(index)
@@ -214,15 +214,6 @@ class _Work:
         if labels is None or classes is None:
             return None
         return [classes[label] if label >= 0 else "" for label in labels.tolist()]
-
-    def unreadable(self) -> dict[str, str]:
-        """The images that could not be read: id -> reason."""
-        return dict(self.images.unreadable)
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        self.trained.backbone.to(self.device)
-        yield
 
     def _bar(self) -> Any:
         hidden = not sys.stderr.isatty()
