@@ -24,12 +24,10 @@ from .folder import Folder as Folder
 from .labels import encode_labels as encode_labels
 from .loader import Loader as Loader
 from .opening import no_such_data as no_such_data
-from .opening import source_at as source_at
 from .opening import source_from as source_from
 from .prepared import Prepared as Prepared
 from .preprocess import Preprocess as Preprocess
 from .preprocess import measure as measure
-from .scan import existing_path as existing_path
 from .scan import nearest_path as nearest_path
 from .shapes import Shapes as Shapes
 from .stored import ImageStore as ImageStore

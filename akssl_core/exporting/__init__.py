@@ -19,7 +19,7 @@ from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import write_atomic
 from ..rundir.folder import EXPORTED
-from .backbone_file import FILE, file_of, load_backbone, read_product
+from .backbone_file import FILE, file_of, load_backbone, read_backbone_file
 from .check import TOLERANCE, Difference, ExportFailed, Loader, compare, here
 from .formats import FORMATS, Format
 
@@ -82,7 +82,7 @@ def export(
     chosen.need_packages()
     source = Path(run_dir)
     target = _target(source, Path(out) if out is not None else None, chosen, overwrite=overwrite)
-    _, header = read_product(file_of(source))
+    _, header = read_backbone_file(file_of(source))
     backbone = _load(source, header, module, plugins)
     if not chosen.takes(backbone):
         raise ConfigError(_no_counterpart(backbone, chosen))

@@ -54,7 +54,7 @@ def file_of(path: Path | str) -> Path:
     return Path(path) / FILE if Path(path).is_dir() else Path(path)
 
 
-def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights and the header, whose tables have been checked.
 
     Raises:
@@ -81,7 +81,7 @@ def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins:
         ConfigError: the run trained your own module and none was given, or its weights do not fit.
     """
     file = file_of(path)
-    tensors, metadata = read_product(file)
+    tensors, metadata = read_backbone_file(file)
     known = _check_header(file, metadata)
     with torch.random.fork_rng(devices=[]):
         if module is None:
