@@ -14,18 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError
+from . import convert
 from .base import LARGEST, ImageSet, ImageSpec, Pixels
-from .convert import (
-    Layout,
-    as_tensor,
-    channels_first,
-    find_layout,
-    pil_to_tensor,
-    scaled,
-    stored_side,
-    to_channels,
-    to_uint8,
-)
+from .convert import Layout
 
 NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
 SAMPLE = 512  # images; the mean of so many is good to about a percent of the standard deviation
@@ -47,7 +38,7 @@ class Preprocess(ImageSpec):
     @classmethod
     def of(cls, image: ImageSpec) -> Preprocess:
         """The usual evaluation transform for a backbone's input: 256 then 224, no margin below 96 px."""
-        resize = image.size if image.size < NO_MARGIN else stored_side(image.size)
+        resize = image.size if image.size < NO_MARGIN else convert.stored_side(image.size)
         return cls(image.size, image.channels, image.mean, image.std, resize)
 
     def __call__(self, images: Any) -> Tensor:
@@ -64,8 +55,8 @@ class Preprocess(ImageSpec):
     def pixels(self, pixels: Pixels) -> Tensor:
         """A batch of raw pixels, ragged or not, as (N, channels, size, size) float32 on the same device."""
         if pixels.sizes is None:
-            return self._normalise(self._fit(to_channels(pixels.images, self.channels)))
-        images = [to_channels(pixels.image(i)[None], self.channels) for i in range(len(pixels))]
+            return self._normalise(self._fit(convert.to_channels(pixels.images, self.channels)))
+        images = [convert.to_channels(pixels.image(i)[None], self.channels) for i in range(len(pixels))]
         return self._normalise(torch.cat([self._fit(image) for image in images]))
 
     def _batches(self, images: Any) -> Iterator[Pixels]:
@@ -74,7 +65,7 @@ class Preprocess(ImageSpec):
             for image in images:
                 yield from self._batches(image)
         elif isinstance(images, Image.Image):
-            yield Pixels(pil_to_tensor(images, self.channels)[None])
+            yield Pixels(convert.pil_to_tensor(images, self.channels)[None])
         else:
             planes = self._planes(_tensor_of(images))
             yield Pixels(planes if planes.ndim == 4 else planes[None])
@@ -83,14 +74,14 @@ class Preprocess(ImageSpec):
         """A tensor of one or many images with the channels before height and width."""
         if images.ndim not in (2, 3, 4):
             raise DataError(f"preprocess: expected one image or a batch of them, got the shape {tuple(images.shape)}.")
-        return images[None] if images.ndim == 2 else channels_first(images, self._layout(images))
+        return images[None] if images.ndim == 2 else convert.channels_first(images, self._layout(images))
 
     def _layout(self, images: Tensor) -> Layout | None:
         """The axis that has the backbone's number of channels is the channel axis, if only one has."""
         first, last = images.shape[-3] == self.channels, images.shape[-1] == self.channels
         if first != last:
             return "CHW" if first else "HWC"
-        return find_layout(images.shape)
+        return convert.find_layout(images.shape)
 
     def _fit(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) of one size to float32 in 0..255, resized and cut to size x size."""
@@ -98,7 +89,7 @@ class Preprocess(ImageSpec):
         height, width = images.shape[-2:]
         if (height, width) == (self.size, self.size):
             return floats
-        height, width = scaled(height, width, self.resize)
+        height, width = convert.scaled(height, width, self.resize)
         resized = F.interpolate(floats, (height, width), mode="bilinear", antialias=True)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return resized[..., top : top + self.size, left : left + self.size]
@@ -134,7 +125,7 @@ def _tensor_of(images: Any) -> Tensor:
     """
     if not isinstance(images, Tensor | np.ndarray):
         raise DataError(f"preprocess: expected Pillow images, or uint8 tensors or arrays, got {type(images).__name__}.")
-    return to_uint8(as_tensor(images))
+    return convert.to_uint8(convert.as_tensor(images))
 
 
 def measure(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -20,7 +20,6 @@ from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
-from .finetune import FineTuning
 from .opened import Trained, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
 from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
@@ -137,14 +136,14 @@ def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: t
             raise ConfigError("k: expected a number of neighbours, or several; got none.")
         for k in ks:
             _at_least_one("k", k)
-        return Knn(sorted({int(k) for k in ks}), batch_size, device)
+        return Knn(batch_size, device, sorted({int(k) for k in ks}))
     if name == "linear":
         if own not in (None, "auto", "lbfgs", "sgd"):
             raise ConfigError(f"solver: '{own}' is none of auto, lbfgs, sgd.")
-        return Linear(own or "auto", batch_size, device)
+        return Linear(batch_size, device, own or "auto")
     epochs = USUAL_EPOCHS if own is None else own
     _at_least_one("epochs", epochs)
-    return FineTune(FineTuning(int(epochs), batch_size, device))
+    return FineTune(int(epochs), batch_size, device)
 
 
 def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System], list[str]]:
