@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .config.schema import LossRef as LossRef
     from .config.schema import Schema as Schema
     from .config.schema import absolute_path as absolute_path
+    from .data import Arrays as Arrays
     from .data import Batch as Batch
     from .data import DatasetSource as DatasetSource
     from .data import HoldOutSource as HoldOutSource
@@ -87,7 +88,7 @@ if TYPE_CHECKING:
     from .running.outputs import Report as Report
     from .running.outputs import prepare as prepare
     from .running.outputs import report as report
-    from .running.process import Result as Result
+    from .running.result import Result as Result
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
     from .schedule import Schedule as Schedule
@@ -104,7 +105,7 @@ _ROOMS = {
     "backbone": "Backbone Counterpart Features TokenBackbone",
     "config.registry": "Registry",
     "config.schema": "AugmentationRef BackboneRef Component FilePath LossRef Schema absolute_path",
-    "data": "Batch DatasetSource HoldOutSource ImageSet ImageSpec ImageStore Pixels Preprocess StoredImages "
+    "data": "Arrays Batch DatasetSource HoldOutSource ImageSet ImageSpec ImageStore Pixels Preprocess StoredImages "
     "TensorImages Unreadable Views decode_image encode_labels image_header nearest_path suitable_size",
     "data.prepare": "PreparedData",
     "draws": "Draws",
@@ -123,7 +124,7 @@ _ROOMS = {
     "running.explain": "Explained explain",
     "running.launch": "resume run",
     "running.outputs": "Report prepare report",
-    "running.process": "Result",
+    "running.result": "Result",
     "schedule": "LearningRate Now Schedule cosine linear",
     "sweeps": "Sweep sweep",
     "training.callback": "Callback Logger",

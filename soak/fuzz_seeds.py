@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from akssl_core.backbone.tiny import ResNetTiny
+from akssl_core.backbone.resnet import ResNetTiny
 from akssl_core.data import ImageSpec, Preprocess
 from akssl_core.exporting.backbone_file import header
 from akssl_core.rundir.checkpoints import CheckpointState

@@ -27,7 +27,7 @@ from .base import (
 )
 
 if TYPE_CHECKING:
-    from ..running.process import Result
+    from ..running.result import Result
 
 
 @akssl.command(add_help_option=False)

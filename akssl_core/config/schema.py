@@ -84,7 +84,7 @@ class Component:
 
 
 class Lookup(Protocol):
-    """What resolving a name takes: the registry, seen from below."""
+    """The part of a registry that resolving a name needs."""
 
     def get(self, kind: str, name: str) -> type[Component]:
         """The component of this kind and name."""
@@ -220,6 +220,12 @@ def readable(error: ValidationError) -> list[str]:
         lines.append(f"{path:.300}: {message}" if path else message)
     more = [f"and {len(lines) - MOST_LINES} more."] if len(lines) > MOST_LINES + 1 else []
     return [*lines[:MOST_LINES], *more] if more else lines
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Where the first mistake is and what is wrong, without the value, which may be of any length."""
+    item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, item['loc'])):.60} {item['msg']:.100}".strip()
 
 
 def shown(value: Any) -> str:

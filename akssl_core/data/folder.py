@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..config.changes import HARMLESS
 from ..config.schema import FilePath, Schema
-from .base import ImageSet
+from .base import HoldOutSource, ImageSet
 from .decode import read_image, shorter_side
-from .holdout import HoldOutSource
 from .labels import encode_labels
-from .scan import Found, class_folders, printable, scan
+from .scan import ScannedFolder, class_folders, printable, scan
 from .stored import ImageStore, StoredImages
 
 
@@ -41,7 +40,7 @@ class ImageFiles(ImageStore):
 
     noun, expected = "files", "is an image"
 
-    def __init__(self, config: FolderConfig, found: Found) -> None:
+    def __init__(self, config: FolderConfig, found: ScannedFolder) -> None:
         self.root, self.files, self.channels = config.path, found.files, config.channels
         super().__init__(
             len(found.files),
@@ -90,7 +89,7 @@ class Folder(HoldOutSource):
         self._note_files(found)
         self.note_split()
 
-    def _note_files(self, found: Found) -> None:
+    def _note_files(self, found: ScannedFolder) -> None:
         self.notes.append(f"{len(found.files)} image files in {printable(str(self.config.path))}")
         if self.classes:
             self.notes.append(f"{len(self.classes)} classes by sub-folder: {_few(self.classes)}")

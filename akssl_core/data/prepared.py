@@ -90,7 +90,7 @@ class Prepared(DatasetSource):
 
     @property
     def natural_size(self) -> int:
-        """What suited the source, or suits what the images were reduced to."""
+        """The side of view that suited the source, or that suits the reduced images."""
         return self._file.record.natural_size
 
     def _note_contents(self) -> None:

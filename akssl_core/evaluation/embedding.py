@@ -104,7 +104,7 @@ def embed(
     with torch.random.fork_rng(devices=[]):
         features, rows = work.features()
     result = Embedded(features, work.ids(rows), work.labels(rows))
-    result.classes, result.unreadable = work.images.classes, work.unreadable()
+    result.classes, result.unreadable = work.images.classes, dict(work.images.unreadable)
     return result
 
 
@@ -134,7 +134,7 @@ def embed_to_file(
     writers = {".safetensors": _safetensors, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
     with torch.random.fork_rng(devices=[]), atomic_file(path) as file:
         count = writers[path.suffix.lower()](work, file)
-    return Saved(path, count, work.trained.backbone.embed_dim, work.unreadable())
+    return Saved(path, count, work.trained.backbone.embed_dim, dict(work.images.unreadable))
 
 
 def _refuse(path: Path, *, overwrite: bool) -> None:
@@ -226,7 +226,7 @@ class _Work:
         return [classes[label] if label >= 0 else "" for label in labels.tolist()]
 
     def unreadable(self) -> dict[str, str]:
-        """What could not be read."""
+        """The images that could not be read, each with its reason."""
         return dict(self.images.unreadable)
 
 
@@ -311,7 +311,7 @@ def _parquet(work: _Work, file: IO[bytes]) -> int:
 
 
 def _columns(work: _Work, rows: Tensor) -> dict[str, Sequence[Any]]:
-    """What stands beside the features of these images."""
+    """The columns beside the features of these images: ids, labels and classes."""
     labels = work.labels(rows)
     columns: dict[str, Sequence[Any]] = {"id": work.ids(rows)}
     if labels is not None:

@@ -1,4 +1,4 @@
-"""What a run has trained, opened again: its backbone, the same one before the first step, and its data.
+"""A run that has ended, opened again: its backbone, the same one before the first step, and its data.
 
 Nothing here writes, and every network is a copy of its own.
 """
@@ -21,7 +21,7 @@ from ..config.schema import validate
 from ..data import DatasetSource, Preprocess
 from ..data.opening import data_title, open_source
 from ..errors import ConfigError
-from ..exporting.backbone_file import FILE, FORMAT, load_backbone
+from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, load_backbone
 from ..method import Method
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import digest
@@ -51,7 +51,7 @@ class Trained:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What config.yaml says.
+        """The settings in config.yaml.
 
         Raises:
             RunDirError: this is no run folder.
@@ -103,7 +103,7 @@ class Trained:
             ConfigError: its weights are those of another network.
         """
         tensors, metadata = read_tensors(file)
-        if metadata.get("format") == FORMAT:
+        if metadata.get("format") == BACKBONE_FORMAT:
             other = load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins)
             return other, []
         backbone = _empty(self)
@@ -126,7 +126,7 @@ class Trained:
 
 
 def open_trained(run_dir: Path | str, *, backbone: nn.Module | None = None, plugins: Plugins | None = None) -> Trained:
-    """What a run folder, or a file of a backbone, holds. `backbone` is the user's own network, if the run trained one.
+    """Open a run folder, or a backbone file. `backbone` is the user's own network, if the run trained one.
 
     Raises:
         RunDirError: there is no run, or it has not finished.

@@ -19,8 +19,8 @@ from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
-from .backbone_file import FILE, file_of, load_backbone, read_product
-from .check import TOLERANCE, ExportFailed, Found, Loader, compare, here
+from .backbone_file import FILE, file_of, load_backbone, read_backbone_file
+from .check import TOLERANCE, Difference, ExportFailed, Loader, compare, here
 from .formats import FORMATS, Format
 
 __all__ = ["ExportFailed", "Exported", "export"]
@@ -30,20 +30,24 @@ KIND = "akssl-export-1"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A backbone in another library's format, found to give the same features there.
-
-    `snippet` is Python code that loads it; `difference` is the largest one between the features (N, D) of that
-    code and of `load_backbone`, on `images` images; `metadata` is what the file says of itself.
-    """
+    """A backbone in another library's format, found to give the same features there."""
 
     path: Path
+    """The file."""
     to: str
+    """The format's name."""
     snippet: str
+    """Python code that loads the file and computes features."""
     difference: float
+    """The largest one between the features (N, D) of that code and those of `load_backbone`."""
     tolerance: float
+    """The difference that is allowed for features up to 1."""
     images: int
+    """How many images were compared."""
     preprocess: Preprocess
+    """How the network is fed."""
     metadata: Mapping[str, str]
+    """The texts in the file's header."""
 
     @property
     def text(self) -> str:
@@ -89,7 +93,7 @@ def export(
     chosen.need_packages()
     source = Path(run_dir)
     target = _target(source, Path(out) if out is not None else None, chosen, overwrite=overwrite)
-    _, header = read_product(file_of(source))
+    _, header = read_backbone_file(file_of(source))
     backbone = _load(source, header, module, plugins)
     if not chosen.takes(backbone):
         raise ConfigError(_no_counterpart(backbone, chosen))
@@ -145,7 +149,7 @@ def _no_counterpart(backbone: Backbone, chosen: Format) -> str:
 
 
 def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dict[str, str]:
-    """What the file says of itself: every value is a text, nested ones are JSON."""
+    """The entries of the file's header: every value is a text, nested ones are JSON."""
     assert backbone.preprocess is not None
     return {
         "export": KIND,
@@ -159,8 +163,8 @@ def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dic
     }
 
 
-def _findings(found: Found, code: str) -> dict[str, str]:
-    """What the comparison has found, and the code it was made with."""
+def _findings(found: Difference, code: str) -> dict[str, str]:
+    """The header's entries on the comparison, and the code it was made with."""
     return {
         "max_difference": f"{found.difference:.3g}",
         "tolerance": f"{TOLERANCE:g}",

@@ -22,11 +22,17 @@ class Installed:
     """An installed method."""
 
     name: str
+    """The name that users type."""
     summary: str
+    """The first line of the method's docstring."""
     paper: str
+    """Authors, year and link."""
     recipes: tuple[str, ...]
+    """The recipes it brings, by name."""
     distribution: str
+    """The package that it comes from."""
     version: str
+    """The version of that package."""
     text: str = field(repr=False)
     """Its page, as `akssl plugins show` prints it: what it is, paper, views, settings and recipes."""
 

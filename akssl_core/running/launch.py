@@ -27,7 +27,8 @@ from ..settings import Given
 from ..training.checkpoint import accept
 from .layers import asked, collect, set_aside
 from .plan import Plan, make_plan
-from .process import Result, Training, read_result
+from .process import Training
+from .result import Result, read_result
 
 DATA = ("images", "channels", "sample")  # what the manifest knows of the data; the sample is a hash of 16 images
 

@@ -7,17 +7,15 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from .. import dist
 from ..backbone import Backbone
-from ..data import Preprocess
 from ..exporting.backbone_file import export_backbone
 from ..method import Landmark
-from ..metrics import Diagnosis, diagnose, of_views, read_diagnosis, sample
+from ..metrics import Diagnosis, diagnose, of_views, sample
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.folder import RunDir
@@ -33,39 +31,11 @@ from ..training.recorder import Recorder
 from ..training.rows import Rows
 from ..training.watch import Collapsed, Vitals, Watch
 from .plan import Plan
+from .result import Result, read_result
 from .samples import sample_tensors, view_features
-from .summary import summary
 
 if TYPE_CHECKING:
     from ..plugins.manager import Plugins
-
-
-@dataclass(frozen=True)
-class Result:
-    """The results of a run.
-
-    `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
-    `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
-    `diagnosis` is the verdict on the run with its evidence, cause and cure. In all but the main process of several,
-    metrics and history are empty, and there is no diagnosis.
-    """
-
-    backbone: Backbone
-    preprocess: Preprocess
-    metrics: dict[str, float]
-    history: list[dict[str, Any]]
-    run_dir: Path
-    diagnosis: Diagnosis | None
-
-    @property
-    def verdict(self) -> str:
-        """Healthy, not learning, dimensional collapse or collapsed; empty where there is no diagnosis."""
-        return self.diagnosis.verdict if self.diagnosis else ""
-
-    @property
-    def text(self) -> str:
-        """The scores, where everything is, and how to use it: what `akssl run` prints."""
-        return summary(self)
 
 
 @dataclass
@@ -192,15 +162,6 @@ class Training:
             log_every=train.log_every,
             checkpoint_every=train.checkpoint_every,
         )
-
-
-def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
-    """The result of a run that has ended."""
-    manifest, history = run_dir.manifest, run_dir.history
-    assert backbone.preprocess is not None
-    metrics = cast("dict[str, float]", manifest.final or {})
-    found = read_diagnosis(manifest.table(), history)
-    return Result(backbone, backbone.preprocess, metrics, history, run_dir.path, found)
 
 
 def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:

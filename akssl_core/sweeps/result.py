@@ -81,9 +81,11 @@ class Sweep:
     """What a sweep has found: `rows`, the best first, and `failed`, why by the name of the run folder."""
 
     out: Path
+    """The folder of the sweep."""
     rows: tuple[Row, ...]
     failed: Mapping[str, str]
-    runs: tuple[Path, ...]  # the folders of those that have ended
+    runs: tuple[Path, ...]
+    """The folders of the runs that have ended."""
 
     @property
     def columns(self) -> list[str]:

@@ -17,8 +17,7 @@ import akssl_core.data.fashion_mnist as fashion
 from akssl_core.config.schema import DataRef, validate
 from akssl_core.data import Arrays, FashionMnist, Folder, Loader, Shapes, Wrapped, measure, no_such_data, open_source
 from akssl_core.data.fashion_mnist import CLASSES, DEBIAN, FILES, read_idx
-from akssl_core.data.root import data_root
-from akssl_core.data.torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
+from akssl_core.data.torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10, data_root
 from akssl_core.errors import ConfigError, DataError
 from akssl_core.plugins.manager import Plugins
 

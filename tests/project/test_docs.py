@@ -115,7 +115,7 @@ def test_the_page_on_evaluation_works(photos, monkeypatch, here):
     for file in (photos / "photos").glob("*.png"):
         file.unlink()
     page = (DOCS / "evaluate.md").read_text()
-    monkeypatch.setattr("akssl_core.evaluation.finetune.LEAST", 2)
+    monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 2)
     lines = commands(page)
     assert {words[1] for words in lines} == {"run", "eval", "embed"}
     for _, *words in lines:

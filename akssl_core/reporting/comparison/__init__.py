@@ -24,6 +24,7 @@ class Compared:
     """Some runs, and `settings`: the values of those that differ, by path and in the order of the runs."""
 
     runs: tuple[Summary, ...]
+    """One summary a run, in the order of the folders."""
     settings: Mapping[str, tuple[Any, ...]]
     file: Path | None = None
     """The page, where one was written."""
