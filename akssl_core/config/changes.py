@@ -46,4 +46,4 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence[Cha
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else f"{text[:20]}...{text[-37:]}"  # paths differ at their ends

@@ -12,7 +12,6 @@ import pytest
 from synthetic_run import FINAL, ROWS, row, write_run
 
 import akssl_core
-from akssl_core.cli.runs import _summary
 from akssl_core.examining import examine_run
 from akssl_core.metrics import Diagnosis, diagnose, read_diagnosis
 from akssl_core.metrics.diagnosis import margin
@@ -76,7 +75,7 @@ def test_every_surface_says_the_same_words(words, tmp_path):
     result = result_of(folder)
     assert (result.verdict, result.diagnosis) == (found.verdict, found)
 
-    console = _summary(result)
+    console = result.text
     assert f"Verdict: {words}\n" in console
     for part in (found.evidence, found.cause, found.cure):
         assert part in console
@@ -114,7 +113,7 @@ def test_a_collapse_of_the_rank_and_a_small_gain_are_one_verdict(tmp_path):
 
 def test_a_run_below_its_untrained_backbone_says_so_on_the_console(tmp_path):
     judged(tmp_path / "run", scores={"knn_top1": 28.0, "knn_raw_pixels": 40.0})
-    said = _summary(result_of(tmp_path / "run"))
+    said = result_of(tmp_path / "run").text
     assert "Verdict: healthy, but did not beat raw pixels and the untrained backbone\n" in said
     assert "the untrained backbone 30.2 % (-2.2 points)" in said
     assert "\n  cure: train longer" in said

@@ -19,7 +19,8 @@ from .source import HfConfig, HfDatasets, as_text
 def at(path: str) -> type[HfDatasets]:
     """The source `hf` with its path set: what `hf/PATH` means."""
     described = Field(path, description=HfConfig.model_fields["path"].description)
-    only: Any = Annotated[Literal[path], BeforeValidator(as_text)]  # another path would contradict the name
+    # Another path would contradict the name.
+    only: Any = Annotated[Literal[path], BeforeValidator(as_text), "resume: harmless"]
     settings = create_model("HfConfig", __base__=HfConfig, __doc__=HfConfig.__doc__, path=(only, described))
     return type("HfDatasets", (HfDatasets,), {"__doc__": HfDatasets.__doc__, "Config": settings})
 
