@@ -108,7 +108,7 @@ BAD = [
     (("prepare", "photos", "--out", "p.safetensors", "--size", "4"), "4 is not in the range"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.chanels=1"), "Did you mean 'channels'?"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "--set seed: only settings of the data apply"),
-    (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "1 of 25 files in photos"),
+    (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),
     (("prepare", "text.safetensors", "--out", "p.safetensors"), "text.safetensors cannot be read"),
     (("prepar",), "Did you mean 'prepare'?"),
 ]

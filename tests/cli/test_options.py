@@ -66,7 +66,7 @@ def test_both_names_replace_a_file(here):
 
 
 HARMLESS = {
-    "callbacks", "data.cache_gb", "data.max_unreadable", "evaluate.k", "evaluate.every", "train.epochs", "train.steps",
+    "callbacks", "data.path", "data.cache_gb", "data.max_unreadable", "evaluate.k", "evaluate.every", "train.epochs", "train.steps",
     "train.keep", "train.stop_on_collapse", "train.checkpoint_every", "train.log_every", "train.workers",
     "train.device", "train.devices", "train.strategy",
 }  # fmt: skip
@@ -76,7 +76,14 @@ def test_what_a_run_can_be_resumed_with_is_said_by_the_fields():
     given = collect("simsiam", None, {"data": {"name": "folder", "path": "x"}}, installed())
     spec = check(layer(given, installed()), installed())
     assert {path for path in HARMLESS if not is_harmless(path, spec)} == set()
-    for path in ("train.batch_size", "train.accumulate", "data.path", "data", "method.out_dim", "optimizer.lr.start"):
+    for path in (
+        "train.batch_size",
+        "train.accumulate",
+        "data.channels",
+        "data",
+        "method.out_dim",
+        "optimizer.lr.start",
+    ):
         assert not is_harmless(path, spec)
     assert not is_harmless("train.no_such.setting", spec)
 

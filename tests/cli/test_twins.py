@@ -58,8 +58,7 @@ TWINS = {
 def test_a_command_prints_the_text_of_its_twin(here, finished, name):
     arguments, twin = TWINS[name]
     code, out, err = here(*arguments)
-    if name != "doctor of a method":
-        assert code == 0, err
+    assert code in ((0, 1) if "doctor" in name else (0,)), err  # 1: it has found something
     assert out == twin().text + "\n"
 
 
