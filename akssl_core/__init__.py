@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .evaluation.embedding import Embedded as Embedded
     from .evaluation.embedding import embed as embed
+    from .examining.base import Finding as Finding
     from .examining.doctor import Examined as Examined
     from .examining.doctor import doctor as doctor
     from .exporting import Exported as Exported
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from .method import Landmark as Landmark
     from .method import Method as Method
     from .method import ParamRule as ParamRule
+    from .metrics.diagnosis import Diagnosis as Diagnosis
     from .plugins.lookup import Installed as Installed
     from .plugins.lookup import Location as Location
     from .plugins.lookup import build as build
@@ -112,11 +114,13 @@ _ROOMS = {
     "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
     "evaluation": "Evaluation evaluate",
     "evaluation.embedding": "Embedded embed",
+    "examining.base": "Finding",
     "examining.doctor": "Examined doctor",
     "exporting": "Exported export",
     "exporting.backbone_file": "load_backbone",
     "hookspecs": "hookimpl",
     "loss": "KnownValue Loss",
+    "metrics.diagnosis": "Diagnosis",
     "method": "Choice Curve Facts Landmark Method ParamRule",
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",

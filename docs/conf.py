@@ -31,6 +31,8 @@ UNNAMED = (  # types that public names hold and that have no public name of thei
     r"reporting\.html\.Html",
     r"sweeps\.result\.Row",
     r"testing\.check\.Rule",
+    r"settings\.RunSpec",
+    r"data\.prepared_file\.Record",
 )
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 

@@ -33,7 +33,9 @@ class PreparedData:
     """Data that were decoded into one file."""
 
     path: Path
+    """The file."""
     images: int
+    """How many it holds, unreadable ones among them."""
     size: int
     """Of the file in bytes."""
     record: Record

@@ -28,9 +28,13 @@ class Finding:
     """Something that a rule has found."""
 
     rule: str
+    """The name of the rule, as docs/doctor.md lists it."""
     evidence: str
+    """The numbers that it saw."""
     cause: str
+    """What usually brings a run there."""
     cure: str
+    """How to mend it."""
 
 
 @dataclass(frozen=True, slots=True)

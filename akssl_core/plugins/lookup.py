@@ -91,11 +91,15 @@ class Location:
     """Where a component is written, and who provides it."""
 
     module: str
+    """The module that its class is written in."""
     file: str
+    """The path of that module's source."""
     line: int
+    """The line at which the class begins."""
     plugin: str
     """The distribution that brings it."""
     version: str
+    """The version of that distribution."""
 
     @property
     def text(self) -> str:

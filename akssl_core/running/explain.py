@@ -32,6 +32,7 @@ class Explained:
     forecast: tuple[tuple[str, str], ...]
     """Names and values of what follows from the settings: steps, learning rate, memory."""
     notes: tuple[str, ...]
+    """Sentences about data, hardware and what goes badly together."""
     spec: RunSpec
     """The settings as objects: `spec.method.config`, `spec.optimizer.name`, `spec.train.epochs`."""
 

@@ -43,6 +43,7 @@ class Report:
     """A report that was written."""
 
     path: Path
+    """The page, `report.html` in the run's folder."""
 
     @property
     def text(self) -> str:

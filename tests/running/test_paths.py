@@ -17,7 +17,6 @@ import akssl_core
 from akssl_core.config.registry import KINDS
 from akssl_core.config.schema import Schema, absolute_path, validate
 from akssl_core.config.yaml import read_yaml
-from akssl_core.data.prepare import prepare
 from akssl_core.plugins.manager import Plugins
 from akssl_core.settings import RunSpec
 
@@ -41,8 +40,7 @@ def photos(tmp_path):
         file = tmp_path / "photos" / ("cat" if i % 2 else "dog") / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(torch.randint(0, 256, (9, 9, 3), dtype=torch.uint8, generator=generator).numpy()).save(file)
-    data = {"data": {"name": str(tmp_path / "photos")}}
-    prepare(data, tmp_path / "p.safetensors", text="photos", side=9, plugins=Plugins())
+    akssl_core.prepare(tmp_path / "photos", tmp_path / "p.safetensors", size=9)
     return tmp_path / "photos"
 
 
