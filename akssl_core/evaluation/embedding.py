@@ -216,12 +216,7 @@ class _Work:
 
 
 def _work(
-    run_dir: str | Path,
-    data: Any,
-    backbone: nn.Module | None,
-    batch_size: int,
-    device: str,
-    plugins: Plugins | None,
+    run_dir: str | Path, data: Any, backbone: nn.Module | None, batch_size: int, device: str, plugins: Plugins | None
 ) -> _Work:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}.")

@@ -104,8 +104,7 @@ class Trained:
         """
         tensors, metadata = read_tensors(file)
         if metadata.get("format") == BACKBONE_FORMAT:
-            other = load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins)
-            return other, []
+            return load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins), []
         backbone = _empty(self)
         target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
         wanted = target.state_dict()

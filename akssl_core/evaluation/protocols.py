@@ -35,16 +35,6 @@ class System:
     backbone: Backbone | None
     preprocess: Preprocess
 
-    def features(self, images: ImageSet, *, batch_size: int, device: torch.device) -> Tensor:
-        """Features (N, D) float32 on the CPU."""
-        if self.backbone is None:
-            return pixels_as_features(images, self.preprocess, batch_size=batch_size)
-        self.backbone.to(device)
-        try:
-            return embed(self.backbone, images, self.preprocess, batch_size=batch_size, device=device)
-        finally:
-            self.backbone.to("cpu")
-
 
 class Protocol(ABC):
     """A way of judging a system."""
@@ -70,8 +60,14 @@ class _OnFeatures(Protocol):
     device: torch.device
 
     def features(self, system: System, images: ImageSet) -> Tensor:
-        """The system's features (N, D) of these images."""
-        return system.features(images, batch_size=self.batch_size, device=self.device)
+        """The system's features (N, D) float32 of these images, on the CPU."""
+        if system.backbone is None:
+            return pixels_as_features(images, system.preprocess, batch_size=self.batch_size)
+        system.backbone.to(self.device)
+        try:
+            return embed(system.backbone, images, system.preprocess, batch_size=self.batch_size, device=self.device)
+        finally:
+            system.backbone.to("cpu")
 
     def learner(self, system: System, split: Split) -> Learner:
         """The system with the features of both parts."""

@@ -21,16 +21,7 @@ from torch import Tensor
 from ..config.yaml import read_yaml
 from ..errors import RunDirError, did_you_mean, visible
 from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
-from .files import (
-    CannotWrite,
-    explain_write_errors,
-    json_bytes,
-    jsonable,
-    sync,
-    take_lock,
-    tensor_bytes,
-    write_atomic,
-)
+from .files import CannotWrite, explain_write_errors, json_bytes, jsonable, sync, take_lock, tensor_bytes, write_atomic
 from .files import read_tensors as read_tensors
 from .schemas import Evaluations, Manifest, checked
 

@@ -30,8 +30,7 @@ def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
 
 def _views(plan: Plan) -> dict[str, Tensor]:
     """The first epoch's views of some training images."""
-    count = min(IMAGES, len(plan.images))
-    index = spread(len(plan.images), count)
+    index = spread(len(plan.images), min(IMAGES, len(plan.images)))
     pixels = plan.images.fetch(index.tolist())
     views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index))
     shown = {name: [_pictures(plan, view) for view in group] for name, group in views.items() if group}
