@@ -27,6 +27,13 @@ class StepState(nn.Module, ABC):
         """Move the state. The engine calls it once after each real optimizer step, with that step's `now`."""
 
 
+def relative_distance(tensors: list[Tensor], others: list[Tensor]) -> Tensor:
+    """`|tensors - others| / |others|` over all of them, a scalar."""
+    apart = torch.stack(torch._foreach_norm(torch._foreach_sub(tensors, others))).norm()
+    distance: Tensor = apart / torch.stack(torch._foreach_norm(others)).norm().clamp(min=1e-12)
+    return distance
+
+
 class EMA(StepState):
     """A slow copy of some modules: `EMA(momentum, backbone=b, head=h)` has `.backbone` and `.head`.
 
@@ -65,10 +72,7 @@ class EMA(StepState):
     @torch.no_grad()
     def distance(self) -> Tensor:
         """How far the copies are behind, a scalar: `|slow - fast| / |fast|` over all parameters; 0 after a copy."""
-        slow, fast = self._pairs()
-        apart = torch.stack(torch._foreach_norm(torch._foreach_sub(slow, fast))).norm()
-        distance: Tensor = apart / torch.stack(torch._foreach_norm(fast)).norm().clamp(min=1e-12)
-        return distance
+        return relative_distance(*self._pairs())
 
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters of the copies, and those they follow, in the same order."""

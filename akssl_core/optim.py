@@ -64,9 +64,6 @@ class _Treatment:
     frozen_epochs: float
 
 
-_EXEMPT = ParamRule("*", weight_decay=0.0, adapt=False)
-
-
 def parameter_groups(module: nn.Module, rules: Sequence[ParamRule], config: OptimizerConfig) -> list[Group]:
     """Trainable parameters grouped by how they are trained; each group holds their names under "names".
 
@@ -76,13 +73,14 @@ def parameter_groups(module: nn.Module, rules: Sequence[ParamRule], config: Opti
     Raises:
         ConfigError: a rule matches no parameter.
     """
-    for rule in rules:
-        _refuse_unmatched(rule, module)
+    _refuse_unmatched(rules, module)
     groups: dict[_Treatment, Group] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             treatment = _treatment(name, parameter, rules, exempt_1d=config.exempt_1d)
-            group = groups.setdefault(treatment, _new_group(treatment, config))
+            lr, decay = config.lr.start * treatment.lr_factor, config.weight_decay.start * treatment.weight_decay_factor
+            before_start: Group = {"params": [], "names": [], "lr": lr, "weight_decay": decay, **asdict(treatment)}
+            group = groups.setdefault(treatment, before_start)
             group["params"].append(parameter)
             group["names"].append(name)
     return list(groups.values())
@@ -91,7 +89,7 @@ def parameter_groups(module: nn.Module, rules: Sequence[ParamRule], config: Opti
 def _treatment(name: str, parameter: Tensor, rules: Sequence[ParamRule], *, exempt_1d: bool) -> _Treatment:
     matching = [rule for rule in rules if fnmatchcase(name, rule.match)]
     if exempt_1d and parameter.ndim <= 1:
-        matching.append(_EXEMPT)
+        matching.append(ParamRule("*", weight_decay=0.0, adapt=False))
     return _Treatment(
         lr_factor=math.prod(rule.lr for rule in matching),
         weight_decay_factor=math.prod(rule.weight_decay for rule in matching),
@@ -101,16 +99,10 @@ def _treatment(name: str, parameter: Tensor, rules: Sequence[ParamRule], *, exem
     )
 
 
-def _new_group(treatment: _Treatment, config: OptimizerConfig) -> Group:
-    """A group without parameters, at the values that hold before the first step."""
-    lr = config.lr.start * treatment.lr_factor
-    decay = config.weight_decay.start * treatment.weight_decay_factor
-    return {"params": [], "names": [], "lr": lr, "weight_decay": decay, **asdict(treatment)}
-
-
-def _refuse_unmatched(rule: ParamRule, module: nn.Module) -> None:
+def _refuse_unmatched(rules: Sequence[ParamRule], module: nn.Module) -> None:
     names = [name for name, _ in module.named_parameters()]
-    if any(fnmatchcase(name, rule.match) for name in names):
+    rule = next((rule for rule in rules if not any(fnmatchcase(name, rule.match) for name in names)), None)
+    if rule is None:
         return
     paths = {".".join(parts[:i]) for parts in (name.split(".") for name in names) for i in range(1, len(parts) + 1)}
     parts = sorted({name.split(".")[0] for name in names})
@@ -229,8 +221,17 @@ def _start_momenta(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> 
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                _momentum(optimizer, parameter)
+
+
+def _momentum(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
+    """The parameter's momentum, which begins at zero."""
+    state = optimizer.state[parameter]
+    if state.get("momentum_buffer") is None:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    buffer: Tensor = state["momentum_buffer"]
+    return buffer
 
 
 class AdamW(Optimizer):
@@ -323,18 +324,11 @@ class LayerwiseSGD(torch.optim.Optimizer):
         update = list(torch._foreach_add(grads, parameters, alpha=group["weight_decay"]))
         if group["adapt"]:
             torch._foreach_mul_(update, _trust_ratios(group, parameters, grads, update))
-        momenta = [self._momentum(p) for p in parameters]
+        momenta = [_momentum(self, p) for p in parameters]
         inside, outside = (group["lr"], 1.0) if group["lr_inside_momentum"] else (1.0, group["lr"])
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, update, alpha=inside)
         torch._foreach_add_(parameters, momenta, alpha=-outside)
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
 
 
 def _trust_ratios(group: Group, weights: list[Tensor], grads: list[Tensor], updates: list[Tensor]) -> list[Tensor]:

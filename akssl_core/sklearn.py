@@ -14,8 +14,8 @@ from torch import Tensor
 from .backbone import Backbone
 from .data import Pixels
 from .data.convert import as_tensor, to_uint8
-from .errors import ConfigError, DataError, RunDirError
-from .exporting.backbone_file import FILE, load_backbone
+from .errors import ConfigError, DataError
+from .exporting.backbone_file import file_of, load_backbone
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -141,11 +141,9 @@ class Featurizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
 def _backbone(run_dir: str | Path, device: str) -> Backbone:
     """The backbone of a run, read again only where the file has changed."""
-    path = Path(run_dir)
-    file = path / FILE if path.is_dir() else path
+    file = file_of(run_dir)
     if not file.is_file():
-        load_backbone(path)  # which says what is wrong
-        raise RunDirError(f"{path} holds no backbone.")
+        return load_backbone(run_dir)  # which says what is wrong
     return _loaded(str(file.resolve()), file.stat().st_mtime_ns, device)
 
 

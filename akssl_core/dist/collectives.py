@@ -60,20 +60,15 @@ class Imagined:
     rank = 0
 
     def __init__(self, world: int) -> None:
-        self._world = world
-
-    @property
-    def world(self) -> int:
-        """How many ranks there would be."""
-        return self._world
+        self.world = world
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """As if every rank had the same."""
-        return [x] * self._world
+        return [x] * self.world
 
     def all_sum(self, x: Tensor) -> Tensor:
         """As if every rank had the same."""
-        return x * self._world
+        return x * self.world
 
 
 _thread = threading.local()
@@ -191,9 +186,9 @@ def from_main(text: str) -> str:
 
 def lost_peer(error: BaseException) -> bool:
     """Whether a collective failed because another process of the group is gone."""
-    kinds = tuple(getattr(distributed, name) for name in ("DistError",) if hasattr(distributed, name))
+    kind = getattr(distributed, "DistError", ())  # which a torch without torch.distributed lacks
     words = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    return isinstance(error, kind) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 
 def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
@@ -204,11 +199,10 @@ def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or _grouped():
         return False
-    backend = "gloo"
-    if torch.device(device).type == "cuda":
-        backend = "cpu:gloo,cuda:nccl"
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(local_rank())
-    number = int(os.environ["RANK"])
+    backend, number = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", int(os.environ["RANK"])
     distributed.init_process_group(backend, init_method=init_method, rank=number, world_size=size)
     return True
 
@@ -236,6 +230,5 @@ def wrap(module: nn.Module) -> nn.Module:
 def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     """Inside this context a wrapped module keeps its gradients to itself: for all but the last micro-batch."""
     if isinstance(module, DistributedDataParallel):
-        context: AbstractContextManager[None] = module.no_sync()
-        return context
+        return module.no_sync()
     return nullcontext()

@@ -138,11 +138,7 @@ def embed_to_file(
 
 
 def _refuse(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot or must not be written, before anything is computed.
-
-    Raises:
-        ConfigError: an unknown suffix, no such folder, something is there, or pyarrow is missing for Parquet.
-    """
+    """Refuse a file that cannot or must not be written, before anything is computed."""
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         hint = did_you_mean(suffix, FORMATS)
@@ -218,25 +214,9 @@ class _Work:
         labels = self.images.labels
         return None if labels is None or not (labels >= 0).any() else labels[rows]
 
-    def names(self, labels: Tensor | None) -> list[str] | None:
-        """The names of these labels, where they have names; empty for an image without a label."""
-        classes = self.images.classes
-        if labels is None or classes is None:
-            return None
-        return [classes[label] if label >= 0 else "" for label in labels.tolist()]
-
-    def unreadable(self) -> dict[str, str]:
-        """The images that could not be read, each with its reason."""
-        return dict(self.images.unreadable)
-
 
 def _work(
-    run_dir: str | Path,
-    data: Any,
-    backbone: nn.Module | None,
-    batch_size: int,
-    device: str,
-    plugins: Plugins | None,
+    run_dir: str | Path, data: Any, backbone: nn.Module | None, batch_size: int, device: str, plugins: Plugins | None
 ) -> _Work:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}.")
@@ -312,10 +292,10 @@ def _parquet(work: _Work, file: IO[bytes]) -> int:
 
 def _columns(work: _Work, rows: Tensor) -> dict[str, Sequence[Any]]:
     """The columns beside the features of these images: ids, labels and classes."""
-    labels = work.labels(rows)
+    labels, classes = work.labels(rows), work.images.classes
     columns: dict[str, Sequence[Any]] = {"id": work.ids(rows)}
     if labels is not None:
         columns["label"] = labels.tolist()
-    if (names := work.names(labels)) is not None:
-        columns["class"] = names
+        if classes is not None:
+            columns["class"] = [classes[label] if label >= 0 else "" for label in labels.tolist()]
     return columns

@@ -177,15 +177,16 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
     result: dict[tuple[str, float, int | None], list[Tensor]] = {}
     with Progress(len(systems) * len(jobs), "fit", leave=False) as progress:
         for system in systems:
-            learner, found = way.learner(system, split), Guesses()
+            guesses_after, found = way.learner(system, split), Guesses()
+            repeats = way.repeats and system.backbone is not None
             for share, seed, rows in jobs:
-                if seed == 0 or share < 1 or learner.repeats:  # else it would be the same once more
-                    found = learner.guesses(rows, seed)
+                if seed == 0 or share < 1 or repeats:  # else it would be the same once more
+                    found = guesses_after(rows, seed)
                 for k, guesses in found.items():
                     right = 100 * (guesses == split.test_labels).double()
                     result.setdefault((system.name, share, k), []).append(right)
                 progress.update()
-                if learner.repeats:
+                if repeats:
                     progress.tell(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}")
             progress.tell(f"{way.name}: {system.name} is judged")
     return {key: torch.stack(of) for key, of in result.items()}

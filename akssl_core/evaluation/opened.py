@@ -104,15 +104,15 @@ class Trained:
         """
         tensors, metadata = read_tensors(file)
         if metadata.get("format") == BACKBONE_FORMAT:
-            other = load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins)
-            return other, []
+            return load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins), []
         backbone = _empty(self)
         target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
         wanted = target.state_dict()
         known = {name: tensor for name, tensor in tensors.items() if name in wanted}
         wrong = [name for name, tensor in wanted.items() if not _fits(known.get(name), tensor, name)]
         if wrong:
-            raise ConfigError(f"weights: {file} does not fit {self._name()}: {_difference(wrong, known, wanted)}")
+            name = f"the run's backbone '{self.config['backbone']['name']}' at {self.preprocess.size} px"
+            raise ConfigError(f"weights: {file} does not fit {name}: {_difference(wrong, known, wanted)}")
         target.load_state_dict({**wanted, **known})
         left = sorted(tensors.keys() - known.keys())
         notes = [f"{file.name}: left out {', '.join(left[:4])}{', ...' if len(left) > 4 else ''}"] if left else []
@@ -120,9 +120,6 @@ class Trained:
             backbone.preprocess = replace(self.preprocess, mean=PHOTOS[0], std=PHOTOS[1])
             notes.append(f"{file.name}: its images are normalised with mean {PHOTOS[0]} and std {PHOTOS[1]}")
         return backbone.eval(), notes
-
-    def _name(self) -> str:
-        return f"the run's backbone '{self.config['backbone']['name']}' at {self.preprocess.size} px"
 
 
 def open_trained(run_dir: Path | str, *, backbone: nn.Module | None = None, plugins: Plugins | None = None) -> Trained:
@@ -143,9 +140,8 @@ def _empty(trained: Trained) -> Backbone:
     """The network with weights that mean nothing, or those that the user's own module came with."""
     result = copy.deepcopy(trained.backbone)
     if trained.module is not None:
-        given = trained.module
         target = result.module if isinstance(result, WrappedBackbone) else result
-        target.load_state_dict(given.state_dict())
+        target.load_state_dict(trained.module.state_dict())
     return result.eval()
 
 

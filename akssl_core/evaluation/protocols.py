@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,6 +24,7 @@ RATE, DECAY, WARMUP = 1e-3, 0.05, 0.1  # AdamW's peak rate and weight decay, sha
 LEAST = 100  # steps, where few labels would give fewer
 Solver = Literal["auto", "lbfgs", "sgd"]
 Guesses = dict[int | None, Tensor]  # (Q,) labels, by the number of neighbours where there are any
+Learner = Callable[[Tensor, int], Guesses]  # what it gives the test images after learning from these rows (n,), by seed
 
 
 @dataclass(frozen=True)
@@ -34,32 +35,12 @@ class System:
     backbone: Backbone | None
     preprocess: Preprocess
 
-    def features(self, images: ImageSet, *, batch_size: int, device: torch.device) -> Tensor:
-        """Features (N, D) float32 on the CPU."""
-        if self.backbone is None:
-            return pixels_as_features(images, self.preprocess, batch_size=batch_size)
-        self.backbone.to(device)
-        try:
-            return embed(self.backbone, images, self.preprocess, batch_size=batch_size, device=device)
-        finally:
-            self.backbone.to("cpu")
-
-
-class Learner(ABC):
-    """One system with one split, ready to learn from any rows of the training images."""
-
-    repeats: ClassVar[bool] = False  # whether a seed matters when all labels are used
-
-    @abstractmethod
-    def guesses(self, rows: Tensor, seed: int) -> Guesses:
-        """The labels given to the test images after learning from these rows (n,)."""
-
 
 class Protocol(ABC):
     """A way of judging a system."""
 
     name: ClassVar[str]
-    repeats: ClassVar[bool] = False  # as its learners
+    repeats: ClassVar[bool] = False  # whether a seed matters when all labels are used
 
     @property
     @abstractmethod
@@ -68,7 +49,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def learner(self, system: System, split: Split) -> Learner:
-        """The system, ready to be judged."""
+        """The system with this split, ready to learn from any rows of the training images."""
 
 
 @dataclass(frozen=True)
@@ -78,30 +59,24 @@ class _OnFeatures(Protocol):
     batch_size: int
     device: torch.device
 
-    def learner(self, system: System, split: Split) -> _Frozen:
+    def features(self, system: System, images: ImageSet) -> Tensor:
+        """The system's features (N, D) float32 of these images, on the CPU."""
+        if system.backbone is None:
+            return pixels_as_features(images, system.preprocess, batch_size=self.batch_size)
+        system.backbone.to(self.device)
+        try:
+            return embed(system.backbone, images, system.preprocess, batch_size=self.batch_size, device=self.device)
+        finally:
+            system.backbone.to("cpu")
+
+    def learner(self, system: System, split: Split) -> Learner:
         """The system with the features of both parts."""
-        train, test = (
-            system.features(images, batch_size=self.batch_size, device=self.device)
-            for images in (split.train, split.test)
-        )
-        return _Frozen(self, split, train, test)
+        train, test = self.features(system, split.train), self.features(system, split.test)
+        return lambda rows, seed: self.judge(train[rows], split.labels[rows], test, seed)
 
     @abstractmethod
     def judge(self, bank: Tensor, labels: Tensor, queries: Tensor, seed: int) -> Guesses:
         """The guesses for the queries (Q, D) after learning from the bank (N, D) and its labels (N,)."""
-
-
-@dataclass(frozen=True)
-class _Frozen(Learner):
-    """Features (N, D) and (Q, D) of both parts."""
-
-    protocol: _OnFeatures
-    split: Split
-    train: Tensor
-    test: Tensor
-
-    def guesses(self, rows: Tensor, seed: int) -> Guesses:
-        return self.protocol.judge(self.train[rows], self.split.labels[rows], self.test, seed)
 
 
 @dataclass(frozen=True)
@@ -140,14 +115,14 @@ class Linear(_OnFeatures):
             f"more than {LARGE // 10**6} million numbers (or solver = sgd), by SGD with the learning rate chosen so"
         )
 
-    def learner(self, system: System, split: Split) -> _Frozen:
-        """The system with the features of both parts.
+    def features(self, system: System, images: ImageSet) -> Tensor:
+        """The system's features (N, D) of these images.
 
         Raises:
             DataError: they are not finite.
         """
-        found = super().learner(system, split)
-        if not (found.train.isfinite().all() and found.test.isfinite().all()):
+        found = super().features(system, images)
+        if not found.isfinite().all():
             raise DataError(
                 f"linear: features of '{system.name}' are not finite. The weights have diverged, or belong to another "
                 f"network; k-NN (--protocol knn) still gives a number."
@@ -181,63 +156,52 @@ class FineTune(Protocol):
         )
 
     def learner(self, system: System, split: Split) -> Learner:
-        """The system's network, or a linear probe where there is none."""
-        if system.backbone is None:
+        """The system's network, of which a copy is trained for each draw of labels; a linear probe without one."""
+        backbone, feed = system.backbone, system.preprocess
+        if backbone is None:
             return Linear(self.batch_size, self.device).learner(system, split)
-        return _Tuned(self, system, system.backbone, split)
 
+        def learn(rows: Tensor, seed: int) -> Guesses:
+            classes, targets = torch.unique(split.labels[rows], return_inverse=True)
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                head = nn.Linear(backbone.embed_dim, len(classes))
+                nn.init.zeros_(head.weight)
+                model = nn.Sequential(copy.deepcopy(backbone), head).to(self.device)
+                self._train(model, feed, split.train.subset(rows), targets, seed)
+                return {None: classes[self._judge(model, feed, split.test)]}
 
-@dataclass(frozen=True)
-class _Tuned(Learner):
-    """A backbone, of which a copy is trained for each draw of labels."""
+        return learn
 
-    repeats = True
-    tuning: FineTune
-    system: System
-    backbone: Backbone
-    split: Split
-
-    def guesses(self, rows: Tensor, seed: int) -> Guesses:
-        device = self.tuning.device
-        classes, targets = torch.unique(self.split.labels[rows], return_inverse=True)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            head = nn.Linear(self.backbone.embed_dim, len(classes))
-            nn.init.zeros_(head.weight)
-            model = nn.Sequential(copy.deepcopy(self.backbone), head).to(device)
-            self._train(model, self.split.train.subset(rows), targets, seed)
-            return {None: classes[self._judge(model)]}
-
-    def _train(self, model: nn.Module, train: ImageSet, targets: Tensor, seed: int) -> None:
+    def _train(self, model: nn.Module, feed: Preprocess, train: ImageSet, targets: Tensor, seed: int) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=RATE)
         batch = min(IMAGES_A_STEP, len(train))
         per_epoch = len(train) // batch
-        total = max(LEAST, self.tuning.epochs * per_epoch)
+        total = max(LEAST, self.epochs * per_epoch)
         generator = torch.Generator().manual_seed(seed)
         model.train()
         for step in range(total):
             if step % per_epoch == 0:
                 order = torch.randperm(len(train), generator=generator)
             index = order[step % per_epoch * batch :][:batch]
-            images = self.system.preprocess.pixels(train.fetch(index.tolist()).to(self.tuning.device))
+            images = feed.pixels(train.fetch(index.tolist()).to(self.device))
             for group in optimizer.param_groups:
                 group["lr"] = RATE * _course(step, total)
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(images).float(), targets[index].to(self.tuning.device))
+            loss = F.cross_entropy(model(images).float(), targets[index].to(self.device))
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
             optimizer.step()
 
-    def _judge(self, model: nn.Module) -> Tensor:
+    def _judge(self, model: nn.Module, feed: Preprocess, test: ImageSet) -> Tensor:
         model.eval()
-        found, test, size = [], self.split.test, self.tuning.batch_size
+        found = []
         with torch.no_grad():
-            for start in range(0, len(test), size):
-                index = range(start, min(start + size, len(test)))
-                scores = model(self.system.preprocess.pixels(test.fetch(index).to(self.tuning.device)))
-                found.append(scores.argmax(1).cpu())
+            for start in range(0, len(test), self.batch_size):
+                index = range(start, min(start + self.batch_size, len(test)))
+                found.append(model(feed.pixels(test.fetch(index).to(self.device))).argmax(1).cpu())
         return torch.cat(found)
 
 

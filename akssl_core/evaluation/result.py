@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,7 @@ class Evaluation:
         """The part of the result that belongs to one share of the labels."""
         scores = tuple(score for score in self.scores if score.labels == labels)
         comparisons = tuple(one for one in self.comparisons if one.labels == labels)
-        found = {**vars(self), "scores": scores, "comparisons": comparisons}
-        return Evaluation(**found)
+        return replace(self, scores=scores, comparisons=comparisons)
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, fit for JSON."""

@@ -45,7 +45,8 @@ class Split:
                 f"data: {data} has no labelled images to judge a backbone by ({why}). Labels are required here: one "
                 f"sub-folder a class, a pair (images, labels), or a labelled source, --data SOURCE."
             )
-        bank, queries = (_at_most(images, most) for images, most in zip(pair, (train, test), strict=True))
+        bank, queries = pair[0] if train is None else sample(pair[0], train), pair[1]
+        queries = queries if test is None else sample(queries, test)
         hashes, kept = _look(bank, data)
         test_hashes, test_kept = _look(queries, data)
         known = set(hashes)
@@ -101,10 +102,6 @@ def _look(images: ImageSet, data: str) -> tuple[list[bytes], Tensor]:
     if not kept:
         raise DataError(f"data: {data} has no labelled image that can be read. Look at its files, or give other data.")
     return hashes, torch.tensor(kept)
-
-
-def _at_most(images: ImageSet, most: int | None) -> ImageSet:
-    return images if most is None else sample(images, most)
 
 
 def _only(images: ImageSet, rows: Tensor) -> ImageSet:

@@ -20,7 +20,7 @@ from ..plugins.manager import Plugins, installed
 from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
 from .backbone_file import FILE, file_of, load_backbone, read_backbone_file
-from .check import TOLERANCE, Difference, ExportFailed, Loader, compare, here
+from .check import TOLERANCE, ExportFailed, Loader, compare, here
 from .formats import FORMATS, Format
 
 __all__ = ["ExportFailed", "Exported", "export"]
@@ -96,7 +96,11 @@ def export(
     _, header = read_backbone_file(file_of(source))
     backbone = _load(source, header, module, plugins)
     if not chosen.takes(backbone):
-        raise ConfigError(_no_counterpart(backbone, chosen))
+        working = ", ".join(one.name for one in FORMATS if one.takes(backbone))
+        name = "your own network" if backbone.name == "custom" else backbone.name
+        raise ConfigError(
+            f"to: {name} has no counterpart in {chosen.name} with these settings. Formats that work: {working}."
+        )
     facts = _facts(chosen, header, backbone)
     file_with = chosen.make(backbone)
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +108,15 @@ def export(
         write_atomic(draft, file_with({**header, **facts}))
         found = compare(backbone, draft, _load_again(chosen, backbone, module, plugins))
     code = chosen.snippet(backbone, target)
-    metadata = {**(header if chosen.needs_akssl else {}), **facts, **_findings(found, code)}
+    metadata = {
+        **(header if chosen.needs_akssl else {}),
+        **facts,
+        "max_difference": f"{found.difference:.3g}",
+        "tolerance": f"{TOLERANCE:g}",
+        "compared_images": str(found.images),
+        "largest_feature": f"{found.largest:.3g}",
+        "load": code,
+    }
     write_atomic(target, file_with(metadata))
     assert backbone.preprocess is not None
     return Exported(target, chosen.name, code, found.difference, TOLERANCE, found.images, backbone.preprocess, metadata)
@@ -142,12 +154,6 @@ def _load(source: Path, header: Mapping[str, str], module: nn.Module | None, plu
     return load_backbone(source, module=module, plugins=plugins)
 
 
-def _no_counterpart(backbone: Backbone, chosen: Format) -> str:
-    working = ", ".join(one.name for one in FORMATS if one.takes(backbone))
-    name = "your own network" if backbone.name == "custom" else backbone.name
-    return f"to: {name} has no counterpart in {chosen.name} with these settings. Formats that work: {working}."
-
-
 def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dict[str, str]:
     """The entries of the file's header: every value is a text, nested ones are JSON."""
     assert backbone.preprocess is not None
@@ -160,17 +166,6 @@ def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dic
         "preprocess": json.dumps(backbone.preprocess.to_dict()),
         "preprocess_rule": backbone.preprocess.rule,
         "written_with": json.dumps({name: version(name) for name in ("torch", *chosen.packages)}),
-    }
-
-
-def _findings(found: Difference, code: str) -> dict[str, str]:
-    """The header's entries on the comparison, and the code it was made with."""
-    return {
-        "max_difference": f"{found.difference:.3g}",
-        "tolerance": f"{TOLERANCE:g}",
-        "compared_images": str(found.images),
-        "largest_feature": f"{found.largest:.3g}",
-        "load": code,
     }
 
 

@@ -23,8 +23,8 @@ Content = Callable[[Mapping[str, str]], bytes]  # a whole file with these texts 
 class Format(ABC):
     """A format: `name` is what users call it, `packages` are what loading it needs."""
 
-    name: ClassVar[str]
-    packages: ClassVar[tuple[str, ...]]
+    name: str
+    packages: tuple[str, ...]
     needs_akssl: ClassVar[bool] = False  # to be loaded; its snippet takes pictures, others take normalised images
     takes_arrays: ClassVar[bool] = False  # its snippet takes numpy's arrays, others take tensors
     suffix: ClassVar[str] = ".safetensors"
@@ -80,16 +80,17 @@ class Safetensors(Format):
 
     def snippet(self, backbone: Backbone, file: Path) -> str:
         """By `load_backbone`, preprocessing included."""
-        lines = [
-            "import akssl_core",
-            f"backbone = akssl_core.load_backbone({_quoted(file)})",
-            "features = backbone(backbone.preprocess(images))  # Pillow images, uint8 arrays or tensors -> (N, D)",
-        ]
-        return "\n".join(lines)
+        return (
+            f"import akssl_core\nbackbone = akssl_core.load_backbone({_quoted(file)})\n"
+            f"features = backbone(backbone.preprocess(images))  # Pillow images, uint8 arrays or tensors -> (N, D)"
+        )
 
 
 class Library(Format):
     """A state dict that the stock model of a library takes."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.packages = name, (name, "safetensors")
 
     def takes(self, backbone: Backbone) -> bool:
         """Whether that library has such a network."""
@@ -108,18 +109,6 @@ class Library(Format):
         return "\n".join([*lines, f"features = model(images)  # {_expected(backbone, 'tensor')}"])
 
 
-class Torchvision(Library):
-    """For a model of torchvision."""
-
-    name, packages = "torchvision", ("torchvision", "safetensors")
-
-
-class Timm(Library):
-    """For a model of timm."""
-
-    name, packages = "timm", ("timm", "safetensors")
-
-
 class Onnx(Format):
     """A network and its weights for ONNX Runtime, for any number of images at once."""
 
@@ -131,8 +120,21 @@ class Onnx(Format):
         return True
 
     def make(self, backbone: Backbone) -> Content:
-        """The traced network."""
-        return _traced(backbone)
+        """The traced network: `images` (N, C, H, W) to `features` (N, D) for any N; its texts are `metadata_props`.
+
+        Raises:
+            ConfigError: torch cannot trace the network.
+        """
+        import onnx
+
+        model = _traced(backbone).model_proto
+
+        def content(metadata: Mapping[str, str]) -> bytes:
+            onnx.helper.set_model_props(model, dict(metadata))
+            data: bytes = model.SerializeToString()
+            return data
+
+        return content
 
     def snippet(self, backbone: Backbone, file: Path) -> str:
         """By ONNX Runtime on the CPU."""
@@ -144,17 +146,10 @@ class Onnx(Format):
         return "\n".join(lines)
 
 
-FORMATS: tuple[Format, ...] = (Safetensors(), Torchvision(), Timm(), Onnx())
+FORMATS: tuple[Format, ...] = (Safetensors(), Library("torchvision"), Library("timm"), Onnx())
 
 
-def _traced(backbone: Backbone) -> Content:
-    """An ONNX file that maps `images` (N, C, H, W) to `features` (N, D) for any N; its texts lie in `metadata_props`.
-
-    Raises:
-        ConfigError: torch cannot trace the network.
-    """
-    import onnx
-
+def _traced(backbone: Backbone) -> torch.onnx.ONNXProgram:
     size, channels = backbone.image.size, backbone.image.channels
     try:
         with warnings.catch_warnings():
@@ -172,14 +167,7 @@ def _traced(backbone: Backbone) -> Content:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"to: torch cannot turn {backbone.name} into ONNX: {reason}") from error
     assert program is not None
-    model = program.model_proto
-
-    def content(metadata: Mapping[str, str]) -> bytes:
-        onnx.helper.set_model_props(model, dict(metadata))
-        data: bytes = model.SerializeToString()
-        return data
-
-    return content
+    return program
 
 
 def _counterpart(backbone: Backbone, library: str) -> Counterpart:

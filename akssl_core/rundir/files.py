@@ -67,21 +67,6 @@ def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
         raise ConfigError(f"{name}: '{path}' exists already. Replace it with --overwrite, or choose another name.")
 
 
-def refuse_folder(path: Path, own: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse an output folder that already holds a run, which files of the names `own` tell.
-
-    Raises:
-        RunDirError: it does, or it is a file.
-    """
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise RunDirError(f"out: {path} is a file; a run needs a folder. Choose another name.")
-    if not overwrite and any(os.path.exists(path / name) for name in own):
-        raise RunDirError(
-            f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
-            f"replace it with --overwrite, or choose another folder."
-        )
-
-
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write a file into a CannotWrite that says how to mend it.

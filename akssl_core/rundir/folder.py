@@ -21,17 +21,7 @@ from torch import Tensor
 from ..config.yaml import read_yaml
 from ..errors import RunDirError, did_you_mean, visible
 from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
-from .files import (
-    CannotWrite,
-    explain_write_errors,
-    json_bytes,
-    jsonable,
-    refuse_folder,
-    sync,
-    take_lock,
-    tensor_bytes,
-    write_atomic,
-)
+from .files import CannotWrite, explain_write_errors, json_bytes, jsonable, sync, take_lock, tensor_bytes, write_atomic
 from .files import read_tensors as read_tensors
 from .schemas import Evaluations, Manifest, checked
 
@@ -61,7 +51,7 @@ class RunDir:
             RunDirError: it already holds a run (and `overwrite` is off), another process is using it, or it cannot
                 be made.
         """
-        refuse_folder(path, OWN_FILES, overwrite=overwrite)
+        refuse_folder(path, overwrite=overwrite)
         run, existed = cls(path), path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -246,11 +236,25 @@ class RunDir:
                 yield f"checkpoint {path.name} is damaged ({error})"
 
 
+def refuse_folder(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that already holds a run.
+
+    Raises:
+        RunDirError: it does, or it is a file.
+    """
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise RunDirError(f"out: {path} is a file; a run needs a folder. Choose another name.")
+    if not overwrite and any(os.path.exists(path / name) for name in OWN_FILES):
+        raise RunDirError(
+            f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
+            f"replace it with --overwrite, or choose another folder."
+        )
+
+
 def cannot_start(path: Path, error: OSError) -> RunDirError:
     """The error for a folder in which a run cannot begin."""
     cause = error.cause if isinstance(error, CannotWrite) else error
-    reason = cause.strerror or cause
-    return RunDirError(f"out: cannot create {path}: {reason}. Mend that, or choose another folder.")
+    return RunDirError(f"out: cannot create {path}: {cause.strerror or cause}. Mend that, or choose another folder.")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -260,7 +264,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            break
+            row = None
         if not isinstance(row, dict):
             break
         rows.append(row)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
+from ..config.schema import first_mistake
 from ..errors import RunDirError, visible
 
 MOST_BYTES = 2**26  # of a small file
@@ -124,10 +125,9 @@ T = TypeVar("T", bound=BaseModel)
 def _first(error: ValidationError) -> str:
     """The first mistake, without the value, which may be of any length."""
     try:
-        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        return visible(first_mistake(error))
     except UnicodeEncodeError:  # half a character in a name
         return "a name is not valid Unicode"
-    return visible(f"{'.'.join(map(str, item['loc'])):.60} {item['msg']:.100}".strip())
 
 
 def read_start(path: Path) -> bytes:

@@ -18,8 +18,6 @@ from .estimate import forecast, time_steps
 from .layers import check, collect, layer
 from .plan import make_plan
 
-OF_THE_FOLDER = ("out", "overwrite", "report")
-
 
 @dataclass(frozen=True, slots=True)
 class Explained:
@@ -68,7 +66,7 @@ def explain(
         AksslError: a run would refuse these settings or this data.
     """
     plugins = plugins or installed()
-    asked = {name: value for name, value in settings.items() if name not in OF_THE_FOLDER}
+    asked = {name: value for name, value in settings.items() if name not in ("out", "overwrite", "report")}
     given = collect(method, config, asked, plugins, who=who)
     devices = check(layer(given, plugins), plugins).train.devices
     if measure and devices > 1:

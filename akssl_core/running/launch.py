@@ -6,7 +6,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from ..plugins.manager import Plugins, installed
 from ..plugins.table import environment
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
-from ..rundir.files import CannotWrite, refuse_folder
-from ..rundir.folder import OWN_FILES, RunDir, cannot_start
+from ..rundir.files import CannotWrite
+from ..rundir.folder import RunDir, cannot_start, refuse_folder
 from ..rundir.schemas import Manifest
 from ..settings import Given
 from ..training.checkpoint import accept
@@ -87,11 +87,12 @@ def run(
         "options": options, **sections,
     }  # fmt: skip
     if out is not None and dist.is_main():
-        refuse_folder(Path(out), OWN_FILES, overwrite=overwrite)
+        refuse_folder(Path(out), overwrite=overwrite)
     given = collect(method, config, flat, plugins)
     with _surroundings(device):
         plan = make_plan(given, plugins)
-        _warn(plan)
+        for text in plan.warnings:
+            warnings.warn(text, UserWarning, stacklevel=2)
         path = Path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
@@ -120,11 +121,15 @@ def resume(
     folder = RunDir.open(Path(run_dir))
     settings, objects = set_aside({**settings, "data": data, "backbone": backbone, "augmentation": augmentation})
     if folder.begun and folder.manifest.final and not settings.keys() - {"data"}:
-        if report and dist.is_main():
-            _report_if_missing(folder)
+        if report and dist.is_main() and not (folder.path / "report.html").exists():  # killed before it was written
+            with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
+                folder.write_text("report.html", render(folder.path))
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
     stored = folder.read_config()
-    with _surroundings(stored.get("train", {}).get("device")), _held(folder):
+    with _surroundings(stored.get("train", {}).get("device")), ExitStack() as at_end:
+        at_end.callback(folder.unlock)
+        if dist.is_main():
+            folder.lock()
         processes = {"train": {"devices": dist.world()}}
         told = ("resume", asked(settings, plugins))
         given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
@@ -138,12 +143,6 @@ def resume(
 
 
 # -- the parts of a run ---------------------------------------------------------------------------
-def _warn(plan: Plan) -> None:
-    """Tell the caller of `run` what goes badly together."""
-    for text in plan.warnings:
-        warnings.warn(text, UserWarning, stacklevel=3)
-
-
 def _other_data(folder: RunDir, plan: Plan) -> list[str]:
     """The differences between these data and those which the run began with, in words."""
     before, now = folder.manifest.data.table() if folder.begun else {}, plan.fingerprint()
@@ -166,26 +165,9 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     )
 
 
-def _report_if_missing(folder: RunDir) -> None:
-    """The page of a run that was killed between its final numbers and its report."""
-    if not (folder.path / "report.html").exists():
-        with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
-            folder.write_text("report.html", render(folder.path))
-
-
-@contextmanager
-def _held(folder: RunDir) -> Iterator[None]:
-    """The folder is this run's alone, which the main process sees to."""
-    if dist.is_main():
-        folder.lock()
-    try:
-        yield
-    finally:
-        folder.unlock()
-
-
 def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_report: bool) -> Result:
     """A run from its first step in a new folder; bad input that shows only now leaves no folder behind."""
+    plan.curves()  # what is wrong with them shows before there is a folder
     existed = path.exists()
     run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
     try:

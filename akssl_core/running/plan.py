@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -19,13 +20,15 @@ from .. import dist
 from ..augment import Augmentation, PerImageAugmentation
 from ..backbone import Backbone, WrappedBackbone
 from ..config.registry import STAND_IN
+from ..config.schema import first_mistake
 from ..data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, open_source
 from ..dist.sharding import shard
 from ..draws import Draws
-from ..errors import ConfigError
+from ..errors import ConfigError, PluginError
 from ..method import Choice, Facts, Method
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
+from ..rundir.schemas import Described
 from ..settings import OBJECTS, Given, Layers, RunSpec, TrainSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware
@@ -62,28 +65,18 @@ class Plan(Sight):
 
     def engine(self, callbacks: Sequence[Hook]) -> Engine:
         """The engine over these parts."""
-        train, seed = self.spec.train, self.spec.seed
+        seed = self.spec.seed
         rates = self.spec.optimizer.config
         assert isinstance(rates, OptimizerConfig)
-        plain = self._shard() if train.strategy == "fsdp" and dist.world() > 1 else None
+        plain = self._shard() if self.spec.train.strategy == "fsdp" and dist.world() > 1 else None
         groups = parameter_groups(self.method, self.method.param_rules(), rates)
         optimizer = self.spec.optimizer.build().build(groups)
 
         def views(pixels: Pixels, index: torch.Tensor, epoch: int) -> Views:
             return self.augmentation(pixels, Draws.of(seed, epoch, index))  # drawn on the CPU: no wait for a GPU
 
-        return Engine(
-            self.method,
-            optimizer,
-            rates,
-            self.loader(),
-            views,
-            train,
-            self.hardware,
-            seed=seed,
-            callbacks=callbacks,
-            plain=plain,
-        )
+        parts = self.method, optimizer, rates, self.loader(), views, self.spec.train, self.hardware
+        return Engine(*parts, seed=seed, callbacks=callbacks, plain=plain)
 
     def _shard(self) -> Backbone:
         """Share the parameters out over the processes; a copy of the encoder that has room for all of them."""
@@ -95,31 +88,30 @@ class Plan(Sight):
 
     def loader(self) -> Loader:
         """The batches of this process."""
-        train = self.spec.train
-        assert train.batch_size is not None
-        return Loader(
-            self.images,
-            train.batch_size,
-            seed=self.spec.seed,
-            world=dist.world(),
-            rank=dist.rank(),
-            workers=train.workers or 0,
-        )
+        size, workers = self.spec.train.batch_size, self.spec.train.workers or 0
+        assert size is not None
+        return Loader(self.images, size, seed=self.spec.seed, world=dist.world(), rank=dist.rank(), workers=workers)
 
     @property
     def has_objects(self) -> bool:
         """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
         return any(ref and ref.name == STAND_IN for ref in (getattr(self.spec, name) for name in OBJECTS))
 
-    def backbone_table(self) -> dict[str, Any]:
-        """The backbone's name and settings."""
-        table: dict[str, Any] = self.spec.table()["backbone"]
-        return table
+    def curves(self) -> dict[str, Described]:
+        """How the method's terms move in a healthy run.
 
-    def curves(self) -> dict[str, dict[str, Any]]:
-        """How the method's terms move in a healthy run, as plain values."""
-        described = self.spec.method_class.curves(self.spec.method.config, self.facts)
-        return {name: asdict(curve) for name, curve in described.items()}
+        Raises:
+            PluginError: a report could not draw what the method says.
+        """
+        method = self.spec.method_class
+        try:
+            of = method.curves(self.spec.method.config, self.facts)
+            return {name: Described(shape=curve.shape, lines=dict(curve.lines)) for name, curve in of.items()}
+        except ValidationError as error:
+            raise PluginError(
+                f"method {method.name}: a curve cannot be drawn: {first_mistake(error)}. Mend `curves` of "
+                f"{method.__name__}: its lines are finite numbers."
+            ) from error
 
     def fingerprint(self) -> dict[str, Any]:
         """What the data is, and a hash over a sample of it."""
@@ -248,12 +240,15 @@ def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
     """What a method may decide by, once the core has chosen; the views must be those that it takes."""
     decided = {path.partition(".")[2]: one.value for path, one in chosen.items()}
     train = spec.train.model_copy(update={name: decided[name] for name in decided.keys() & TrainSpec.model_fields})
-    _check_shares(train)
-    _check_views(spec.method_class, sight.augmentation)
     assert train.batch_size is not None
     assert train.epochs is not None
-    share = train.batch_size // (dist.world() * train.accumulate)
-    offered = _offered(sight.augmentation)
+    shares = dist.world() * train.accumulate
+    if train.batch_size % shares:  # every process and micro-batch gets as many images as every other
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {shares}; "
+            f"{train.batch_size // shares * shares or shares} is."
+        )
+    offered, share = _offered(spec.method_class, sight.augmentation), train.batch_size // shares
     return Facts(len(sight.images), train.batch_size, share, sight.image.size, train.epochs, offered)
 
 
@@ -265,17 +260,6 @@ def _check_devices(train: TrainSpec) -> None:
         raise ConfigError(
             f"train.devices: {train.devices} processes are started by the command line, 'akssl run ... --devices "
             f"{train.devices}', or by torchrun --nproc-per-node {train.devices}; this is {dist.world()}."
-        )
-
-
-def _check_shares(train: TrainSpec) -> None:
-    """Every process and micro-batch gets as many images as every other."""
-    assert train.batch_size is not None
-    share = dist.world() * train.accumulate
-    if train.batch_size % share:
-        raise ConfigError(
-            f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {share}; "
-            f"{train.batch_size // share * share or share} is."
         )
 
 
@@ -304,14 +288,9 @@ def _check_batch_norms(method: Method, facts: Facts, train: TrainSpec) -> list[s
     return []
 
 
-def _offered(augmentation: Augmentation) -> dict[str, int]:
-    """How many views of each group there are."""
-    return {group.name: len(group.transforms) for group in augmentation.groups()}
-
-
-def _check_views(method: type[Method], augmentation: Augmentation) -> None:
-    """The groups of views a method takes against those its augmentation offers."""
-    offered = _offered(augmentation)
+def _offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
+    """How many views of each group there are, which must be those that the method takes."""
+    offered = {group.name: len(group.transforms) for group in augmentation.groups()}
     for name, need in method.views.items():
         allowed = need if isinstance(need, range) else range(need, need + 1)
         have = offered.get(name, 0)
@@ -326,6 +305,7 @@ def _check_views(method: type[Method], augmentation: Augmentation) -> None:
             f"augmentation: {method.name} does not use '{extra[0]}' views; {augmentation.name} offers "
             f"{_counts(offered)}. Choose an augmentation with {_counts(dict.fromkeys(method.views, 2))} alone."
         )
+    return offered
 
 
 def _counts(groups: Mapping[str, int]) -> str:

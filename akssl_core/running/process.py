@@ -83,7 +83,8 @@ class Training:
         """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
         engine = self._engine()
         with explain_faults(engine):
-            self._untrained(engine)
+            if self.checkpoint is None:
+                engine.encoder()  # which the main process asks for
             self._train()
         return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, None)
 
@@ -94,8 +95,8 @@ class Training:
         probe = _probe_data(plan, evaluate.queries, evaluate.bank)
         engine = self._engine()
         with explain_faults(engine):
-            if (untrained := self._untrained(engine)) is not None:
-                baselines = _baselines(probe, untrained, engine.device, evaluate)
+            if self.checkpoint is None:
+                baselines = _baselines(probe, engine.encoder(), engine.device, evaluate)
                 run_dir.update_manifest(Manifest(baselines=baselines))
             self._train()
             trained = engine.encoder()
@@ -104,7 +105,7 @@ class Training:
             health = of_views(view_features(plan, encoder))
             if missing := {**missing, **health.missing}:
                 run_dir.update_manifest(Manifest(not_measured=missing))
-            export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
+            export_backbone(run_dir, plan.spec.method.name, plan.spec.table()["backbone"], encoder, plan.preprocess)
             run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
@@ -121,10 +122,6 @@ class Training:
 
     def _landmarks(self) -> Sequence[Landmark]:
         return self.plan.spec.method_class.landmarks(self.plan.spec.method.config, self.plan.facts)
-
-    def _untrained(self, engine: Engine) -> Backbone | None:
-        """The encoder before the first step of a run that begins."""
-        return engine.encoder() if self.checkpoint is None else None
 
     def _engine(self) -> Engine:
         """The engine where the checkpoint stands, with what happens around it."""

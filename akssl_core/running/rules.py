@@ -27,7 +27,8 @@ def core_rules(spec: RunSpec, size: Choice, images: int, *, batch_is_users: bool
     train, side = spec.train, spec.train.image_size or size.value
     batch, epochs = train.batch_size, train.epochs
     if batch is None or (images < 4 * batch and not batch_is_users):
-        batch = _fitting_batch(images, batch or 256)
+        fitting = 1 << max((images // 4).bit_length() - 1, 1)  # a power of two that gives four batches, 2 or more
+        batch = min(batch or 256, fitting)
     steps = max(images // batch, 1)
     if epochs is None:
         budget = min(max(round(BUDGET / images * (32 / side) ** 2), 5), 200)
@@ -44,9 +45,3 @@ def core_rules(spec: RunSpec, size: Choice, images: int, *, batch_is_users: bool
     }
     gives_way = {"train.batch_size"} if batch != train.batch_size else set()
     return {path: one for path, one in choices.items() if path in gives_way or attrgetter(path)(spec) is None}
-
-
-def _fitting_batch(count: int, wanted: int) -> int:
-    """The largest power of two that gives four batches, between 2 and what was wanted."""
-    fitting = 1 << max((count // 4).bit_length() - 1, 1)
-    return min(wanted, fitting)

@@ -30,15 +30,12 @@ def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
 
 def _views(plan: Plan) -> dict[str, Tensor]:
     """The first epoch's views of some training images."""
-    count = min(IMAGES, len(plan.images))
-    index = spread(len(plan.images), count)
+    index = spread(len(plan.images), min(IMAGES, len(plan.images)))
     pixels = plan.images.fetch(index.tolist())
     views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index))
-    result = {"originals": _pictures(plan, plan.preprocess.pixels(pixels))}
-    for name, group in views.items():
-        if group:
-            result[f"views.{name}"] = torch.stack([_pictures(plan, view) for view in group], dim=1)
-    return result
+    shown = {name: [_pictures(plan, view) for view in group] for name, group in views.items() if group}
+    originals = {"originals": _pictures(plan, plan.preprocess.pixels(pixels))}
+    return originals | {f"views.{name}": torch.stack(group, dim=1) for name, group in shown.items()}
 
 
 @torch.no_grad()
@@ -80,16 +77,9 @@ def _neighbours(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
     pair = plan.source.probe()
     bank = sample(pair[0] if pair else plan.images, POOL)
     queries = sample(pair[1] if pair else plan.images, QUERIES)
-    device = torch.device("cpu")
-    found = neighbours(
-        embed(encoder, bank, plan.preprocess, device=device),
-        embed(encoder, queries, plan.preprocess, device=device),
-        NEAREST,
-    )
-    rows = []
-    for i, nearest in enumerate(found.tolist()):
-        shown = torch.cat([_shown(plan, queries, [i]), _shown(plan, bank, nearest)])
-        rows.append(shown)
+    known, asked = (embed(encoder, of, plan.preprocess, device=torch.device("cpu")) for of in (bank, queries))
+    found = neighbours(known, asked, NEAREST)
+    rows = [torch.cat([_shown(plan, queries, [i]), _shown(plan, bank, row)]) for i, row in enumerate(found.tolist())]
     result = {"neighbours": torch.stack(rows)}
     if bank.labels is not None and queries.labels is not None:
         result["neighbour_labels"] = torch.cat([queries.labels[:, None], bank.labels[found]], dim=1)

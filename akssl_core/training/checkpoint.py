@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-def _check_weights(engine: Engine) -> None:
-    """Stop before NaN or infinite weights take the place of good ones: a finite loss may have such gradients.
-
-    Raises:
-        Diverged: some are, after this step.
-    """
-    finite = [share_of(weights).isfinite().all() for weights in engine.method.parameters()]
-    if dist.any_rank(not bool(torch.stack(finite).all())):
-        raise Diverged(
-            f"the weights after step {engine.now.step} are not finite numbers, though the loss was one: its gradients "
-            f"overflowed. {CURE}"
-        )
-
-
 class Checkpoints:
     """Saves everything that training needs to go on bit for bit."""
 
@@ -45,9 +31,14 @@ class Checkpoints:
         """One checkpoint of the engine as it stands and of what is around it; every process has a part in it.
 
         Raises:
-            Diverged: some weights are NaN or infinite.
+            Diverged: some weights are NaN or infinite, which must not take the place of good ones.
         """
-        _check_weights(engine)
+        finite = [share_of(weights).isfinite().all() for weights in engine.method.parameters()]
+        if dist.any_rank(not bool(torch.stack(finite).all())):
+            raise Diverged(
+                f"the weights after step {engine.now.step} are not finite numbers, though the loss was one: its "
+                f"gradients overflowed. {CURE}"
+            )
         model, optimizer = gathered(engine.method.state_dict()), gathered(state_by_name(engine.optimizer))
         if dist.is_main():
             scaler, version = engine.scaler.state_dict(), torch.__version__

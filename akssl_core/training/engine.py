@@ -100,7 +100,8 @@ class Engine:
         self.sharded = is_sharded(method)
         if not self.sharded:
             method.to(device=self.device, memory_format=LAYOUT)  # type: ignore[call-overload]
-        self.compiled = _compiled(method) if spec.compile else {}
+        backbones = [part for part in method.modules() if isinstance(part, Backbone)] if spec.compile else []
+        self.compiled = {part: torch.compile(part.forward) for part in backbones}  # each compiles at its first call
         self.model: nn.Module = method if self.sharded else dist.wrap(method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.dtype == torch.float16)
 
@@ -126,7 +127,8 @@ class Engine:
 
     def fit(self) -> None:
         """Train from `now` to the end."""
-        with self._surroundings():
+        norms = shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
+        with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
             self._call("on_start")
             self.method.train()
             self.clock.read()
@@ -134,13 +136,6 @@ class Engine:
                 epoch, start = divmod(self.now.step, self.now.steps_per_epoch)
                 self._epoch(epoch, start)
             self._call("on_end")
-
-    @contextmanager
-    def _surroundings(self) -> Iterator[None]:
-        """Settings of torch and of the method's layers that last while a run trains."""
-        norms = shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
-        with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
-            yield
 
     def _epoch(self, epoch: int, start: int) -> None:
         """Train from step `start` of an epoch to its end, or to the end of the run."""
@@ -174,14 +169,18 @@ class Engine:
         set_group_values(self.optimizer, self.rates, self.now, self.batch_size)
         _reseed(self.seed, self.now.step, self.device)
         terms: Terms = {}
+        dtype = self.hardware.dtype
         for i, batch in enumerate(micro):
             with self._sync(last=i == len(micro) - 1):
-                with self._autocast(), _forwards(self.compiled):
+                autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+                with autocast, _forwards(self.compiled):
                     out = self.model(batch, self.now)
                 self.clock.lap("forward")
                 self.scaler.scale(out["loss"] / len(micro)).backward()
                 self.clock.lap("backward")
-            _add(terms, out, 1 / len(micro))
+            for name, value in out.items():
+                part = value.detach().float() * (1 / len(micro))
+                terms[name] = terms[name] + part if name in terms else part
         self.scaler.unscale_(self.optimizer)
         drop_frozen(self.optimizer, self.now)
         clip(self.optimizer, self.spec.clip)
@@ -208,22 +207,6 @@ class Engine:
         """Gradients travel between processes on the last micro-batch alone."""
         sync_gradients(self.model, last)
         return nullcontext() if last else dist.no_sync(self.model)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        dtype = self.hardware.dtype
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def _add(terms: Terms, part: Mapping[str, Tensor], weight: float) -> None:
-    """Add one micro-batch's terms."""
-    for name, value in part.items():
-        value = value.detach().float() * weight
-        terms[name] = terms[name] + value if name in terms else value
-
-
-def _compiled(method: Method) -> dict[Backbone, Callable[..., Any]]:
-    """The forward pass of each backbone as torch.compile compiles it, at its first call."""
-    return {part: torch.compile(part.forward) for part in method.modules() if isinstance(part, Backbone)}
 
 
 @contextmanager

@@ -48,11 +48,10 @@ def choose_hardware(spec: TrainSpec) -> Hardware:
     device = torch.device("cuda", dist.local_rank()) if cuda and spec.device != "cpu" else torch.device("cpu")
     if spec.precision != "auto":
         return Hardware(device, DTYPES[spec.precision], "set by the user")
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Hardware(device, DTYPES["bf16" if native else "fp32"], f"the GPU has {'' if native else 'no '}bf16")
-    native = _cpu_has_bf16()
-    return Hardware(device, DTYPES["bf16" if native else "fp32"], f"the CPU has {'' if native else 'no '}bf16 units")
+    on_gpu = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
+    reason = f"the {'GPU' if on_gpu else 'CPU'} has {'' if native else 'no '}bf16{'' if on_gpu else ' units'}"
+    return Hardware(device, DTYPES["bf16" if native else "fp32"], reason)
 
 
 def _cpu_has_bf16() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from .. import dist
@@ -34,9 +34,7 @@ class Signals:
             self._before = {number: signal.signal(number, self._remember) for number in ASKS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -47,7 +45,6 @@ class Signals:
         return self._asked.name if self._asked else "a signal to another process"
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        again = self._asked is not None and time.monotonic() - self._when > (SAME if dist.world() > 1 else 0)
-        if again:
+        if self._asked is not None and time.monotonic() - self._when > (SAME if dist.world() > 1 else 0):
             raise KeyboardInterrupt
         self._asked, self._when = signal.Signals(number), time.monotonic()

@@ -33,14 +33,8 @@ class ProbeData:
         queries = features(self.queries)
         if self.bank is None or self.bank.labels is None or self.queries.labels is None:
             return queries, {}
-        accuracy = knn(
-            features(self.bank),
-            self.bank.labels,
-            queries,
-            self.queries.labels,
-            k=spec.k,
-            temperature=spec.temperature,
-        )
+        known = features(self.bank), self.bank.labels, queries, self.queries.labels
+        accuracy = knn(*known, k=spec.k, temperature=spec.temperature)
         return queries, {"knn_top1": accuracy}
 
     def encoder_scores(

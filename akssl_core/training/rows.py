@@ -53,11 +53,14 @@ class Rows:
         self._extra.update(values)
 
     def add(self, terms: Terms, step: int) -> None:
-        """Add up the terms of a step."""
+        """Add up the terms of a step, and remember the first without a finite loss."""
         for name, value in terms.items():
             self._terms[name] = self._terms[name] + value if name in self._terms else value
         self._count += 1
-        self._note_divergence(terms, step)
+        if "loss" in terms:  # on the device: nobody waits for it here
+            here = torch.where(terms["loss"].isfinite(), 0, step)
+            earlier = here if self._diverged is None else self._diverged
+            self._diverged = torch.where(earlier > 0, earlier, here)
         if self._bar is not None:
             self._bar.update()
 
@@ -93,14 +96,6 @@ class Rows:
         if dist.any_rank(first > 0):
             raise Diverged(f"the loss of step {first or step} is not a finite number. {CURE}")
 
-    def _note_divergence(self, terms: Terms, step: int) -> None:
-        """Remember the first step without a finite loss, on the device: nobody waits for it here."""
-        loss = terms.get("loss")
-        if loss is not None:
-            here = torch.where(loss.isfinite(), 0, step)
-            earlier = here if self._diverged is None else self._diverged
-            self._diverged = torch.where(earlier > 0, earlier, here)
-
     def write(self, engine: Engine) -> None:
         """A row of the steps since the last one.
 
@@ -110,6 +105,8 @@ class Rows:
         self.check(engine.now.step)
         seconds = max(time.perf_counter() - self._since, 1e-6)  # a coarse clock may not have moved
         means = {name: value / self._count for name, value in self._over_processes().items()}
+        spent = engine.clock.read()
+        total = sum(spent.values()) or 1.0
         row = {
             "step": engine.now.step,
             "epoch": round(engine.now.epoch, 6),
@@ -117,7 +114,7 @@ class Rows:
             "lr": engine.optimizer.param_groups[0]["lr"],
             "images_per_s": round(self._count * engine.batch_size / seconds, 2),
             "seconds": round(seconds, 3),
-            **_shares(engine.clock.read()),
+            **{f"time_{part}": round(took / total, 4) for part, took in spent.items()},  # shares
             **self._extra,
         }
         self._terms, self._count, self._extra = {}, 0, {}
@@ -136,9 +133,3 @@ class Rows:
         elif "std_ratio" in row or row["step"] == total or time.perf_counter() - self._shown > 10:
             self._shown = time.perf_counter()
             say(f"step {row['step']}/{total}: {text}")
-
-
-def _shares(spent: Mapping[str, float]) -> dict[str, float]:
-    """Each part of the loop as a share of the time between two rows."""
-    total = sum(spent.values()) or 1.0
-    return {f"time_{part}": round(seconds / total, 4) for part, seconds in spent.items()}

@@ -13,7 +13,7 @@ from .. import dist
 from ..errors import RunStopped
 from ..method import Landmark
 from ..metrics import Diagnosis, diagnose
-from ..nn import EMA
+from ..nn import EMA, relative_distance
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Manifest
 
@@ -48,8 +48,7 @@ class Vitals:
         found = {}
         (before, self._before), after = (self._before, []), _weights(engine)
         if before and after:
-            moved = torch.stack(torch._foreach_norm(torch._foreach_sub(after, before))).norm()
-            found["backbone_step"] = float(moved / torch.stack(torch._foreach_norm(after)).norm().clamp(min=1e-12))
+            found["backbone_step"] = float(relative_distance(before, after))
         distances = [float(part.distance()) for part in engine.method.modules() if isinstance(part, EMA)]
         if distances:
             found["ema_distance"] = max(distances)

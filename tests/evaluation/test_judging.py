@@ -68,7 +68,7 @@ def test_fine_tuning_trains_a_copy():
     learner = FineTune(1, 5, torch.device("cpu")).learner(
         System("trained", backbone, feed), Split(data, data, labels, labels, "", (), {})
     )
-    guesses = learner.guesses(torch.arange(len(labels)), 0)[None]
+    guesses = learner(torch.arange(len(labels)), 0)[None]
     assert torch.equal(guesses, labels), "it must have learned, else nothing was tuned"
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 

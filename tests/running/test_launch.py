@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch.utils.data import Dataset
 from whole_runs import Stop, losses, same
 
 import akssl_core
-from akssl_core.errors import AksslError, ConfigError, DataError, RunDirError
+from akssl_core.errors import AksslError, ConfigError, DataError, PluginError, RunDirError
+from akssl_core.method import Curve
 from akssl_core.rundir.folder import read_tensors
 from akssl_core.running.launch import resume, run
 from akssl_core.schedule import Now
@@ -317,3 +319,18 @@ def test_a_plugin_that_fails_while_it_watches_hurts_neither_the_run_nor_others(s
         f"plugin '{name}' failed in akssl_run_started and is passed over: OSError('no socket')"
         for name in ("one", "three")
     }
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "high"])
+def test_a_curve_that_cannot_be_drawn_is_told_before_anything_happens(start, toys, tmp_path, monkeypatch, value):
+    method = toys.get("method", "toy")
+    curves = classmethod(lambda cls, config, facts: {"loss": Curve("falls", {"even outputs": value})})
+    start("earlier")
+    kept = (tmp_path / "earlier" / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(method, "curves", curves)
+    for name in ("new", "earlier"):
+        with pytest.raises(PluginError, match=r"^method toy: a curve cannot be drawn: lines\.even outputs .*$") as told:
+            start(name, overwrite=True)
+        assert "\n" not in str(told.value)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "earlier" / "metrics.jsonl").read_bytes() == kept
