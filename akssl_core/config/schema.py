@@ -38,7 +38,8 @@ def absolute_path(path: str | Path) -> Path:
         raise ValueError("should be an absolute path, for the current folder has been deleted") from None
 
 
-FilePath = Annotated[Path, AfterValidator(absolute_path)]  # the type of every setting that names a file or a folder
+FilePath = Annotated[Path, AfterValidator(absolute_path)]
+"""The type of every setting that names a file or a folder: `~` is expanded, a relative path becomes absolute."""
 
 
 class Schema(BaseModel):
