@@ -31,6 +31,7 @@ UNNAMED = (  # types that public names hold and that have no public name of thei
     r"reporting\.html\.Html",
     r"sweeps\.result\.Row",
     r"testing\.check\.Rule",
+    r"config\.schema\.absolute_path",
     r"settings\.RunSpec",
     r"data\.prepared_file\.Record",
 )

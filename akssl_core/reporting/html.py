@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
-from .style import CSS
-
+STYLE = Path(__file__).with_name("style.css")  # light and dark, from 320 pixels up
 VOID = frozenset({"br", "img", "meta"})
 # The page may load nothing, and run nothing, whatever it holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -67,7 +67,7 @@ def page(title: str, *children: str) -> Html:
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("title", title),
-        tag("style", Html(CSS)),
+        tag("style", Html("\n" + STYLE.read_text(encoding="utf-8"))),
     )
     text = "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *children)), lang="en") + "\n"
     return Html(text.encode("utf-8", "replace").decode())  # names of files may be no text
