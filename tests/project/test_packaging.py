@@ -61,3 +61,11 @@ def test_continuous_integration_runs_the_readmes_test_command():
 def test_checks_are_pinned_to_one_version_everywhere():
     pinned = [d for d in project(ROOT)["project"]["optional-dependencies"]["dev"] if d.startswith("ruff==")]
     assert f"rev: v{pinned[0].removeprefix('ruff==')}" in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
+def test_every_file_of_the_core_is_in_its_package():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["akssl_core"]
+    core = ROOT / "akssl_core"
+    packaged = {file for pattern in patterns for file in core.glob(pattern)}
+    others = {f for f in core.rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
+    assert others == packaged
