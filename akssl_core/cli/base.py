@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from ..config.schema import Schema
+from ..config.schema import Schema, user_path
 from ..config.yaml import parse_yaml
 from ..console import drop_stdout, reader_is_gone
 from ..errors import ConfigError, RunStopped, did_you_mean
@@ -18,7 +18,17 @@ from ..plugins.manager import Plugins, installed
 from ..settings import RunSpec, TrainSpec, dotted, flags, merged, sections
 
 Decorator = Callable[[Any], Any]
-PATH = click.Path(path_type=Path)
+
+
+class UserPath(click.Path):
+    """A path, with `~` expanded wherever it stands."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path that a text names."""
+        return super().convert(user_path(value), param, ctx)  # type: ignore[return-value] # path_type says what it is
+
+
+PATH = UserPath(path_type=Path)
 plugin_file_option = click.option("--plugin-file", type=PATH, help="a plugin that is one Python file")
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 

@@ -26,6 +26,11 @@ LONGEST = 200  # characters of a value that a message shows
 MOST_LINES = 10  # mistakes that a message tells
 
 
+def user_path(path: str | Path) -> Path:
+    """A path with `~` expanded, which a shell leaves as it is in `--out=~/runs`."""
+    return Path(os.path.expanduser(path))
+
+
 def absolute_path(path: str | Path) -> Path:
     """A path that holds from any folder: `~` expanded, and a relative one taken from the current folder.
 
@@ -33,7 +38,7 @@ def absolute_path(path: str | Path) -> Path:
         ValueError: there is no current folder.
     """
     try:
-        return Path(os.path.expanduser(path)).absolute()
+        return user_path(path).absolute()
     except FileNotFoundError:
         raise ValueError("should be an absolute path, for the current folder has been deleted") from None
 

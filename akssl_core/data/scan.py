@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config.schema import user_path
 from ..errors import DataError, suggest
 from .decode import SUFFIXES
 
@@ -118,7 +119,7 @@ def nearest_path(path: Path) -> Path | None:
 
 def existing_path(path: str | Path) -> Path | None:
     """The path if something exists there, with its ~ expanded; None if not, or if no path can have this text."""
-    found = Path(os.path.expanduser(path))
+    found = user_path(path)
     return found if os.path.exists(found) else None
 
 

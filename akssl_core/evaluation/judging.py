@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config.schema import validate
+from ..config.schema import user_path, validate
 from ..console import Progress
 from ..errors import ConfigError, did_you_mean
 from ..rundir.files import CannotWrite
@@ -156,7 +156,7 @@ def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System]
     ]
     if weights is None:
         return systems, []
-    given, notes = trained.with_weights(Path(weights))
+    given, notes = trained.with_weights(user_path(weights))
     return [*systems, System(GIVEN, given, given.preprocess or feed)], notes
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..backbone import Backbone, WrappedBackbone
 from ..config.registry import STAND_IN
-from ..config.schema import validate
+from ..config.schema import user_path, validate
 from ..data import DatasetSource, Preprocess
 from ..data.opening import data_title, open_source
 from ..errors import ConfigError
@@ -129,7 +129,7 @@ def open_trained(run_dir: Path | str, *, backbone: nn.Module | None = None, plug
         RunDirError: there is no run, or it has not finished.
         ConfigError: the run trained a network of the user's own and none was given, or its weights do not fit.
     """
-    path, plugins = Path(run_dir), plugins or installed()
+    path, plugins = user_path(run_dir), plugins or installed()
     if not path.is_file():
         RunDir.open(path)
     found = load_backbone(path, module=copy.deepcopy(backbone), plugins=plugins)

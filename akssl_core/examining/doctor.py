@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.schema import user_path
 from ..plugins.manager import Plugins, installed
 from ..running.layers import collect
 from . import Finding, examine_install, examine_plan, examine_run
@@ -63,13 +64,13 @@ def doctor(
     def examine(target: str | Path | None) -> list[Finding]:
         if target is None and config is None and "method" not in settings:
             return examine_install(plugins)
-        if target is not None and ("/" in str(target) or Path(target).is_dir()):
-            return examine_run(Path(target))
+        if target is not None and ("/" in str(target) or user_path(target).is_dir()):
+            return examine_run(user_path(target))
         asked = {name: value for name, value in settings.items() if name not in ("overwrite", "report")}
         if target is not None:
             own = asked.get("method")
             asked["method"] = {**(own if isinstance(own, Mapping) else {}), "name": str(target)}
-        return examine_plan(collect(None, config, asked, plugins, who=who), plugins, out=Path(out))
+        return examine_plan(collect(None, config, asked, plugins, who=who), plugins, out=user_path(out))
 
     whole = "the settings" if isinstance(config, Mapping) or "method" in settings else str(config or INSTALLED)
     return Examined({str(target or whole): tuple(examine(target)) for target in targets or (None,)})

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone
+from ..config.schema import user_path
 from ..data import Preprocess
 from ..errors import ConfigError, PluginError, did_you_mean
 from ..plugins.installed import version
@@ -91,8 +92,8 @@ def export(
     plugins = plugins or installed()
     chosen = _format(to)
     chosen.need_packages()
-    source = Path(run_dir)
-    target = _target(source, Path(out) if out is not None else None, chosen, overwrite=overwrite)
+    source = user_path(run_dir)
+    target = _target(source, user_path(out) if out is not None else None, chosen, overwrite=overwrite)
     _, header = read_backbone_file(file_of(source))
     backbone = _load(source, header, module, plugins)
     if not chosen.takes(backbone):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone, WrappedBackbone
 from ..config.registry import STAND_IN
-from ..config.schema import BackboneRef, Schema, first_mistake, validate
+from ..config.schema import BackboneRef, Schema, first_mistake, user_path, validate
 from ..data import ImageSpec, Preprocess
 from ..errors import ConfigError, RunDirError
 from ..plugins.manager import Plugins, installed
@@ -51,7 +51,8 @@ def export_backbone(
 
 def file_of(path: Path | str) -> Path:
     """Find the backbone file: a path to a run folder or to the file itself is given."""
-    return Path(path) / FILE if Path(path).is_dir() else Path(path)
+    given = user_path(path)
+    return given / FILE if given.is_dir() else given
 
 
 def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

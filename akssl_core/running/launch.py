@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import dist
+from ..config.schema import user_path
 from ..errors import AksslError
 from ..exporting.backbone_file import load_backbone
 from ..plugins.manager import Plugins, installed
@@ -87,13 +88,13 @@ def run(
         "options": options, **sections,
     }  # fmt: skip
     if out is not None and dist.is_main():
-        refuse_folder(Path(out), overwrite=overwrite)
+        refuse_folder(user_path(out), overwrite=overwrite)
     given = collect(method, config, flat, plugins)
     with _surroundings(device):
         plan = make_plan(given, plugins)
         for text in plan.warnings:
             warnings.warn(text, UserWarning, stacklevel=2)
-        path = Path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
+        path = user_path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
 
@@ -118,7 +119,7 @@ def resume(
         ConfigError: settings differ in a way that a run cannot go on with; the message lists them.
     """
     plugins = plugins or installed()
-    folder = RunDir.open(Path(run_dir))
+    folder = RunDir.open(user_path(run_dir))
     settings, objects = set_aside({**settings, "data": data, "backbone": backbone, "augmentation": augmentation})
     if folder.begun and folder.manifest.final and not settings.keys() - {"data"}:
         if report and dist.is_main() and not (folder.path / "report.html").exists():  # killed before it was written

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.registry import STAND_IN
-from ..config.schema import leaves, validate
+from ..config.schema import leaves, user_path, validate
 from ..config.yaml import read_yaml
 from ..data import DEFAULT_SOURCE
 from ..data.opening import data_table
@@ -41,7 +41,7 @@ def collect(
     given |= {key: {"name": STAND_IN, "type": type(value).__name__} for key, value in objects.items()}
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
-        table = config if isinstance(config, Mapping) else read_yaml(Path(config))
+        table = config if isinstance(config, Mapping) else read_yaml(user_path(config))
         origin = "config" if isinstance(config, Mapping) else f"config file {Path(config).name}"
         layers.append((origin, asked(table, plugins)))
     layers.append((who, asked(given, plugins)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.schema import user_path
 from ..data.prepare import PreparedData
 from ..data.prepare import prepare as prepare_file
 from ..plugins.manager import Plugins, installed
@@ -35,7 +36,7 @@ def prepare(
     Raises:
         AksslError: the target or the source cannot be used, or too many images cannot be read.
     """
-    return prepare_file(data, Path(out), size=size, overwrite=overwrite, plugins=plugins or installed())
+    return prepare_file(data, user_path(out), size=size, overwrite=overwrite, plugins=plugins or installed())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +58,5 @@ def report(run_dir: str | Path) -> Report:
     Raises:
         AksslError: the folder holds no run, or a file of it is damaged.
     """
-    folder = RunDir.open(Path(run_dir))
+    folder = RunDir.open(user_path(run_dir))
     return Report(folder.write_text("report.html", render(folder.path)))

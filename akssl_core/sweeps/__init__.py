@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.changes import changes
+from ..config.schema import user_path
 from ..config.yaml import read_yaml
 from ..errors import AksslError, ConfigError, RunDirError
 from ..plugins.lookup import methods as installed_methods
@@ -65,7 +66,7 @@ def sweep(
     _refuse_own(common)
     for one in planned:
         _check(one, config, common, plugins)
-    folder = Path(out)
+    folder = user_path(out)
     _begin(folder, config, common)
     failed: dict[str, str] = {}
     for number, one in enumerate(planned, 1):

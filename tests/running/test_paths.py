@@ -176,3 +176,23 @@ def test_no_path_among_the_settings_of_any_component_is_relative(tmp_path, monke
             assert value == str(stored), f"{kind} {component}.{name} keeps '{value}': give it the type FilePath"
     assert {"data folder.path", "data prepared.path"} <= seen
     assert "data hf.path" in seen
+
+
+def test_a_home_is_found_in_every_path_of_commands_and_functions(tmp_path, monkeypatch, here, photos):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small = ("--batch-size", "16", "--image-size", "8", "--epochs", "1", "--precision", "fp32", "--no-report")
+    code, _, err = here("run", "simsiam", "--data=~/photos", "--out=~/runs/a", *small)
+    assert code == 0, err
+    for command in (
+        ("resume", "~/runs/a"), ("report", "~/runs/a"), ("compare", "~/runs/a", "--out=~/c.html"),
+        ("embed", "~/runs/a", "--out=~/f.npz"), ("export", "~/runs/a", "--to", "safetensors", "--out=~/e.safetensors"),
+        ("data", "prepare", "~/photos", "--out=~/q.safetensors"), ("explain", "--config=~/runs/a/config.yaml"),
+    ):  # fmt: skip
+        code, _, err = here(*command)
+        assert code == 0, (command, err)
+    assert akssl_core.resume("~/runs/a").run_dir == tmp_path / "runs" / "a"
+    assert akssl_core.load_backbone("~/runs/a").embed_dim
+    assert akssl_core.report("~/runs/a").path.is_file()
+    assert akssl_core.explain(config="~/runs/a/config.yaml").settings["method.name"] == "simsiam"
+    assert {"runs", "c.html", "f.npz", "e.safetensors", "q.safetensors"} <= {file.name for file in tmp_path.iterdir()}
+    assert not list(tmp_path.rglob("~"))

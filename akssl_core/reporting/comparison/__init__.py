@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import describe
+from ...config.schema import user_path
 from ...errors import ConfigError, RunDirError
 from ...rundir.files import write_atomic
 from ..files import text_of
@@ -63,12 +64,13 @@ def compare(*run_dirs: str | Path, out: str | Path | None = None) -> Compared:
     """
     if not run_dirs:
         raise ConfigError("compare: expected the folders of two or more runs, got none.")
-    if out is not None and not Path(out).parent.is_dir():
-        raise RunDirError(f"out: the folder {Path(out).parent} does not exist. Make it, or choose another.")
-    found = compared(list(dict.fromkeys(Path(path) for path in run_dirs)))
-    if out is not None:
-        write_atomic(Path(out), found.page().encode())
-        found = replace(found, file=Path(out))
+    file = None if out is None else user_path(out)
+    if file is not None and not file.parent.is_dir():
+        raise RunDirError(f"out: the folder {file.parent} does not exist. Make it, or choose another.")
+    found = compared(list(dict.fromkeys(map(user_path, run_dirs))))
+    if file is not None:
+        write_atomic(file, found.page().encode())
+        found = replace(found, file=file)
     return found
 
 
