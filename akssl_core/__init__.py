@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .method import Landmark as Landmark
     from .method import Method as Method
     from .method import ParamRule as ParamRule
+    from .method import Published as Published
     from .plugins.lookup import Installed as Installed
     from .plugins.lookup import build as build
     from .plugins.lookup import methods as methods
@@ -122,7 +123,7 @@ _ROOMS = {
     "training.interrupt": ("Interrupted",),
     "evaluation": ("Evaluation", "evaluate"),
     "loss": ("KnownValue", "Loss"),
-    "method": ("Choice", "Curve", "Facts", "Landmark", "Method", "ParamRule"),
+    "method": ("Choice", "Curve", "Facts", "Landmark", "Method", "ParamRule", "Published"),
     "plugins.manager": ("Plugins",),
     "config.registry": ("Registry",),
     "running.launch": ("resume", "run"),

@@ -183,7 +183,7 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     _check_shares(spec.train)
     augmentation = _augmentation(spec, image, given)
     _check_views(spec.method_class, augmentation)
-    facts = _facts(spec.train, len(images), size, augmentation)
+    facts = _facts(spec, len(images), size, augmentation)
     fill_method(layers, spec, facts)
     spec = check(layers, plugins)
     _check_accumulation(spec.method_class, spec.train)
@@ -270,11 +270,14 @@ def _augmentation(spec: RunSpec, image: ImageSpec, given: Given) -> Augmentation
     return result
 
 
-def _facts(train: TrainSpec, count: int, size: int, augmentation: Augmentation) -> Facts:
+def _facts(spec: RunSpec, count: int, size: int, augmentation: Augmentation) -> Facts:
+    train = spec.train
     assert train.batch_size is not None
     assert train.epochs is not None
     share = train.batch_size // (dist.world() * train.accumulate)
-    return Facts(count, train.batch_size, share, size, train.epochs, _offered(augmentation))
+    rates: Any = spec.optimizer.config
+    peak = rates.lr.start * rates.scale(train.batch_size)
+    return Facts(count, train.batch_size, share, size, train.epochs, _offered(augmentation), peak)
 
 
 # -- cross-checks ---------------------------------------------------------------------------------
