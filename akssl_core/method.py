@@ -94,6 +94,7 @@ class Method(nn.Module, Component, ABC):
     accepts: ClassVar[type[Backbone]] = Backbone  # type: ignore[type-abstract]  # TokenBackbone: masks patches
     uses_labels: ClassVar[bool] = False
     shared_batch_norm: bool = True  # with several processes, batch norms see the batch of all (SyncBN)
+    batch_norm_groups: int = 1  # where not shared: parts of the batch of all with statistics of their own
     accumulates: ClassVar[bool] = False  # the loss of a batch is the mean over its micro-batches' losses
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # partial runs: "default", "cifar", "imagenet"
     published: ClassVar[Mapping[str, Published]] = {}  # recipe -> what its source says

@@ -81,7 +81,7 @@ def batch_norm_with_few_images(case: Case) -> Found:
         return None
     seen = case.plan.facts.forward_size
     if not case.plan.method.shared_batch_norm:
-        seen //= case.devices
+        seen //= max(case.plan.method.batch_norm_groups, case.devices)
     return f"batch norms see {seen} images at a time." if seen < SMALL_BATCH_NORM else None
 
 

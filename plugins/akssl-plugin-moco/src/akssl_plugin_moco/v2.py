@@ -107,6 +107,7 @@ class MoCoV2(Method):
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)
+        self.batch_norm_groups = config.bn_splits
         self.shared_batch_norm = config.bn_splits == 1  # several groups are what ShuffleBN keeps apart
         hidden = config.hidden_dim or backbone.embed_dim
         self.projector = mlp(
@@ -174,7 +175,7 @@ class MoCoV2(Method):
         """How many keys a query is told from, how old they become, and what batch norms see."""
         age = config.queue_size / _pushed(config, facts)
         groups, images = config.bn_splits, _images(facts)
-        apart = f"{groups} groups of {images // groups} images over {dist.world()} processes, keys in shuffled order"
+        apart = f"{groups} groups of {images // groups} images, {groups // dist.world()} in each process, keys shuffled"
         return {
             "negatives per anchor": f"{config.queue_size} (the queue)",
             "age of the oldest negative": f"{age:g} steps",
