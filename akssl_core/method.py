@@ -79,7 +79,7 @@ class Published:
     source: str
     """Who published it and where: authors' code or paper, with its arXiv number and section."""
     values: Mapping[str, Any]
-    """The published settings as a partial run, as in a recipe: `{"optimizer": {"lr": {"start": 0.2}}}`."""
+    """The published settings as a partial run, nested as those of a recipe are."""
     differs: Mapping[str, str] = field(default_factory=dict)
     """A setting's path and why the recipe has another value, or one where the source has none."""
     beside: Sequence[str] = ()
