@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from .config.schema import AugmentationRef as AugmentationRef
     from .config.schema import BackboneRef as BackboneRef
     from .config.schema import Component as Component
+    from .config.schema import FilePath as FilePath
     from .config.schema import LossRef as LossRef
     from .config.schema import Schema as Schema
+    from .config.schema import absolute_path as absolute_path
+    from .data import Arrays as Arrays
     from .data import Batch as Batch
     from .data import DatasetSource as DatasetSource
     from .data import HoldOutSource as HoldOutSource
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from .data import image_header as image_header
     from .data import nearest_path as nearest_path
     from .data import suitable_size as suitable_size
+    from .data.prepare import PreparedData as PreparedData
     from .draws import Draws as Draws
     from .errors import AksslError as AksslError
     from .errors import ConfigError as ConfigError
@@ -55,6 +59,8 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .evaluation.embedding import Embedded as Embedded
     from .evaluation.embedding import embed as embed
+    from .examining.doctor import Examined as Examined
+    from .examining.doctor import doctor as doctor
     from .exporting import Exported as Exported
     from .exporting import export as export
     from .exporting.backbone_file import load_backbone as load_backbone
@@ -69,14 +75,21 @@ if TYPE_CHECKING:
     from .method import ParamRule as ParamRule
     from .method import Published as Published
     from .plugins.lookup import Installed as Installed
+    from .plugins.lookup import Location as Location
     from .plugins.lookup import build as build
+    from .plugins.lookup import find as find
     from .plugins.lookup import methods as methods
     from .plugins.manager import Plugins as Plugins
     from .reporting.comparison import Compared as Compared
     from .reporting.comparison import compare as compare
+    from .running.explain import Explained as Explained
+    from .running.explain import explain as explain
     from .running.launch import resume as resume
     from .running.launch import run as run
-    from .running.process import Result as Result
+    from .running.outputs import Report as Report
+    from .running.outputs import prepare as prepare
+    from .running.outputs import report as report
+    from .running.result import Result as Result
     from .schedule import LearningRate as LearningRate
     from .schedule import Now as Now
     from .schedule import Schedule as Schedule
@@ -89,49 +102,36 @@ if TYPE_CHECKING:
     from .training.interrupt import Interrupted as Interrupted
 
 _ROOMS = {
-    "plugins.lookup": ("Installed", "build", "methods"),
-    "draws": ("Draws",),
-    "augment": ("Augmentation", "ViewGroup", "ViewPolicy"),
-    "backbone": ("Backbone", "Counterpart", "Features", "TokenBackbone"),
-    "training.callback": ("Callback", "Logger"),
-    "reporting.comparison": ("Compared", "compare"),
-    "config.schema": ("AugmentationRef", "BackboneRef", "Component", "LossRef", "Schema"),
-    "data": (
-        "Batch",
-        "DatasetSource",
-        "HoldOutSource",
-        "ImageSet",
-        "ImageSpec",
-        "ImageStore",
-        "Pixels",
-        "Preprocess",
-        "StoredImages",
-        "TensorImages",
-        "Unreadable",
-        "Views",
-        "decode_image",
-        "encode_labels",
-        "image_header",
-        "nearest_path",
-        "suitable_size",
-    ),
-    "evaluation.embedding": ("Embedded", "embed"),
-    "errors": ("AksslError", "ConfigError", "DataError", "PluginError", "RunDirError", "RunStopped", "did_you_mean"),
-    "exporting.backbone_file": ("load_backbone",),
-    "exporting": ("Exported", "export"),
-    "hookspecs": ("hookimpl",),
-    "training.interrupt": ("Interrupted",),
-    "evaluation": ("Evaluation", "evaluate"),
-    "loss": ("KnownValue", "Loss"),
-    "method": ("Choice", "Curve", "Facts", "Landmark", "Method", "ParamRule", "Published"),
-    "plugins.manager": ("Plugins",),
-    "config.registry": ("Registry",),
-    "running.launch": ("resume", "run"),
-    "schedule": ("LearningRate", "Now", "Schedule", "cosine", "linear"),
-    "sweeps": ("Sweep", "sweep"),
-    "running.process": ("Result",),
+    "augment": "Augmentation ViewGroup ViewPolicy",
+    "backbone": "Backbone Counterpart Features TokenBackbone",
+    "config.registry": "Registry",
+    "config.schema": "AugmentationRef BackboneRef Component FilePath LossRef Schema absolute_path",
+    "data": "Arrays Batch DatasetSource HoldOutSource ImageSet ImageSpec ImageStore Pixels Preprocess StoredImages "
+    "TensorImages Unreadable Views decode_image encode_labels image_header nearest_path suitable_size",
+    "data.prepare": "PreparedData",
+    "draws": "Draws",
+    "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
+    "evaluation": "Evaluation evaluate",
+    "evaluation.embedding": "Embedded embed",
+    "examining.doctor": "Examined doctor",
+    "exporting": "Exported export",
+    "exporting.backbone_file": "load_backbone",
+    "hookspecs": "hookimpl",
+    "loss": "KnownValue Loss",
+    "method": "Choice Curve Facts Landmark Method ParamRule Published",
+    "plugins.lookup": "Installed Location build find methods",
+    "plugins.manager": "Plugins",
+    "reporting.comparison": "Compared compare",
+    "running.explain": "Explained explain",
+    "running.launch": "resume run",
+    "running.outputs": "Report prepare report",
+    "running.result": "Result",
+    "schedule": "LearningRate Now Schedule cosine linear",
+    "sweeps": "Sweep sweep",
+    "training.callback": "Callback Logger",
+    "training.interrupt": "Interrupted",
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 _MODULES = ("dist", "nn")
 _OPTIONAL = ("sklearn",)  # a module that needs an extra, so no part of `import *`
 

@@ -1,10 +1,13 @@
-"""What is said beside a run, on stderr. Nobody may be there to hear it, and that is no reason to stop."""
+"""Lines and progress bars on stderr, which may be closed, full or gone: no reason to stop."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import suppress
+
+TELL_EVERY = 10  # seconds between plain lines of progress
 
 
 def say(text: str) -> None:
@@ -22,10 +25,39 @@ def attended() -> bool:
     return False
 
 
-def fill_closed_streams() -> None:
-    """Open what a parent has closed of stdin, stdout and stderr, or the next file would bear its number and its text.
+class Progress:
+    """How far long work is: a bar where stderr is a terminal, else a plain line every ten seconds."""
 
-    They lead nowhere, as before.
+    def __init__(self, total: int, unit: str, *, leave: bool = True) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit=unit, leave=leave, disable=not attended(), file=sys.stderr)
+        self._total, self._unit, self._done, self._told = total, unit, 0, time.perf_counter()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """So much more is done."""
+        self._done += count
+        self._bar.update(count)
+        if time.perf_counter() - self._told > TELL_EVERY:
+            self._told = time.perf_counter()
+            self.tell(f"{self._unit} {self._done}/{self._total}")
+
+    def tell(self, text: str) -> None:
+        """A line where there is no bar."""
+        if self._bar.disable:
+            say(text)
+
+
+def fill_closed_streams() -> None:
+    """Open stdin, stdout and stderr where a parent has closed them, leading nowhere.
+
+    Otherwise the next file that is opened would get the number of such a stream, and be written what is printed.
     """
     for number in range(3):
         try:
@@ -36,6 +68,8 @@ def fill_closed_streams() -> None:
 
 def reader_is_gone() -> bool:
     """Whether the pipe that broke is stdout; where it is not, this ends its line."""
+    if sys.stdout is None:
+        return False
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except BrokenPipeError:
@@ -47,5 +81,5 @@ def reader_is_gone() -> bool:
 
 def drop_stdout() -> None:
     """Forget what stdout could not take, so that the end of the process does not try again."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # AttributeError: there is none
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

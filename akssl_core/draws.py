@@ -55,7 +55,8 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 class Draws:
     """The random numbers of one batch: one key an image, told apart by view and operation."""
 
-    keys: Tensor  # (B,) int64
+    keys: Tensor
+    """(B,) int64, one an image."""
 
     @classmethod
     def of(cls, seed: int, epoch: int, index: Tensor) -> Draws:

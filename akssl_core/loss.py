@@ -1,4 +1,4 @@
-"""What a loss is: a module that always computes in float32. Losses of one method live in its plugin."""
+"""The base of losses, which always compute in float32. Losses of one method live in its plugin."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from .config.schema import Component
 class KnownValue:
     """A value that a loss has by its formula; the conformance kit computes it again."""
 
-    args: tuple[Any, ...]  # of the call: tensors, or lists of them
+    args: tuple[Any, ...]
+    """The arguments of the call: tensors, or lists of them."""
     value: float
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the loss; the others are its defaults
-    tolerance: float = 1e-5  # absolute
+    """The loss of these arguments by the formula."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the loss; the others are its defaults."""
+    tolerance: float = 1e-5
+    """The absolute difference that is allowed."""
 
 
 class Loss(nn.Module, Component, ABC):

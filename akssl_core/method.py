@@ -1,4 +1,4 @@
-"""What a method is: a module whose forward pass is one training step's loss."""
+"""The base of methods: a module whose forward pass is one training step's loss."""
 
 from __future__ import annotations
 
@@ -19,25 +19,38 @@ from .schedule import Now
 class ParamRule:
     """How the parameters whose name matches a pattern are trained. Factors multiply the base value."""
 
-    match: str  # fnmatch over names: "predictor.*"
+    match: str
+    """A pattern of names as `fnmatch` takes it: "predictor.*"."""
     lr: float = 1.0
-    weight_decay: float = 1.0  # 0.0: exempt
-    fixed_lr: bool = False  # stays at the start value (SimSiam's predictor)
-    adapt: bool = True  # False: no LARS trust ratio
-    frozen_epochs: float = 0.0  # gradients dropped until then (SwAV's prototypes, DINO's last layer)
+    """Factor of the learning rate."""
+    weight_decay: float = 1.0
+    """Factor of the weight decay; 0.0: exempt."""
+    fixed_lr: bool = False
+    """The learning rate stays at its start value (SimSiam's predictor)."""
+    adapt: bool = True
+    """False: no LARS trust ratio."""
+    frozen_epochs: float = 0.0
+    """Gradients are dropped for so many epochs (SwAV's prototypes, DINO's last layer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a run before its method is built."""
+    """The numbers of a run that are known before its method is built."""
 
-    images: int  # training images
-    batch_size: int  # images a step, over all processes and micro-batches
-    forward_size: int  # images of one forward pass in one process
-    image_size: int  # side of the global views in pixels
-    epochs: int  # passes over the images
-    views: Mapping[str, int]  # how many of each group the augmentation makes
-    peak_rate: float = 0.0  # the largest learning rate, scaled to the batch; 0: unknown
+    images: int
+    """Training images."""
+    batch_size: int
+    """Images a step, over all processes and micro-batches."""
+    forward_size: int
+    """Images of one forward pass in one process."""
+    image_size: int
+    """Side of the global views in pixels."""
+    epochs: int
+    """Passes over the images."""
+    views: Mapping[str, int]
+    """How many views of each group the augmentation makes."""
+    peak_rate: float = 0.0
+    """The largest learning rate, scaled to the batch; 0 where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,9 @@ class Choice:
     """A setting's value that follows from the facts, and why."""
 
     value: Any
+    """The value to take where the user gave none."""
     reason: str
+    """The facts that it follows from, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +71,29 @@ class Landmark:
     """
 
     verdict: Literal["collapsed", "not learning"]
-    where: Mapping[str, tuple[float, float]]  # column of the rows -> its lowest and highest value
-    meaning: str  # what these values say: "the teacher's outputs are even"
-    cause: str  # what usually brings a run there
+    """The word for a run at this landmark."""
+    where: Mapping[str, tuple[float, float]]
+    """Column of the rows -> its lowest and highest value."""
+    meaning: str
+    """These values in words: "the teacher's outputs are even"."""
+    cause: str
+    """The usual reason why a run gets there."""
     cure: str
-    after: int = 100  # optimizer steps; before, the values mean nothing
-    throughout: bool = False  # in all rows of the run, not only the last
+    """The remedy, in words."""
+    after: int = 100
+    """Optimizer steps before which the values mean nothing."""
+    throughout: bool = False
+    """Whether all rows of the run must be there, not only the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """How a logged term moves in a healthy run, for whoever looks at its chart."""
 
-    shape: str  # "falls from log K to about half of it; a rise while the teacher warms up is normal"
-    lines: Mapping[str, float] = field(default_factory=dict)  # values to read it against: "even outputs" -> log K
+    shape: str
+    """In words: "falls from log K to about half of it; a rise while the teacher warms up is normal"."""
+    lines: Mapping[str, float] = field(default_factory=dict)
+    """Values to read the curve against: "even outputs" -> log K."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +158,7 @@ class Method(nn.Module, Component, ABC):
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
-        """What the settings amount to and only the method knows, for `akssl explain`: negatives of an anchor, say."""
+        """Numbers that follow from the settings, for `akssl explain`: negatives of an anchor, say."""
         return {}
 
     @abstractmethod

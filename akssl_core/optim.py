@@ -29,7 +29,7 @@ Denominator = Literal["norm_of_sum", "sum_of_norms"]
 
 
 class OptimizerConfig(Schema):
-    """What every optimizer's settings hold."""
+    """The settings that every optimizer has."""
 
     lr: LearningRate = Field(description="learning rate; a plain number falls to zero by a cosine")
     weight_decay: Schedule = Field(description="weight decay; a plain number stays")
@@ -284,16 +284,8 @@ class LARS(Optimizer):
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """`LayerwiseSGD` with these settings."""
-        config = self.config
-        return LayerwiseSGD(
-            groups,
-            config.lr.start,
-            momentum=config.momentum,
-            eta=config.eta,
-            lr_inside_momentum=config.lr_inside_momentum,
-            denominator=config.denominator,
-            clip_ratio=config.clip_ratio,
-        )
+        own = self.config.model_dump(exclude=set(OptimizerConfig.model_fields))
+        return LayerwiseSGD(groups, self.config.lr.start, **own)
 
 
 class LayerwiseSGD(torch.optim.Optimizer):

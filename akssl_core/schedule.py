@@ -18,8 +18,11 @@ class Now:
     """Where training stands: optimizer steps done, out of how many."""
 
     step: int
+    """Optimizer steps done."""
     steps_per_epoch: int
+    """Steps of one pass over the images."""
     total_steps: int
+    """Steps of the whole run."""
 
     @property
     def epoch(self) -> float:

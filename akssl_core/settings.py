@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from .config.changes import HARMLESS
 from .config.schema import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, shown
 from .config.yaml import DEEPEST
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, plain
 
 if TYPE_CHECKING:
-    from .method import Method
+    from pydantic.fields import FieldInfo
+
+    from .method import Choice, Method
+
+T = TypeVar("T")
+FLAG = "flag"
+Flag = Annotated[T, FLAG]
+"""The type of a field that is a keyword of `run` and an option of the command line by its own name."""
+Harmless = Annotated[T, HARMLESS]
+"""The type of a field with another value of which a run can be resumed."""
 
 
 class Clip(Schema):
@@ -26,27 +36,39 @@ class Clip(Schema):
 class TrainSpec(Schema):
     """How long, in what batches and at what precision a run trains. Null means: decided by a stated rule."""
 
-    epochs: int | None = Field(None, ge=1, description="passes over the training images")
-    steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, even within an epoch")
-    batch_size: int | None = Field(None, ge=1, description="images a step, over all processes")
-    image_size: int | None = Field(None, ge=8, le=1024, description="side of the global views in pixels")
+    epochs: Flag[Harmless[int | None]] = Field(None, ge=1, description="passes over the training images")
+    steps: Flag[Harmless[int | None]] = Field(
+        None, ge=1, description="stop after so many optimizer steps, even within an epoch"
+    )
+    batch_size: Flag[int | None] = Field(None, ge=1, description="images a step, over all processes")
+    image_size: Flag[int | None] = Field(None, ge=8, le=1024, description="side of the global views in pixels")
     accumulate: int = Field(1, ge=1, description="micro-batches a step")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the forward pass")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    strategy: Literal["ddp", "fsdp"] = Field(
+    precision: Flag[Literal["auto", "fp32", "bf16", "fp16"]] = Field(
+        "auto", description="number format of the forward pass"
+    )
+    device: Flag[Harmless[Literal["auto", "cpu", "cuda"]]] = Field("auto", description="where to train")
+    strategy: Harmless[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="with several processes: each has all parameters, or a share of them (large ViTs)"
     )
-    devices: int = Field(1, ge=1, description="processes; more than one are started by torchrun")
-    workers: int | None = Field(None, ge=0, description="processes that read a torch Dataset; folders use threads")
+    devices: Flag[Harmless[int]] = Field(
+        1, ge=1, description="processes; the command line starts them, torchrun those of a script"
+    )
+    workers: Flag[Harmless[int | None]] = Field(
+        None, ge=0, description="processes that read a torch Dataset; folders use threads"
+    )
     clip: Clip | None = Field(None, description="gradient clipping")
     compile: bool = Field(
         False, description="torch.compile the backbones for training; pays on long runs on a GPU, not on a CPU"
     )
     deterministic: bool = Field(False, description="only operations that give the same bits every time")
-    stop_on_collapse: bool = Field(False, description="end a run that has collapsed; it is scored and labelled as such")
-    log_every: int | None = Field(None, ge=1, description="steps between rows of metrics.jsonl")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
-    keep: int = Field(2, ge=1, description="latest checkpoints to keep, beside the best")
+    stop_on_collapse: Flag[Harmless[bool]] = Field(
+        False, description="end a run that has collapsed, scored and labelled as such; `akssl run` then exits with 1"
+    )
+    log_every: Harmless[int | None] = Field(None, ge=1, description="steps between rows of metrics.jsonl")
+    checkpoint_every: Harmless[int | None] = Field(
+        None, ge=1, description="steps between checkpoints; null: every epoch"
+    )
+    keep: Harmless[int] = Field(2, ge=1, description="latest checkpoints to keep, beside the best")
 
 
 class EvaluateSpec(Schema):
@@ -66,15 +88,15 @@ class RunSpec(Schema):
     """A whole run. Null means: decided by a rule once the data is known."""
 
     method: MethodRef
-    backbone: BackboneRef | None = None
+    backbone: Flag[BackboneRef | None] = Field(None, description="registered name; null: chosen for the image size")
     augmentation: AugmentationRef
-    data: DataRef
+    data: Flag[DataRef] = Field(description="source name, folder of images or prepared file; by default drawn shapes")
     optimizer: OptimizerRef
-    callbacks: tuple[CallbackRef, ...] = ()
+    callbacks: Harmless[tuple[CallbackRef, ...]] = ()
     train: TrainSpec = TrainSpec()
-    evaluate: EvaluateSpec = EvaluateSpec()
-    seed: int = Field(0, ge=0, description="decides weights, batches and views")
-    recipe: str = Field("default", description="the method's preset that was used")
+    evaluate: Harmless[EvaluateSpec] = EvaluateSpec()
+    seed: Flag[int] = Field(0, ge=0, description="decides weights, batches and views")
+    recipe: Flag[str] = Field("default", description="the method's preset: default, cifar, imagenet, ...")
 
     @property
     def method_class(self) -> type[Method]:
@@ -87,31 +109,26 @@ class RunSpec(Schema):
         return self.model_dump(mode="json")
 
 
-FLAT = {
-    name: ("train", name)
-    for name in (
-        "epochs",
-        "steps",
-        "batch_size",
-        "image_size",
-        "precision",
-        "device",
-        "devices",
-        "workers",
-        "stop_on_collapse",
-    )
-}
+def flags(schema: type[Schema]) -> dict[str, FieldInfo]:
+    """The fields of a schema that are keywords and options by their own names."""
+    return {name: field for name, field in schema.model_fields.items() if FLAG in field.metadata}
+
+
+FLAT = {name: ("train", name) for name in flags(TrainSpec)}
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate")
 PLAIN = ("seed", "recipe", "callbacks")
+OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
 
 
 @dataclass(frozen=True)
 class Given:
     """What the user asked for: settings in layers, and Python objects that stand beside them."""
 
-    layers: Sequence[tuple[str, Mapping[str, Any]]]  # (who, settings), lowest first
-    objects: Mapping[str, Any] = field(default_factory=dict)  # "data", "backbone", "augmentation"
+    layers: Sequence[tuple[str, Mapping[str, Any]]]
+    """(Who gave them, settings), lowest first."""
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    """By the names in OBJECTS."""
 
 
 def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,14 +183,71 @@ def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def overlay(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of one origin over others of the same; a component's name and its settings come together."""
-    result = dict(base)
-    for key, value in new.items():
-        old = result.get(key)
-        if isinstance(value, Mapping) and key in COMPONENTS and isinstance(old, str):
-            old = {"name": old}
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            value = overlay(old, value)
-        result[key] = value
-    return result
+CORE = "core default"  # the origin of what the core decides for every run
+
+
+@dataclass
+class Layers:
+    """Settings laid over each other, each leaf with who set it."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    """Who set each leaf, by its dotted path."""
+
+    def put(self, settings: Mapping[str, Any], who: str = "") -> None:
+        """Lay settings over those that are there; a component's name alone may stand for its table."""
+        whole = {key: {"name": v} if key in COMPONENTS and isinstance(v, str) else v for key, v in settings.items()}
+        self._merge(self.values, whole, (), who)
+
+    def fill(self, choices: Mapping[str, Choice]) -> None:
+        """Set what a rule has chosen, by dotted path."""
+        for path, choice in choices.items():
+            self.put(dotted([(path, choice.value)]), f"rule: {choice.reason}")
+
+    def get(self, *path: str) -> Any:
+        """One value, or None where nothing was set."""
+        here: Any = self.values
+        for key in path:
+            here = here.get(key) if isinstance(here, Mapping) else None
+        return here
+
+    def set_by_user(self, *path: str) -> bool:
+        """Whether a keyword, a flag or a config file set this value or one below it."""
+        name = ".".join(path)
+        origins = [who for key, who in self.origin.items() if key == name or key.startswith(name + ".")]
+        return any(not who.startswith((CORE, "recipe ", "rule: ")) for who in origins)
+
+    def _merge(self, base: dict[str, Any], new: Mapping[str, Any], path: tuple[str, ...], who: str) -> None:
+        for key, value in new.items():
+            here, old = (*path, key), base.get(key)
+            if here == ("optimizer", "lr") and isinstance(old, dict) and isinstance(value, int | float):
+                value = {"start": value}  # a number is the peak; the recipe's warm-up and decay stay
+            if isinstance(value, Mapping):
+                if not isinstance(old, dict) or _other_component(old, value):
+                    self._forget(here)
+                    base[key] = old = {}
+                self._merge(old, value, here, who)
+            else:
+                self._forget(here)
+                base[key] = value
+                self.origin[".".join(here)] = who
+
+    def _forget(self, path: tuple[str, ...]) -> None:
+        """A replaced value takes its origins with it (no LARS settings left over under AdamW)."""
+        name = ".".join(path)
+        for key in [k for k in self.origin if k == name or k.startswith(name + ".")]:
+            del self.origin[key]
+
+
+def _other_component(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether both name a component and the names differ."""
+    names = old.get("name"), new.get("name")
+    return isinstance(names[0], str) and isinstance(names[1], str) and plain(names[0]) != plain(names[1])
+
+
+def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings laid over each other, the last on top."""
+    layers = Layers()
+    for table in tables:
+        layers.put(table)
+    return layers.values

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import akssl_core
-from akssl_core.data.prepare import prepare
-from akssl_core.plugins.manager import installed
+from akssl_core.running.outputs import prepare
 
 WIDTH, HEIGHT = 500, 375  # the usual size of ImageNet's photos
 
@@ -57,7 +56,7 @@ def sides(method: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     batch, size, cache = arguments.batch, arguments.size, folder / "cache.safetensors"
     if not cache.exists():
         side = size * 8 // 7  # what a run keeps for views of this size
-        prepare({"data": str(folder)}, cache, text=str(folder), side=side, plugins=installed())
+        prepare(folder, cache, size=side)
     plan = plan_for(method, str(cache), "fp32", batch, size)
     return {
         "ours": ours(method, str(cache), "auto", batch, size),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.folder import RunDir, read_tensors
 
 TIMES = ("images_per_s", "seconds")  # and all columns that begin with time_
@@ -57,21 +58,21 @@ def unreadable(run: Path) -> str:
         folder = RunDir.open(run)
         folder.read_config()
         if folder.begun:
-            assert folder.manifest["status"], "the manifest tells no status"
+            assert "status" in folder.manifest.table(), "the manifest tells no status"
         steps = [row["step"] for row in folder.history]
         assert steps == sorted(set(steps)), f"rows out of order: {steps}"
         checkpoint, problems = folder.latest()
         assert not problems, problems
         if checkpoint is not None:
-            assert checkpoint.state["step"] <= max(steps, default=0) + _unwritten(checkpoint.state), "rows are missing"
+            assert checkpoint.state.step <= max(steps, default=0) + _unwritten(checkpoint.state), "rows are missing"
     except Exception as error:  # whatever it is, the folder cannot be read
         return repr(error)
     return ""
 
 
-def _unwritten(state: Mapping[str, Any]) -> int:
+def _unwritten(state: CheckpointState) -> int:
     """Steps of a checkpoint that have no row yet."""
-    return sum(entry["count"] for name, entry in state["callbacks"] if name == "Recorder")
+    return sum(entry["count"] for name, entry in state.callbacks if name == "Recorder")
 
 
 def _tensors(run: Path) -> dict[str, Tensor]:
@@ -96,10 +97,10 @@ def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor], name: str) 
 
 
 def _numbers(run: Path) -> dict[str, Any]:
-    manifest = RunDir.open(run).manifest
+    manifest = RunDir.open(run).manifest.table()
     checkpoint, _ = RunDir.open(run).latest()
     assert checkpoint is not None
-    state = {key: checkpoint.state[key] for key in ("step", "score", "callbacks", "scaler")}
+    state = {key: getattr(checkpoint.state, key) for key in ("step", "score", "callbacks", "scaler")}
     return {**{key: _timeless(manifest.get(key)) for key in NUMBERS}, **state}
 
 

@@ -101,15 +101,15 @@ def restore_file(lab: Lab) -> None:
 
 
 def replace_file(lab: Lab) -> None:
-    """Another file in its place, as --force puts it there."""
+    """Another file in its place, as --overwrite puts it there."""
     each_photo(another)(lab)
-    done = lab.call("data", "prepare", "photos", "--out", "file.safetensors", "--force")
+    done = lab.call("data", "prepare", "photos", "--out", "file.safetensors", "--overwrite")
     assert done.returncode == 0, done.stderr
 
 
 def prepare_again(lab: Lab) -> None:
     """A second process writes the same file; it must be refused."""
-    done = lab.call("data", "prepare", "photos", "--out", "file.safetensors", "--force")
+    done = lab.call("data", "prepare", "photos", "--out", "file.safetensors", "--overwrite")
     (lab.path / "second").write_text(f"{done.returncode}\n{done.stderr}")
 
 
@@ -125,7 +125,7 @@ def only_whole(lab: Lab) -> str:
 
 def whole_after_kill(lab: Lab) -> str:
     """Prepare once more."""
-    done = lab.call("data", "prepare", "photos", "--out", "file.safetensors", "--force")
+    done = lab.call("data", "prepare", "photos", "--out", "file.safetensors", "--overwrite")
     return done.stderr if done.returncode else only_whole(lab)
 
 
@@ -273,7 +273,7 @@ def logger(name: str) -> tuple[str, ...]:
     return (*SHAPES, "--set", f"callbacks=[{{name: {name}}}]")
 
 
-PREPARE = ("data", "prepare", "photos", "--force", "--plugin-file", str(PLUGIN), "--out")
+PREPARE = ("data", "prepare", "photos", "--overwrite", "--plugin-file", str(PLUGIN), "--out")
 DISKS = [
     Case("full disk in a checkpoint", "the disk (tmpfs, 2 MB) is filled in step 5", 1, FULL, inside="gate",
          at_gate=fill, after=free, needs_disk=True),
@@ -315,7 +315,7 @@ IMAGES = [
     Case("prepared file overwritten", "the mapped file is filled with noise in place in step 5", 2,
          "was changed while it was read", settings=FILE, inside="gate", before=prepared,
          at_gate=lambda lab: garbage(lab.path / "file.safetensors"), after=restore_file),
-    Case("prepared file replaced", "`akssl data prepare --force` puts another in its place in step 5", 0,
+    Case("prepared file replaced", "`akssl data prepare --overwrite` puts another in its place in step 5", 0,
          settings=FILE, inside="gate", before=prepared, at_gate=replace_file, after=restore_file, then="same"),
     Case("two prepare one file", "a second `akssl data prepare` while the first writes", 0, inside="prepare",
          before=prepared, at_gate=prepare_again, check=only_whole, command=(*PREPARE, "file.safetensors"), then=""),

@@ -186,7 +186,7 @@ def kept(run: Path) -> str:
     except OSError:
         return "no run folder"
     rows = f"rows to step {folder.history[-1]['step']}" if folder.history else "no rows"
-    saved = f"checkpoint of step {checkpoint.state['step']}" if checkpoint else "no checkpoint yet"
+    saved = f"checkpoint of step {checkpoint.state.step}" if checkpoint else "no checkpoint yet"
     return "; ".join([saved, rows, *problems])
 
 

@@ -15,13 +15,13 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from akssl_core.backbone.tiny import ResNetTiny
+from akssl_core.backbone.resnet import ResNetTiny
 from akssl_core.data import ImageSpec, Preprocess
-from akssl_core.data.prepare import prepare
 from akssl_core.exporting.backbone_file import header
-from akssl_core.plugins.manager import installed
+from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import digest
 from akssl_core.rundir.folder import RunDir
+from akssl_core.running.outputs import prepare
 
 MARK = b"\n=====\n"  # between the files of one input
 FILES = ("manifest.json", "metrics.jsonl", "config.yaml", "provenance.json", "unreadable.txt", "samples.safetensors",
@@ -84,9 +84,9 @@ def prepared() -> Sequence[bytes]:
             ("shapes", {"size": 6, "test_size": 4}),
             (str(path / "photos"), {"max_unreadable": 0.5}),
         ):
-            table = {"data": {"name": name, **settings}}
+            table = {"name": name, **settings}
             out = path / f"{len(found)}.safetensors"
-            found.append(prepare(table, out, text="photos", side=8, plugins=installed()).path.read_bytes())
+            found.append(prepare(table, out, size=8).path.read_bytes())
     return found
 
 
@@ -135,7 +135,7 @@ def checkpoints() -> Sequence[bytes]:
     """A run with one checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir.create(Path(folder) / "run")
-        state = {"step": 1, "score": 5.0, "spec_hash": "0", "scaler": {}}
+        state = CheckpointState(1, 5.0)
         path = run.save_checkpoint({"w": torch.zeros(2)}, {"w/momentum": torch.ones(2)}, state, keep=2)
         files = {name: (path / name).read_bytes() for name in STATE}
     small = {"manifest.json": manifest(), "metrics.jsonl": rows(), "config.yaml": settings()}

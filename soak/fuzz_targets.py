@@ -73,7 +73,7 @@ def checkpoint(data: bytes, folder: Path) -> None:
     """The small files of a run and its checkpoints, as `resume` reads them."""
     seeds.unpack(data, folder)
     run = RunDir.open(folder)
-    assert isinstance(run.manifest, dict)
+    assert isinstance(run.manifest.table(), dict)
     assert isinstance(run.read_config(), dict)
     run.latest()
 

@@ -153,7 +153,7 @@ def outcome(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     run = RunDir.open(folder)
     checkpoint, _ = run.latest()
     assert checkpoint is not None
-    assert checkpoint.state["step"] == STEPS
+    assert checkpoint.state.step == STEPS
     losses = {str(row["step"]): torch.tensor(row["loss"]) for row in run.history}
     assert len(losses) == STEPS, losses
     return {"loss": losses, "gradient": load_file(folder / "gradients.safetensors"), "state": checkpoint.model}

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import akssl_core
 from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, cli, hookimpl
-from akssl_core.data.prepare import prepare
 from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins.manager import Plugins
 from akssl_core.running.launch import run
+from akssl_core.running.outputs import prepare
 
 
 class ToyBackbone(Backbone):
@@ -149,8 +149,8 @@ def prepared(tmp_path, plugins):
     """Prepares a file from a source, and tells what was written."""
 
     def written(data, name="photos.safetensors", *, side=None, overwrite=False, **settings):
-        table = {"data": {"name": str(data), **settings}}
-        return prepare(table, tmp_path / name, text=str(data), side=side, overwrite=overwrite, plugins=plugins)
+        table = {"name": str(data), **settings}
+        return prepare(table, tmp_path / name, size=side, overwrite=overwrite, plugins=plugins)
 
     return written
 

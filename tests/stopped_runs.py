@@ -26,4 +26,4 @@ def kept(run_dir):
     folder = RunDir.open(run_dir)
     checkpoint, problems = folder.latest()
     assert problems == []
-    return checkpoint.state["step"], folder.history[-1]["step"]
+    return checkpoint.state.step, folder.history[-1]["step"]

@@ -76,7 +76,7 @@ def test_another_pipe_that_breaks_is_told(here, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
 def test_a_summary_that_cannot_be_shown_fails_no_run(monkeypatch, capsys, number):
-    result = SimpleNamespace(metrics={"loss": 1.0}, verdict="healthy", run_dir=Path("RUN"))
+    result = SimpleNamespace(metrics={"loss": 1.0}, text="a summary", run_dir=Path("RUN"))
     monkeypatch.setattr(sys, "stdout", Deaf(number))
     _show(result)
     assert capsys.readouterr().err == (

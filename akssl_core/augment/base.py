@@ -1,4 +1,4 @@
-"""What an augmentation is: groups of views, each view made from raw pixels with draws of its own."""
+"""The base of augmentations: groups of views, each view made from raw pixels with draws of its own."""
 
 from __future__ import annotations
 
@@ -53,9 +53,12 @@ class Operation(ABC, Generic[P]):
 class ViewGroup:
     """Views of one size under one name; two transforms may differ (BYOL) or agree (SwAV's crops)."""
 
-    name: str  # "global", "local"
+    name: str
+    """"global" or "local"."""
     size: int
-    transforms: tuple[Transform, ...]  # one per view
+    """The side of the views in pixels."""
+    transforms: tuple[Transform, ...]
+    """One for each view."""
 
 
 def _alike(transform: Transform, pixels: Pixels, draws: Sequence[Draws]) -> Sequence[Tensor]:
@@ -94,5 +97,5 @@ class Augmentation(Component, ABC):
 
     @property
     def notes(self) -> list[str]:
-        """What was left out or decided, with the reason (colour operations on non-RGB images, say)."""
+        """Operations left out and values decided, with the reason (no colour operations on non-RGB images, say)."""
         return []

@@ -148,7 +148,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> None:
 
 
 def _primaries(turns: Tensor) -> Tensor:
-    """What to add to the hue to get its distance from red, green and blue, (B, 3) in sixths of a turn."""
+    """The offsets from the hue to its distances from red, green and blue, (B, 3) in sixths of a turn."""
     after = torch.tensor([0.0, -2.0, -4.0], device=turns.device)
     before = torch.tensor([0.0, 4.0, 2.0], device=turns.device)
     return torch.where(turns[:, None] > 0, after, before) + 6 * turns[:, None]

@@ -25,7 +25,7 @@ TOGETHER_UP_TO = 64 * 64 * (64 + 64)
 
 @dataclass(frozen=True, slots=True)
 class Crops(Parameters):
-    """What part of each image a view shows."""
+    """The part of each image that a view shows."""
 
     boxes: Tensor  # (B, 4) int64: top, left, height, width in pixels
     flip: Tensor  # (B,) bool: mirrored left to right

@@ -110,7 +110,7 @@ class PolicyTransform:
 
 
 def decisions(transforms: Sequence[PolicyTransform], channels: int) -> list[str]:
-    """What was decided for these views or left out of them, each said once, with the reason."""
+    """The notes on values decided for these views and operations left out of them, each once, with the reason."""
     notes = []
     for size in sorted({t.size for t in transforms if t.asked.blur is None}):
         if size >= BLUR_FROM:
@@ -132,7 +132,7 @@ def _left_out(transform: PolicyTransform) -> set[str]:
 
 
 def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:
-    """What happens to a crop, in order; operations that would never act are not there."""
+    """The operations on a crop, in order; those that would never act are left out."""
     strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
     if policy.jitter and any(strengths):
         yield ColorJitter(policy.jitter, *strengths)

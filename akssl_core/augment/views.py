@@ -15,7 +15,7 @@ SIZE = "side of the views in pixels; null: the run's image size"
 
 
 class _Policies(Augmentation):
-    """What augmentations by policy share: groups made once, and notes about every view."""
+    """The base of augmentations by policy: groups made once, and notes about every view."""
 
     def __init__(self, config: Schema, image: ImageSpec, groups: Sequence[ViewGroup]) -> None:
         super().__init__(config, image)
@@ -27,7 +27,7 @@ class _Policies(Augmentation):
 
     @property
     def notes(self) -> list[str]:
-        """What was decided or left out, each said once."""
+        """Values decided and operations left out, each once."""
         transforms = [t for group in self._groups for t in group.transforms if isinstance(t, PolicyTransform)]
         return decisions(transforms, self.image.channels)
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..hookspecs import hookimpl
 from .base import Backbone, Counterpart, Features, TokenBackbone
-from .resnet import SMALL, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNeXt50, WideResNet50
-from .tiny import ResNetTiny
+from .resnet import SMALL, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNetTiny, ResNeXt50, WideResNet50
 from .vit import ViTSmall, ViTTiny
 from .wrap import WrappedBackbone
 

@@ -1,4 +1,4 @@
-"""What a backbone is: images in, features out. Methods and plugins know no more than this."""
+"""The base of backbones: images in, features out. Methods and plugins know no more than this."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a backbone sees in a batch of images."""
+    """The features of a batch of images."""
 
-    pooled: Tensor  # (B, D)
-    patches: Tensor | None = None  # (B, N, D): patch tokens, or a CNN's last map, row-major
-    grid: tuple[int, int] | None = None  # N = grid[0] * grid[1]
+    pooled: Tensor
+    """(B, D), one row an image."""
+    patches: Tensor | None = None
+    """(B, N, D): patch tokens, or a CNN's last map, row by row."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the patches; N is their product."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counterpart:
-    """The same network in another library.
-
-    With `modules` imported, the Python statements `lines` leave it in the name `model`; called with normalised
-    images (B, C, H, W), it returns the pooled features (B, D). `state` are the weights under its own key names.
-    """
+    """The same network in another library: called with normalised images (B, C, H, W), it returns (B, D)."""
 
     modules: tuple[str, ...]
+    """The Python modules to import."""
     lines: tuple[str, ...]
+    """Python statements that leave the network in the name `model`."""
     state: dict[str, Tensor]
+    """The weights under that library's key names."""
 
 
 class Backbone(nn.Module, Component, ABC):
@@ -46,7 +48,9 @@ class Backbone(nn.Module, Component, ABC):
 
     kind = "backbone"
     embed_dim: int
-    preprocess: Preprocess | None = None  # how images are fed; set on a backbone that comes out of a run
+    """The width D of the features."""
+    preprocess: Preprocess | None = None
+    """How images are fed; set on a backbone that comes out of a run."""
 
     def __init__(self, config: Any, image: ImageSpec) -> None:
         super().__init__()
@@ -75,7 +79,7 @@ class Backbone(nn.Module, Component, ABC):
 
     @property
     def notes(self) -> list[str]:
-        """What was decided for the user, with the reason (an adapted stem, say)."""
+        """Values decided for the user, with the reason (an adapted stem, say)."""
         return []
 
 
@@ -83,7 +87,9 @@ class TokenBackbone(Backbone, ABC):
     """A backbone over patch tokens: it can be shown some of them, or some of them replaced."""
 
     patch_size: int
-    patch_embed: nn.Module  # pixels to tokens; MoCo v3 freezes it
+    """The side of a patch in pixels."""
+    patch_embed: nn.Module
+    """Pixels to tokens; MoCo v3 freezes it."""
 
     @abstractmethod
     def features(

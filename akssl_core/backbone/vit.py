@@ -279,7 +279,7 @@ TORCHVISION = (
 
 
 def torchvision_key(key: str) -> str:
-    """What torchvision's `VisionTransformer` calls a weight of timm's."""
+    """The key in torchvision's `VisionTransformer` of a weight by its key in timm's."""
     for timm, torchvision in TORCHVISION:
         if key.startswith(timm) or (timm.startswith(".") and timm in key):
             key = key.replace(timm, torchvision, 1)

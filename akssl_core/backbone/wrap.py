@@ -44,7 +44,7 @@ class WrappedBackbone(Backbone):
 
     @property
     def notes(self) -> list[str]:
-        """What the dry forward pass has found."""
+        """The findings of the dry forward pass."""
         averaged = ", averaged over places" if len(self._shape) > 1 else ""
         kind = type(self.module).__name__
         return [f"{kind}: features are {self.embed_dim} wide (its output is {self._shape} per image{averaged})"]

@@ -17,10 +17,8 @@ import click
 from ..console import fill_closed_streams, say
 from ..errors import AksslError, RunStopped, visible
 from . import data as data
-from . import doctor as doctor
 from . import judge as judge
 from . import plugins as plugins
-from . import results as results
 from . import runs as runs
 from . import sweeps as sweeps
 from .base import akssl

@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from ..config.schema import Schema
 from ..config.yaml import parse_yaml
 from ..console import drop_stdout, reader_is_gone
 from ..errors import ConfigError, RunStopped, did_you_mean
 from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
+from ..settings import RunSpec, TrainSpec, dotted, flags, merged, sections
 
-plugin_file_option = click.option(
-    "--plugin-file", type=click.Path(path_type=Path), help="a plugin that is one Python file"
-)
+Decorator = Callable[[Any], Any]
+PATH = click.Path(path_type=Path)
+plugin_file_option = click.option("--plugin-file", type=PATH, help="a plugin that is one Python file")
+json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
-def set_option(text: str) -> Callable[..., Any]:
+def show(found: Any, as_json: bool) -> None:
+    """Print a result: its text, or its record as JSON."""
+    click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)
+
+
+def overwrite_option(text: str) -> Decorator:
+    """The option --overwrite, which was --force once."""
+    shown = click.option("--overwrite", is_flag=True, help=text)
+    hidden = click.option("--force", "overwrite", is_flag=True, hidden=True)
+    return lambda function: shown(hidden(function))
+
+
+def field_option(schema: type[Schema], name: str, **other: Any) -> Decorator:
+    """A setting as an option: its type, its choices and its meaning are those of the field, unless said otherwise."""
+    field = schema.model_fields[name]
+    kinds = (field.annotation, *get_args(field.annotation))
+    facts: dict[str, Any] = {"help": field.description, "default": None}
+    if get_origin(field.annotation) is Literal:
+        facts["type"] = click.Choice(kinds[1:])
+    elif bool in kinds:
+        facts["is_flag"] = True
+    elif int in kinds:
+        facts["type"] = int
+        facts["help"] += "" if field.default is None else f"  [default: {field.default}]"
+    return click.option(f"--{name.replace('_', '-')}", **{**facts, **other})
+
+
+def run_options(*left_out: str) -> Decorator:
+    """The options that commands which train share, but for some: all flags, and where other settings come from."""
+    named = {name: field_option(schema, name) for schema in (RunSpec, TrainSpec) for name in flags(schema)}
+    named |= {
+        "out": click.option("--out", type=PATH, help="run folder  [default: a new one under runs/]"),
+        "config": click.option("--config", type=PATH, help="YAML file with any of these settings"),
+        "set": set_option("any setting, by its path"),
+        "plugin_file": plugin_file_option,
+    }
+
+    def added(function: Any) -> Any:
+        for name, option in reversed(named.items()):
+            function = function if name in left_out else option(function)
+        return function
+
+    return added
+
+
+def set_option(text: str) -> Decorator:
     """The option --set, with what its settings are."""
     return click.option("--set", "assignments", multiple=True, metavar="A.B=VALUE", help=text)
 
@@ -67,18 +116,43 @@ def plugins_with(plugin_file: Path | None) -> Plugins:
     return plugins
 
 
-def settings_of(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Flags and --set assignments as the keywords of `akssl_core.run`."""
-    from ..settings import dotted, overlay, sections
+def settings_of(options: Mapping[str, Any], assignments: Sequence[str], method: str | None = None) -> dict[str, Any]:
+    """Flags, --set assignments and METHOD as the keywords of `akssl_core.run`."""
+    pairs = [parsed(text) for text in assignments]
+    given = sections({key: value for key, value in options.items() if value is not None})
+    settings = merged(given, sections(dotted(pairs)))
+    return settings if method is None else merged(settings, {"method": {"name": method}})
 
-    pairs = []
-    for text in assignments:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"--set: expected SECTION.KEY=VALUE, got '{text}'.")
-        try:
-            pairs.append((path, parse_yaml(value)))
-        except ValueError as error:
-            raise ConfigError(f"--set {path}: '{value:.80}' is not a valid value{error}") from error
-    flags = sections({key: value for key, value in options.items() if value is not None})
-    return overlay(flags, sections(dotted(pairs)))
+
+def parsed(assignment: str) -> tuple[str, Any]:
+    """`SECTION.KEY=VALUE` as path and value.
+
+    Raises:
+        ConfigError: it is no assignment, or the value is not YAML.
+    """
+    path, equals, value = assignment.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set: expected SECTION.KEY=VALUE, got '{assignment}'.")
+    try:
+        return path, parse_yaml(value)
+    except ValueError as error:
+        raise ConfigError(f"--set {path}: '{value:.80}' is not a valid value{error}") from error
+
+
+def data_of(data: str | None, assignments: Sequence[str], run_dir: Path | None = None) -> Any:
+    """The data that --data and --set mean together; None: those of the run.
+
+    Raises:
+        ConfigError: a setting of something else is given.
+    """
+    if not assignments:
+        return data
+    settings = settings_of({"data": data}, assignments)
+    if other := sorted(settings.keys() - {"data"}):
+        raise ConfigError(f"--set {other[0]}: only settings of the data apply here, --set data.NAME=VALUE.")
+    table = settings["data"]
+    if "name" in table or run_dir is None:
+        return table
+    from ..rundir.folder import RunDir
+
+    return {**RunDir.open(run_dir).read_config()["data"], **table}

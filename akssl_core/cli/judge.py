@@ -1,37 +1,41 @@
-"""Commands about what a run has trained: judge it, and use it."""
+"""Commands about runs that have ended: judge what they have trained, use it, compare them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..config import describe
 from ..errors import ConfigError
-from .base import akssl, plugin_file_option, plugins_with, set_option, settings_of
-from .data import named
-
-if TYPE_CHECKING:
-    from ..evaluation import Evaluation
+from ..settings import EvaluateSpec, TrainSpec
+from .base import (
+    PATH,
+    akssl,
+    data_of,
+    field_option,
+    json_option,
+    overwrite_option,
+    plugin_file_option,
+    plugins_with,
+    set_option,
+    show,
+)
 
 PROTOCOLS = ("knn", "linear", "finetune")
 data_option = click.option("--data", help="source name, folder or prepared file  [default: the data of the run]")
-batch_option = click.option("--batch-size", type=int, default=256, show_default=True, help="images a forward pass")
-device_option = click.option(
-    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True, help="where to compute"
-)
+batch_option = field_option(EvaluateSpec, "batch_size", default=256, show_default=True, help="images a forward pass")
+device_option = field_option(TrainSpec, "device", default="auto", show_default=True, help="where to compute")
 
 
 @akssl.command("eval")
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=PATH)
 @click.option("--protocol", type=click.Choice(PROTOCOLS), default="knn", show_default=True, help="how to judge")
 @data_option
 @click.option("--labels", default="1.0", show_default=True, help="shares of the training labels: 0.01,0.1,1.0")
 @click.option("--seeds", type=int, default=5, show_default=True, help="draws of the labels")
 @click.option("--k", help="neighbours of the k-NN  [default: 10,20,100,200]")
-@click.option("--weights", type=click.Path(path_type=Path), help="compare with these weights, .safetensors: ImageNet's")
+@click.option("--weights", type=PATH, help="compare with these weights, .safetensors: ImageNet's")
 @click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")
 @click.option("--epochs", type=int, help="of the fine-tuning  [default: 10]")
 @click.option("--train-images", type=int, help="learn from at most so many images  [default: all]")
@@ -40,7 +44,7 @@ device_option = click.option(
 @device_option
 @set_option("a setting of the source: data.size=2000")
 @plugin_file_option
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@json_option
 def judge(
     run_dir: Path,
     data: str | None,
@@ -58,25 +62,23 @@ def judge(
     """
     shares = _numbers("labels", labels, float)
     ks = None if k is None else _numbers("k", k, int)
-    source = _source(run_dir, data, assignments)
+    source = data_of(data, assignments, run_dir)
     from ..evaluation import evaluate
 
     try:
         found = evaluate(run_dir, data=source, labels=shares, k=ks, plugins=plugins_with(plugin_file), **options)
     except KeyboardInterrupt as error:
         raise click.ClickException("stopped; nothing was written.") from error
-    click.echo(json.dumps(found.record(), indent=2) if as_json else _summary(found))
+    show(found, as_json)
 
 
 @akssl.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=PATH)
 @data_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="file to write: .safetensors, .npz, .csv or .parquet"
-)
+@click.option("--out", type=PATH, required=True, help="file to write: .safetensors, .npz, .csv or .parquet")
 @batch_option
 @device_option
-@click.option("--force", is_flag=True, help="replace the file that --out names")
+@overwrite_option("replace the file that --out names")
 @set_option("a setting of the source: data.channels=1")
 @plugin_file_option
 def embed(
@@ -85,7 +87,7 @@ def embed(
     out: Path,
     batch_size: int,
     device: str,
-    force: bool,
+    overwrite: bool,
     assignments: tuple[str, ...],
     plugin_file: Path | None,
 ) -> None:
@@ -93,34 +95,17 @@ def embed(
 
     RUN_DIR may also be a .safetensors file of a backbone. Images that cannot be read are named and left out.
     """
-    source = _source(run_dir, data, assignments)
+    source = data_of(data, assignments, run_dir)
     from ..evaluation.embedding import embed_to_file
 
     plugins = plugins_with(plugin_file)
     try:
         saved = embed_to_file(
-            run_dir, out, data=source, batch_size=batch_size, device=device, overwrite=force, plugins=plugins
+            run_dir, out, data=source, batch_size=batch_size, device=device, overwrite=overwrite, plugins=plugins
         )
     except KeyboardInterrupt as error:
         raise click.ClickException(f"stopped; {out} was not written.") from error
-    bad = saved.unreadable
-    left_out = f", {len(bad)} unreadable and left out{named(bad)}" if bad else ""
-    click.echo(f"{saved.path}: {saved.images} images, {saved.width} features each{left_out}")
-
-
-def _source(run_dir: Path, data: str | None, assignments: tuple[str, ...]) -> Any:
-    """What --data and --set mean together; None: the data of the run."""
-    if not assignments:
-        return data
-    settings = settings_of({"data": data}, assignments)
-    if other := sorted(settings.keys() - {"data"}):
-        raise ConfigError(f"--set {other[0]}: only settings of the data apply here, --set data.NAME=VALUE.")
-    table = settings["data"]
-    if "name" not in table:
-        from ..rundir.folder import RunDir
-
-        return {**RunDir.open(run_dir).read_config()["data"], **table}
-    return table
+    click.echo(saved.text)
 
 
 def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
@@ -132,35 +117,36 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
         raise ConfigError(f"--{option}: expected numbers with commas between, as {example}, got '{text}'.") from None
 
 
-def _summary(found: Evaluation) -> str:
-    """A table of the scores, what they mean, and the answer."""
-    split = found.split
-    with_k = found.protocol == "knn"
-    header = ["labels", "images", *(["k"] if with_k else []), "system", "accuracy", "95 % interval", "draws"]
-    lines = [
-        [
-            f"{100 * score.labels:g} %",
-            str(score.images),
-            *([str(score.k)] if with_k else []),
-            score.system,
-            f"{score.accuracy:.2f} %",
-            f"{score.low:.2f} to {score.high:.2f}",
-            str(len(score.draws)),
-        ]
-        for score in found.scores
-    ]
-    overlap = f"{split['overlap']} test images are also training images" if split["overlap"] else "no image in both"
-    return "\n".join(
-        [
-            f"Protocol: {found.protocol}, {found.meaning}",
-            f"Data: {found.data}, {split['train_images']} training and {split['test_images']} test images of "
-            f"{split['classes']} classes ({split['how']}); {overlap}",
-            f"Interval: {found.interval}",
-            "",
-            describe.table(header, lines),
-            "",
-            *(f"Note: {note}" for note in found.notes),
-            found.answer,
-            *([f"Written: {found.file}"] if found.file else []),
-        ]
-    )
+@akssl.command()
+@click.argument("run_dir", type=PATH)
+@click.option("--to", required=True, metavar="FORMAT", help="safetensors, torchvision, timm or onnx")
+@click.option("--out", type=PATH, help="file to write  [default: one in RUN_DIR, by format]")
+@overwrite_option("replace a file that is there")
+@plugin_file_option
+def export(run_dir: Path, to: str, out: Path | None, overwrite: bool, plugin_file: Path | None) -> None:
+    """Write the backbone of RUN_DIR for another library, proved there.
+
+    A fresh process loads the file with the code that is printed; its features must be those of the run's backbone to
+    1e-4. The header of the file says how large the difference is and how images are prepared.
+    """
+    from ..exporting import export as export_backbone
+
+    done = export_backbone(run_dir, to, out, overwrite=overwrite, plugins=plugins_with(plugin_file))
+    click.echo(done.text)
+
+
+@akssl.command()
+@click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="write one HTML page with the curves too, compare.html")
+@json_option
+def compare(run_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Put runs beside each other: settings that differ, final numbers, cost.
+
+    Numbers carry a 95 % interval where `akssl eval` has left one in the run folder.
+    """
+    from ..reporting.comparison import compare as compare_runs
+
+    found = compare_runs(*run_dirs, out=out)
+    show(found, as_json)
+    if as_json and out is not None:
+        click.echo(f"\nThe page: {out}", err=True)

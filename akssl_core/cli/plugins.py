@@ -6,30 +6,25 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-import yaml
 
 from ..config import describe
-from ..config.registry import KINDS
-from ..errors import ConfigError, did_you_mean
+from ..config.registry import ALIASES, KINDS
 from ..plugins.installed import entries, version
 from ..plugins.manager import Plugins
 from ..plugins.scaffold import KINDS as NEW_KINDS
 from ..plugins.scaffold import create
 from ..plugins.table import COLUMNS, plugin_table
-from ..plugins.table import find as locate
-from .base import Commands, akssl, plugin_file_option, plugins_with
+from .base import Commands, akssl, json_option, plugin_file_option, plugins_with
 
 if TYPE_CHECKING:
     from ..testing import Outcome
 
-ALIASES = {"dataset": "data", "logger": "callback"}  # what people call two kinds of components
-
 
 @akssl.group(cls=Commands, invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@json_option
 @click.option("--check", "imported", is_flag=True, help="import each plugin and say whether it works")
 @plugin_file_option
 @click.pass_context
@@ -59,14 +54,16 @@ def plugins(ctx: click.Context, as_json: bool, imported: bool, plugin_file: Path
 @plugin_file_option
 def show(method: str, plugin_file: Path | None) -> None:
     """Show a method: its paper, settings and recipes."""
-    click.echo(describe_method(plugins_with(plugin_file), method))
+    from ..plugins.lookup import page
+
+    click.echo(page(plugins_with(plugin_file).get("method", method)))
 
 
 @plugins.command()
 @click.argument("name")
 @click.option("--kind", help="what it is: method, backbone, loss, ...  [default: all of that name, and its losses]")
 @click.option("--slow", is_flag=True, help="also whether it learns, a minute or two")
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@json_option
 @plugin_file_option
 @click.pass_context
 def check(ctx: click.Context, name: str, kind: str | None, slow: bool, as_json: bool, plugin_file: Path | None) -> None:
@@ -102,7 +99,7 @@ def _to_check(manager: Plugins, name: str, kind: str | None) -> list[tuple[str, 
 
 
 def _tell_failures(outcomes: list[Outcome]) -> None:
-    """What was found and how to mend it; checks that met the same error are told together."""
+    """Print what was found and how to mend it; checks that met the same error are told together."""
     together: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.status == "failed":
@@ -127,21 +124,6 @@ def new(name: str, kind: str) -> None:
 @plugin_file_option
 def find(kind: str, name: str, plugin_file: Path | None) -> None:
     """Print where a component is written: akssl find loss ntxent."""
-    kind = ALIASES.get(kind, kind)
-    if kind not in KINDS:
-        raise ConfigError(f"kind: there is no '{kind}'.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
-    location = locate(plugins_with(plugin_file), kind, name)
-    click.echo(describe.table(("", ""), [(key, str(value)) for key, value in asdict(location).items()]).lstrip("\n"))
+    from ..plugins.lookup import find as locate
 
-
-def describe_method(manager: Plugins, name: str) -> str:
-    """A method's page: what it is, its paper, views, settings and recipes."""
-    component: Any = manager.get("method", name)
-    views = ", ".join(f"{describe.count(many)} {group}" for group, many in component.views.items())
-    parts = [f"{component.name}: {(component.__doc__ or '').strip()}"]
-    parts += [f"Paper: {component.paper}"] if component.paper else []
-    parts += [f"Views: {views}", "Settings (--set method.NAME=VALUE):"]
-    parts += [describe.table(describe.HEADER, describe.cells(component.Config))]
-    for recipe, settings in component.recipes.items():
-        parts.append(f"Recipe '{recipe}':\n" + yaml.safe_dump(dict(settings), sort_keys=False).rstrip())
-    return "\n\n".join(parts)
+    click.echo(locate(kind, name, plugins=plugins_with(plugin_file)).text)

@@ -1,10 +1,8 @@
-"""Commands that train: run, resume, explain, report."""
+"""Commands about one run: explain and doctor before it, run, resume, report."""
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,56 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import describe
 from ..console import drop_stdout, say
-from ..errors import ConfigError
 from ..plugins.installed import entries
-from .base import akssl, plugin_file_option, plugins_with, set_option, settings_of
-from .plugins import describe_method
+from ..settings import TrainSpec
+from .base import (
+    PATH,
+    akssl,
+    field_option,
+    overwrite_option,
+    plugin_file_option,
+    plugins_with,
+    run_options,
+    set_option,
+    settings_of,
+    show,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..running.process import Result
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-RUN_OPTIONS = {
-    "data": click.option("--data", help="source name, folder of images or prepared file  [default: drawn shapes]"),
-    "backbone": click.option("--backbone", help="backbone name  [default: chosen for the image size]"),
-    "epochs": click.option("--epochs", type=int, help="passes over the data"),
-    "batch_size": click.option("--batch-size", type=int, help="images a step, over all processes"),
-    "image_size": click.option("--image-size", type=int, help="side of the views in pixels"),
-    "out": click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]"),
-    "seed": click.option("--seed", type=int, help="decides weights, batches and views  [default: 0]"),
-    "precision": click.option("--precision", type=click.Choice(PRECISIONS), help="number format of the forward pass"),
-    "device": click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="where to train"),
-    "devices": click.option("--devices", type=int, help="number of processes"),
-    "workers": click.option("--workers", type=int, help="processes that read a torch Dataset"),
-    "recipe": click.option("--recipe", help="the method's preset: default, cifar, imagenet, ..."),
-    "config": click.option("--config", type=click.Path(path_type=Path), help="YAML file with any of these settings"),
-    "set": set_option("any setting, by its path"),
-    "plugin_file": plugin_file_option,
-}
-
-
-def run_options(*left_out: str) -> Callable[..., Any]:
-    """The options that commands which train share, but for some."""
-
-    def added(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name, option in reversed(RUN_OPTIONS.items()):
-            function = function if name in left_out else option(function)
-        return function
-
-    return added
+    from ..running.result import Result
 
 
 @akssl.command(add_help_option=False)
 @click.argument("method", required=False)
 @run_options()
-@click.option("--stop-on-collapse", is_flag=True, default=None, help="end a run that has collapsed, with exit code 1")
-@click.option("--overwrite", is_flag=True, help="replace the run that --out already holds")
+@overwrite_option("replace the run that --out already holds")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
 @click.pass_context
@@ -82,14 +54,14 @@ def run(
     if wants_help:
         click.echo(ctx.get_help())
         if method is not None:
-            click.echo("\n" + describe_method(plugins_with(plugin_file), method))
+            from ..plugins.lookup import page
+
+            click.echo("\n" + page(plugins_with(plugin_file).get("method", method)))
         return
     if method is None and config is None:
         names = ", ".join(entry.name for entry in entries()) or "none; pip install akssl-plugin-simsiam"
         raise click.UsageError(f"missing METHOD. Installed: {names}.")
-    settings = settings_of(options, assignments)
-    if method is not None:
-        settings["method"] = {**settings.get("method", {}), "name": method}
+    settings = settings_of(options, assignments, method)
     _share_among_processes(settings, config)
     from ..running.launch import run as run_method
 
@@ -102,9 +74,10 @@ def run(
 
 
 @akssl.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--epochs", type=int, help="passes over the data, from the first on; more than before trains longer")
-@click.option("--devices", type=int, help="number of processes; any number can go on with a run")
+@click.argument("run_dir", type=PATH)
+@click.option("--data", help="where the data lies now, if it was moved")
+@field_option(TrainSpec, "epochs", help="passes over the training images, from the first on; more trains longer")
+@field_option(TrainSpec, "devices", help="processes; any number can go on with a run")
 @set_option("any setting that moves no weight of the steps so far, by its path")
 @plugin_file_option
 @click.option("--no-report", is_flag=True, help="do not write report.html")
@@ -133,38 +106,49 @@ def explain(
     **options: Any,
 ) -> None:
     """Show every setting of a run and who decided it, without training."""
-    from .. import dist
-    from ..config.schema import leaves
-    from ..running.estimate import derived, measured
-    from ..running.layers import check, collect, layer
-    from ..running.plan import make_plan
-
-    settings = settings_of(options, assignments)
-    if method is not None:
-        settings["method"] = {**settings.get("method", {}), "name": method}
+    settings = settings_of(options, assignments, method)
     plugins = plugins_with(plugin_file)
-    given = collect(None, config, settings, plugins, who="command line")
-    devices = check(layer(given, plugins), plugins).train.devices
-    if measure and devices > 1:
-        raise ConfigError(f"--measure: it trains in this process alone, and {devices} were asked for. Leave one out.")
-    with dist.acting_in(dist.Imagined(devices)):  # nothing is started here
-        plan = make_plan(given, plugins)
-        follows = [*plan.consequences(), *derived(plan), *([measured(plan)] if measure else ())]
-    lines = [(path, json.dumps(value), plan.provenance[path]) for path, value in leaves(plan.spec.table())]
-    click.echo(describe.table(("setting", "value", "decided by"), lines))
-    click.echo("\n" + describe.table(("what follows", ""), follows))
-    click.echo("\n" + "\n".join(f"- {note}" for note in plan.notes))
+    from ..running.explain import explain as explain_run
+
+    click.echo(explain_run(measure=measure, config=config, plugins=plugins, who="command line", **settings).text)
 
 
 @akssl.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, metavar="[RUN_DIR | METHOD]...")
+@run_options()
+@click.option("--json", "as_json", is_flag=True, help="print JSON: a list of findings")
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    /,
+    targets: tuple[str, ...],
+    assignments: tuple[str, ...],
+    config: Path | None,
+    plugin_file: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Look for faults without training, each with evidence, cause and cure.
+
+    Of a METHOD with the options of `run`: settings, data and machine. Of a RUN_DIR: how it ended and what it holds.
+    Without either: the installed plugins. Exit code 0: nothing was found; 1: something was; 2: wrong input.
+    """
+    plugins, settings = plugins_with(plugin_file), settings_of(options, assignments)
+    from ..examining.doctor import doctor as look_for_faults
+
+    found = look_for_faults(*targets, config=config, out=out or "runs", plugins=plugins, who="command line", **settings)
+    show(found, as_json)
+    ctx.exit(0 if found.healthy else 1)
+
+
+@akssl.command()
+@click.argument("run_dir", type=PATH)
 def report(run_dir: Path) -> None:
     """Write RUN_DIR/report.html again from the files of the run."""
-    from ..reporting import render
-    from ..rundir.folder import RunDir
+    from ..running.outputs import report as write_report
 
-    folder = RunDir.open(run_dir)
-    click.echo(folder.write_text("report.html", render(folder.path)))
+    click.echo(write_report(run_dir).text)
 
 
 def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:
@@ -192,47 +176,7 @@ def _show(result: Result) -> None:
     """
     try:
         if result.metrics:
-            click.echo(_summary(result))
+            click.echo(result.text)
     except OSError as error:
         say(f"akssl: the summary cannot be shown: {error.strerror}. Everything is in {result.run_dir}.")
         drop_stdout()
-
-
-def _verdict(result: Result) -> str:
-    """The verdict; where it is a bad one, with evidence, cause and cure."""
-    from ..rundir.folder import RunDir
-
-    folder = RunDir(result.run_dir)
-    found = folder.manifest.get("diagnosis", {}) if folder.begun else {}
-    reasons = [f"\n  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)]
-    return result.verdict + "".join(reasons)
-
-
-def _summary(result: Result) -> str:
-    """The scores, where everything is, and how to use it."""
-    names = {
-        "knn_raw_pixels": "k-NN top-1, raw pixels",
-        "knn_random_init": "k-NN top-1, same backbone untrained",
-        "knn_top1": "k-NN top-1, trained",
-        "std_ratio": "std of features x sqrt(D) (healthy near 1)",
-        "rankme": "effective rank (RankMe)",
-        "lidar": "directions that tell images apart (LiDAR)",
-        "alpha_req": "fall of the spectrum (alpha-ReQ, good near 1)",
-        "alignment": "distance of views (alignment, 0 to 4)",
-        "uniformity": "spread over the sphere (uniformity, 0 to -4)",
-        "loss": "loss",
-        "seconds": "seconds of training and evaluation",
-    }
-    lines = [(text, f"{result.metrics[key]:.4g}") for key, text in names.items() if result.metrics.get(key) is not None]
-    return "\n".join(
-        [
-            describe.table(("score", ""), lines),
-            f"\nVerdict on collapse: {_verdict(result)}",
-            f"Run folder: {result.run_dir}",
-            f"Judge it, with intervals: akssl eval {shlex.quote(str(result.run_dir))}",
-            "Use it:",
-            "  import akssl_core",
-            f"  backbone = akssl_core.load_backbone({str(result.run_dir)!r})",
-            "  features = backbone(backbone.preprocess(image))",
-        ]
-    )

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
+from ..config.yaml import parse_yaml
 from ..errors import ConfigError
-from .base import akssl, plugins_with, set_option, settings_of
-from .runs import run_options
+from .base import PATH, akssl, plugins_with, run_options, set_option, settings_of, show
 
 
 @akssl.command()
 @click.option("--methods", required=True, metavar="A,B,...", help="methods to train, or all that are installed: all")
 @click.option("--seeds", default="0", metavar="N,M,...", help="seeds, each for every combination  [default: 0]")
 @set_option("a setting with a value for all runs, or with several to try: optimizer.lr=0.1,0.3")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="folder of the sweep, a run folder in it each"
-)
+@click.option("--out", required=True, type=PATH, help="folder of the sweep, a run folder in it each")
 @run_options("out", "seed", "devices", "set")
 @click.option("--no-report", is_flag=True, help="do not write report.html of each run")
 @click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
@@ -57,8 +53,9 @@ def sweep(
         )  # fmt: skip
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same sweep command goes on with it") from error
-    click.echo(json.dumps(found.record(), indent=2) if as_json else found.text)
-    click.echo(f"\nWritten to {out}: results.md, results.json, compare.html", err=as_json)
+    show(found, as_json)
+    if as_json:
+        click.echo(f"\n{found.written}", err=True)
     ctx.exit(1 if found.failed else 0)
 
 
@@ -80,10 +77,10 @@ def _varied(assignments: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]
     """
     varied, single = {}, []
     for text in assignments:
-        path, equals, value = text.partition("=")
+        path, _, value = text.partition("=")
         try:
-            values = yaml.safe_load(f"[{value}]") if equals else []
-        except yaml.YAMLError:
+            values = parse_yaml(f"[{value}]")
+        except ValueError:  # told with all others, where it is wrong alone too
             values = []
         if len(values) > 1:
             varied[path] = values

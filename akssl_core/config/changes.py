@@ -1,4 +1,4 @@
-"""What was changed in a run's settings before it is resumed, and whether a run can go on with it."""
+"""Settings that were changed before a run is resumed, and whether it can go on with them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .schema import leaves
+from .schema import Ref, Schema, leaves
 
-HARMLESS = (
-    "callbacks",
-    "data.cache_gb",
-    "data.max_unreadable",
-    "evaluate.",
-    "train.epochs",
-    "train.steps",
-    "train.keep",
-    "train.stop_on_collapse",
-    "train.checkpoint_every",
-    "train.log_every",
-    "train.workers",
-    "train.device",
-    "train.devices",
-    "train.strategy",
-)  # they move no weight, or, like more epochs, they are what people resume for
+HARMLESS = "resume: harmless"
+"""In the type of a field, `Annotated[int, HARMLESS]`: it moves no weight of the steps so far, or, like more epochs,
+it is what people resume for."""
+
+
+def is_harmless(path: str, settings: Schema) -> bool:
+    """Whether a run goes on with another value at this path: its field, or that of a table above it, says so."""
+    held = settings.config if isinstance(settings, Ref) else settings
+    name, _, rest = path.partition(".")
+    if (field := type(held).model_fields.get(name)) is None:
+        return False
+    inner = getattr(held, name)
+    return HARMLESS in field.metadata or (isinstance(inner, Schema) and is_harmless(rest, inner))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +31,6 @@ class Change:
     path: str
     before: Any
     after: Any
-
-    @property
-    def harmless(self) -> bool:
-        """Whether a run can go on with it."""
-        return any(self.path == name or (name.endswith(".") and self.path.startswith(name)) for name in HARMLESS)
 
     def __str__(self) -> str:
         """`train.epochs: 10 -> 20`."""

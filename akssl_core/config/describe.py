@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -13,25 +12,6 @@ from pydantic_core import PydanticUndefined
 from .schema import Ref, Schema
 
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One setting of a schema."""
-
-    name: str
-    type: str
-    default: str
-    range: str
-    meaning: str
-
-
-def rows(schema: type[Schema]) -> list[Row]:
-    """The settings of a schema in their declared order."""
-    return [
-        Row(field.alias or name, type_name(field.annotation), _default(field), _range(field), field.description or "")
-        for name, field in schema.model_fields.items()
-    ]
 
 
 def type_name(annotation: Any) -> str:
@@ -55,11 +35,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
-    return "null" if value is None else str(_short(value))
-
-
-def _short(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, Schema) else value
+    return "null" if value is None else str(value.model_dump(mode="json") if isinstance(value, Schema) else value)
 
 
 def _range(field: FieldInfo) -> str:
@@ -94,6 +70,14 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 HEADER = ("setting", "type", "default", "range", "meaning")
 
 
-def cells(schema: type[Schema], prefix: str = "") -> list[tuple[str, ...]]:
-    """The settings of a schema as lines of a table."""
-    return [(prefix + row.name, row.type, row.default, row.range, row.meaning) for row in rows(schema)]
+def cells(schema: type[Schema]) -> list[tuple[str, ...]]:
+    """The settings of a schema, in their declared order, as lines of a table."""
+    return [
+        (field.alias or name, type_name(field.annotation), _default(field), _range(field), field.description or "")
+        for name, field in schema.model_fields.items()
+    ]
+
+
+def settings_table(schema: type[Schema]) -> str:
+    """The settings of a schema as a Markdown table, their names as code."""
+    return markdown(HEADER, [[f"`{name}`", *others] for name, *others in cells(schema)])

@@ -10,6 +10,7 @@ from .schema import Component, Schema
 
 STAND_IN = "custom"  # the name that an object passed from Python has in a configuration
 KINDS = ("method", "backbone", "augmentation", "loss", "data", "optimizer", "callback")
+ALIASES = {"dataset": "data", "logger": "callback"}  # what people call two of them
 
 C = TypeVar("C", bound=type[Component])
 
@@ -60,7 +61,7 @@ class Registry:
         return self._owners.get((component.kind, plain(component.name)), "")
 
     def owned(self, owner: str) -> list[type[Component]]:
-        """What one plugin has added."""
+        """The components that one plugin has added."""
         return [self._components[key] for key, name in self._owners.items() if name == owner]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,6 +24,21 @@ from ..errors import AksslError, ConfigError, did_you_mean
 
 LONGEST = 200  # characters of a value that a message shows
 MOST_LINES = 10  # mistakes that a message tells
+
+
+def absolute_path(path: str | Path) -> Path:
+    """A path that holds from any folder: `~` expanded, and a relative one taken from the current folder.
+
+    Raises:
+        ValueError: there is no current folder.
+    """
+    try:
+        return Path(os.path.expanduser(path)).absolute()
+    except FileNotFoundError:
+        raise ValueError("should be an absolute path, for the current folder has been deleted") from None
+
+
+FilePath = Annotated[Path, AfterValidator(absolute_path)]  # the type of every setting that names a file or a folder
 
 
 class Schema(BaseModel):
@@ -66,7 +84,7 @@ class Component:
 
 
 class Lookup(Protocol):
-    """What resolving a name takes: the registry, seen from below."""
+    """The part of a registry that resolving a name needs."""
 
     def get(self, kind: str, name: str) -> type[Component]:
         """The component of this kind and name."""
@@ -202,6 +220,12 @@ def readable(error: ValidationError) -> list[str]:
         lines.append(f"{path:.300}: {message}" if path else message)
     more = [f"and {len(lines) - MOST_LINES} more."] if len(lines) > MOST_LINES + 1 else []
     return [*lines[:MOST_LINES], *more] if more else lines
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Where the first mistake is and what is wrong, without the value, which may be of any length."""
+    item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, item['loc'])):.60} {item['msg']:.100}".strip()
 
 
 def shown(value: Any) -> str:

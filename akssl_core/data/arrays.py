@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..config.schema import Schema
 from ..errors import DataError
-from .base import ImageSet, Pixels
+from .base import HoldOutSource, ImageSet, Pixels
 from .convert import Layout, as_tensor, channels_first, find_layout, to_uint8
-from .holdout import HoldOutSource
 from .labels import encode_labels
 
 

@@ -1,37 +1,49 @@
-"""What the rest of the program knows of data: pixels, views, batches, image sets and their sources."""
+"""The words of data: pixels, views, batches, image sets and their sources."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config.schema import Component
 from .convert import stored_side
+from .labels import hold_out, without
+
+LARGEST = 2048  # side of an image that a file may ask for, in pixels: somebody makes memory for it
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How an image reaches a backbone: side in pixels, channels, and the statistics it is normalised with."""
+    """How an image reaches a backbone. The bounds are those of files that come from anywhere."""
 
-    size: int
-    channels: int
-    mean: tuple[float, ...]  # per channel, for values in [0, 1]
-    std: tuple[float, ...]
+    size: Annotated[int, Field(ge=1, le=LARGEST)]
+    """The side in pixels."""
+    channels: Annotated[int, Field(ge=1, le=1024)]
+    """3 for colour, 1 for gray."""
+    mean: tuple[float, ...]
+    """Subtracted from the values of each channel, which lie in [0, 1]."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """The divisor of each channel after that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """Raw images of one batch. Ragged ones lie in the top left corner of a common canvas."""
 
-    images: Tensor  # (B, C, H, W) uint8
-    sizes: Tensor | None = None  # (B, 2) int64, height and width of each; None: all fill the canvas
-    unreadable: tuple[tuple[int, str], ...] = ()  # (index in the set, reason); another image stands in for each
+    images: Tensor
+    """(B, C, H, W) uint8."""
+    sizes: Tensor | None = None
+    """(B, 2) int64, height and width of each image; None: all fill the canvas."""
+    unreadable: tuple[tuple[int, str], ...] = ()
+    """(position in the set, reason) of each image that cannot be read; another image stands in for it."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,8 +92,11 @@ class Batch:
     """One batch as a method sees it."""
 
     views: Views
-    index: Tensor  # (B,) position in the data set
-    label: Tensor | None = None  # (B,) probes read it; a method that reads it says so: uses_labels = True
+    """The augmented images, by group."""
+    index: Tensor
+    """(B,) int64, the position of each image in the data set."""
+    label: Tensor | None = None
+    """(B,) int64. Probes read it; a method that reads it says so: `uses_labels = True`."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -114,7 +129,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """What could not be read so far: id -> reason. It grows while images are fetched."""
+        """The images that could not be read so far: id -> reason. It grows while images are fetched."""
         return {}
 
     def subset(self, rows: Tensor) -> ImageSet:
@@ -150,7 +165,7 @@ class Subset(ImageSet):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """What could not be read so far, in the whole set."""
+        """The images of the whole set that could not be read so far."""
         return self.whole.unreadable
 
 
@@ -193,6 +208,64 @@ class DatasetSource(Component, ABC):
     def probe(self) -> tuple[ImageSet, ImageSet] | None:
         """A labelled bank and labelled queries for k-NN and linear probes; None where labels are missing."""
         return None
+
+
+class HoldOutSource(DatasetSource):
+    """A source without an official split. Training leaves out the queries, so that no probe sees its answers.
+
+    A constructor sets `shorter`, and `labels` and `classes` where there are any (`encode_labels` makes them),
+    before any image is made, and ends with `note_split`. The images themselves come from `make_images`.
+    """
+
+    shorter: int  # the median shorter side of the images, or of a sample of them, in pixels
+    labels: Tensor | None = None  # of all images, (N,) int64 with -1 for "unknown"
+    classes: tuple[str, ...] | None = None  # their names
+
+    @property
+    def natural_size(self) -> int:
+        """By the median shorter side of the images, or of a sample of them."""
+        return suitable_size(self.shorter)
+
+    @abstractmethod
+    def make_images(self) -> ImageSet:
+        """All images, labelled or not, reduced to `stored_side` at most where they are decoded; called once."""
+
+    @cached_property
+    def _images(self) -> ImageSet:
+        return self.make_images()
+
+    @cached_property
+    def _split(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.labels is None else hold_out(self.labels)
+
+    def note_split(self) -> None:
+        """Tell the user what is held out."""
+        if self.labels is None:
+            self.notes.append("no labels: every image trains, and no accuracy is computed")
+        elif self._split is None:
+            self.notes.append("too few labels to hold some out: every image trains, and no accuracy is computed")
+        else:
+            queries, known = len(self._split[1]), int((self.labels >= 0).sum())
+            self.notes.append(
+                f"{queries} of {known} labelled images (one in five of each class) are held out as queries for the "
+                f"probes; training does not see them"
+            )
+
+    def all(self) -> ImageSet:
+        """Every image, held out or not."""
+        return self._images
+
+    def train(self) -> ImageSet:
+        """The images that are not held out."""
+        images = self._images
+        return images if self._split is None else images.subset(without(self._split[1], len(images)))
+
+    def probe(self) -> tuple[ImageSet, ImageSet] | None:
+        """The labelled part of the training images, and the held-out queries."""
+        if self._split is None:
+            return None
+        bank, queries = self._split
+        return self._images.subset(bank), self._images.subset(queries)
 
 
 def suitable_size(shorter: int) -> int:

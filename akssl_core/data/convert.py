@@ -78,7 +78,7 @@ def channels_first(images: Tensor, layout: Layout | None = None) -> Tensor:
     if layout is None:
         raise DataError(
             f"images: the shape {tuple(images.shape)} does not tell which axis holds the channels. "
-            f"Say it: data=akssl_core.data.Arrays(images, layout='CHW') or layout='HWC'."
+            f"Say it: data=akssl_core.Arrays(images, layout='CHW') or layout='HWC'."
         )
     return images if layout == "CHW" else images.movedim(-1, -3)
 
@@ -210,7 +210,7 @@ def _reduced(image: Image.Image, side: int) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings the image upright by its EXIF tag."""
+    """The turn that brings the image upright, by its EXIF tag."""
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged tags raise nearly anything, and must not cost a good image

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -14,13 +16,13 @@ from torch import Tensor
 from .convert import pil_channels, pil_to_tensor
 
 # Pillow reads more formats, among them PostScript, which runs programs. A renamed file must not reach those.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 MOST_BYTES = 2**30  # of a file; more than the pixels that Pillow allows take in any format
 
 
 class Unreadable(Exception):
-    """What should be an image cannot be read as one; the text is the reason."""
+    """A file or a cell that should be an image cannot be read as one; the text is the reason."""
 
     @classmethod
     def because(cls, error: Exception) -> Unreadable:
@@ -79,13 +81,8 @@ def read_image(path: Path, channels: int, side: int) -> Tensor:
     Raises:
         Unreadable: no such file, or as `decode_image`.
     """
-    try:
-        # Opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those that lie on their side.
-        with path.open("rb") as file:
-            _refuse_long(file)
-            return decode_image(file, channels, side)
-    except OSError as error:
-        raise _unreadable(error) from error
+    with _open_file(path) as file:
+        return decode_image(file, channels, side)
 
 
 def shorter_side(path: Path) -> int:
@@ -94,23 +91,29 @@ def shorter_side(path: Path) -> int:
     Raises:
         Unreadable: as `read_image`, where the header shows it.
     """
-    try:
-        with path.open("rb") as file:
-            _refuse_long(file)
-            return image_header(file)[1]
-    except OSError as error:
-        raise _unreadable(error) from error
+    with _open_file(path) as file:
+        return image_header(file)[1]
 
 
-def _unreadable(error: OSError) -> Unreadable:
-    """The reason why a file cannot be opened.
+@contextmanager
+def _open_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those on their side.
 
     Raises:
-        OSError: it is not the file's: this process has too many open, or no memory.
+        Unreadable: it cannot be opened, or is longer than any image: Pillow reads some formats into memory before it
+            looks at them.
+        OSError: the fault is not the file's: this process has too many open, or no memory.
     """
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        raise error
-    return Unreadable.because(error)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise Unreadable(f"a file of {size} bytes, more than the limit of {MOST_BYTES}")
+            yield file
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        raise Unreadable.because(error) from error
 
 
 def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
@@ -119,20 +122,13 @@ def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
         return image
     file = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
-        opened = Image.open(file, formats=FORMATS)
+        opened = Image.open(file, formats=PILLOW_FORMATS)
     except UnidentifiedImageError as error:
         if file.seek(0, io.SEEK_END) == 0:
             raise Unreadable("an empty file") from error
         raise
     _refuse_bomb(opened)
     return opened
-
-
-def _refuse_long(file: IO[bytes]) -> None:
-    """Refuse a file that no image needs: Pillow reads some formats into memory before it looks at them."""
-    size = os.fstat(file.fileno()).st_size
-    if size > MOST_BYTES:
-        raise Unreadable(f"a file of {size} bytes, more than the limit of {MOST_BYTES}")
 
 
 def _refuse_bomb(image: Image.Image) -> None:

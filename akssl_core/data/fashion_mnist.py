@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from functools import cached_property
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,9 +16,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from .arrays import TensorImages
-from .base import DatasetSource, ImageSet
-from .root import data_root
-from .torchvision_sources import DownloadConfig, open_torchvision
+from .base import ImageSet
+from .torchvision_sources import DownloadConfig, OfficialSplit, data_root, open_torchvision
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -52,7 +52,7 @@ class FashionMnistConfig(DownloadConfig):
     size: int | None = Field(None, ge=1, description="train on the first so many images; null: all 60000")
 
 
-class FashionMnist(DatasetSource):
+class FashionMnist(OfficialSplit):
     """Fashion-MNIST: 70 000 gray images of clothes, 28 px, 10 classes.
 
     The files are looked for in `fashion-mnist` in the data root, in Debian's package, and where torchvision
@@ -64,14 +64,21 @@ class FashionMnist(DatasetSource):
     mean = (0.2860,)
     std = (0.3530,)
     natural_size = 28
+    dataset, files = "FashionMNIST", "a folder fashion-mnist with the four files (plain or .gz)"
+    home = "https://github.com/zalandoresearch/fashion-mnist"
 
-    @cached_property
-    def _parts(self) -> tuple[ImageSet, ImageSet]:
-        train_images, train_labels, test_images, test_labels = (read_idx(path) for path in self._find())
-        size = self.config.size or len(train_images)
-        if size > len(train_images):
-            raise DataError(f"data.size: {size} is more than the {len(train_images)} training images of fashion-mnist.")
-        return _labelled(train_images[:size], train_labels[:size]), _labelled(test_images, test_labels)
+    def read(self, arguments: Mapping[str, Any]) -> ImageSet:
+        """The test images, or the first `size` of the training images."""
+        images, labels = (read_idx(path) for path in self._find()[0 if arguments["train"] else 2 :][:2])
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"data: fashion-mnist holds images of shape {tuple(images.shape)} and labels of shape "
+                f"{tuple(labels.shape)}; expected (N, H, W) and (N,). Fetch the files again."
+            )
+        size = (arguments["train"] and self.config.size) or len(images)
+        if size > len(images):
+            raise DataError(f"data.size: {size} is more than the {len(images)} training images of fashion-mnist.")
+        return TensorImages(images[:size, None], labels[:size].long(), CLASSES)
 
     def _find(self) -> list[Path]:
         """The four files, in the order of `FILES`."""
@@ -79,21 +86,8 @@ class FashionMnist(DatasetSource):
         for folder in (data_root() / "fashion-mnist", DEBIAN, downloaded):
             if found := _files_in(folder):
                 return found
-        open_torchvision(
-            "FashionMNIST",
-            "a folder fashion-mnist with the four files (plain or .gz)",
-            "https://github.com/zalandoresearch/fashion-mnist",
-            download=self.config.download,
-        )
+        open_torchvision(self.dataset, self.files, self.home, download=self.config.download)
         return [downloaded / name for name in FILES]
-
-    def train(self) -> ImageSet:
-        """The official training images, or the first `size` of them."""
-        return self._parts[0]
-
-    def probe(self) -> tuple[ImageSet, ImageSet]:
-        """The training images as the bank, the test images as queries."""
-        return self._parts
 
 
 def _files_in(folder: Path) -> list[Path] | None:
@@ -109,17 +103,3 @@ def _files_in(folder: Path) -> list[Path] | None:
     if missing:
         raise DataError(f"data: {folder} lacks {', '.join(missing)} (plain or .gz) of the four Fashion-MNIST files.")
     return [path for path in found if path is not None]
-
-
-def _labelled(images: Tensor, labels: Tensor) -> ImageSet:
-    """Images (N, H, W) with as many labels.
-
-    Raises:
-        DataError: the two files do not belong together.
-    """
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"data: fashion-mnist holds images of shape {tuple(images.shape)} and labels of shape "
-            f"{tuple(labels.shape)}; expected (N, H, W) and (N,). Fetch the files again."
-        )
-    return TensorImages(images[:, None], labels.long(), CLASSES)

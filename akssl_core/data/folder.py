@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from ..config.schema import Schema
-from .base import ImageSet
+from ..config.changes import HARMLESS
+from ..config.schema import FilePath, Schema
+from .base import HoldOutSource, ImageSet
 from .decode import read_image, shorter_side
-from .holdout import HoldOutSource
 from .labels import encode_labels
-from .scan import Found, class_folders, expanded, printable, scan
+from .scan import ScannedFolder, class_folders, printable, scan
 from .stored import ImageStore, StoredImages
 
 
 class FolderConfig(Schema):
     """Settings of the data source `folder`."""
 
-    path: Path = Field(description="folder of images: flat, nested or one sub-folder a class")
+    path: Annotated[FilePath, HARMLESS] = Field(description="folder of images: flat, nested or one sub-folder a class")
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: every image is turned gray")
-    max_unreadable: float = Field(
+    max_unreadable: Annotated[float, HARMLESS] = Field(
         0.05,
         ge=0,
         le=1,
         description="share of the files that may be unreadable, rounded up to whole files (25 of 500); past it the "
         "run stops. A run also stops at once when none of 64 files spread over the folder can be read",
     )
-    cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
+    cache_gb: Annotated[float, HARMLESS] = Field(
+        2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
+    )
 
 
 class ImageFiles(ImageStore):
@@ -38,8 +40,8 @@ class ImageFiles(ImageStore):
 
     noun, expected = "files", "is an image"
 
-    def __init__(self, config: FolderConfig, found: Found) -> None:
-        self.root, self.files, self.channels = expanded(config.path), found.files, config.channels
+    def __init__(self, config: FolderConfig, found: ScannedFolder) -> None:
+        self.root, self.files, self.channels = config.path, found.files, config.channels
         super().__init__(
             len(found.files),
             str(self.root),
@@ -77,7 +79,7 @@ class Folder(HoldOutSource):
 
     def __init__(self, config: FolderConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        found = scan(expanded(config.path))
+        found = scan(config.path)
         self._store = ImageFiles(config, found)
         _, self.shorter = self._store.look()
         tops = class_folders(found.files)
@@ -87,7 +89,7 @@ class Folder(HoldOutSource):
         self._note_files(found)
         self.note_split()
 
-    def _note_files(self, found: Found) -> None:
+    def _note_files(self, found: ScannedFolder) -> None:
         self.notes.append(f"{len(found.files)} image files in {printable(str(self.config.path))}")
         if self.classes:
             self.notes.append(f"{len(self.classes)} classes by sub-folder: {_few(self.classes)}")

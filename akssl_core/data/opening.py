@@ -18,19 +18,34 @@ from .arrays import Arrays
 from .base import DatasetSource
 from .folder import Folder
 from .prepared import SUFFIX, Prepared
-from .scan import existing_path, expanded, nearest_path
+from .scan import existing_path, nearest_path
 from .wrapped import Wrapped
 
 
-def source_from(data: object, image_size: int | None = None) -> DatasetSource | None:
-    """The source for a Python object or a path; None for anything else, a source's name among it.
+class Sources(Lookup, Protocol):
+    """What opening a source by name takes: the installed plugins, seen from below."""
 
-    An array or tensor, alone or as a pair (images, labels); a torch `Dataset`; a `DatasetSource`, as it is;
-    a `Path`, or the text of a path that exists, of a folder or a prepared file. Names are looked up before, so
-    write "./name" for a folder that bears the name of a source.
+    def provides(self, kind: str, name: str) -> bool:
+        """Whether a component of this kind and name can be had."""
+
+    def names(self, kind: str) -> list[str]:
+        """All names of one kind that could be meant."""
+
+
+class DataSpec(Schema):
+    """The data alone, for what trains nothing."""
+
+    data: DataRef
+
+
+def open_source(data: Any, plugins: Sources, image_size: int | None = None) -> DatasetSource:
+    """The source that `data` means, whatever its form, for views of `image_size` px.
+
+    A `DatasetSource`, as it is; a torch `Dataset`; an array or tensor, alone or as a pair (images, labels); a source's
+    name, a path of a folder or a prepared file, a table of settings, or a checked reference.
 
     Raises:
-        DataError: the object is of these kinds and cannot be used.
+        AksslError: no such source or path, a wrong setting, or an object that cannot be used.
     """
     if isinstance(data, DatasetSource):
         return data
@@ -40,17 +55,50 @@ def source_from(data: object, image_size: int | None = None) -> DatasetSource | 
         return Arrays(data, image_size=image_size)
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
         return Arrays(data[0], data[1], image_size=image_size)
-    if isinstance(data, Path) or (isinstance(data, str) and existing_path(data)):
-        path = expanded(data)
-        source: Any = source_at(path)
-        result: DatasetSource = source(source.Config.model_validate({"path": path}), image_size)
-        return result
-    return None
+    if isinstance(data, str | Path | Mapping):
+        data = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins).data
+    if not isinstance(data, DataRef):
+        raise DataError(
+            f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, a torch "
+            f"Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
+        )
+    source: DatasetSource = data.build(image_size)
+    return source
 
 
-def source_at(path: Path) -> type[Folder | Prepared]:
-    """The source that reads what lies at a path: a prepared file by its suffix, else a folder."""
-    return Prepared if path.suffix.lower() == SUFFIX and not os.path.isdir(path) else Folder
+def data_table(data: Any, plugins: Sources) -> Any:
+    """Settings of a source: a source's name stays, a path becomes the source that reads what lies there.
+
+    Names are looked up before paths, so write "./name" for a folder that bears the name of a source.
+
+    Raises:
+        DataError: a text that is neither.
+    """
+    more = dict(data) if isinstance(data, Mapping) else {"name": data}
+    text = more.pop("name", None)
+    if not isinstance(text, str | Path):
+        return data
+    if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
+        return data
+    if path := existing_path(text):
+        source = Prepared if path.suffix.lower() == SUFFIX and not os.path.isdir(path) else Folder
+        return {"name": source.name, "path": str(path), **more}
+    try:
+        plugins.get("data", str(text))
+    except UnknownComponent as error:
+        raise no_such_data(str(text), plugins.names("data")) from error
+    return data
+
+
+def data_title(data: Any) -> str:
+    """Data for people: where it lies, the source's name with the settings that were given, or an object's class."""
+    if not isinstance(data, str | Path | Mapping):
+        return type(data[0] if isinstance(data, tuple | list) else data).__name__
+    table = dict(data) if isinstance(data, Mapping) else {"name": str(data)}
+    if "path" in table:
+        return str(table["path"])
+    more = [f"{key}={value}" for key, value in table.items() if key != "name"]
+    return f"{table['name']} ({', '.join(more)})" if more else str(table["name"])
 
 
 def no_such_data(text: str, names: Iterable[str]) -> DataError:
@@ -65,48 +113,3 @@ def no_such_data(text: str, names: Iterable[str]) -> DataError:
     return DataError(
         f"data: '{text:.300}' is neither a data source nor an existing folder or prepared file.{hint} Sources: {known}."
     )
-
-
-class Sources(Lookup, Protocol):
-    """What opening a source by name takes: the installed plugins, seen from below."""
-
-    def provides(self, kind: str, name: str) -> bool:
-        """Whether a component of this kind and name can be had."""
-
-    def names(self, kind: str) -> list[str]:
-        """All names of one kind that could be meant."""
-
-
-def name_data(settings: Mapping[str, Any], plugins: Sources) -> Mapping[str, Any]:
-    """A data source's name stays; a path becomes the source that reads what lies there."""
-    data = settings.get("data")
-    more = dict(data) if isinstance(data, Mapping) else {}
-    text = more.pop("name", None) if isinstance(data, Mapping) else data
-    if not isinstance(text, str | Path):
-        return settings
-    if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
-        return settings
-    if path := existing_path(text):
-        return {**settings, "data": {"name": source_at(path).name, "path": str(path), **more}}
-    try:
-        plugins.get("data", str(text))
-    except UnknownComponent as error:
-        raise no_such_data(str(text), plugins.names("data")) from error
-    return settings
-
-
-class DataSpec(Schema):
-    """The data alone, for what trains nothing."""
-
-    data: DataRef
-
-
-def data_source(settings: Mapping[str, Any], plugins: Sources, image_size: int | None = None) -> DatasetSource:
-    """The source that the section `data` of some settings means, as a run would build it.
-
-    Raises:
-        AksslError: no such source or path, a wrong setting, or any section beside `data`.
-    """
-    spec = validate(DataSpec, name_data(settings, plugins), registry=plugins)
-    source: DatasetSource = spec.data.build(image_size)
-    return source

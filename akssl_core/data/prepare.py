@@ -2,75 +2,86 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..console import attended, say
-from ..errors import ConfigError, DataError
-from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file
+from ..config.schema import validate
+from ..console import Progress
+from ..errors import ConfigError, DataError, visible
+from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file, refuse_file
 from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .convert import largest_view, shrink, stored_side
-from .opening import data_source
+from .opening import DataSpec, Sources, data_table, open_source
 from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
 
 if TYPE_CHECKING:
-    from ..plugins.manager import Plugins
+    pass
 
 BATCH = 32  # images decoded at a time, fewer where they are large
 BATCH_BYTES = 2**26
-TELL_EVERY = 10  # seconds between plain lines of progress
+NAMED = 3  # unreadable images that the result names
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a prepared file holds."""
+class PreparedData:
+    """Data that were decoded into one file."""
 
     path: Path
     images: int
-    size: int  # of the file in bytes
+    size: int
+    """Of the file in bytes."""
     record: Record
-    classes: int  # that a label names
-    unreadable: Mapping[str, str]  # id -> reason
-    family: str | None  # of the source: the recipe that suits such data
+    """What the file says of itself: channels, shorter side, classes."""
+    classes: int
+    """How many a label names."""
+    unreadable: Mapping[str, str]
+    """The reason by the name of the image; these are left out."""
+    family: str | None
+    """Of the source: the recipe that suits such data."""
+
+    @property
+    def text(self) -> str:
+        """Where they are, what could not be read, and how to train from it: what `akssl data prepare` prints."""
+        size = f"{self.size / 1e9:.2f} GB" if self.size >= 1e9 else f"{self.size / 1e6:.1f} MB"
+        classes = f"{self.classes} classes" if self.classes else "no classes"
+        facts = f"{self.images} images, {size}, {classes}, shorter side at most {self.record.side} px"
+        lines = [f"{self.path}: {facts}, {len(self.unreadable)} unreadable{named(self.unreadable)}"]
+        if self.family is not None:
+            known = f"--recipe {self.family}"
+            lines.append(f"Runs from a file do not choose the recipe of such data by themselves: {known}")
+        return "\n".join([*lines, f"Train from it: akssl run simsiam --data {shlex.quote(str(self.path))}"])
+
+
+def named(unreadable: Mapping[str, str]) -> str:
+    """The first few names with their reasons."""
+    if not unreadable:
+        return ""
+    first = [f"{visible(name)} ({visible(reason)})" for name, reason in sorted(unreadable.items())[:NAMED]]
+    return f": {'; '.join(first)}{'; ...' if len(unreadable) > NAMED else ''}"
 
 
 def prepare(
-    settings: Mapping[str, Any],
-    path: Path,
-    *,
-    text: str,
-    side: int | None = None,
-    overwrite: bool = False,
-    plugins: Plugins,
-) -> Written:
+    data: str | Path | Mapping[str, Any], path: Path, *, size: int | None, overwrite: bool, plugins: Sources
+) -> PreparedData:
     """Decode every image of a source once and write one file; it appears whole or not at all.
-
-    Args:
-        settings: what `run` takes, its section `data` alone.
-        path: the file to write.
-        text: what the images are prepared from, for people.
-        side: the shorter side that larger images are reduced to. Default: what the source keeps for training at
-            the size that suits its images.
-        overwrite: replace a file that is there.
-        plugins: where sources are found.
 
     Raises:
         AksslError: the target or the source cannot be used, or too many images cannot be read.
     """
-    refuse_target(path, overwrite=overwrite)
-    source = data_source(settings, plugins, side)
-    source.asked_side = side
+    text = str(data["name"] if isinstance(data, Mapping) else data)
+    _refuse(path, overwrite=overwrite)
+    spec = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins)
+    source = open_source(spec.data, plugins, size)
+    source.asked_side = size
     try:
         with alone_with(path):
-            refuse_target(path, overwrite=overwrite)  # another process may have made it by now
+            _refuse(path, overwrite=overwrite)  # another process may have made it by now
             return _write(source, path, text)
     except BlockingIOError as other:
         raise ConfigError(
@@ -83,7 +94,7 @@ def prepare(
         ) from error
 
 
-def refuse_target(path: Path, *, overwrite: bool) -> None:
+def _refuse(path: Path, *, overwrite: bool) -> None:
     """Refuse a file that cannot or must not be written.
 
     Raises:
@@ -91,15 +102,10 @@ def refuse_target(path: Path, *, overwrite: bool) -> None:
     """
     if path.suffix.lower() != SUFFIX:
         raise ConfigError(f"--out: '{path}' must end in {SUFFIX}, by which runs know such a file. Try {path}{SUFFIX}.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
-    if path.is_dir():
-        raise ConfigError(f"--out: '{path}' is a folder; expected a file. Choose another name.")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"--out: '{path}' exists already. Replace it with --force, or choose another name.")
+    refuse_file(path, overwrite=overwrite)
 
 
-def _write(source: DatasetSource, path: Path, text: str) -> Written:
+def _write(source: DatasetSource, path: Path, text: str) -> PreparedData:
     train = source.train()
     trains_on_all = type(source).all is DatasetSource.all  # which would make the same images once more
     parts = {"all": train if trains_on_all else source.all(), "train": train}
@@ -123,7 +129,7 @@ def _write(source: DatasetSource, path: Path, text: str) -> Written:
         file.flush()
         _check(Path(file.name), source, text)
     classes = len({label for values in labels.values() for label in values.tolist() if label >= 0})
-    return Written(path, count, path.stat().st_size, record, classes, {**ids, **unread.others}, source.family)
+    return PreparedData(path, count, path.stat().st_size, record, classes, {**ids, **unread.others}, source.family)
 
 
 def _check(draft: Path, source: DatasetSource, text: str) -> None:
@@ -214,15 +220,17 @@ def _write_pixels(stream: TensorStream, pools: list[ImageSet], record: Record, s
         for first, pool in zip(_starts(pools), pools, strict=True)
         for start in range(0, len(pool), step)
     )
-    for row, pool, index in _shown(batches, len(sizes)):
-        pixels = pool.fetch(index)
-        bad = {row + i - index.start: _plain(reason) for i, reason in pixels.unreadable}
-        reasons |= bad
-        for i in range(len(pixels)):
-            if row + i not in bad:
-                image = _reduced(pixels.image(i), record.side)
-                stream.append("pixels", image.numpy().tobytes())  # in the order of its axes, whatever its strides
-                sizes[row + i] = torch.tensor(image.shape[1:])
+    with Progress(len(sizes), "image") as progress:
+        for row, pool, index in batches:
+            pixels = pool.fetch(index)
+            bad = {row + i - index.start: _plain(reason) for i, reason in pixels.unreadable}
+            reasons |= bad
+            for i in range(len(pixels)):
+                if row + i not in bad:
+                    image = _reduced(pixels.image(i), record.side)
+                    stream.append("pixels", image.numpy().tobytes())  # in the order of its axes, whatever its strides
+                    sizes[row + i] = torch.tensor(image.shape[1:])
+            progress.update(len(index))
     return reasons
 
 
@@ -251,16 +259,3 @@ def _starts(pools: list[ImageSet]) -> list[int]:
 def _plain(text: str) -> str:
     """A text as UTF-8 can write it, without the zeros that stand between names."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-
-
-def _shown(batches: Iterable[tuple[int, ImageSet, range]], count: int) -> Iterator[tuple[int, ImageSet, range]]:
-    """The batches, with a bar on a terminal and a plain line every ten seconds elsewhere."""
-    told, done = time.perf_counter(), 0
-    with tqdm(total=count, unit="image", disable=not attended(), file=sys.stderr) as bar:
-        for batch in batches:
-            yield batch
-            done += len(batch[2])
-            bar.update(len(batch[2]))
-            if bar.disable and time.perf_counter() - told > TELL_EVERY:
-                told = time.perf_counter()
-                say(f"image {done}/{count}")

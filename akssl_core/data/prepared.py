@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from ..config.schema import Schema
+from ..config.changes import HARMLESS
+from ..config.schema import FilePath, Schema
 from .base import DatasetSource, ImageSet
 from .prepared_file import SUFFIX as SUFFIX
 from .prepared_file import PreparedFile
-from .scan import expanded, printable
+from .scan import printable
 from .stored import ImageStore, StoredImages
 
 
 class PreparedConfig(Schema):
     """Settings of the data source `prepared`."""
 
-    path: Path = Field(description="file that `akssl data prepare` wrote")
+    path: Annotated[FilePath, HARMLESS] = Field(description="file that `akssl data prepare` wrote")
 
 
 class PreparedImages(ImageStore):
@@ -83,14 +83,14 @@ class Prepared(DatasetSource):
 
     def __init__(self, config: PreparedConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self._file = PreparedFile.open(expanded(config.path))
+        self._file = PreparedFile.open(config.path)
         record = self._file.record
         self.mean, self.std = record.mean, record.std
         self._note_contents()
 
     @property
     def natural_size(self) -> int:
-        """What suited the source, or suits what the images were reduced to."""
+        """The side of view that suited the source, or that suits the reduced images."""
         return self._file.record.natural_size
 
     def _note_contents(self) -> None:

@@ -13,17 +13,17 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..config.schema import Schema
+from ..config.schema import Schema, first_mistake
 from ..errors import DataError
-from .scan import nearest_path
+from .scan import MOVED, nearest_path
 
 SUFFIX = ".safetensors"
 FORMAT, VERSION = "akssl-images", "1"
-PARTS = ("all", "train", "bank", "queries")  # positions (n,) int64; "all" and "train" are every row where they lack
+PARTS = ("all", "train", "bank", "queries")  # rows of each part, (n,) int64; without "all" or "train" it is every row
 LONGEST = 65535  # side of an image in pixels
-VIEWS = (8, 512)  # sides of view that images may suit
-MOST_CLASSES = 2**20  # where they have no names: somebody counts them in a table
-ROOMIEST = 16  # a canvas for all images against the largest image: 4 x 4, for images of at most 4 to 1
+VIEWS = (8, 512)  # smallest and largest side of view that a file may ask for
+MOST_CLASSES = 2**20  # of classes without names, which are counted in a table in memory
+ROOMIEST = 16  # pixels of the canvas that holds every image, over those of the largest: sides differ by 4 at most
 
 _DTYPES = {
     "pixels": "U8",
@@ -36,7 +36,7 @@ _NEEDED = ("pixels", "sizes", "names", "unreadable")
 
 
 class Record(Schema):
-    """What the header says of the images."""
+    """The description of the images in the header."""
 
     source: str = Field(description="what they were prepared from")
     channels: int = Field(ge=1, le=1024, description="of every image")
@@ -57,14 +57,14 @@ class Record(Schema):
 
 
 class Unread(Schema):
-    """What could not be read when the file was made. Such rows have no pixels; other images stand in for them."""
+    """The images that could not be read when the file was made. Such rows have no pixels; others stand in for them."""
 
     rows: dict[int, str] = Field(description="row -> reason")
     others: dict[str, str] = Field(description="id of what is no row -> reason")
 
 
 class NotPrepared(Exception):
-    """What is wrong with a file, as the end of a sentence that begins with its name."""
+    """A file is not a prepared one, or is damaged; the text completes a sentence that begins with its name."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ class PreparedFile:
         try:
             return cls.mapped(path)
         except NotPrepared as error:
+            moved = "" if os.path.exists(path) else f". {MOVED}"
             raise DataError(
                 f"data: {path} {error}. Expected a file that 'akssl data prepare' wrote; make one again: "
-                f"akssl data prepare SRC --out FILE{SUFFIX}"
+                f"akssl data prepare SRC --out FILE{SUFFIX}{moved}"
             ) from error
 
     @classmethod
@@ -132,8 +133,8 @@ class PreparedFile:
     def check(self) -> None:
         """Refuse to read on in a file that was written to since: pixels that are gone end the process (SIGBUS).
 
-        What was put in its place as another file, as `akssl data prepare --force` does, is not what is mapped: the
-        old pixels stay until the run ends. A change during the milliseconds of a read is not met.
+        A file that replaced this one, as `akssl data prepare --overwrite` makes it, does no harm: the old one stays
+        mapped until the run ends. A change within the milliseconds of a read goes unnoticed.
 
         Raises:
             DataError: it was cut, or its contents changed.
@@ -209,7 +210,7 @@ def _record(metadata: Mapping[str, str]) -> Record:
     try:
         return Record.model_validate_json(metadata.get("record", ""))
     except ValidationError as error:
-        raise NotPrepared(f"is damaged: its record is wrong: {_first(error)}") from error
+        raise NotPrepared(f"is damaged: its record is wrong: {first_mistake(error)}") from error
 
 
 def _unread(tensors: Mapping[str, Tensor], count: int) -> Unread:
@@ -217,19 +218,13 @@ def _unread(tensors: Mapping[str, Tensor], count: int) -> Unread:
     try:
         unread = Unread.model_validate_json(tensors["unreadable"].numpy().tobytes())
     except ValidationError as error:
-        raise NotPrepared(f"is damaged: its list of unreadable images is wrong: {_first(error)}") from error
+        raise NotPrepared(f"is damaged: its list of unreadable images is wrong: {first_mistake(error)}") from error
     empty = (tensors["sizes"][:, 0] == 0).nonzero().flatten().tolist()
     if sorted(unread.rows) != empty:
         raise NotPrepared(f"is damaged: {len(empty)} images have no pixels, and {len(unread.rows)} are unreadable")
     if len(empty) == count:
         raise NotPrepared("is damaged: none of its images has pixels")
     return unread
-
-
-def _first(error: ValidationError) -> str:
-    """The first mistake, without the value, which may be of any length."""
-    item = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(map(str, item['loc'])):.40} {item['msg']:.80}".strip()
 
 
 def _amounts(sizes: Tensor, channels: int) -> Tensor:

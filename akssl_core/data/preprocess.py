@@ -1,36 +1,30 @@
-"""From images as people have them to the batch that a backbone expects."""
+"""From images as people have them to the batch that a backbone expects, and the statistics it is normalised with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError
-from .base import ImageSpec, Pixels
-from .convert import (
-    Layout,
-    as_tensor,
-    channels_first,
-    find_layout,
-    pil_to_tensor,
-    scaled,
-    stored_side,
-    to_channels,
-    to_uint8,
-)
+from . import convert
+from .base import LARGEST, ImageSet, ImageSpec, Pixels
+from .convert import Layout
 
 NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
+SAMPLE = 512  # images; the mean of so many is good to about a percent of the standard deviation
+_TOGETHER = 32  # images fetched at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Preprocess:
+class Preprocess(ImageSpec):
     """Resize the shorter side, cut out the centre, scale to [0, 1] and normalise.
 
     Call it with a Pillow image or a list of them, or a uint8 tensor or array: (C, H, W), (H, W, C), (H, W) or
@@ -38,16 +32,13 @@ class Preprocess:
     size x size already are only normalised.
     """
 
-    size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize: int  # the shorter side before the centre crop
+    resize: Annotated[int, Field(ge=1, le=LARGEST)]
+    """The shorter side before the centre crop, at least `size`."""
 
     @classmethod
     def of(cls, image: ImageSpec) -> Preprocess:
         """The usual evaluation transform for a backbone's input: 256 then 224, no margin below 96 px."""
-        resize = image.size if image.size < NO_MARGIN else stored_side(image.size)
+        resize = image.size if image.size < NO_MARGIN else convert.stored_side(image.size)
         return cls(image.size, image.channels, image.mean, image.std, resize)
 
     def __call__(self, images: Any) -> Tensor:
@@ -64,17 +55,17 @@ class Preprocess:
     def pixels(self, pixels: Pixels) -> Tensor:
         """A batch of raw pixels, ragged or not, as (N, channels, size, size) float32 on the same device."""
         if pixels.sizes is None:
-            return self._normalise(self._fit(to_channels(pixels.images, self.channels)))
-        images = [to_channels(pixels.image(i)[None], self.channels) for i in range(len(pixels))]
+            return self._normalise(self._fit(convert.to_channels(pixels.images, self.channels)))
+        images = [convert.to_channels(pixels.image(i)[None], self.channels) for i in range(len(pixels))]
         return self._normalise(torch.cat([self._fit(image) for image in images]))
 
     def _batches(self, images: Any) -> Iterator[Pixels]:
-        """What the caller gave, as one or more batches of pixels."""
+        """Split the images that the caller gave into batches of pixels."""
         if isinstance(images, list | tuple):
             for image in images:
                 yield from self._batches(image)
         elif isinstance(images, Image.Image):
-            yield Pixels(pil_to_tensor(images, self.channels)[None])
+            yield Pixels(convert.pil_to_tensor(images, self.channels)[None])
         else:
             planes = self._planes(_tensor_of(images))
             yield Pixels(planes if planes.ndim == 4 else planes[None])
@@ -83,14 +74,14 @@ class Preprocess:
         """A tensor of one or many images with the channels before height and width."""
         if images.ndim not in (2, 3, 4):
             raise DataError(f"preprocess: expected one image or a batch of them, got the shape {tuple(images.shape)}.")
-        return images[None] if images.ndim == 2 else channels_first(images, self._layout(images))
+        return images[None] if images.ndim == 2 else convert.channels_first(images, self._layout(images))
 
     def _layout(self, images: Tensor) -> Layout | None:
         """The axis that has the backbone's number of channels is the channel axis, if only one has."""
         first, last = images.shape[-3] == self.channels, images.shape[-1] == self.channels
         if first != last:
             return "CHW" if first else "HWC"
-        return find_layout(images.shape)
+        return convert.find_layout(images.shape)
 
     def _fit(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) of one size to float32 in 0..255, resized and cut to size x size."""
@@ -98,7 +89,7 @@ class Preprocess:
         height, width = images.shape[-2:]
         if (height, width) == (self.size, self.size):
             return floats
-        height, width = scaled(height, width, self.resize)
+        height, width = convert.scaled(height, width, self.resize)
         resized = F.interpolate(floats, (height, width), mode="bilinear", antialias=True)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return resized[..., top : top + self.size, left : left + self.size]
@@ -122,9 +113,8 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
-        """What `to_dict` wrote."""
-        mean, std = tuple(data["mean"]), tuple(data["std"])
-        return cls(int(data["size"]), int(data["channels"]), mean, std, int(data["resize"]))
+        """Make it again from what `to_dict` has written."""
+        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
 
 def _tensor_of(images: Any) -> Tensor:
@@ -135,4 +125,26 @@ def _tensor_of(images: Any) -> Tensor:
     """
     if not isinstance(images, Tensor | np.ndarray):
         raise DataError(f"preprocess: expected Pillow images, or uint8 tensors or arrays, got {type(images).__name__}.")
-    return to_uint8(as_tensor(images))
+    return convert.to_uint8(convert.as_tensor(images))
+
+
+def measure(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) per channel for values in [0, 1], over at most 512 evenly spaced images, to four digits.
+
+    Each image counts alike, whatever its size. A channel that never changes gets the deviation 1.
+    """
+    count = min(SAMPLE, len(images))
+    index = [i * len(images) // count for i in range(count)]
+    moments = torch.zeros(2, images.channels, dtype=torch.float64)
+    for start in range(0, count, _TOGETHER):
+        pixels = images.fetch(index[start : start + _TOGETHER])
+        for i in range(len(pixels)):
+            values = pixels.image(i).flatten(1).double() / 255
+            moments += torch.stack([values.mean(1), values.square().mean(1)])
+    mean, square = moments / count
+    std = (square - mean.square()).clamp_(min=0).sqrt()
+    return _rounded(mean), tuple(value or 1.0 for value in _rounded(std))
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values.tolist())

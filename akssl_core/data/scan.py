@@ -11,18 +11,19 @@ from ..errors import DataError, suggest
 from .decode import SUFFIXES
 
 DEEPEST = 100  # folders within folders
+MOVED = "Data that was moved is named by its new place: --data NEW, in Python data=..."
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 @dataclass(slots=True)
-class Found:
-    """The image files of a folder, by their paths relative to it, and what only looks like one."""
+class ScannedFolder:
+    """The image files of a folder, by their paths relative to it, and the entries that only look like one."""
 
     files: list[str] = field(default_factory=list)  # sorted
     broken: dict[str, str] = field(default_factory=dict)  # path -> reason
 
 
-def scan(root: Path) -> Found:
+def scan(root: Path) -> ScannedFolder:
     """Every file with the suffix of an image, in sub-folders too; hidden files and folders are left out.
 
     A folder that two links lead to is read once, so links may form a circle.
@@ -31,7 +32,7 @@ def scan(root: Path) -> Found:
         DataError: the folder does not exist, cannot be listed or holds no image.
     """
     _check_folder(root)
-    found = Found()
+    found = ScannedFolder()
     _walk(root, "", found, set())
     found.files.sort()
     if not found.files:
@@ -41,7 +42,7 @@ def scan(root: Path) -> Found:
     return found
 
 
-def _walk(folder: Path, prefix: str, found: Found, seen: set[tuple[int, int]]) -> int:
+def _walk(folder: Path, prefix: str, found: ScannedFolder, seen: set[tuple[int, int]]) -> int:
     """Collect from one folder and those below; the number of images found."""
     before = len(found.files)
     if prefix.count("/") > DEEPEST:
@@ -62,7 +63,7 @@ def _walk(folder: Path, prefix: str, found: Found, seen: set[tuple[int, int]]) -
     return len(found.files) - before
 
 
-def _visit(entry: os.DirEntry[str], prefix: str, found: Found, seen: set[tuple[int, int]]) -> None:
+def _visit(entry: os.DirEntry[str], prefix: str, found: ScannedFolder, seen: set[tuple[int, int]]) -> None:
     """One entry of a folder: a folder is walked, an image is kept, a false image is noted."""
     path = prefix + entry.name
     is_named_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
@@ -78,7 +79,7 @@ def _visit(entry: os.DirEntry[str], prefix: str, found: Found, seen: set[tuple[i
 
 
 def _is(kind: Callable[[], bool]) -> bool:
-    """What an entry is; nothing where that cannot be found out, as of a link to itself."""
+    """Ask whether an entry is of a kind; no where that cannot be found out, as of a link to itself."""
     try:
         return kind()
     except OSError:
@@ -103,7 +104,7 @@ def printable(path: str) -> str:
 
 def nearest_path(path: Path) -> Path | None:
     """The existing path nearest to one that does not exist: the first wrong part replaced by a near name."""
-    part = expanded(path)
+    part = Path(os.path.expanduser(path))
     while not os.path.isdir(part.parent):
         if part == part.parent:
             return None
@@ -115,14 +116,9 @@ def nearest_path(path: Path) -> Path | None:
     return part.parent / near if near else None
 
 
-def expanded(path: str | Path) -> Path:
-    """A path with its ~ expanded where it stands for somebody's home."""
-    return Path(os.path.expanduser(path))
-
-
 def existing_path(path: str | Path) -> Path | None:
-    """What a text names; None where nothing lies there, or nothing can be called that (too long, a zero within it)."""
-    found = expanded(path)
+    """The path if something exists there, with its ~ expanded; None if not, or if no path can have this text."""
+    found = Path(os.path.expanduser(path))
     return found if os.path.exists(found) else None
 
 
@@ -130,7 +126,7 @@ def _check_folder(root: Path) -> None:
     if not os.path.exists(root):
         near = nearest_path(root)
         hint = f" Did you mean '{near}'?" if near else ""
-        raise DataError(f"data: the folder '{root!s:.300}' does not exist.{hint}")
+        raise DataError(f"data: the folder '{root!s:.300}' does not exist.{hint} {MOVED}")
     if not root.is_dir():
         raise DataError(f"data: '{root}' is a file; expected a folder of images. Its folder is '{root.parent}'.")
     try:

@@ -9,8 +9,8 @@ but the kind, and two images of a kind share few pixels: nearest neighbours amon
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -21,13 +21,11 @@ from ..config.schema import Schema
 from ..draws import fold, mix, uniform
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet, Pixels
-from .shape_kinds import KINDS
 
 SIDE = 32  # of an image when the run asks for none
 IN_MEMORY = 2**30  # bytes of images that are kept; a larger set is drawn batch by batch
 PIXELS_AT_ONCE = 2**19  # drawn together: some 60 MB of temporaries
 TRAIN, TEST = 0, 1
-CLASSES = tuple(KINDS)
 
 # Found on seed 1. Small objects, patches of strong contrast and cells of one width for all images made the kind
 # hard to learn; with these a default run learns it, and raw pixels stay under a third of the way.
@@ -44,6 +42,96 @@ _WINDOW, _OBJECT = 4, 11  # random numbers for the window, and for each cell
 _COUNT = _WINDOW + _CELLS * (1 + _OBJECT)
 
 
+# -- the ten kinds, as signed distances: negative inside, in units of the object's radius ----------
+# Each takes coordinates x (to the right) and y (up) of the same shape, with the object's centre at 0. Distances are
+# exact at the outline and at most too short farther off, which is what anti-aliasing needs.
+def _union(*parts: Tensor) -> Tensor:
+    return reduce(torch.minimum, parts)
+
+
+def _common(*parts: Tensor) -> Tensor:
+    return reduce(torch.maximum, parts)
+
+
+def _round(x: Tensor, y: Tensor, radius: float, at: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """A disc."""
+    return ((x - at[0]).square() + (y - at[1]).square()).sqrt() - radius
+
+
+def _box(x: Tensor, y: Tensor, width: float, height: float, at: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """An upright rectangle of half that width and height."""
+    return torch.maximum((x - at[0]).abs() - width, (y - at[1]).abs() - height)
+
+
+def _edge(x: Tensor, y: Tensor, degrees: float, distance: float) -> Tensor:
+    """The half-plane that ends at this distance in this direction (0: right, 90: up)."""
+    angle = math.radians(degrees)
+    return x * math.cos(angle) + y * math.sin(angle) - distance
+
+
+def disc(x: Tensor, y: Tensor) -> Tensor:
+    """A filled circle."""
+    return _round(x, y, 0.8)
+
+
+def ring(x: Tensor, y: Tensor) -> Tensor:
+    """A circle drawn with a broad pen."""
+    return _round(x, y, 0.62).abs() - 0.2
+
+
+def square(x: Tensor, y: Tensor) -> Tensor:
+    """Four equal sides."""
+    return _box(x, y, 0.7, 0.7)
+
+
+def triangle(x: Tensor, y: Tensor) -> Tensor:
+    """Three equal sides, one of them below."""
+    return _common(*(_edge(x, y, degrees, 0.5) for degrees in (30, 150, 270)))
+
+
+def cross(x: Tensor, y: Tensor) -> Tensor:
+    """A plus sign."""
+    return _union(_box(x, y, 0.26, 0.9), _box(x, y, 0.9, 0.26))
+
+
+def star(x: Tensor, y: Tensor) -> Tensor:
+    """A pentagram: the points that lie within at least four of the five edges of its inner pentagon."""
+    outside = inside = torch.full_like(x, -math.inf)
+    for k in range(5):  # the two largest distances, kept in order
+        edge = _edge(x, y, 90 + 72 * k, 0.32)
+        outside, inside = torch.maximum(outside, edge), torch.maximum(inside, torch.minimum(outside, edge))
+    return inside
+
+
+def crescent(x: Tensor, y: Tensor) -> Tensor:
+    """A disc without another disc on its right."""
+    return _common(_round(x, y, 0.85), -_round(x, y, 0.7, (0.45, 0.0)))
+
+
+def heart(x: Tensor, y: Tensor) -> Tensor:
+    """A square on its corner with a disc on both upper sides."""
+    u, v = (math.sqrt(0.5) * (x + y + 0.1), math.sqrt(0.5) * (x - y - 0.1))
+    return _union(_box(u, v, 0.5, 0.5), _round(u, v, 0.5, (0.5, 0.0)), _round(u, v, 0.5, (0.0, -0.5)))
+
+
+def arrow(x: Tensor, y: Tensor) -> Tensor:
+    """An arrow that points up."""
+    head = _common(-(y + 0.05), _edge(x, y, 45, 0.6), _edge(x, y, 135, 0.6))
+    return _union(head, _box(x, y, 0.2, 0.5, (0.0, -0.4)))
+
+
+def bars(x: Tensor, y: Tensor) -> Tensor:
+    """Two upright bars side by side."""
+    return _union(_box(x, y, 0.24, 0.85, (-0.5, 0.0)), _box(x, y, 0.24, 0.85, (0.5, 0.0)))
+
+
+SHAPES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    kind.__name__: kind for kind in (disc, ring, square, triangle, cross, star, crescent, heart, arrow, bars)
+}
+CLASSES = tuple(SHAPES)
+
+
+# -- from random numbers to images ----------------------------------------------------------------
 def draw(index: Tensor, side: int, *, seed: int = 0, split: int = TRAIN) -> Tensor:
     """The images at `index` (N,) as uint8 (N, 3, side, side).
 
@@ -115,7 +203,7 @@ def _poses(o: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _distance(index: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The signed distance of each pixel (N, side, side) from the nearest outline, in radii."""
     distance = torch.empty_like(x)
-    for number, kind in enumerate(KINDS.values()):
+    for number, kind in enumerate(SHAPES.values()):
         rows = (index % len(CLASSES) == number).nonzero()[:, 0]
         distance[rows] = kind(x[rows], y[rows])
     return distance

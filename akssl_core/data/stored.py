@@ -22,10 +22,10 @@ SAMPLE = 64  # headers read to learn the usual size and the channels
 
 
 class ImageStore(ABC):
-    """Images that lie outside memory: what of them was decoded so far, and the record of what could not be.
+    """Images outside memory, decoded when they are asked for. It keeps decoded ones, and the names of unreadable ones.
 
-    A subclass says where they lie (`cells`), how one is read (`header`, `decode`), how it is called (`id_of`)
-    and how many `channels` it decodes to. `StoredImages` shows its rows.
+    A subclass says where they lie (`cells`), how one is read (`header`, `decode`), its name (`id_of`) and how many
+    `channels` it decodes to. `StoredImages` makes an image set of its rows.
 
     Args:
         count: the number of images; they are the rows 0 to count - 1.
@@ -33,13 +33,17 @@ class ImageStore(ABC):
         max_unreadable: share of the images that may be unreadable, rounded up to whole images; the setting of
             this name in the source's config.
         cache_gb: memory for decoded images in GiB.
-        broken: what is no row and counts as an unreadable image all the same: id -> reason.
+        broken: entries that are not rows but count as unreadable images: id -> reason.
     """
 
-    noun: ClassVar[str] = "images"  # what messages call the rows
-    expected: ClassVar[str] = "can be read"  # what messages say that none of the sample does
-    threads: ClassVar[int] = THREADS  # that decode a batch; 1: whoever fetches it does
-    channels: int  # 1 or 3, of every decoded image
+    noun: ClassVar[str] = "images"
+    """The word for rows in messages."""
+    expected: ClassVar[str] = "can be read"
+    """The end of the message "none of 64 images ..."."""
+    threads: ClassVar[int] = THREADS
+    """How many threads decode a batch; 1: the one that fetches it."""
+    channels: int
+    """1 or 3, of every decoded image."""
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class ImageStore(ABC):
 
     @abstractmethod
     def cells(self, rows: Sequence[int]) -> Sequence[Any]:
-        """What `header` and `decode` take for each of these rows: a path, bytes, a cell of a table."""
+        """The argument of `header` and `decode` for each of these rows: a path, bytes, a cell of a table."""
 
     @abstractmethod
     def header(self, cell: Any) -> tuple[int, int]:
@@ -234,7 +238,7 @@ class StoredImages(ImageSet):
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """What of the whole store could not be read so far, with the reasons."""
+        """The images of the whole store that could not be read so far: id -> reason."""
         return self.store.unreadable
 
     def subset(self, rows: Tensor) -> ImageSet:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..config.changes import HARMLESS
 from ..config.schema import Schema
 from ..errors import DataError
 from .arrays import TensorImages
@@ -17,10 +20,14 @@ from .base import DatasetSource, ImageSet
 from .convert import channels_first
 from .folder import FolderConfig, ImageFiles
 from .labels import encode_labels
-from .root import data_root
 from .scan import class_folders, scan
 from .stored import StoredImages
 from .wrapped import stored_labels
+
+
+def data_root() -> Path:
+    """The folder of data sets that are not passed by path: the one that AKSSL_DATA names, or `~/.cache/akssl`."""
+    return Path(os.environ.get("AKSSL_DATA") or "~/.cache/akssl").expanduser()
 
 
 class DownloadConfig(Schema):
@@ -59,6 +66,11 @@ def open_torchvision(dataset: str, files: str, home: str, *, download: bool, **a
         raise DataError(f"data: {dataset} is not in {root} and cannot be downloaded: {reason}. {by_hand}") from error
 
 
+def _by_split(train: str, bank: str, queries: str) -> Mapping[str, Mapping[str, Any]]:
+    """The parts of a data set whose class takes the name of a split."""
+    return {"train": {"split": train}, "bank": {"split": bank}, "queries": {"split": queries}}
+
+
 class OfficialSplit(DatasetSource):
     """A data set with an official split: its parts are read once, when they are asked for."""
 
@@ -66,7 +78,11 @@ class OfficialSplit(DatasetSource):
     dataset: ClassVar[str]  # class in torchvision.datasets
     files: ClassVar[str]
     home: ClassVar[str]
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]]  # "train", "bank", "queries" -> arguments of that class
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # arguments of that class
+        "train": {"train": True},
+        "bank": {"train": True},
+        "queries": {"train": False},
+    }
 
     def __init__(self, config: Any, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
@@ -109,11 +125,6 @@ class Cifar10(OfficialSplit):
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     natural_size = 32
     dataset, files, home = "CIFAR10", "cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar.html"
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "train": {"train": True},
-        "bank": {"train": True},
-        "queries": {"train": False},
-    }
 
 
 class Cifar100(Cifar10):
@@ -131,18 +142,16 @@ class Stl10(OfficialSplit):
     name = "stl10"
     natural_size = 96
     dataset, files, home = "STL10", "stl10_binary.tar.gz", "https://cs.stanford.edu/~acoates/stl10"
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "train": {"split": "unlabeled"},
-        "bank": {"split": "train"},
-        "queries": {"split": "test"},
-    }
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = _by_split("unlabeled", "train", "test")
 
 
 class ImagenetteConfig(DownloadConfig):
     """Settings of the data source `imagenette`."""
 
     size: Literal["160px", "320px", "full"] = Field("320px", description="which archive: shorter side of its images")
-    cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
+    cache_gb: Annotated[float, HARMLESS] = Field(
+        2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
+    )
 
 
 class Imagenette(OfficialSplit):
@@ -154,11 +163,7 @@ class Imagenette(OfficialSplit):
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     natural_size = 128
     dataset, files, home = "Imagenette", "imagenette2-320.tgz", "https://github.com/fastai/imagenette"
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "train": {"split": "train"},
-        "bank": {"split": "train"},
-        "queries": {"split": "val"},
-    }
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = _by_split("train", "train", "val")
 
     def read(self, arguments: Mapping[str, Any]) -> ImageSet:
         """One split, decoded as a folder of files is."""

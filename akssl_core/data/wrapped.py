@@ -14,18 +14,8 @@ from torch.utils.data import Subset as TorchSubset
 
 from ..config.schema import Schema
 from ..errors import DataError
-from .base import ImageSet, Pixels
-from .convert import (
-    as_tensor,
-    channels_first,
-    find_layout,
-    pil_channels,
-    pil_to_tensor,
-    shrink,
-    to_channels,
-    to_uint8,
-)
-from .holdout import HoldOutSource
+from . import convert
+from .base import HoldOutSource, ImageSet, Pixels
 from .labels import encode_labels
 
 READ_FOR_LABELS = 2000  # so many items are read once for their labels; more would delay the start
@@ -60,7 +50,7 @@ class Item:
     def channels(self) -> int:
         """The channels its image is worth."""
         if isinstance(self.image, Image.Image):
-            return pil_channels(self.image)
+            return convert.pil_channels(self.image)
         return _planes(self.image, "images").shape[0]
 
     @property
@@ -77,14 +67,14 @@ def _planes(image: Tensor | np.ndarray[Any, Any], what: str) -> Tensor:
     Raises:
         DataError: another number of axes, or a shape that does not tell the channels.
     """
-    tensor = as_tensor(image)
+    tensor = convert.as_tensor(image)
     if tensor.ndim == 2:
         return tensor[None]
-    layout = find_layout(tensor.shape) if tensor.ndim == 3 else None
+    layout = convert.find_layout(tensor.shape) if tensor.ndim == 3 else None
     if layout is None:
         shape = tuple(tensor.shape)
         raise DataError(f"{what}: cannot tell channels, height and width from the shape {shape}; expected (C, H, W).")
-    return channels_first(tensor, layout)
+    return convert.channels_first(tensor, layout)
 
 
 class WrappedImages(ImageSet):
@@ -117,9 +107,10 @@ class WrappedImages(ImageSet):
     def _image(self, i: int) -> Tensor:
         image = Item.read(self.data, i).image
         if isinstance(image, Image.Image):
-            return pil_to_tensor(image, self.channels, self.side)
+            return convert.pil_to_tensor(image, self.channels, self.side)
         what = f"data: item {i}"
-        return shrink(to_channels(to_uint8(_planes(image, what), what), self.channels), self.side)
+        pixels = convert.to_uint8(_planes(image, what), what)
+        return convert.shrink(convert.to_channels(pixels, self.channels), self.side)
 
 
 class Wrapped(HoldOutSource):
@@ -149,8 +140,8 @@ class Wrapped(HoldOutSource):
     def _check_values(self, items: list[Item]) -> None:
         floats = [item for item in items if isinstance(item.image, Tensor | np.ndarray)]
         for item in floats:
-            to_uint8(as_tensor(item.image), f"data: {type(self.data).__name__}")
-        if any(as_tensor(item.image).is_floating_point() for item in floats):
+            convert.to_uint8(convert.as_tensor(item.image), f"data: {type(self.data).__name__}")
+        if any(convert.as_tensor(item.image).is_floating_point() for item in floats):
             self.notes.append("float images in [0, 1] are converted to uint8")
 
     def _find_labels(self, first: Item, count: int) -> tuple[Tensor | None, tuple[str, ...] | None]:

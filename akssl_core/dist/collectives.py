@@ -1,9 +1,4 @@
-"""Collectives over the processes of a run. In one process each of them is the identity.
-
-Every process holds as many rows as every other. Gradients follow one rule: the backward pass of a collective
-sums over ranks, and DDP then averages, so that a loss over gathered rows has the gradient of one process that
-holds the whole batch.
-"""
+"""The collectives, over torch.distributed or a group that a test plays."""
 
 from __future__ import annotations
 
@@ -20,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class Group(Protocol):
-    """What these functions need of a process group."""
+    """The part of a process group that these functions need."""
 
     @property
     def rank(self) -> int:

@@ -52,7 +52,7 @@ def gathered(tensors: Mapping[str, Tensor], *, everywhere: bool = False) -> dict
 
 
 def share_of(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor; all of it where it is whole."""
+    """The share of a tensor that this process holds; all of it where it is whole."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 

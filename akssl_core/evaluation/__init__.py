@@ -5,9 +5,8 @@ Everything happens on copies: a run folder is left as it is, but for its `evalua
 
 from __future__ import annotations
 
-from .interval import Interval, interval
 from .judging import evaluate
-from .result import Comparison, Evaluation, Score
+from .result import Comparison, Evaluation, Interval, Score, interval
 from .split import Split, stratified
 
 __all__ = ["Comparison", "Evaluation", "Interval", "Score", "Split", "evaluate", "interval", "stratified"]

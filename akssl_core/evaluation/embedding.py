@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +13,14 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config.schema import validate
+from ..console import Progress
 from ..data import ImageSet, StoredImages
+from ..data.prepare import named
 from ..errors import ConfigError, DataError, did_you_mean
 from ..metrics import features_of
-from ..rundir.files import atomic_file, tensor_bytes
+from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .opened import Trained, open_trained
@@ -53,6 +52,11 @@ class Embedded(_Three):
     classes: tuple[str, ...] | None = None
     unreadable: Mapping[str, str] = {}  # never changed in place
 
+    @property
+    def text(self) -> str:
+        """How many features there are, and which images could not be read."""
+        return _counted(len(self.ids), self.features.shape[1], self.unreadable)
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -62,6 +66,16 @@ class Saved:
     images: int
     width: int
     unreadable: Mapping[str, str]  # id -> reason; left out
+
+    @property
+    def text(self) -> str:
+        """Where and how many they are, as `akssl embed` prints it."""
+        return f"{self.path}: {_counted(self.images, self.width, self.unreadable)}"
+
+
+def _counted(images: int, width: int, unreadable: Mapping[str, str]) -> str:
+    left_out = f", {len(unreadable)} unreadable and left out{named(unreadable)}" if unreadable else ""
+    return f"{images} images, {width} features each{left_out}"
 
 
 def embed(
@@ -90,7 +104,7 @@ def embed(
     with torch.random.fork_rng(devices=[]):
         features, rows = work.features()
     result = Embedded(features, work.ids(rows), work.labels(rows))
-    result.classes, result.unreadable = work.images.classes, work.unreadable()
+    result.classes, result.unreadable = work.images.classes, dict(work.images.unreadable)
     return result
 
 
@@ -120,7 +134,7 @@ def embed_to_file(
     writers = {".safetensors": _safetensors, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
     with torch.random.fork_rng(devices=[]), atomic_file(path) as file:
         count = writers[path.suffix.lower()](work, file)
-    return Saved(path, count, work.trained.backbone.embed_dim, work.unreadable())
+    return Saved(path, count, work.trained.backbone.embed_dim, dict(work.images.unreadable))
 
 
 def _refuse(path: Path, *, overwrite: bool) -> None:
@@ -133,12 +147,7 @@ def _refuse(path: Path, *, overwrite: bool) -> None:
     if suffix not in FORMATS:
         hint = did_you_mean(suffix, FORMATS)
         raise ConfigError(f"--out: '{path}' must end in one of {', '.join(FORMATS)}.{hint}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
-    if path.is_dir():
-        raise ConfigError(f"--out: '{path}' is a folder; expected a file. Choose another name.")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"--out: '{path}' exists already. Replace it with --force, or choose another name.")
+    refuse_file(path, overwrite=overwrite)
     if suffix == ".parquet":
         try:
             import pyarrow.parquet  # type: ignore[import-untyped] # noqa: F401
@@ -167,14 +176,15 @@ class _Work:
             DataError: none can be read.
         """
         done = 0
-        with self._on_device(), self._bar() as bar:
+        self.trained.backbone.to(self.device)
+        with Progress(len(self.images), "image") as progress:
             for start in range(0, len(self.images), self.batch_size):
                 index = range(start, min(start + self.batch_size, len(self.images)))
                 pixels = self.images.fetch(index)
                 bad = {i for i, _ in pixels.unreadable}
                 features = features_of(self.trained.backbone, pixels, self.trained.preprocess, device=self.device)
                 kept = torch.tensor([i for i in index if i not in bad], dtype=torch.int64)
-                bar.update(len(index))
+                progress.update(len(index))
                 if len(kept):
                     done += len(kept)
                     yield features.float().cpu()[kept - start], kept
@@ -216,17 +226,8 @@ class _Work:
         return [classes[label] if label >= 0 else "" for label in labels.tolist()]
 
     def unreadable(self) -> dict[str, str]:
-        """What could not be read."""
+        """The images that could not be read, each with its reason."""
         return dict(self.images.unreadable)
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        self.trained.backbone.to(self.device)
-        yield
-
-    def _bar(self) -> Any:
-        hidden = not sys.stderr.isatty()
-        return tqdm(total=len(self.images), unit="image", disable=hidden, file=sys.stderr)
 
 
 def _work(
@@ -310,7 +311,7 @@ def _parquet(work: _Work, file: IO[bytes]) -> int:
 
 
 def _columns(work: _Work, rows: Tensor) -> dict[str, Sequence[Any]]:
-    """What stands beside the features of these images."""
+    """The columns beside the features of these images: ids, labels and classes."""
     labels = work.labels(rows)
     columns: dict[str, Sequence[Any]] = {"id": work.ids(rows)}
     if labels is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config.schema import validate
+from ..console import Progress
 from ..errors import ConfigError, did_you_mean
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
+from ..rundir.schemas import Evaluations
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
-from .finetune import FineTuning
-from .interval import HOW, interval
 from .opened import Trained, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
-from .result import GIVEN, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score
+from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
 from .split import Split, stratified
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..plugins.manager import Plugins
 
-FORMAT = "akssl-evaluation-1"  # of evaluation.json
+EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json
 OWN = {"knn": "k", "linear": "solver", "finetune": "epochs"}  # the protocols, and the setting that each alone has
 USUAL_KS, USUAL_EPOCHS = (10, 20, 100, 200), 10
 USUAL_K = 20  # of the comparisons, where it is among those that were asked for
@@ -138,18 +136,18 @@ def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: t
             raise ConfigError("k: expected a number of neighbours, or several; got none.")
         for k in ks:
             _at_least_one("k", k)
-        return Knn(sorted({int(k) for k in ks}), batch_size, device)
+        return Knn(batch_size, device, sorted({int(k) for k in ks}))
     if name == "linear":
         if own not in (None, "auto", "lbfgs", "sgd"):
             raise ConfigError(f"solver: '{own}' is none of auto, lbfgs, sgd.")
-        return Linear(own or "auto", batch_size, device)
+        return Linear(batch_size, device, own or "auto")
     epochs = USUAL_EPOCHS if own is None else own
     _at_least_one("epochs", epochs)
-    return FineTune(FineTuning(int(epochs), batch_size, device))
+    return FineTune(int(epochs), batch_size, device)
 
 
 def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System], list[str]]:
-    """What is compared, the trained backbone first."""
+    """The systems to compare, the trained backbone first."""
     feed = trained.preprocess
     systems = [
         System(TRAINED, trained.backbone, feed),
@@ -174,11 +172,10 @@ Right = dict[tuple[str, float, int | None], Tensor]  # (draws, Q) of 0 and 100 b
 
 
 def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[float, list[Tensor]]) -> Right:
-    """Which test images each system gets right; one system is in memory at a time."""
+    """Let each system guess the test images after each draw of labels; one system is in memory at a time."""
     jobs = [(share, seed, rows) for share, of in draws.items() for seed, rows in enumerate(of)]
     result: dict[tuple[str, float, int | None], list[Tensor]] = {}
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=len(systems) * len(jobs), unit="fit", disable=hidden, file=sys.stderr, leave=False) as bar:
+    with Progress(len(systems) * len(jobs), "fit", leave=False) as progress:
         for system in systems:
             learner, found = way.learner(system, split), Guesses()
             for share, seed, rows in jobs:
@@ -187,11 +184,10 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
                 for k, guesses in found.items():
                     right = 100 * (guesses == split.test_labels).double()
                     result.setdefault((system.name, share, k), []).append(right)
-                bar.update()
-                if hidden and learner.repeats:
-                    sys.stderr.write(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}\n")
-            if hidden:
-                sys.stderr.write(f"{way.name}: {system.name} is judged\n")
+                progress.update()
+                if learner.repeats:
+                    progress.tell(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}")
+            progress.tell(f"{way.name}: {system.name} is judged")
     return {key: torch.stack(of) for key, of in result.items()}
 
 
@@ -229,7 +225,7 @@ def _comparisons(right: Right, shares: list[float], k: int | None) -> Iterator[C
 
 
 def _warnings(split: Split) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Warnings for the reader of the numbers."""
     notes = []
     if split.overlap:
         ids = ", ".join(split.overlap[:3])
@@ -244,17 +240,11 @@ def _warnings(split: Split) -> list[str]:
 
 def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> Path:
     """Add to `evaluation.json`, by protocol, data and share of labels; results of earlier weights are dropped."""
-    known = folder.read_evaluation()
-    same = known.get("format") == FORMAT and known.get("backbone") == trained.fingerprint
-    results = _inner(known if same else {}, "results")
-    by_data = _inner(results, found.protocol)
-    by_share = _inner(by_data, found.data) | {f"{share:g}": found.only(share).record() for share in found.labels}
-    results = {**results, found.protocol: {**by_data, found.data: by_share}}
-    table = {"format": FORMAT, "backbone": trained.fingerprint, "results": results}
-    return folder.write_evaluation(table)
-
-
-def _inner(table: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A table within another; an empty one where something else stands."""
-    found = table.get(name)
-    return dict(found) if isinstance(found, Mapping) else {}
+    known = folder.evaluations
+    same = known.format == EVALUATION_FORMAT and known.backbone == trained.fingerprint
+    results = known.table().get("results", {}) if same else {}
+    by_share = results.setdefault(found.protocol, {}).setdefault(found.data, {})
+    by_share |= {f"{share:g}": found.only(share).record() for share in found.labels}
+    return folder.write_evaluations(
+        Evaluations(format=EVALUATION_FORMAT, backbone=trained.fingerprint, results=results)
+    )

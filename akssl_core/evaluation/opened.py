@@ -1,4 +1,4 @@
-"""What a run has trained, opened again: its backbone, the same one before the first step, and its data.
+"""A run that has ended, opened again: its backbone, the same one before the first step, and its data.
 
 Nothing here writes, and every network is a copy of its own.
 """
@@ -18,10 +18,10 @@ from torch import nn
 from ..backbone import Backbone, WrappedBackbone
 from ..config.registry import STAND_IN
 from ..config.schema import validate
-from ..data import DatasetSource, Preprocess, source_from
-from ..data.opening import data_source
-from ..errors import ConfigError, DataError
-from ..exporting.backbone_file import FILE, FORMAT, load_backbone
+from ..data import DatasetSource, Preprocess
+from ..data.opening import data_title, open_source
+from ..errors import ConfigError
+from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, load_backbone
 from ..method import Method
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import digest
@@ -51,7 +51,7 @@ class Trained:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What config.yaml says.
+        """The settings in config.yaml.
 
         Raises:
             RunDirError: this is no run folder.
@@ -69,25 +69,14 @@ class Trained:
         Raises:
             AksslError: there is no such data, or the run was started with a Python object for it.
         """
-        size = self.preprocess.size
         if data is None:
-            table = self.config["data"]
-            if table["name"] == STAND_IN:
+            data = self.config["data"]
+            if data["name"] == STAND_IN:
                 raise ConfigError(
-                    f"data: {self.path} was trained on a Python object ({table['type']}) that has no name. Pass it "
+                    f"data: {self.path} was trained on a Python object ({data['type']}) that has no name. Pass it "
                     f"again in Python, data=..., or name other data: --data SOURCE, FOLDER or FILE."
                 )
-            return data_source({"data": table}, self.plugins, size), _title(table)
-        if isinstance(data, Mapping | Path | str):
-            table = dict(data) if isinstance(data, Mapping) else {"name": str(data)}
-            return data_source({"data": table}, self.plugins, size), _title(table)
-        source = source_from(data, size)
-        if source is None:
-            raise DataError(
-                f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, a torch "
-                f"Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
-            )
-        return source, type(data[0] if isinstance(data, tuple | list) else data).__name__
+        return open_source(data, self.plugins, self.preprocess.size), data_title(data)
 
     def untrained(self) -> Backbone:
         """The encoder as it was before the first step: built again from the seed of the run."""
@@ -114,7 +103,7 @@ class Trained:
             ConfigError: its weights are those of another network.
         """
         tensors, metadata = read_tensors(file)
-        if metadata.get("format") == FORMAT:
+        if metadata.get("format") == BACKBONE_FORMAT:
             other = load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins)
             return other, []
         backbone = _empty(self)
@@ -137,7 +126,7 @@ class Trained:
 
 
 def open_trained(run_dir: Path | str, *, backbone: nn.Module | None = None, plugins: Plugins | None = None) -> Trained:
-    """What a run folder, or a file of a backbone, holds. `backbone` is the user's own network, if the run trained one.
+    """Open a run folder, or a backbone file. `backbone` is the user's own network, if the run trained one.
 
     Raises:
         RunDirError: there is no run, or it has not finished.
@@ -158,14 +147,6 @@ def _empty(trained: Trained) -> Backbone:
         target = result.module if isinstance(result, WrappedBackbone) else result
         target.load_state_dict(given.state_dict())
     return result.eval()
-
-
-def _title(table: Mapping[str, Any]) -> str:
-    """Data for people: where it lies, or the source's name with the settings that were given."""
-    if "path" in table:
-        return str(table["path"])
-    more = [f"{key}={value}" for key, value in table.items() if key != "name"]
-    return f"{table['name']} ({', '.join(more)})" if more else str(table["name"])
 
 
 def _fits(found: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..data import ImageSet, Preprocess
 from ..errors import DataError
 from ..metrics import LARGE, embed, knn_guesses, linear_guesses, linear_guesses_sgd, pixels_as_features
-from .finetune import BATCH, LEAST, RATE, FineTuning
 from .split import Split
 
+IMAGES_A_STEP = 64  # of the fine-tuning
+RATE, DECAY, WARMUP = 1e-3, 0.05, 0.1  # AdamW's peak rate and weight decay, share of warm-up
+LEAST = 100  # steps, where few labels would give fewer
 Solver = Literal["auto", "lbfgs", "sgd"]
 Guesses = dict[int | None, Tensor]  # (Q,) labels, by the number of neighbours where there are any
 
 
 @dataclass(frozen=True)
 class System:
-    """What is judged: a backbone and how it is fed; without one, the pixels themselves."""
+    """A backbone to judge, and how it is fed; without one, the pixels themselves."""
 
     name: str
     backbone: Backbone | None
@@ -54,8 +59,12 @@ class Protocol(ABC):
     """A way of judging a system."""
 
     name: ClassVar[str]
-    meaning: str
     repeats: ClassVar[bool] = False  # as its learners
+
+    @property
+    @abstractmethod
+    def meaning(self) -> str:
+        """The protocol in words."""
 
     @abstractmethod
     def learner(self, system: System, split: Split) -> Learner:
@@ -63,10 +72,30 @@ class Protocol(ABC):
 
 
 @dataclass(frozen=True)
-class _Frozen(Learner):
-    """Features that were computed once."""
+class _OnFeatures(Protocol):
+    """A protocol on the features of a frozen backbone, which are computed once."""
 
-    protocol: Knn | Linear
+    batch_size: int
+    device: torch.device
+
+    def learner(self, system: System, split: Split) -> _Frozen:
+        """The system with the features of both parts."""
+        train, test = (
+            system.features(images, batch_size=self.batch_size, device=self.device)
+            for images in (split.train, split.test)
+        )
+        return _Frozen(self, split, train, test)
+
+    @abstractmethod
+    def judge(self, bank: Tensor, labels: Tensor, queries: Tensor, seed: int) -> Guesses:
+        """The guesses for the queries (Q, D) after learning from the bank (N, D) and its labels (N,)."""
+
+
+@dataclass(frozen=True)
+class _Frozen(Learner):
+    """Features (N, D) and (Q, D) of both parts."""
+
+    protocol: _OnFeatures
     split: Split
     train: Tensor
     test: Tensor
@@ -76,25 +105,19 @@ class _Frozen(Learner):
 
 
 @dataclass(frozen=True)
-class Knn(Protocol):
+class Knn(_OnFeatures):
     """The weighted k-NN classifier."""
 
     name = "knn"
     ks: Sequence[int]
-    batch_size: int
-    device: torch.device
 
     @property
-    def meaning(self) -> str:  # type: ignore[override]
+    def meaning(self) -> str:
         """The protocol in words."""
         return (
             f"weighted k-NN on frozen features: cosine similarity, votes weighted with exp(similarity / 0.07), "
             f"k = {', '.join(map(str, self.ks))} (at most all labelled images); nothing is trained"
         )
-
-    def learner(self, system: System, split: Split) -> Learner:
-        """Features of both parts."""
-        return _frozen(self, system, split)
 
     def judge(self, bank: Tensor, labels: Tensor, queries: Tensor, seed: int) -> Guesses:
         """The guesses by the number of neighbours."""
@@ -102,16 +125,14 @@ class Knn(Protocol):
 
 
 @dataclass(frozen=True)
-class Linear(Protocol):
+class Linear(_OnFeatures):
     """The linear probe."""
 
     name = "linear"
-    solver: Solver
-    batch_size: int
-    device: torch.device
+    solver: Solver = "auto"
 
     @property
-    def meaning(self) -> str:  # type: ignore[override]
+    def meaning(self) -> str:
         """The protocol in words."""
         return (
             "linear probe on frozen features of unaugmented images: logistic regression on standardised features, by "
@@ -119,13 +140,13 @@ class Linear(Protocol):
             f"more than {LARGE // 10**6} million numbers (or solver = sgd), by SGD with the learning rate chosen so"
         )
 
-    def learner(self, system: System, split: Split) -> Learner:
-        """Features of both parts.
+    def learner(self, system: System, split: Split) -> _Frozen:
+        """The system with the features of both parts.
 
         Raises:
             DataError: they are not finite.
         """
-        found = _frozen(self, system, split)
+        found = super().learner(system, split)
         if not (found.train.isfinite().all() and found.test.isfinite().all()):
             raise DataError(
                 f"linear: features of '{system.name}' are not finite. The weights have diverged, or belong to another "
@@ -141,48 +162,88 @@ class Linear(Protocol):
 
 
 @dataclass(frozen=True)
-class _Tuned(Learner):
-    repeats = True
-    system: System
-    split: Split
-    tuning: FineTuning
-
-    def guesses(self, rows: Tensor, seed: int) -> Guesses:
-        assert self.system.backbone is not None
-        train, labels = self.split.train.subset(rows), self.split.labels[rows]
-        found = self.tuning.guesses(
-            self.system.backbone, self.system.preprocess, train, labels, self.split.test, seed=seed
-        )
-        return {None: found}
-
-
-@dataclass(frozen=True)
 class FineTune(Protocol):
-    """Fine-tuning; raw pixels have no network to tune, so they get a linear probe."""
+    """Fine-tuning of all of a backbone with a linear head; raw pixels have nothing to tune: a linear probe."""
 
     name = "finetune"
     repeats = True
-    tuning: FineTuning
+    epochs: int
+    batch_size: int  # images of a forward pass that trains nothing
+    device: torch.device
 
     @property
-    def meaning(self) -> str:  # type: ignore[override]
+    def meaning(self) -> str:
         """The protocol in words."""
         return (
-            f"fine-tuning of a copy of the whole backbone with a linear head: {self.tuning.epochs} epochs, at least "
-            f"{LEAST} steps, of {BATCH} images, AdamW at {RATE:g} with warm-up and cosine, no augmentation; raw "
+            f"fine-tuning of a copy of the whole backbone with a linear head: {self.epochs} epochs, at least {LEAST} "
+            f"steps, of {IMAGES_A_STEP} images, AdamW at {RATE:g} with warm-up and cosine, no augmentation; raw "
             f"pixels, which have nothing to tune: a linear probe"
         )
 
     def learner(self, system: System, split: Split) -> Learner:
         """The system's network, or a linear probe where there is none."""
         if system.backbone is None:
-            return Linear("auto", self.tuning.batch_size, self.tuning.device).learner(system, split)
-        return _Tuned(system, split, self.tuning)
+            return Linear(self.batch_size, self.device).learner(system, split)
+        return _Tuned(self, system, system.backbone, split)
 
 
-def _frozen(protocol: Knn | Linear, system: System, split: Split) -> _Frozen:
-    train, test = (
-        system.features(images, batch_size=protocol.batch_size, device=protocol.device)
-        for images in (split.train, split.test)
-    )
-    return _Frozen(protocol, split, train, test)
+@dataclass(frozen=True)
+class _Tuned(Learner):
+    """A backbone, of which a copy is trained for each draw of labels."""
+
+    repeats = True
+    tuning: FineTune
+    system: System
+    backbone: Backbone
+    split: Split
+
+    def guesses(self, rows: Tensor, seed: int) -> Guesses:
+        device = self.tuning.device
+        classes, targets = torch.unique(self.split.labels[rows], return_inverse=True)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            head = nn.Linear(self.backbone.embed_dim, len(classes))
+            nn.init.zeros_(head.weight)
+            model = nn.Sequential(copy.deepcopy(self.backbone), head).to(device)
+            self._train(model, self.split.train.subset(rows), targets, seed)
+            return {None: classes[self._judge(model)]}
+
+    def _train(self, model: nn.Module, train: ImageSet, targets: Tensor, seed: int) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=RATE)
+        batch = min(IMAGES_A_STEP, len(train))
+        per_epoch = len(train) // batch
+        total = max(LEAST, self.tuning.epochs * per_epoch)
+        generator = torch.Generator().manual_seed(seed)
+        model.train()
+        for step in range(total):
+            if step % per_epoch == 0:
+                order = torch.randperm(len(train), generator=generator)
+            index = order[step % per_epoch * batch :][:batch]
+            images = self.system.preprocess.pixels(train.fetch(index.tolist()).to(self.tuning.device))
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * _course(step, total)
+            optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(model(images).float(), targets[index].to(self.tuning.device))
+            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
+            optimizer.step()
+
+    def _judge(self, model: nn.Module) -> Tensor:
+        model.eval()
+        found, test, size = [], self.split.test, self.tuning.batch_size
+        with torch.no_grad():
+            for start in range(0, len(test), size):
+                index = range(start, min(start + size, len(test)))
+                scores = model(self.system.preprocess.pixels(test.fetch(index).to(self.tuning.device)))
+                found.append(scores.argmax(1).cpu())
+        return torch.cat(found)
+
+
+def _course(step: int, total: int) -> float:
+    """The rate's share at a step: linear over the first tenth, then a cosine to zero."""
+    warm = max(1, round(WARMUP * total))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

@@ -1,4 +1,4 @@
-"""What an evaluation has found, as objects, as plain values and as one sentence."""
+"""The result of an evaluation, as objects, as plain values and as one sentence, with its intervals."""
 
 from __future__ import annotations
 
@@ -7,21 +7,78 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..config import describe
+
 TRAINED, RANDOM, PIXELS, GIVEN = "trained", "random init", "raw pixels", "given weights"
+NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
+_STUDENT = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
+    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
+    2.0452, 2.0423,
+)  # fmt: skip # the 97.5 % quantiles of Student's t with 1, 2, .. 30 degrees of freedom
+
+HOW = (
+    "mean over the draws; 95 % interval: Student's t over the draws and the normal approximation over the test images "
+    "(to which one right and one wrong are added), independent, so added in quadrature; differences are paired by draw "
+    "and test image"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and its 95 % confidence interval, in percent or percentage points."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Tensor, *, least: float, most: float) -> Interval:
+    """The mean of values (draws, test images) float64 in [least, most], and how far it may be off.
+
+    Two things were drawn and could have come out otherwise. Over n draws with standard deviation s, the mean is off
+    by t(n - 1) s / sqrt(n), Student's t; one draw tells nothing of it and adds nothing. Over Q test images it is off by
+    1.96 sqrt(v / Q), where v is the variance over the images of the mean over the draws; an image at each end of the
+    range is added for v, so that the width is not zero when all are right (Agresti and Caffo 2000). The two are
+    independent, so the half width is the root of the sum of their squares.
+    """
+    mean = values.mean().item()
+    draws = values.mean(1)
+    of_draws = student(len(draws) - 1) * draws.std().item() / len(draws) ** 0.5 if len(draws) > 1 else 0.0
+    images = torch.cat([values.mean(0), values.new_tensor([least, most])])
+    of_images = NORMAL * images.std().item() / len(images) ** 0.5
+    half = (of_draws**2 + of_images**2) ** 0.5
+    return Interval(mean, max(mean - half, least), min(mean + half, most))
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, for 1 degree of freedom or more."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z, n = NORMAL, freedom  # the first terms of Cornish and Fisher; under 0.0001 off from 31 on
+    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """The accuracy of one system in percent, with its 95 % interval and the accuracy of each draw of labels."""
 
-    system: str  # "trained", "random init", "raw pixels" or "given weights"
-    labels: float  # share of the labels, above 0 and at most 1
-    images: int  # labelled images that the classifier learned from
-    k: int | None  # neighbours, for k-NN alone
+    system: str
+    """"trained", "random init", "raw pixels" or "given weights"."""
+    labels: float
+    """Share of the labels, above 0 and at most 1."""
+    images: int
+    """Labelled images that the classifier learned from."""
+    k: int | None
+    """Neighbours, for k-NN alone."""
     accuracy: float
     low: float
     high: float
     draws: tuple[float, ...]
+    """The accuracy of each draw of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +95,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a protocol has found. `answer` says in one sentence whether training has helped."""
+    """The result of a protocol. `answer` says in one sentence whether training has helped."""
 
-    protocol: str  # "knn", "linear" or "finetune"
-    meaning: str  # the protocol in words
-    interval: str  # how the intervals are computed
+    protocol: str
+    """"knn", "linear" or "finetune"."""
+    meaning: str
+    """The protocol in words."""
+    interval: str
+    """How the intervals are computed."""
     data: str
-    split: Mapping[str, Any]  # which images, how many, how many in both parts
-    k: int | None  # neighbours of the comparisons, the answer and `metrics`
+    """The data in words: a path, or a source with its settings."""
+    split: Mapping[str, Any]
+    """Which images, how many, and how many in both parts."""
+    k: int | None
+    """Neighbours of the comparisons, the answer and `metrics`, for k-NN alone."""
     scores: tuple[Score, ...]
+    """The accuracy of each system, share of labels and k."""
     comparisons: tuple[Comparison, ...]
+    """The trained backbone against each other system."""
     notes: tuple[str, ...] = ()
-    file: Path | None = None  # that collects what was found; None: it could not be written
+    """Warnings for the reader of the numbers."""
+    file: Path | None = None
+    """The file that collects results; None: it could not be written."""
 
     @property
     def labels(self) -> tuple[float, ...]:
@@ -72,8 +139,42 @@ class Evaluation:
         """One sentence that says whether it helped."""
         return sentence(self.scores, self.comparisons, self.k)
 
+    @property
+    def text(self) -> str:
+        """A table of the scores, what they mean, and the answer: what `akssl eval` prints."""
+        split = self.split
+        with_k = self.protocol == "knn"
+        header = ["labels", "images", *(["k"] if with_k else []), "system", "accuracy", "95 % interval", "draws"]
+        lines = [
+            [
+                f"{100 * score.labels:g} %",
+                str(score.images),
+                *([str(score.k)] if with_k else []),
+                score.system,
+                f"{score.accuracy:.2f} %",
+                f"{score.low:.2f} to {score.high:.2f}",
+                str(len(score.draws)),
+            ]
+            for score in self.scores
+        ]
+        overlap = f"{split['overlap']} test images are also training images" if split["overlap"] else "no image in both"
+        return "\n".join(
+            [
+                f"Protocol: {self.protocol}, {self.meaning}",
+                f"Data: {self.data}, {split['train_images']} training and {split['test_images']} test images of "
+                f"{split['classes']} classes ({split['how']}); {overlap}",
+                f"Interval: {self.interval}",
+                "",
+                describe.table(header, lines),
+                "",
+                *(f"Note: {note}" for note in self.notes),
+                self.answer,
+                *([f"Written: {self.file}"] if self.file else []),
+            ]
+        )
+
     def only(self, labels: float) -> Evaluation:
-        """What was found with one share of the labels."""
+        """The part of the result that belongs to one share of the labels."""
         scores = tuple(score for score in self.scores if score.labels == labels)
         comparisons = tuple(one for one in self.comparisons if one.labels == labels)
         found = {**vars(self), "scores": scores, "comparisons": comparisons}

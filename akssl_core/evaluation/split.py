@@ -15,7 +15,7 @@ from ..draws import fold
 from ..errors import DataError
 from ..metrics import sample
 
-BATCH = 64  # images looked at together
+HASHED_TOGETHER = 64  # images looked at together
 NAMED = 5  # images that a message names
 
 
@@ -88,8 +88,8 @@ def _look(images: ImageSet, data: str) -> tuple[list[bytes], Tensor]:
     assert images.labels is not None
     labelled = torch.nonzero(images.labels >= 0).flatten().tolist()
     hashes, kept = [], []
-    for start in range(0, len(labelled), BATCH):
-        index = labelled[start : start + BATCH]
+    for start in range(0, len(labelled), HASHED_TOGETHER):
+        index = labelled[start : start + HASHED_TOGETHER]
         pixels = images.fetch(index)
         bad = {i for i, _ in pixels.unreadable}
         for place, i in enumerate(index):

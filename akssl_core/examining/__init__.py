@@ -19,12 +19,12 @@ from . import data as data
 from . import folder as folder
 from . import machine as machine
 from . import settings as settings
-from .base import RULES, Case, Finding, Folder, Machine, Rule
+from .base import RULES, Finding, FinishedRun, Machine, PlannedRun, Rule
 
 if TYPE_CHECKING:
     from ..plugins.manager import Plugins
 
-__all__ = ["RULES", "Case", "Finding", "Machine", "Rule", "examine_install", "examine_plan", "examine_run"]
+__all__ = ["RULES", "Finding", "Machine", "Rule", "examine_install", "examine_plan", "examine_run"]
 
 REFUSED = Finding("refused", "", "a run would refuse these settings or this data.", "do what the sentence says.")
 BROKEN = ("broken", "invalid", "clash", "other API")
@@ -33,7 +33,7 @@ BROKEN = ("broken", "invalid", "clash", "other API")
 def examine_plan(
     given: Given, plugins: Plugins, *, out: Path = Path("runs"), found: Machine | None = None
 ) -> list[Finding]:
-    """What is wrong with a run before it starts; `found` stands in for this machine.
+    """The faults of a run before it starts; `found` stands in for this machine.
 
     Raises:
         PluginError: no such method or other component.
@@ -45,12 +45,12 @@ def examine_plan(
         plan = make_plan(alone, plugins)
     except AksslError as error:
         return [replace(REFUSED, evidence=str(error))]
-    case = Case(plan, found or Machine.here(plan.hardware.device, out), devices)
-    return _looked("plan", case)
+    machine = found or Machine.here(plan.hardware.device, out)
+    return _findings("plan", PlannedRun(plan, machine, devices))
 
 
 def examine_run(path: Path) -> list[Finding]:
-    """What is wrong with a run that was, by the files of its folder.
+    """The faults of a run that was, by the files of its folder.
 
     Raises:
         RunDirError: the folder holds no run.
@@ -61,19 +61,18 @@ def examine_run(path: Path) -> list[Finding]:
     except (RunDirError, ConfigError) as error:
         cure = "put the file back, or start the run again."
         return [Finding("unreadable-run", str(error), "a file of the run is missing or damaged.", cure)]
-    return _looked("run", Folder(files, run_dir, {name: version(name) for name in DEPENDENCIES}))
+    return _findings("run", FinishedRun(files, run_dir, {name: version(name) for name in DEPENDENCIES}))
 
 
 def examine_install(plugins: Plugins) -> list[Finding]:
-    """What is wrong with the installed plugins; imports each of them."""
+    """The faults of the installed plugins; imports each of them."""
     plugins.load_all()
     rows = [row for row in plugin_table(plugins) if row["status"] in BROKEN]
     return [Finding("plugin", f"{row['name']} is {row['status']}.", row["reason"], row["cure"]) for row in rows]
 
 
-def _looked(kind: str, subject: Case | Folder) -> list[Finding]:
-    found = (rule.look(subject) for rule in RULES if rule.kind == kind)
-    return [finding for finding in found if finding is not None]
+def _findings(kind: str, run: PlannedRun | FinishedRun) -> list[Finding]:
+    return [finding for rule in RULES if rule.kind == kind if (finding := rule.look(run)) is not None]
 
 
 def _without_processes(given: Given) -> tuple[Given, int]:

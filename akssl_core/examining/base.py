@@ -1,4 +1,4 @@
-"""What a rule is: a name, what it looks for, why that matters, how to mend it, and a function that finds it."""
+"""A rule of the doctor: a name, what it looks for, why that matters, how to mend it, and the function that looks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..rundir.folder import RunDir
 from ..running.plan import Plan
 
 Kind = Literal["plan", "run"]
-Found = str | tuple[str, str, str] | None  # evidence; or evidence, cause and cure of this case; or nothing
-Function = TypeVar("Function", bound=Callable[[Any], Found])
+Evidence = str | tuple[str, str, str] | None  # or evidence, cause and cure of this run; or nothing
+Function = TypeVar("Function", bound=Callable[[Any], Evidence])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is looked for before a run ("plan") or in its folder ("run")."""
+    """One fault that is looked for before a run ("plan") or in its folder ("run")."""
 
     kind: Kind
     name: str
     meaning: str
     cause: str
     cure: str
-    function: Callable[[Any], Found]
+    function: Callable[[Any], Evidence]
 
     def look(self, subject: Any) -> Finding | None:
         """The finding, or nothing."""
@@ -57,8 +57,17 @@ LOOKED_AT = 1000  # images of a sample
 RULES: list[Rule] = []
 
 
-def rule(kind: Kind, *, cause: str, cure: str) -> Callable[[Function], Function]:
-    """Make a function of a subject a rule of that kind; its docstring says what it looks for."""
+def before_run(*, cause: str, cure: str) -> Callable[[Function], Function]:
+    """Make a function of a `PlannedRun` a rule; its docstring says what it looks for."""
+    return _rule("plan", cause, cure)
+
+
+def after_run(*, cause: str, cure: str) -> Callable[[Function], Function]:
+    """The same for a function of a `FinishedRun`."""
+    return _rule("run", cause, cure)
+
+
+def _rule(kind: Kind, cause: str, cure: str) -> Callable[[Function], Function]:
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
@@ -70,12 +79,13 @@ def rule(kind: Kind, *, cause: str, cure: str) -> Callable[[Function], Function]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a run may use."""
+    """The hardware that a run may use."""
 
     cores: int
     gpus: int
     memory: int | None  # bytes that are free on the device; None: unknown
     disk: int  # bytes that are free where the run folder is to lie
+    cuda: str | None = None  # version of CUDA, or of ROCm, that torch was built with
 
     @classmethod
     def here(cls, device: torch.device, out: Path) -> Machine:
@@ -83,7 +93,8 @@ class Machine:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
         memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
-        return cls(cores, torch.cuda.device_count(), memory, shutil.disk_usage(place).free)
+        built = torch.version.cuda or torch.version.hip
+        return cls(cores, torch.cuda.device_count(), memory, shutil.disk_usage(place).free, built)
 
 
 def _free_memory() -> int | None:
@@ -94,7 +105,7 @@ def _free_memory() -> int | None:
 
 
 @dataclass(frozen=True)
-class Case:
+class PlannedRun:
     """A run before it starts."""
 
     plan: Plan
@@ -110,9 +121,9 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """A run that was."""
+class FinishedRun:
+    """A run that was, whole or not."""
 
-    run: RunFiles
+    files: RunFiles
     folder: RunDir
     versions: dict[str, str]  # of the packages installed here

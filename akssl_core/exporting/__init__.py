@@ -14,13 +14,13 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..data import Preprocess
-from ..errors import ConfigError, PluginError, RunDirError, did_you_mean
+from ..errors import ConfigError, PluginError, did_you_mean
 from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
-from ..rundir.files import write_atomic
+from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
-from .backbone_file import FILE, file_of, load_backbone, read_product
-from .check import TOLERANCE, ExportFailed, Found, Loader, compare, here
+from .backbone_file import FILE, file_of, load_backbone, read_backbone_file
+from .check import TOLERANCE, Difference, ExportFailed, Loader, compare, here
 from .formats import FORMATS, Format
 
 __all__ = ["ExportFailed", "Exported", "export"]
@@ -30,20 +30,35 @@ KIND = "akssl-export-1"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A backbone in another library's format, found to give the same features there.
-
-    `snippet` is Python code that loads it; `difference` is the largest one between the features (N, D) of that
-    code and of `load_backbone`, on `images` images; `metadata` is what the file says of itself.
-    """
+    """A backbone in another library's format, found to give the same features there."""
 
     path: Path
+    """The file."""
     to: str
+    """The format's name."""
     snippet: str
+    """Python code that loads the file and computes features."""
     difference: float
+    """The largest one between the features (N, D) of that code and those of `load_backbone`."""
     tolerance: float
+    """The difference that is allowed for features up to 1."""
     images: int
+    """How many images were compared."""
     preprocess: Preprocess
+    """How the network is fed."""
     metadata: Mapping[str, str]
+    """The texts in the file's header."""
+
+    @property
+    def text(self) -> str:
+        """Where it is, how it was proved, and how to load it: what `akssl export` prints."""
+        mean, std = (
+            json.dumps([round(value, 4) for value in of]) for of in (self.preprocess.mean, self.preprocess.std)
+        )
+        proof = f"features of {self.images} images differ by at most {self.difference:.2g} (allowed {self.tolerance:g})"
+        lines = [f"{self.path}: {self.to}, {self.path.stat().st_size / 1e6:.1f} MB; {proof}"]
+        lines += [f"Images: {self.preprocess.rule}; mean {mean}, std {std}", "Load it:"]
+        return "\n".join([*lines, *(f"  {line}" for line in self.snippet.splitlines())])
 
 
 def export(
@@ -78,7 +93,7 @@ def export(
     chosen.need_packages()
     source = Path(run_dir)
     target = _target(source, Path(out) if out is not None else None, chosen, overwrite=overwrite)
-    _, header = read_product(file_of(source))
+    _, header = read_backbone_file(file_of(source))
     backbone = _load(source, header, module, plugins)
     if not chosen.takes(backbone):
         raise ConfigError(_no_counterpart(backbone, chosen))
@@ -112,12 +127,7 @@ def _target(source: Path, out: Path | None, chosen: Format, *, overwrite: bool) 
         raise ConfigError(f"out: {target} must end in {chosen.suffix}, as files for {chosen.name} do.")
     if target.name == FILE and (target.parent / "config.yaml").is_file():
         raise ConfigError(f"out: {target} is the backbone of a run itself. Choose another name.")
-    if not target.parent.is_dir():
-        raise RunDirError(f"out: the folder {target.parent} does not exist. Make it, or choose another.")
-    if target.exists() and not overwrite:
-        raise RunDirError(
-            f"out: {target} exists. Replace it with --overwrite (overwrite=True), or choose another name."
-        )
+    refuse_file(target, overwrite=overwrite, name="out")
     return target
 
 
@@ -139,7 +149,7 @@ def _no_counterpart(backbone: Backbone, chosen: Format) -> str:
 
 
 def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dict[str, str]:
-    """What the file says of itself: every value is a text, nested ones are JSON."""
+    """The entries of the file's header: every value is a text, nested ones are JSON."""
     assert backbone.preprocess is not None
     return {
         "export": KIND,
@@ -153,8 +163,8 @@ def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dic
     }
 
 
-def _findings(found: Found, code: str) -> dict[str, str]:
-    """What the comparison has found, and the code it was made with."""
+def _findings(found: Difference, code: str) -> dict[str, str]:
+    """The header's entries on the comparison, and the code it was made with."""
     return {
         "max_difference": f"{found.difference:.3g}",
         "tolerance": f"{TOLERANCE:g}",

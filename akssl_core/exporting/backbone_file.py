@@ -1,4 +1,4 @@
-"""The product of a run as a file, `backbone.safetensors`, and a backbone from such a file.
+"""A trained backbone as the file `backbone.safetensors`: writing it, and loading a backbone from one.
 
 The tensors are a plain state dict under the key names of the library the backbone comes from; the header says
 how to build the network and how to feed it.
@@ -9,30 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, Json, ValidationError, model_validator
+from pydantic import Json, ValidationError, model_validator
 from torch import Tensor, nn
 
 from ..backbone import Backbone, WrappedBackbone
 from ..config.registry import STAND_IN
-from ..config.schema import BackboneRef, Schema, validate
+from ..config.schema import BackboneRef, Schema, first_mistake, validate
 from ..data import ImageSpec, Preprocess
 from ..errors import ConfigError, RunDirError
 from ..plugins.manager import Plugins, installed
 from ..rundir.folder import RunDir, read_tensors
 
-FORMAT = "akssl-backbone-1"
+BACKBONE_FORMAT = "akssl-backbone-1"
 FILE = "backbone.safetensors"
-LARGEST = 2048  # side of an image in pixels: somebody makes memory for it
 
 
 def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preprocess: Preprocess) -> dict[str, str]:
-    """What a stranger needs to use the weights: every value is a text, nested ones are JSON."""
+    """The header's texts, by which anybody can use the weights: the network's settings and how it is fed, as JSON."""
     image = encoder.image
     return {
-        "format": FORMAT,
+        "format": BACKBONE_FORMAT,
         "method": method,
         "backbone": json.dumps(dict(backbone)),
         "feature_size": str(encoder.embed_dim),
@@ -51,11 +50,11 @@ def export_backbone(
 
 
 def file_of(path: Path | str) -> Path:
-    """The file that a run folder, or a path to the file itself, means."""
+    """Find the backbone file: a path to a run folder or to the file itself is given."""
     return Path(path) / FILE if Path(path).is_dir() else Path(path)
 
 
-def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights and the header, whose tables have been checked.
 
     Raises:
@@ -65,9 +64,9 @@ def read_product(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         hint = " The run has not finished yet." if (file.parent / "manifest.json").is_file() else ""
         raise RunDirError(f"{file} does not exist.{hint}")
     tensors, metadata = read_tensors(file)
-    if metadata.get("format") != FORMAT:
-        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {FORMAT}.")
-    _told(file, metadata)
+    if metadata.get("format") != BACKBONE_FORMAT:
+        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {BACKBONE_FORMAT}.")
+    _check_header(file, metadata)
     return tensors, metadata
 
 
@@ -82,47 +81,19 @@ def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins:
         ConfigError: the run trained your own module and none was given, or its weights do not fit.
     """
     file = file_of(path)
-    tensors, metadata = read_product(file)
-    told = _told(file, metadata)
-    spec = ImageSpec(told.image.size, told.image.channels, told.image.mean, told.image.std)
+    tensors, metadata = read_backbone_file(file)
+    known = _check_header(file, metadata)
     with torch.random.fork_rng(devices=[]):
         if module is None:
-            _refuse_misfit(file, tensors, told.backbone, spec, plugins or installed())
-        backbone = _empty(told.backbone, spec, module, plugins or installed())
+            _refuse_misfit(file, tensors, known.backbone, known.image, plugins or installed())
+        backbone = _empty(known.backbone, known.image, module, plugins or installed())
     target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
     try:
         target.load_state_dict(tensors)
     except RuntimeError as error:
         raise ConfigError(f"{file}: the weights do not fit the module that was given: {error}") from error
-    backbone.preprocess = Preprocess.from_dict(told.preprocess.model_dump())
+    backbone.preprocess = known.preprocess
     return backbone.eval()
-
-
-class _Image(Schema):
-    """How images reach the backbone, as the header tells it."""
-
-    size: int = Field(ge=1, le=LARGEST)
-    channels: int = Field(ge=1, le=1024)
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
-
-    @model_validator(mode="after")
-    def _one_a_channel(self) -> _Image:
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError("mean and std have one number a channel")
-        return self
-
-
-class _Preprocess(_Image):
-    """The evaluation transform, as the header tells it."""
-
-    resize: int = Field(ge=1, le=LARGEST)
-
-    @model_validator(mode="after")
-    def _room_for_the_crop(self) -> _Preprocess:
-        if self.resize < self.size:
-            raise ValueError("resize must not be smaller than size")
-        return self
 
 
 class _Named(Schema):
@@ -131,25 +102,35 @@ class _Named(Schema):
     backbone: BackboneRef
 
 
-class _Told(Schema):
-    """What is needed of the header of a backbone file."""
+class _Header(Schema):
+    """The part of a backbone file's header that loading takes: the network's settings, and how it is fed."""
 
-    image: Json[_Image]
-    preprocess: Json[_Preprocess]
+    image: Json[ImageSpec]
+    preprocess: Json[Preprocess]
     backbone: Json[dict[str, Any]]
 
+    @model_validator(mode="after")
+    def _consistent(self) -> _Header:
+        for image in (self.image, self.preprocess):
+            if not len(image.mean) == len(image.std) == image.channels:
+                raise ValueError("mean and std have one number a channel")
+        if self.preprocess.resize < self.preprocess.size:
+            raise ValueError("resize must not be smaller than size")
+        if not isinstance(self.backbone.get("name"), str):
+            raise ValueError("it names no backbone")
+        return self
 
-def _told(file: Path, metadata: Mapping[str, str]) -> _Told:
-    """The header of a file that comes from anywhere, checked."""
+
+def _check_header(file: Path, metadata: Mapping[str, str]) -> _Header:
+    """Parse the header of a file that comes from anywhere.
+
+    Raises:
+        RunDirError: an entry is missing or wrong.
+    """
     try:
-        told = _Told.model_validate({name: metadata.get(name, "") for name in _Told.model_fields})
-        if not isinstance(told.backbone.get("name"), str):
-            raise RunDirError(f"{file} is damaged: its header names no backbone.")
+        return _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})
     except ValidationError as error:
-        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, item["loc"]))
-        raise RunDirError(f"{file} is damaged: its header is wrong: {place:.60} {item['msg']:.100}.") from error
-    return told
+        raise RunDirError(f"{file} is damaged: its header is wrong: {first_mistake(error)}.") from error
 
 
 def _refuse_misfit(

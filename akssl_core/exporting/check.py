@@ -29,15 +29,15 @@ class ExportFailed(RunStopped):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a comparison has found."""
+class Difference:
+    """How far the features of a file are from the backbone's: the largest difference, beside the largest feature."""
 
-    difference: float  # the largest, absolute
-    largest: float  # the largest feature, absolute
+    difference: float
+    largest: float
     images: int
 
 
-def compare(backbone: Backbone, file: Path, load: Loader) -> Found:
+def compare(backbone: Backbone, file: Path, load: Loader) -> Difference:
     """The features of a few pictures by the file beside those of the backbone.
 
     Raises:
@@ -47,7 +47,7 @@ def compare(backbone: Backbone, file: Path, load: Loader) -> Found:
     own, other = here(backbone, pictures), load(file, pictures)
     if own.shape != other.shape:
         raise ExportFailed(f"export: the file gives features {tuple(other.shape)}, the backbone {tuple(own.shape)}.")
-    found = Found(float((own - other).abs().max()), float(own.abs().max()), len(own))
+    found = Difference(float((own - other).abs().max()), float(own.abs().max()), len(own))
     allowed = TOLERANCE * max(1.0, found.largest)
     if not found.difference <= allowed:  # NaN is no proof either
         raise ExportFailed(

@@ -1,8 +1,9 @@
-"""What can be written: for each format its file, the code that loads it, and the packages that takes."""
+"""The export formats: for each its file, the code that loads it, and the packages that takes."""
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,6 @@ from ..backbone import Backbone, Counterpart
 from ..errors import ConfigError
 from ..rundir.files import tensor_bytes
 from .check import elsewhere
-from .onnx_file import onnx_file
 
 Content = Callable[[Mapping[str, str]], bytes]  # a whole file with these texts in its header
 
@@ -127,13 +127,12 @@ class Onnx(Format):
     packages = ("onnx", "onnxscript", "onnxruntime")
 
     def takes(self, backbone: Backbone) -> bool:
-        """Whatever torch can trace."""
+        """Every network that torch can trace."""
         return True
 
     def make(self, backbone: Backbone) -> Content:
         """The traced network."""
-        size, channels = backbone.image.size, backbone.image.channels
-        return onnx_file(backbone, torch.zeros(2, channels, size, size))
+        return _traced(backbone)
 
     def snippet(self, backbone: Backbone, file: Path) -> str:
         """By ONNX Runtime on the CPU."""
@@ -146,6 +145,41 @@ class Onnx(Format):
 
 
 FORMATS: tuple[Format, ...] = (Safetensors(), Torchvision(), Timm(), Onnx())
+
+
+def _traced(backbone: Backbone) -> Content:
+    """An ONNX file that maps `images` (N, C, H, W) to `features` (N, D) for any N; its texts lie in `metadata_props`.
+
+    Raises:
+        ConfigError: torch cannot trace the network.
+    """
+    import onnx
+
+    size, channels = backbone.image.size, backbone.image.channels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about its own insides
+            program = torch.onnx.export(
+                backbone.eval(),
+                (torch.zeros(2, channels, size, size),),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
+                verbose=False,
+            )
+    except Exception as error:  # whatever a network's forward pass meets in the tracer
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"to: torch cannot turn {backbone.name} into ONNX: {reason}") from error
+    assert program is not None
+    model = program.model_proto
+
+    def content(metadata: Mapping[str, str]) -> bytes:
+        onnx.helper.set_model_props(model, dict(metadata))
+        data: bytes = model.SerializeToString()
+        return data
+
+    return content
 
 
 def _counterpart(backbone: Backbone, library: str) -> Counterpart:

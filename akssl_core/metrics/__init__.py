@@ -5,18 +5,28 @@ The encoder never trains here: classifiers see features that were computed once.
 
 from __future__ import annotations
 
-from .collapse import COLLAPSED_PROJECTION, COLLAPSED_STD, Spectrum, Verdict, spectrum, verdict
-from .diagnosis import Diagnosis, diagnose
+from .diagnosis import GAIN_MORE, NO_GAIN, Diagnosis, Verdict, collapse_bound, diagnose, read_diagnosis, verdict
 from .features import embed, features_of, pixels_as_features, sample, spread
-from .health import Health, TooFewSamples, alignment, alpha_req, lidar, of_features, of_views, uniformity
+from .health import (
+    Health,
+    Spectrum,
+    TooFewSamples,
+    alignment,
+    alpha_req,
+    lidar,
+    of_features,
+    of_views,
+    spectrum,
+    uniformity,
+)
 from .linear import LinearScore, linear_guesses, linear_probe
 from .linear_sgd import LARGE, linear_guesses_sgd
 from .nearest import knn, knn_guesses, neighbours
 
 __all__ = [
-    "COLLAPSED_PROJECTION",
-    "COLLAPSED_STD",
+    "GAIN_MORE",
     "LARGE",
+    "NO_GAIN",
     "Diagnosis",
     "Health",
     "LinearScore",
@@ -25,6 +35,7 @@ __all__ = [
     "Verdict",
     "alignment",
     "alpha_req",
+    "collapse_bound",
     "diagnose",
     "embed",
     "features_of",
@@ -38,6 +49,7 @@ __all__ = [
     "of_features",
     "of_views",
     "pixels_as_features",
+    "read_diagnosis",
     "sample",
     "spectrum",
     "spread",

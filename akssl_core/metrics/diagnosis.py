@@ -1,41 +1,59 @@
-"""Whether a run learns, is stuck or has collapsed: from its rows, with evidence, cause and cure."""
+"""The verdict on a run: its health, with evidence, cause and cure, and whether it beat what needs no training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ..method import Landmark
-from .collapse import COLLAPSED_PROJECTION, COLLAPSED_STD, Verdict
+from .health import Spectrum
 
+Rows = Sequence[Mapping[str, Any]]
+Verdict = Literal["healthy", "not learning", "dimensional collapse", "collapsed"]
+
+COLLAPSED_STD = 0.01  # of features; below, the mean cosine between two images is above 0.9999
+COLLAPSED_PROJECTION = 0.1  # of projections, which a method spreads on purpose; below, it is above 0.99
+COLLAPSED_RANK = 0.01  # below: less than this share of the dimensions that could be in use is
 STEPS = 50  # the stretch of last steps that must all agree
 FEWEST_ROWS = 2  # in that stretch, or before it
-CLEAR = 5.0  # points of k-NN accuracy above every baseline: no fault of that kind can be
 HALF = 0.5  # of their first spread and of 1: healthy projections of all first-party methods keep more than 0.7
 LEAST_RATE = 1e-7  # a smaller learning rate may move weights by less than they can hold
+NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
+QUERIES = 1000  # images that an accuracy is taken to be of where their number was not recorded
 
-STEP, LOSS = "backbone_step", "loss"
-Row = Mapping[str, Any]
+STEP, LOSS, LEARNED = "backbone_step", "loss", "learned"
+BASELINES = {"knn_raw_pixels": "raw pixels", "knn_random_init": "the untrained backbone"}
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What became of a run; evidence, cause and cure are empty where it is healthy."""
+    """The verdict on a run, in the words in which everything that shows it does."""
 
-    verdict: Literal["healthy", "not learning", "dimensional collapse", "collapsed"]
+    verdict: Verdict
+    """Its health: whether a fault was seen."""
     evidence: str = ""
+    """The numbers behind it, in a sentence."""
     cause: str = ""
+    """What usually brings a run there; empty where there is nothing to mend."""
     cure: str = ""
+    """How to mend it."""
+    outcome: str = ""
+    """Learned, barely better than ... or did not beat ...; empty before the end, without labels or baselines, and where
+    a fault was seen although the accuracy is good."""
+
+    @property
+    def words(self) -> str:
+        """The verdict in short: "healthy, learned"."""
+        but = "but " if self.verdict == "healthy" and self.outcome != LEARNED else ""
+        return f"{self.verdict}, {but}{self.outcome}" if self.outcome else self.verdict
 
     def __str__(self) -> str:
-        return (
-            f"{self.verdict}: {self.evidence} Cause: {self.cause} Cure: {self.cure}" if self.evidence else self.verdict
-        )
+        parts = [f"{self.words}: {self.evidence}" if self.evidence else f"{self.words}."]
+        return " ".join([*parts, *([f"Cause: {self.cause}", f"Cure: {self.cure}"] if self.cause else [])])
 
 
-HEALTHY = Diagnosis("healthy")
 ALIKE = "different images are all but the same"
 FEW_DIRECTIONS = "the final features differ along less than 1 % of the directions that they could use."
 USUAL = "a missing stop-gradient, centre or batch norm, a teacher that is not sharper than its student, or a huge step"
@@ -43,40 +61,135 @@ LOOK = (
     "look at what the method's paper does against collapse, lower optimizer.lr, and compare with the method's default "
     "recipe."
 )
+NO_GAIN = "what it learns is not what the labels ask for, or it trained too little."
+GAIN_MORE = "train longer, or try the method's default recipe and milder views."
 
 
 def diagnose(
-    rows: Sequence[Row],
+    rows: Rows,
     landmarks: Sequence[Landmark] = (),
     *,
     scores: Mapping[str, float] | None = None,
     features: Verdict = "healthy",
     stopped: bool = False,
+    queries: int = QUERIES,
 ) -> Diagnosis:
     """The verdict on a run by its rows so far.
 
     Args:
         rows: those of metrics.jsonl, in order.
         landmarks: of the method; they are looked at before the general ones, for they know the cause.
-        scores: final numbers; k-NN accuracy well above all baselines outweighs what any spread says.
+        scores: final numbers; k-NN accuracy clearly above all baselines outweighs what any spread says.
         features: what the spread of the final features says.
         stopped: the run was stopped as collapsed, so that no accuracy outweighs what its rows say.
+        queries: images that the accuracies are of; they decide what is clearly above.
     """
-    if rows and _gone([rows[-1].get(LOSS, 0.0)]):
+    learned = not stopped and compare_scores(scores or {}, queries)[0] == LEARNED
+    fault = _fault(rows, landmarks, features=features, learned=learned, ended=scores is not None)
+    return _with_outcome(fault, scores, queries)
+
+
+def read_diagnosis(manifest: Mapping[str, Any], rows: Rows) -> Diagnosis:
+    """The verdict that a run's manifest holds; made from its rows and scores where it holds none, or an earlier form.
+
+    Before `outcome` was recorded, a verdict had evidence only where it was a bad one.
+    """
+    told = manifest.get("diagnosis")
+    told = {key: str(value) for key, value in told.items()} if isinstance(told, Mapping) else {}
+    known: dict[str, Any] = {field.name: told.get(field.name, "") for field in fields(Diagnosis)}
+    if "outcome" in told:
+        return Diagnosis(**known)
+    scores = {name: value for name, value in (manifest.get("final") or {}).items() if value is not None} or None
+    if told.get("evidence"):
+        return _with_outcome(Diagnosis(**known), scores, QUERIES)
+    collapsed = manifest.get("status") == "collapsed"
+    alike = collapsed or not (scores or {}).get("std_ratio", math.inf) >= COLLAPSED_STD
+    return diagnose(rows, scores=scores, features="collapsed" if alike else "healthy", stopped=collapsed)
+
+
+def compare_scores(scores: Mapping[str, float], queries: int) -> tuple[str, str]:
+    """What came of training by the final k-NN accuracies, and these in a sentence."""
+    score = scores.get("knn_top1", math.nan)
+    known = {name: scores[key] for key, name in BASELINES.items() if key in scores}
+    if not math.isfinite(score):
+        spread = ", ".join(f"{name} {scores[name]:.4g}" for name in ("std_ratio", "rankme") if name in scores)
+        return "", f"{f'{spread}; ' if spread else ''}without labels there is no accuracy to compare."
+    if not known:
+        return "", f"k-NN accuracy {score:.1f} %; no baseline was measured."
+    said = ", ".join(f"{name} {of:.1f} % ({score - of:+.1f} points)" for name, of in known.items())
+    said = f"k-NN accuracy {score:.1f} %; {said}."
+    if below := [name for name, of in known.items() if not score > of]:
+        return f"did not beat {' and '.join(below)}", said
+    if near := {name: chance for name, of in known.items() if score - of <= (chance := margin(score, of, queries))}:
+        said += f" Differences of up to {max(near.values()):.1f} points may be chance with so few images."
+        return f"barely better than {' and '.join(near)}", said
+    return LEARNED, said
+
+
+def margin(first: float, second: float, queries: int) -> float:
+    """Points by which two accuracies in percent, each of so many images, may differ by chance: a 95 % interval.
+
+    The normal approximation, with one right and one wrong image added to each (Agresti and Caffo 2000). Both are
+    of the same images, so that chance moves them together: the true interval is narrower, seldom wider.
+    """
+    shares = [(of / 100 * queries + 1) / (queries + 2) for of in (first, second)]
+    return 100 * NORMAL * math.sqrt(sum(share * (1 - share) for share in shares) / (queries + 2))
+
+
+def verdict(spectrum: Spectrum) -> Verdict:
+    """The health of features by their spread alone.
+
+    "collapsed": the standard deviation is under 1 % of that of features which point everywhere, or not a number.
+    Untrained networks in eval mode set the bound: a ResNet-18 has 0.14, a ResNet-50 0.05, a ResNet-101 0.013,
+    a ViT-B 0.7, while a constant encoder has less than 0.001. "dimensional collapse": images differ, but along
+    less than 1 % of the directions that min(N, D) allows; the untrained networks use 1 to 40 %. Both bounds are
+    low on purpose, for a false alarm would end a good run; a projector may collapse well before its backbone.
+    """
+    if not spectrum.std_ratio >= COLLAPSED_STD:
+        return "collapsed"
+    full = min(spectrum.count, spectrum.dim)
+    if full > 1 and spectrum.rankme < 1 + COLLAPSED_RANK * (full - 1):
+        return "dimensional collapse"
+    return "healthy"
+
+
+def collapse_bound(name: str) -> float | None:
+    """The value below which a number of the rows tells of a collapse; None when it never does.
+
+    Methods log the spread of their projections as `<what>_std_ratio`.
+    """
+    return {"std_ratio": COLLAPSED_STD}.get(name, COLLAPSED_PROJECTION) if name.endswith("std_ratio") else None
+
+
+def _with_outcome(fault: Diagnosis | None, scores: Mapping[str, float] | None, queries: int) -> Diagnosis:
+    """The whole verdict of a run: a fault is never said to have learned, but it is said that it fell short."""
+    outcome, said = ("", "") if scores is None else compare_scores(scores, queries)
+    if fault is None:
+        mend = (NO_GAIN, GAIN_MORE) if outcome not in ("", LEARNED) else ("", "")
+        return Diagnosis("healthy", said, *mend, outcome)
+    if not outcome:
+        return fault
+    return replace(fault, evidence=f"{fault.evidence} {said}", outcome="" if outcome == LEARNED else outcome)
+
+
+def _fault(
+    rows: Rows, landmarks: Sequence[Landmark], *, features: Verdict, learned: bool, ended: bool
+) -> Diagnosis | None:
+    """The first fault that a run shows; spreads tell nothing where it has learned."""
+    if rows and _gone(rows[-1].get(LOSS, 0.0)):
         return Diagnosis(
             "not learning",
             f"the loss of step {rows[-1]['step']} is not a finite number.",
             "the steps are too large, or a number overflows at this precision.",
             "lower optimizer.lr, set train.clip, or use --precision fp32.",
         )
-    learned = not stopped and _clearly_learned(scores or {})
-    for landmark in (*landmarks, NO_GRADIENT, *(() if learned else spreads(rows, ended=scores is not None))):
+    for landmark in (*landmarks, NO_GRADIENT, *(() if learned else spreads(rows, ended=ended))):
         if evidence := _at(landmark, rows):
             return Diagnosis(landmark.verdict, evidence, landmark.cause, landmark.cure)
-    if not learned and features != "healthy":
-        evidence = f"the final features say that {ALIKE}." if features == "collapsed" else FEW_DIRECTIONS
-        return Diagnosis(features, evidence, f"{USUAL}.", LOOK)
-    return HEALTHY
+    if learned or features == "healthy":
+        return None
+    evidence = f"the final features say that {ALIKE}." if features == "collapsed" else FEW_DIRECTIONS
+    return Diagnosis(features, evidence, f"{USUAL}.", LOOK)
 
 
 NO_GRADIENT = Landmark(
@@ -91,7 +204,7 @@ NO_GRADIENT = Landmark(
 )
 
 
-def spreads(rows: Sequence[Row], *, ended: bool) -> list[Landmark]:
+def spreads(rows: Rows, *, ended: bool) -> list[Landmark]:
     """The landmarks of every run whose features, or whose method's projections, have their spread in the rows.
 
     Projections of some networks begin almost parallel (ReLU features share a large mean) and spread with time: where
@@ -113,11 +226,11 @@ def _alike(name: str, bound: float, meaning: str, after: int) -> Landmark:
     return Landmark("collapsed", {name: (0.0, bound)}, meaning, f"{USUAL}.", LOOK, after)
 
 
-def _first(rows: Sequence[Row], name: str) -> float | None:
+def _first(rows: Rows, name: str) -> float | None:
     return next((row[name] for row in rows if row.get(name) is not None), None)
 
 
-def _at(landmark: Landmark, rows: Sequence[Row]) -> str:
+def _at(landmark: Landmark, rows: Rows) -> str:
     """The evidence that the last rows are at a landmark; nothing where they are not."""
     told = [row for row in rows if all(name in row for name in landmark.where)]
     if not told or told[-1]["step"] < landmark.after:
@@ -143,10 +256,5 @@ def _bounds(low: float, high: float) -> str:
     return f"bound: below {high:.4g}" if low in (0.0, -math.inf) else f"bounds: {low:.4g} to {high:.4g}"
 
 
-def _gone(values: Sequence[float | None]) -> bool:
-    return any(value is None or not math.isfinite(value) for value in values)
-
-
-def _clearly_learned(scores: Mapping[str, float]) -> bool:
-    baselines = [scores[name] for name in ("knn_raw_pixels", "knn_random_init") if name in scores]
-    return bool(baselines) and scores.get("knn_top1", -math.inf) >= max(baselines) + CLEAR
+def _gone(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)

@@ -22,6 +22,39 @@ ROWS_AT_ONCE = 1024  # of the table of all pairs
 WITHIN = 1e-4  # added to the variances within an image, as in the paper of LiDAR
 
 
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """How the features (N, D) of many images fill their space; not a number where features are not finite.
+
+    `std_ratio` is the mean over channels of the standard deviation of L2-normalised features, times sqrt(D):
+    1 when they point everywhere, 0 when they are all the same (Chen and He 2021, arXiv 2011.10566). `rankme`
+    is the effective rank, 1 to min(N, D): exp of the entropy of the normalised singular values of the
+    features as they are, neither centred nor normalised (Garrido et al. 2023, arXiv 2210.02885).
+    """
+
+    std_ratio: float
+    rankme: float
+    count: int
+    dim: int
+
+
+def spectrum(features: Tensor) -> Spectrum:
+    """The collapse numbers of features (N, D)."""
+    count, dim = features.shape
+    rows = features.double()
+    if not rows.isfinite().all():
+        return Spectrum(math.nan, math.nan, count, dim)
+    std = F.normalize(rows, dim=1).std(dim=0, correction=0)
+    return Spectrum(float(std.mean()) * math.sqrt(dim), _rankme(rows), count, dim)
+
+
+def _rankme(rows: Tensor) -> float:
+    """exp(-sum p log p) with p = singular values / their sum + 1e-7."""
+    singular = torch.linalg.eigvalsh(_gram(rows)).clamp(min=0).sqrt()
+    p = singular / singular.sum().clamp(min=torch.finfo(rows.dtype).tiny) + 1e-7
+    return float((-(p * p.log()).sum()).exp())
+
+
 class TooFewSamples(ValueError):
     """A number of health would be wrong; the message says what it takes."""
 
@@ -148,9 +181,12 @@ def uniformity(features: Tensor) -> float:
 
 
 def _eigenvalues(features: Tensor) -> Tensor:
-    """Those of the covariance of features (N, D), the largest first; from the smaller Gram matrix."""
+    """Those of the covariance of features (N, D), the largest first."""
     rows = features.double()
-    rows = rows - rows.mean(0)
-    gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
-    values: Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0) / len(rows)
+    values: Tensor = torch.linalg.eigvalsh(_gram(rows - rows.mean(0))).flip(0).clamp(min=0) / len(rows)
     return values
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """The smaller of the two Gram matrices of rows (N, D)."""
+    return rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T

@@ -1,4 +1,4 @@
-"""What is installed, by package metadata alone: nothing of a plugin is imported here."""
+"""The installed plugins, by package metadata alone: nothing of a plugin is imported here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Entry:
     distribution: str
     version: str
     api: str
-    status: str  # "installed", "other API", "clash", "blocked"
+    status: str
+    """"installed", "other API", "clash" (two distributions claim the name) or "blocked" (by AKSSL_PLUGINS)."""
     reason: str = ""
 
     def record(self) -> dict[str, str]:
@@ -47,7 +48,7 @@ def _raw_entries() -> Iterator[Entry]:
             if not points:
                 continue
             distribution, version = (_told(str(text or "unknown")) for text in (found.name, found.version))
-        except Exception as error:  # a file that is no text or lacks a sign: one package must not hide all others
+        except Exception as error:  # damaged metadata of one package must not hide all others
             place = getattr(found, "_path", "?")
             warnings.warn(f"the metadata in {place} cannot be read and is passed over: {error}", stacklevel=2)
             continue
@@ -63,7 +64,7 @@ def _raw_entries() -> Iterator[Entry]:
 
 
 def _told(text: str) -> str:
-    """What metadata says, as far as a table can show it."""
+    """A text of metadata, as far as a table can show it."""
     return visible(text[:LONGEST])
 
 

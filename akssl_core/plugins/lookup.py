@@ -1,12 +1,19 @@
-"""Small questions to the registry: what is installed, and one component alone for a loop of your own."""
+"""Questions to the registry: what is installed, where it is written, and one component alone for a loop of your own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import yaml
+
+from ..config import describe
+from ..config.registry import ALIASES, KINDS
 from ..config.schema import validate
+from ..errors import ConfigError, did_you_mean
 from ..method import Method
+from .installed import version
 from .manager import Plugins, installed
 
 
@@ -15,11 +22,19 @@ class Installed:
     """An installed method."""
 
     name: str
+    """The name that users type."""
     summary: str
+    """The first line of the method's docstring."""
     paper: str
+    """Authors, year and link."""
     recipes: tuple[str, ...]
+    """The recipes it brings, by name."""
     distribution: str
+    """The package that it comes from."""
     version: str
+    """The version of that package."""
+    text: str = field(repr=False)
+    """Its page, as `akssl plugins show` prints it: what it is, paper, views, settings and recipes."""
 
 
 def methods(*, plugins: Plugins | None = None) -> list[Installed]:
@@ -40,7 +55,20 @@ def _record(plugins: Plugins, component: Any, owner: str) -> Installed:
         recipes=tuple(component.recipes),
         distribution=entry.distribution if entry else owner,
         version=entry.version if entry else "",
+        text=page(component),
     )
+
+
+def page(method: Any) -> str:
+    """A method's page: what it is, its paper, views, settings and recipes."""
+    views = ", ".join(f"{describe.count(many)} {group}" for group, many in method.views.items())
+    parts = [f"{method.name}: {(method.__doc__ or '').strip()}"]
+    parts += [f"Paper: {method.paper}"] if method.paper else []
+    parts += [f"Views: {views}", "Settings (--set method.NAME=VALUE):"]
+    parts += [describe.table(describe.HEADER, describe.cells(method.Config))]
+    for recipe, settings in method.recipes.items():
+        parts.append(f"Recipe '{recipe}':\n" + yaml.safe_dump(dict(settings), sort_keys=False).rstrip())
+    return "\n\n".join(parts)
 
 
 def build(kind: str, name: str, *args: Any, plugins: Plugins | None = None, **settings: Any) -> Any:
@@ -56,3 +84,49 @@ def build(kind: str, name: str, *args: Any, plugins: Plugins | None = None, **se
     plugins = plugins or installed()
     component: Any = plugins.get(kind, name)
     return component(validate(component.Config, settings, registry=plugins), *args)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a component is written, and who provides it."""
+
+    module: str
+    file: str
+    line: int
+    plugin: str
+    """The distribution that brings it."""
+    version: str
+
+    @property
+    def text(self) -> str:
+        """A line for each of these, as `akssl find` prints it."""
+        return describe.table(("", ""), [(key, str(value)) for key, value in asdict(self).items()]).lstrip("\n")
+
+
+def find(kind: str, name: str, *, plugins: Plugins | None = None) -> Location:
+    """Where a component is written, by kind and name: `find("loss", "ntxent")`.
+
+    Raises:
+        ConfigError: there is no such kind.
+        PluginError: there is no such component.
+    """
+    plugins, kind = plugins or installed(), ALIASES.get(kind, kind)
+    if kind not in KINDS:
+        raise ConfigError(f"kind: there is no '{kind}'.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
+    component = plugins.get(kind, name)
+    written = next(c for c in component.__mro__ if c.__module__ == component.__module__ and _has_source(c))
+    _, line = inspect.getsourcelines(written)
+    root = component.__module__.partition(".")[0]
+    owners = {entry.value.partition(":")[0].partition(".")[0]: entry.distribution for entry in plugins.entries}
+    distribution = "akssl-core" if root == __package__.partition(".")[0] else owners.get(root, "")
+    file = inspect.getsourcefile(written) or "?"
+    return Location(written.__module__, file, line, distribution or "-", version(distribution) if distribution else "-")
+
+
+def _has_source(component: type) -> bool:
+    """A class that an open family makes on the fly has none; the class it derives from has."""
+    try:
+        inspect.getsourcelines(component)
+    except (OSError, TypeError):
+        return False
+    return True

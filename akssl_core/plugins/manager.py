@@ -56,7 +56,7 @@ class Loaded:
 
 
 def _unknown_hook(plugin: object) -> str:
-    """What to say of a hook that does not exist, with the nearest that does; nothing where all of them do."""
+    """Tell of a hook that does not exist, with the nearest that does; nothing where all of them do."""
     hooks = [name for name in vars(hookspecs) if name.startswith("akssl_")]
     marked = [name for name in dir(plugin) if hasattr(getattr(plugin, name), f"{hookspecs.hookimpl.project_name}_impl")]
     for name in marked:
@@ -219,7 +219,7 @@ class Plugins:
         return self.registry.look(kind, name) is not None
 
     def _resolve(self, kind: str, name: str) -> type[Component] | None:
-        """What the open families among the loaded plugins answer for a name that is in no registry."""
+        """Ask the open families among the loaded plugins for a name that is in no registry."""
         facts = {"kind": kind, "name": name}
         for implementation in self._pm.hook.akssl_resolve.get_hookimpls():
             try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
-from dataclasses import dataclass
 from typing import Any
 
 from .installed import Entry, version
@@ -55,7 +53,7 @@ def _provides(plugins: Plugins, owner: str) -> str:
 
 
 def _cure(entry: Entry) -> str:
-    """What to do about a plugin that is not loaded, by its metadata."""
+    """The way to mend a plugin that is not loaded, by its metadata."""
     cures = {
         "other API": f"pip install -U akssl-core {entry.distribution}",
         "blocked": "unset AKSSL_PLUGINS, or name it there",
@@ -71,42 +69,6 @@ def _mend(failure: Failure) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a component is written, and who provides it."""
-
-    module: str
-    file: str
-    line: int
-    plugin: str  # the distribution
-    version: str
-
-
-def find(plugins: Plugins, kind: str, name: str) -> Location:
-    """Where the component of this kind and name is written.
-
-    Raises:
-        PluginError: there is none.
-    """
-    component = plugins.get(kind, name)
-    written = next(c for c in component.__mro__ if c.__module__ == component.__module__ and _has_source(c))
-    _, line = inspect.getsourcelines(written)
-    root = component.__module__.partition(".")[0]
-    owners = {entry.value.partition(":")[0].partition(".")[0]: entry.distribution for entry in plugins.entries}
-    distribution = "akssl-core" if root == __package__.partition(".")[0] else owners.get(root, "")
-    file = inspect.getsourcefile(written) or "?"
-    return Location(written.__module__, file, line, distribution or "-", version(distribution) if distribution else "-")
-
-
-def _has_source(component: type) -> bool:
-    """A class that an open family makes on the fly has none; the class it derives from has."""
-    try:
-        inspect.getsourcelines(component)
-    except (OSError, TypeError):
-        return False
-    return True
 
 
 def environment(plugins: Plugins) -> dict[str, Any]:

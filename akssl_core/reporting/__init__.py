@@ -15,7 +15,7 @@ from .files import RunFiles
 from .html import Html, page, tag
 from .pictures import attention, nearest, views
 from .records import environment, notes, settings, unreadable, use
-from .verdict import headline
+from .svg import short
 
 SECTIONS = (
     scores,
@@ -33,6 +33,7 @@ SECTIONS = (
     unreadable,
     environment,
 )
+UNFINISHED = {"running": "Still running", "stopped": "Stopped", "failed": "Failed"}
 
 
 def render(run_dir: Path) -> str:
@@ -62,10 +63,35 @@ def _header(run: RunFiles) -> Html:
         f"status {run.status}",
         f"started {run.manifest['created']}" if "created" in run.manifest else "",
     ]
-    verdict = headline(run)
+    tone, sentence = headline(run)
     return tag(
         "header",
         tag("h1", _title(run)),
         tag("div", " · ".join(fact for fact in facts if fact), class_="quiet"),
-        tag("p", verdict.sentence, class_=f"verdict {verdict.tone}", role="status"),
+        tag("p", sentence, class_=f"verdict {tone}", role="status"),
     )
+
+
+def headline(run: RunFiles) -> tuple[str, str]:
+    """How the first sentence is coloured, "good", "bad" or "open", and the sentence: how far it came, its verdict."""
+    found = run.diagnosis
+    verdict = f"{found}"[:1].upper() + f"{found}"[1:]
+    if run.status not in UNFINISHED:
+        bad = found.verdict != "healthy" or found.outcome.startswith("did not beat")
+        return "bad" if bad else "good" if found.outcome == "learned" else "open", verdict
+    what_next = {
+        "stopped": f". Go on with: akssl resume {run.path}",
+        "failed": f": {run.manifest.get('error', 'no reason was recorded')}",
+    }.get(run.status, ".")
+    faulty = found.verdict != "healthy"
+    said = f"{UNFINISHED[run.status]}{_how_far(run)}{what_next}{f' {verdict}' if faulty else ''}"
+    return "bad" if faulty or run.status == "failed" else "open", said
+
+
+def _how_far(run: RunFiles) -> str:
+    """The last row's step, epoch and loss."""
+    if not run.rows:
+        return " before its first row of metrics"
+    last = run.rows[-1]
+    loss = f", loss {short(last['loss'])}" if last.get("loss") is not None else ""
+    return f" at step {last['step']}, epoch {short(last['epoch'])}{loss}"

@@ -28,10 +28,8 @@ def embedding_map(run: RunFiles) -> list[Html]:
     sprite = f"--sprite: url({data_uri(_sheet(images, columns), largest=None)}); --columns: {columns}"
     side = 100 / max(columns - 1, 1)
     dots = [
-        _dot(place, (i % columns * side, i // columns * side), name, label)
-        for i, (place, label, name) in enumerate(
-            zip(places.tolist(), labels.tolist(), _names(run, labels), strict=True)
-        )
+        _dot(place, (i % columns * side, i // columns * side), run.class_name(label), label)
+        for i, (place, label) in enumerate(zip(places.tolist(), labels.tolist(), strict=True))
     ]
     share = float(run.samples["map_share"])
     said = (
@@ -55,16 +53,8 @@ def _legend(run: RunFiles, labels: Tensor) -> Html:
     present = sorted({label for label in labels.tolist() if label >= 0})
     if not present or len(present) > HUES:
         return Html("")
-    keys = [tag("span", _name(run, label), class_="key", style=f"--hue: {label % HUES * 36}") for label in present]
+    keys = [tag("span", run.class_name(label), class_="key", style=f"--hue: {label % HUES * 36}") for label in present]
     return tag("div", *keys, class_="legend")
-
-
-def _names(run: RunFiles, labels: Tensor) -> list[str]:
-    return [_name(run, label) if label >= 0 else "" for label in labels.tolist()]
-
-
-def _name(run: RunFiles, label: int) -> str:
-    return run.class_names[label] if run.class_names else f"class {label}"
 
 
 def _sheet(images: Tensor, columns: int) -> Tensor:

@@ -1,22 +1,19 @@
 """The section on what `akssl eval` has found, from its file in the run folder.
 
-The file is another command's: whatever in it is not as expected is passed over.
+The file is another command's: one of another form is passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from ..rundir.files import digest
 from ..rundir.folder import RunDir
+from ..rundir.schemas import Evaluations, Judged, Judgement
 from .files import RunFiles
 from .html import Html, section, table, tag
-from .shapes import Judged, Judgement
 
 TRAINED = "trained"  # the system that is the run's own backbone
 
@@ -37,15 +34,14 @@ class Share:
 
 def judgements(run_dir: Path) -> list[Share]:
     """All that `evaluation.json` says of the weights that the folder holds now; nothing where it cannot be read."""
-    known = RunDir(run_dir).read_evaluation()
+    known = RunDir(run_dir).evaluations
     if _outdated(run_dir, known):
         return []
     return [
         Share(protocol, data, labels, found)
-        for protocol, by_data in _items(known.get("results"))
-        for data, by_share in _items(by_data)
-        for labels, record in _items(by_share)
-        if (found := _judgement(record))
+        for protocol, by_data in known.results.items()
+        for data, by_share in by_data.items()
+        for labels, found in by_share.items()
     ]
 
 
@@ -90,20 +86,9 @@ def _percent(labels: str) -> str:
         return labels
 
 
-def _outdated(run_dir: Path, known: Mapping[str, Any]) -> bool:
+def _outdated(run_dir: Path, known: Evaluations) -> bool:
     """Whether the weights have changed since they were judged."""
     try:
-        return "backbone" in known and known["backbone"] != digest((run_dir / "backbone.safetensors").read_bytes())
+        return known.backbone not in ("", digest((run_dir / "backbone.safetensors").read_bytes()))
     except OSError:
         return False
-
-
-def _judgement(record: Any) -> Judgement | None:
-    try:
-        return Judgement.model_validate(record)
-    except ValidationError:
-        return None
-
-
-def _items(value: Any) -> list[tuple[str, Any]]:
-    return list(value.items()) if isinstance(value, Mapping) else []

@@ -15,10 +15,10 @@ from torch import Tensor
 from ..config.schema import leaves
 from ..config.yaml import read_yaml
 from ..errors import RunDirError
+from ..metrics import Diagnosis, read_diagnosis
 from ..rundir.folder import RunDir, read_tensors
-from .shapes import Manifest, Origins, Row, checked
+from ..rundir.schemas import Origins, Row, checked, read_start
 
-MOST_BYTES = 2**26  # of a small file
 LARGEST = 1e100  # that a chart can show; what is larger counts as not a number
 
 LAYOUTS = {
@@ -61,18 +61,18 @@ class RunFiles:
         return cls(
             path=path,
             config=read_yaml(path / "config.yaml"),
-            provenance=checked(Origins, provenance, _start(provenance)) if provenance.is_file() else {},
-            manifest=checked(Manifest, path / "manifest.json", _start(path / "manifest.json")),
-            rows=[checked(Row, path / "metrics.jsonl", row) for row in folder.history],
+            provenance=checked(Origins, provenance).root if provenance.is_file() else {},
+            manifest=folder.manifest.table(),
+            rows=[checked(Row, path / "metrics.jsonl", row).table() for row in folder.history],
             samples=_samples(samples) if samples.is_file() else {},
-            unreadable=_start(unreadable).decode("utf-8", "replace").splitlines() if unreadable.is_file() else [],
+            unreadable=read_start(unreadable).decode("utf-8", "replace").splitlines() if unreadable.is_file() else [],
             has_backbone=(path / "backbone.safetensors").is_file(),
         )
 
     @property
     def status(self) -> str:
         """running, finished, failed, stopped or collapsed."""
-        return str(self.manifest["status"])
+        return str(self.manifest.get("status", "unknown"))
 
     @property
     def final(self) -> Mapping[str, float]:
@@ -81,10 +81,14 @@ class RunFiles:
         return {name: drawable(value) for name, value in scores.items()}
 
     @property
-    def class_names(self) -> list[str] | None:
-        """The names of the classes where the data has names for them."""
-        names: list[str] | None = self.manifest.get("data", {}).get("class_names")
-        return names
+    def diagnosis(self) -> Diagnosis:
+        """Its verdict; of a run that goes on or broke off, by the rows so far."""
+        return read_diagnosis(self.manifest, self.rows)
+
+    def class_name(self, label: int) -> str:
+        """A label's name for people; nothing for an image without one."""
+        names: list[str] = self.manifest.get("data", {}).get("class_names") or []
+        return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
 
     def setting(self, path: str) -> Any:
         """The value of a setting by its dotted path, or None."""
@@ -99,15 +103,6 @@ class RunFiles:
 def drawable(value: float | None) -> float:
     """A number as a chart can show it: null and what is too large count as not a number."""
     return math.nan if value is None or not abs(value) < LARGEST else value
-
-
-def _start(path: Path) -> bytes:
-    """A small file, or the start of one that should be small."""
-    try:
-        with path.open("rb") as file:
-            return file.read(MOST_BYTES)
-    except OSError as error:
-        raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _samples(path: Path) -> Mapping[str, Tensor]:

@@ -84,19 +84,11 @@ def _agreement(labels: Tensor) -> str:
 
 def _query_row(run: RunFiles, q: int, images: Tensor, labels: Tensor | None) -> list[str]:
     known = [-1] * len(images) if labels is None else [int(label) for label in labels]
-    cells = [_shown(images[0], f"query {q + 1}", _name(run, known[0]), "")]
+    cells = [_shown(images[0], f"query {q + 1}", run.class_name(known[0]), "")]
     for n in range(1, len(images)):
         kind = "" if min(known[0], known[n]) < 0 else "same" if known[n] == known[0] else "other"
-        cells.append(_shown(images[n], f"neighbour {n} of query {q + 1}", _name(run, known[n]), kind))
+        cells.append(_shown(images[n], f"neighbour {n} of query {q + 1}", run.class_name(known[n]), kind))
     return [str(q + 1), *cells]
-
-
-def _name(run: RunFiles, label: int) -> str:
-    """A label's name for people; nothing for an image without one."""
-    if label < 0:
-        return ""
-    names = run.class_names or ()
-    return names[label] if label < len(names) else f"class {label}"
 
 
 def _shown(image: Tensor, what: str, name: str, kind: str) -> Html:

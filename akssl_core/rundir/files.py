@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import RunStopped
+from ..errors import ConfigError, RunDirError, RunStopped
 
 
 class CannotWrite(RunStopped, OSError):
@@ -24,7 +26,7 @@ class CannotWrite(RunStopped, OSError):
 
     @property
     def cause(self) -> OSError:
-        """What the system said."""
+        """The system's own error."""
         return self.__cause__ if isinstance(self.__cause__, OSError) else self
 
 
@@ -39,7 +41,7 @@ def write_atomic(path: Path, data: bytes) -> Path:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write beside its target: flushed to disk and moved into place at the end, removed on an error."""
     draft = path.with_name(f".{path.name}.part")
-    with told(path):
+    with explain_write_errors(path):
         try:
             with draft.open("wb") as file:
                 yield file
@@ -51,9 +53,42 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
 
 
+def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
+    """Refuse a file that cannot or must not be written, before anything is computed.
+
+    Raises:
+        ConfigError: there is no such folder, or something is there.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{name}: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
+    if path.is_dir():
+        raise ConfigError(f"{name}: '{path}' is a folder; expected a file. Choose another name.")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{name}: '{path}' exists already. Replace it with --overwrite, or choose another name.")
+
+
+def refuse_folder(path: Path, own: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse an output folder that already holds a run, which files of the names `own` tell.
+
+    Raises:
+        RunDirError: it does, or it is a file.
+    """
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise RunDirError(f"out: {path} is a file; a run needs a folder. Choose another name.")
+    if not overwrite and any(os.path.exists(path / name) for name in own):
+        raise RunDirError(
+            f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
+            f"replace it with --overwrite, or choose another folder."
+        )
+
+
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """What the system says of a file that cannot be written, in words that help."""
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write a file into a CannotWrite that says how to mend it.
+
+    Raises:
+        CannotWrite: the disk is full, read-only or gone.
+    """
     try:
         yield
     except CannotWrite:
@@ -133,6 +168,34 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     return save(plain, dict(metadata) if metadata else None)
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header texts of a safetensors file.
+
+    Raises:
+        RunDirError: it does not exist or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RunDirError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def jsonable(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: they become null, also inside tables and lists."""
+    if isinstance(value, Mapping):
+        return {name: jsonable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """A table as a JSON file."""
+    text = json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # half a surrogate pair, of a path that is no text, as JSON does
+
+
 def digest(data: bytes) -> str:
     """A hash that tells whether bytes have changed, 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -194,7 +257,7 @@ def _lock(descriptor: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """What was written to a file reaches the disk; no file is made where there is none."""
+    """Flush a file to the disk; no file is made where there is none."""
     with suppress(FileNotFoundError), path.open("r+b") as file:
         _flush(file)
 
@@ -212,7 +275,7 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """The names in a folder have reached the disk."""
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

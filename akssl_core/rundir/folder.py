@@ -7,32 +7,33 @@ Only safetensors, JSON, YAML and HTML are written; nothing is pickled.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config.yaml import read_yaml
 from ..errors import RunDirError, did_you_mean, visible
+from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
 from .files import (
     CannotWrite,
-    digest,
+    explain_write_errors,
+    json_bytes,
+    jsonable,
+    refuse_folder,
     sync,
-    sync_folder,
     take_lock,
     tensor_bytes,
-    told,
     write_atomic,
-    write_flushed,
 )
+from .files import read_tensors as read_tensors
+from .schemas import Evaluations, Manifest, checked
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt", "evaluation.json")
@@ -42,17 +43,6 @@ EXPORTED = {
     "timm": "backbone-timm.safetensors",
     "onnx": "backbone.onnx",
 }  # what `akssl export` writes, by format
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError)
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """One checkpoint as read back: tensors by name and the small state beside them."""
-
-    path: Path
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    state: dict[str, Any]
 
 
 class RunDir:
@@ -71,7 +61,7 @@ class RunDir:
             RunDirError: it already holds a run (and `overwrite` is off), another process is using it, or it cannot
                 be made.
         """
-        refuse_used(path, overwrite=overwrite)
+        refuse_folder(path, OWN_FILES, overwrite=overwrite)
         run, existed = cls(path), path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -109,7 +99,7 @@ class RunDir:
             RunDirError: another process trains in it.
         """
         try:
-            with told(self.path):
+            with explain_write_errors(self.path):
                 self._lock = take_lock(self.path / ".lock")
         except BlockingIOError as other:
             raise RunDirError(f"{self.path}: another process (pid {other}) is training in this folder.") from None
@@ -136,15 +126,11 @@ class RunDir:
         """`config.yaml` (running it again repeats the run) and who decided each of its values."""
         text = yaml.safe_dump(dict(config), sort_keys=False)
         write_atomic(self.path / "config.yaml", text.encode())
-        write_atomic(self.path / "provenance.json", _json(provenance))
+        write_atomic(self.path / "provenance.json", json_bytes(provenance))
 
     def read_config(self) -> dict[str, Any]:
-        """What `config.yaml` says."""
+        """The settings in `config.yaml`."""
         return read_yaml(self.path / "config.yaml")
-
-    def read_provenance(self) -> dict[str, str]:
-        """Who decided each value."""
-        return _table(self.path / "provenance.json")
 
     @property
     def begun(self) -> bool:
@@ -152,20 +138,21 @@ class RunDir:
         return os.path.isfile(self.path / "manifest.json")
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` says.
+    def manifest(self) -> Manifest:
+        """`manifest.json`.
 
         Raises:
             RunDirError: it cannot be read.
         """
-        return _table(self.path / "manifest.json")
+        return checked(Manifest, self.path / "manifest.json")
 
-    def update_manifest(self, **fields: Any) -> None:
-        """Set fields of `manifest.json`, keeping the others; None takes a field out."""
-        known = self.manifest if self.begun else {"created": _timestamp()}
-        now = max(_timestamp(), known.get("updated", ""), known.get("created", ""))  # a clock may be set back
-        kept = {name: value for name, value in {**known, **fields}.items() if value is not None}
-        write_atomic(self.path / "manifest.json", _json({**kept, "updated": now}))
+    def update_manifest(self, changed: Manifest) -> None:
+        """Set the fields of `manifest.json` that are given, keeping the others; None takes a field out."""
+        known = self.manifest if self.begun else Manifest(created=_timestamp())
+        now = max(_timestamp(), known.updated, known.created)  # a clock may be set back
+        fields = {**known.table(), **changed.table()}
+        kept = {name: value for name, value in fields.items() if value is not None}
+        write_atomic(self.path / "manifest.json", json_bytes({**kept, "updated": now}))
 
     def write_text(self, name: str, text: str) -> Path:
         """A text file of the run, `report.html` for one."""
@@ -180,19 +167,18 @@ class RunDir:
         if unreadable:
             lines = [f"{visible(name)}\t{visible(why)}\n" for name, why in sorted(unreadable.items())]
             self.write_text("unreadable.txt", "".join(lines))
-            self.update_manifest(unreadable=len(unreadable))
+            self.update_manifest(Manifest(unreadable=len(unreadable)))
 
-    def write_evaluation(self, found: Mapping[str, Any]) -> Path:
-        """`evaluation.json`: what evaluations after training have found."""
-        return write_atomic(self.path / "evaluation.json", _json(found))
+    def write_evaluations(self, found: Evaluations) -> Path:
+        """`evaluation.json`: the findings of evaluations after training."""
+        return write_atomic(self.path / "evaluation.json", json_bytes(found.table()))
 
-    def read_evaluation(self) -> dict[str, Any]:
-        """What `evaluation.json` says; nothing where there is none or it is damaged."""
-        try:
-            found = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+    @property
+    def evaluations(self) -> Evaluations:
+        """`evaluation.json`; empty where there is none or it is damaged."""
+        with suppress(RunDirError):
+            return checked(Evaluations, self.path / "evaluation.json")
+        return Evaluations()
 
     def clear(self) -> None:
         """Delete what a run writes and leave the rest of the folder."""
@@ -207,9 +193,9 @@ class RunDir:
     # -- metrics ----------------------------------------------------------------------------------
     def log(self, row: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
-        row = {name: _jsonable(value) for name, value in row.items()}
+        row = {name: jsonable(value) for name, value in row.items()}
         file = self.path / "metrics.jsonl"
-        with told(file), file.open("a", encoding="utf-8") as lines:
+        with explain_write_errors(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row, allow_nan=False) + "\n")
         self.history.append(row)
 
@@ -224,143 +210,47 @@ class RunDir:
 
     # -- checkpoints ------------------------------------------------------------------------------
     def save_checkpoint(
-        self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
+        self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: CheckpointState, *, keep: int
     ) -> Path:
-        """A checkpoint folder, complete or absent; the last `keep` and the best (by state["score"]) stay."""
-        target = self.path / "checkpoints" / f"{state['step']:08d}"
-        draft = target.with_name(f".{target.name}.part")
-        parts = {"model.safetensors": tensor_bytes(model), "optimizer.safetensors": tensor_bytes(optimizer)}
-        described = {**state, "checksums": {name: digest(data) for name, data in parts.items()}}
-        parts["state.json"] = _json({**described, "digest": digest(_json(described))})
-        with told(target):
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir()  # without its parents: a folder that was deleted does not come back with a part of a run
-            try:
-                for name, data in parts.items():
-                    write_flushed(draft / name, data)
-                sync_folder(draft)
-                sync(self.path / "metrics.jsonl")  # rows must not be younger than the checkpoint they belong to
-                _drop(target)
-                draft.replace(target)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
-            sync_folder(target.parent)
-            self._prune(keep, target)
-        return target
-
-    def _prune(self, keep: int, newest: Path) -> None:
-        """Keep the last and the best up to `newest`; a run that went on from before later ones has forgotten them."""
-        folders = [path for path in self.checkpoints() if path <= newest]
-        scores = {path: _score(path) for path in folders}
-        scored = [path for path in folders if scores[path] is not None]
-        best = max(scored, key=lambda path: scores[path] or 0.0) if scored else None
-        for path in self.checkpoints():
-            if path not in folders[-keep:] and path != best:
-                _drop(path)
+        """A checkpoint, complete or absent; the last `keep` and the best by score stay."""
+        rows = self.path / "metrics.jsonl"
+        with explain_write_errors(rows):
+            sync(rows)  # rows must not be younger than the checkpoint they belong to
+        return save_checkpoint(self.path / "checkpoints", model, optimizer, state, keep=keep)
 
     def checkpoints(self) -> list[Path]:
         """The checkpoint folders, oldest first."""
-        return sorted(p for p in (self.path / "checkpoints").glob("[0-9]*") if (p / "state.json").is_file())
+        return list_checkpoints(self.path / "checkpoints")
 
     def damaged(self) -> list[str]:
-        """What is wrong with each checkpoint that cannot be read."""
-        problems = []
-        for path in self.checkpoints():
-            try:
-                _read_checkpoint(path)
-            except UNREADABLE as error:
-                problems.append(f"checkpoint {path.name} is damaged ({error})")
-        return problems
+        """One line for each checkpoint that cannot be read, the oldest first."""
+        return [found for found in self._read_checkpoints() if isinstance(found, str)][::-1]
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what was wrong with newer ones."""
         problems: list[str] = []
-        for path in reversed(self.checkpoints()):
-            try:
-                return _read_checkpoint(path), problems
-            except UNREADABLE as error:
-                problems.append(f"checkpoint {path.name} is damaged ({error}); using the one before it")
+        for found in self._read_checkpoints():
+            if isinstance(found, Checkpoint):
+                return found, [f"{problem}; using the one before it" for problem in problems]
+            problems.append(found)
         if problems:
-            raise RunDirError(f"{self.path}: none of its checkpoints can be read; {problems[0].partition(';')[0]}.")
+            raise RunDirError(f"{self.path}: none of its checkpoints can be read; {problems[0]}.")
         return None, []
 
-
-def refuse_used(path: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that already holds a run.
-
-    Raises:
-        RunDirError: it does, or it is a file.
-    """
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise RunDirError(f"out: {path} is a file; a run needs a folder. Choose another name.")
-    if not overwrite and any(os.path.exists(path / name) for name in OWN_FILES):
-        raise RunDirError(
-            f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
-            f"replace it with --overwrite, or choose another folder."
-        )
+    def _read_checkpoints(self) -> Iterator[Checkpoint | str]:
+        """Each checkpoint, the newest first, or what is wrong with it."""
+        for path in reversed(self.checkpoints()):
+            try:
+                yield read_checkpoint(path)
+            except UNREADABLE as error:
+                yield f"checkpoint {path.name} is damaged ({error})"
 
 
 def cannot_start(path: Path, error: OSError) -> RunDirError:
-    """What to tell of a folder in which a run cannot begin."""
+    """The error for a folder in which a run cannot begin."""
     cause = error.cause if isinstance(error, CannotWrite) else error
     reason = cause.strerror or cause
     return RunDirError(f"out: cannot create {path}: {reason}. Mend that, or choose another folder.")
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header texts of a safetensors file.
-
-    Raises:
-        RunDirError: it does not exist or is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RunDirError(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def _read_checkpoint(path: Path) -> Checkpoint:
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if state.pop("digest") != digest(_json(state)):
-        raise ValueError("state.json has changed since it was written")
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        if digest((path / name).read_bytes()) != state["checksums"][name]:
-            raise ValueError(f"{name} has changed since it was written")
-    model, _ = read_tensors(path / "model.safetensors")
-    optimizer, _ = read_tensors(path / "optimizer.safetensors")
-    return Checkpoint(path, model, optimizer, state)
-
-
-def _drop(checkpoint: Path) -> None:
-    """Delete a checkpoint, if it exists; a kill meanwhile leaves a draft, and never a part of it under its name."""
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint.replace(checkpoint.with_name(f".{checkpoint.name}.old.part")))
-
-
-def _score(checkpoint: Path) -> float | None:
-    """What a checkpoint says of its probe; nothing where it is damaged."""
-    try:
-        score = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["score"]
-        return None if score is None else float(score)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-
-
-def _table(path: Path) -> dict[str, Any]:
-    """What a JSON file of the run holds.
-
-    Raises:
-        RunDirError: it cannot be read, or holds something else than a table.
-    """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunDirError(f"{path} cannot be read: {error}") from error
-    if not isinstance(result, dict):
-        raise RunDirError(f"{path} must hold a table, got {type(result).__name__}.")
-    return result
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -375,22 +265,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             break
         rows.append(row)
     return rows
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null, also inside tables and lists."""
-    if isinstance(value, Mapping):
-        return {name: _jsonable(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(
-        "utf-8",
-        "backslashreplace",  # half a surrogate pair, of a path that is no text, as JSON writes it
-    )
 
 
 def _timestamp() -> str:

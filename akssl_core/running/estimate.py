@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbone import Backbone
 from ..errors import RunStopped
 from ..nn import EMA
+from ..optim import OptimizerConfig
 from ..schedule import Now
 from ..training.callback import Callback
 from .plan import Plan
@@ -30,9 +31,12 @@ MIB = 2**20
 class Memory:
     """Bytes a process takes for training, as far as the settings tell; torch itself takes some hundred MiB more."""
 
-    weights: int  # of the method, with slow copies and other state
-    training: int  # gradients, and the moments that the optimizer keeps
-    activations: int  # outputs of the backbone's layers over all views of one micro-batch, kept for the backward pass
+    weights: int
+    """Of the method, with slow copies and other state."""
+    training: int
+    """Gradients, and the moments that the optimizer keeps."""
+    activations: int
+    """Outputs of the backbone's layers over all views of one micro-batch, kept for the backward pass."""
 
     @property
     def total(self) -> int:
@@ -62,27 +66,17 @@ def memory(plan: Plan, *, devices: int = 1) -> Memory:
 
 def _outputs(plan: Plan) -> int:
     """Numbers in the outputs of all layers of the backbone for one image."""
-    count = 0
-
-    def add(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal count
-        count += output.numel() if isinstance(output, Tensor) else 0
-
-    backbone: Backbone = plan.method.backbone
-    layers = [module for module in backbone.modules() if not list(module.children())]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
-    modes = [(part, part.training) for part in backbone.modules()]
-    device = next(backbone.parameters()).device
-    try:
-        backbone.eval()
-        with torch.no_grad():
-            backbone(torch.zeros(1, plan.image.channels, plan.image.size, plan.image.size, device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for part, training in modes:
-            part.training = training
-    return count
+    counts: list[int] = []
+    backbone = copy.deepcopy(plan.method.backbone).eval()
+    for module in backbone.modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda module, inputs, output: counts.append(output.numel() if isinstance(output, Tensor) else 0)
+            )
+    image = torch.zeros(1, plan.image.channels, plan.image.size, plan.image.size)
+    with torch.no_grad():
+        backbone(image.to(next(backbone.parameters()).device))
+    return sum(counts)
 
 
 def half_life(momentum: float) -> float:
@@ -100,24 +94,32 @@ def averages(plan: Plan) -> list[tuple[float, float]]:
     return [(half_life(ema.momentum(now)), half_life(ema.momentum(end))) for ema in found]
 
 
-def derived(plan: Plan) -> list[tuple[str, str]]:
-    """What follows from the settings beside `Plan.consequences`: with what only the method knows, and memory."""
-    config, now = plan.spec.method.config, steps(plan)
-    lines = [("epochs", f"{now.epochs:.4g}")]
+def forecast(plan: Plan) -> list[tuple[str, str]]:
+    """What the settings amount to: lengths, rates, sizes, what only the method knows, and memory."""
+    spec, now = plan.spec, steps(plan)
+    batch, rates = spec.train.batch_size or 1, spec.optimizer.config
+    assert isinstance(rates, OptimizerConfig)
+    scale = 1.0 if rates.lr_per is None else batch / rates.lr_per
+    trained = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
+    lines = [
+        ("training images", f"{len(plan.images)}"),
+        ("optimizer steps", f"{now.total_steps} ({now.steps_per_epoch} an epoch)"),
+        ("images seen", f"{now.total_steps * batch}"),
+        ("peak learning rate", f"{rates.lr.start * scale:g} (setting {rates.lr.start:g} x {scale:g})"),
+        ("trained parameters", f"{trained / 1e6:.2f} million"),
+        ("feature size", f"{plan.backbone.embed_dim}"),
+        ("epochs", f"{now.epochs:.4g}"),
+    ]
     for start, end in averages(plan):
         lines.append(("half-life of the slow copy", f"{start:.3g} steps at first, {end:.3g} at the end"))
-    lines += plan.spec.method_class.derived(config, plan.facts).items()
+    lines += spec.method_class.derived(spec.method.config, plan.facts).items()
     need = memory(plan)
-    parts = [need.weights, need.training, need.activations]
-    texts = [f"{part / MIB:.0f} MiB of {name}" for part, name in zip(parts, PARTS, strict=True)]
-    return [*lines, ("memory for training", f"about {need.total / MIB:.0f} MiB: {', '.join(texts)}")]
-
-
-PARTS = (
-    "weights and slow state",
-    "gradients and optimizer",
-    "activations (the outputs of the backbone's layers, by a forward pass of one image)",
-)
+    text = (
+        f"about {need.total / MIB:.0f} MiB: {need.weights / MIB:.0f} MiB of weights and slow state, "
+        f"{need.training / MIB:.0f} MiB of gradients and optimizer, {need.activations / MIB:.0f} MiB of activations "
+        f"(the outputs of the backbone's layers, by a forward pass of one image)"
+    )
+    return [*lines, ("memory for training", text)]
 
 
 class _Measured(RunStopped):
@@ -140,11 +142,11 @@ class _Stopwatch(Callback):
         self._since = time.perf_counter()
 
 
-def measured(plan: Plan) -> tuple[str, str]:
-    """The time of the run's steps, from a few that are trained here; the plan's weights move by that."""
-    watch = _Stopwatch()
-    with suppress(_Measured):
-        plan.engine([watch]).fit()
+def time_steps(plan: Plan) -> tuple[str, str]:
+    """The time of the run's steps, from a few that a copy of the method takes."""
+    watch, copied = _Stopwatch(), replace(plan, method=copy.deepcopy(plan.method))
+    with suppress(_Measured), torch.random.fork_rng(devices=[]):
+        copied.engine([watch]).fit()
     taken = watch.seconds[WARM_STEPS:] or watch.seconds
     each, total = statistics.median(taken), steps(plan).total_steps
     how = f"the median of {len(taken)} measured steps is {each:.3g} s; probes and checkpoints come on top"

@@ -19,13 +19,16 @@ from ..exporting.backbone_file import load_backbone
 from ..plugins.manager import Plugins, installed
 from ..plugins.table import environment
 from ..reporting import render
-from ..rundir.files import CannotWrite
-from ..rundir.folder import Checkpoint, RunDir, cannot_start, refuse_used
-from ..settings import Given, sections
+from ..rundir.checkpoints import Checkpoint
+from ..rundir.files import CannotWrite, refuse_folder
+from ..rundir.folder import OWN_FILES, RunDir, cannot_start
+from ..rundir.schemas import Manifest
+from ..settings import Given
 from ..training.checkpoint import accept
-from .layers import collect
+from .layers import asked, collect, set_aside
 from .plan import Plan, make_plan
-from .process import Result, Training, read_result
+from .process import Training
+from .result import Result, read_result
 
 DATA = ("images", "channels", "sample")  # what the manifest knows of the data; the sample is a hash of 16 images
 
@@ -58,15 +61,15 @@ def run(
         data: a source's name, a folder of images, a file that `akssl data prepare` wrote, a torch Dataset, a uint8
             array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels). Default: drawn shapes.
         backbone: a registered name, an nn.Module or a Backbone. Default: chosen for the image size.
-        epochs: passes over the data. Default: a small budget.
+        epochs: passes over the training images. Default: a small budget.
         batch_size: images a step, over all processes.
         image_size: side of the global views in pixels.
         out: the run folder. Default: a new one under `runs/`.
         seed: decides weights, batches and views.
-        precision: "auto", "fp32", "bf16" or "fp16".
-        device: "auto", "cpu" or "cuda".
-        devices: number of processes. The command line starts them; a script is started by torchrun.
-        workers: processes that read a torch Dataset.
+        precision: number format of the forward pass, "auto", "fp32", "bf16" or "fp16".
+        device: where to train, "auto", "cpu" or "cuda".
+        devices: processes; the command line starts them, torchrun those of a script.
+        workers: processes that read a torch Dataset; folders use threads.
         options: the method's own settings.
         config: a YAML file or a table with any of these settings.
         overwrite: replace a run that `out` already holds.
@@ -84,7 +87,7 @@ def run(
         "options": options, **sections,
     }  # fmt: skip
     if out is not None and dist.is_main():
-        refuse_used(Path(out), overwrite=overwrite)
+        refuse_folder(Path(out), OWN_FILES, overwrite=overwrite)
     given = collect(method, config, flat, plugins)
     with _surroundings(device):
         plan = make_plan(given, plugins)
@@ -105,9 +108,9 @@ def resume(
 ) -> Result:
     """Continue a run exactly where its last checkpoint stands; a finished run is only read, unless it is to train on.
 
-    `data`, `backbone` and `augmentation` are needed again if the run was started with Python objects for them. Any
-    other setting of `run` may be given; those that would change what the steps so far have meant are refused. More
-    `epochs` are not: schedules then stretch to the new end.
+    `data`, `backbone` and `augmentation` are needed again if the run was started with Python objects for them, and
+    `data` where it was moved. Any other setting of `run` may be given; those that would change what the steps so far
+    have meant are refused. More `epochs` are not: schedules then stretch to the new end.
 
     Raises:
         RunDirError: the folder holds no run, no checkpoint that can be read, or another process trains in it.
@@ -115,20 +118,19 @@ def resume(
     """
     plugins = plugins or installed()
     folder = RunDir.open(Path(run_dir))
-    objects = {"data": data, "backbone": backbone, "augmentation": augmentation}
-    settings |= {key: value for key, value in objects.items() if isinstance(value, Mapping)}  # of such a section
-    if folder.begun and folder.manifest.get("final") and not settings:
+    settings, objects = set_aside({**settings, "data": data, "backbone": backbone, "augmentation": augmentation})
+    if folder.begun and folder.manifest.final and not settings.keys() - {"data"}:
         if report and dist.is_main():
             _report_if_missing(folder)
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
-    named = {key: value for key, value in objects.items() if value is not None and key not in settings}
     stored = folder.read_config()
     with _surroundings(stored.get("train", {}).get("device")), _held(folder):
         processes = {"train": {"devices": dist.world()}}
-        given = Given([("config.yaml", stored), ("the launcher", processes), ("resume", sections(settings))], named)
+        told = ("resume", asked(settings, plugins))
+        given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        notes = [*problems, *accept(folder, plan.spec.table(), checkpoint), *_other_data(folder, plan)]
+        notes = [*problems, *accept(folder, plan.spec, checkpoint), *_other_data(folder, plan)]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)
@@ -143,8 +145,8 @@ def _warn(plan: Plan) -> None:
 
 
 def _other_data(folder: RunDir, plan: Plan) -> list[str]:
-    """In what the data differs from that which the run began with, in words."""
-    before, now = folder.manifest.get("data", {}) if folder.begun else {}, plan.fingerprint()
+    """The differences between these data and those which the run began with, in words."""
+    before, now = folder.manifest.data.table() if folder.begun else {}, plan.fingerprint()
     found = [f"{name}: {before[name]} -> {now[name]}" for name in DATA if name in before and before[name] != now[name]]
     return [f"resumed with other data than the run began with: {'; '.join(found)}"] if found else []
 
@@ -153,14 +155,14 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     """Bring the files to where the checkpoint stands."""
     if not dist.is_main():
         return
-    step = checkpoint.state["step"] if checkpoint else 0
+    step = checkpoint.state.step if checkpoint else 0
     if not folder.begun:
         _begin(folder, plan, plugins)  # killed before the manifest was written
     folder.rewind(step)
     folder.write_config(plan.spec.table(), plan.provenance)
-    known = folder.manifest.get("notes", [])
+    notes = [*folder.manifest.notes, *notes]
     folder.update_manifest(
-        status="running", final=None, verdict=None, error=None, resumed_at=step, notes=[*known, *notes]
+        Manifest(status="running", final=None, verdict=None, diagnosis=None, error=None, resumed_at=step, notes=notes)
     )
 
 
@@ -208,7 +210,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     spec, image = plan.spec, plan.image
     run_dir.write_config(spec.table(), plan.provenance)
     run_dir.write_text("metrics.jsonl", "")
-    run_dir.update_manifest(
+    manifest = Manifest(
         status="running",
         method=spec.method.name,
         seed=spec.seed,
@@ -220,6 +222,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
         curves=plan.curves(),
         **environment(plugins),
     )
+    run_dir.update_manifest(manifest)
 
 
 def _train(

@@ -19,50 +19,48 @@ from .. import dist
 from ..augment import Augmentation, PerImageAugmentation
 from ..backbone import Backbone, WrappedBackbone
 from ..config.registry import STAND_IN
-from ..data import (
-    DatasetSource,
-    ImageSet,
-    ImageSpec,
-    Loader,
-    Pixels,
-    Preprocess,
-    Views,
-    measure,
-    source_from,
-)
+from ..data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, open_source
 from ..dist.sharding import shard
 from ..draws import Draws
-from ..errors import ConfigError, DataError
-from ..method import Facts, Method
+from ..errors import ConfigError
+from ..method import Choice, Facts, Method
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
-from ..settings import Given, RunSpec, TrainSpec
-from ..training.callback import Callback
-from ..training.engine import Engine
+from ..settings import OBJECTS, Given, Layers, RunSpec, TrainSpec
+from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware
 from .layers import check, layer, provenance
-from .rules import fill_backbone, fill_lengths, fill_method, fill_size
+from .rules import core_rules, view_size
 
 
 @dataclass
-class Plan:
+class Sight:
+    """The machine, the data and the views of a run, found before all settings are decided."""
+
+    hardware: Hardware
+    source: DatasetSource
+    size: Choice
+    """The side of view that suits images and machine."""
+    images: ImageSet
+    """Those to train on."""
+    image: ImageSpec
+    augmentation: Augmentation
+
+
+@dataclass
+class Plan(Sight):
     """All parts of a run. Building one draws from torch's generator, seeded by the run's seed."""
 
     spec: RunSpec
     provenance: dict[str, str]
-    hardware: Hardware
-    source: DatasetSource
-    images: ImageSet
-    image: ImageSpec
     preprocess: Preprocess
     backbone: Backbone
-    augmentation: Augmentation
     method: Method
     facts: Facts
     notes: list[str]
     warnings: list[str]
 
-    def engine(self, callbacks: Sequence[Callback]) -> Engine:
+    def engine(self, callbacks: Sequence[Hook]) -> Engine:
         """The engine over these parts."""
         train, seed = self.spec.train, self.spec.seed
         rates = self.spec.optimizer.config
@@ -108,30 +106,10 @@ class Plan:
             workers=train.workers or 0,
         )
 
-    def consequences(self) -> list[tuple[str, str]]:
-        """What the settings amount to: lengths, effective learning rate, sizes."""
-        train, rates = self.spec.train, self.spec.optimizer.config
-        assert isinstance(rates, OptimizerConfig)
-        assert train.batch_size is not None
-        per_epoch = len(self.images) // train.batch_size
-        steps = min(per_epoch * (train.epochs or 1), train.steps or per_epoch * (train.epochs or 1))
-        scale = 1.0 if rates.lr_per is None else train.batch_size / rates.lr_per
-        trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
-        return [
-            ("training images", f"{len(self.images)}"),
-            ("optimizer steps", f"{steps} ({per_epoch} an epoch)"),
-            ("images seen", f"{steps * train.batch_size}"),
-            ("peak learning rate", f"{rates.lr.start * scale:g} (setting {rates.lr.start:g} x {scale:g})"),
-            ("trained parameters", f"{trained / 1e6:.2f} million"),
-            ("feature size", f"{self.backbone.embed_dim}"),
-        ]
-
     @property
     def has_objects(self) -> bool:
         """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
-        spec = self.spec
-        named = (spec.data, spec.augmentation, *([spec.backbone] if spec.backbone else ()))
-        return any(ref.name == STAND_IN for ref in named)
+        return any(ref and ref.name == STAND_IN for ref in (getattr(self.spec, name) for name in OBJECTS))
 
     def backbone_table(self) -> dict[str, Any]:
         """The backbone's name and settings."""
@@ -170,66 +148,62 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     """
     layers = layer(given, plugins)
     spec = check(layers, plugins)  # mistakes are told before data is read
+    sight = _look(spec, given, plugins)
+    users_batch = layers.set_by_user("train", "batch_size")
+    chosen = core_rules(spec, sight.size, len(sight.images), batch_is_users=users_batch)
+    layers.fill(chosen)
+    facts = _facts(spec, chosen, sight)
+    choices = spec.method_class.choose(spec.method.config, facts)
+    layers.fill({f"method.{name}": one for name, one in choices.items() if not layers.set_by_user("method", name)})
+    return _build(check(layers, plugins), layers, sight, facts, given)
+
+
+def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
+    """Open what the settings name.
+
+    Raises:
+        AksslError: the hardware, the data or the augmentation cannot be had.
+    """
     hardware = choose_hardware(spec.train)
     _check_devices(spec.train)
-    source = _source(spec, given)
-    size = fill_size(layers, spec, source, on_cpu=hardware.device.type == "cpu")
+    source = open_source(given.objects.get("data", spec.data), plugins, spec.train.image_size)
+    size = view_size(source.natural_size, on_cpu=hardware.device.type == "cpu")
+    if spec.train.image_size is None:
+        source.asked_size = size.value  # photos are decoded about that large
     images = source.train()
-    image = _image_spec(source, images, size)
-    fill_lengths(layers, spec, len(images), size)
-    if "backbone" not in given.objects:
-        fill_backbone(layers, spec, size)
-    spec = check(layers, plugins)
-    _check_shares(spec.train)
-    augmentation = _augmentation(spec, image, given)
-    _check_views(spec.method_class, augmentation)
-    facts = _facts(spec, len(images), size, augmentation)
-    fill_method(layers, spec, facts)
-    spec = check(layers, plugins)
+    image = _image_spec(source, images, spec.train.image_size or size.value)
+    return Sight(hardware, source, size, images, image, _augmentation(spec, image, given))
+
+
+def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given) -> Plan:
+    """The parts that are trained, checked against the facts, and the plan of them all."""
     _check_accumulation(spec.method_class, spec.train)
     warnings = list(spec.method_class.check(spec.method.config, facts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        backbone = _backbone(spec, image, given)
+        backbone = _backbone(spec, sight.image, given)
         method = _method(spec, backbone)
     warnings += _check_batch_norms(method, facts, spec.train)
+    hardware = sight.hardware
+    notes = [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
+    notes += [*sight.source.notes, *backbone.notes, *sight.augmentation.notes]
+    notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
+        **vars(sight),
         spec=spec,
         provenance=provenance(spec, layers),
-        hardware=hardware,
-        source=source,
-        images=images,
-        image=image,
-        preprocess=Preprocess.of(image),
+        preprocess=Preprocess.of(sight.image),
         backbone=backbone,
-        augmentation=augmentation,
         method=method,
         facts=facts,
-        notes=[],
+        notes=notes,
         warnings=warnings,
     )
     plan.loader()  # the batch size must fit the data
-    plan.notes += [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
-    plan.notes += [*source.notes, *backbone.notes, *augmentation.notes]
-    plan.notes += [f"warning: {text}" for text in warnings]
     return plan
 
 
 # -- parts ----------------------------------------------------------------------------------------
-def _source(spec: RunSpec, given: Given) -> DatasetSource:
-    data = given.objects.get("data")
-    if data is not None:
-        source = source_from(data, spec.train.image_size)
-        if source is None:
-            raise DataError(
-                f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, "
-                f"a torch Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
-            )
-        return source
-    result: DatasetSource = spec.data.build(spec.train.image_size)
-    return result
-
-
 def _image_spec(source: DatasetSource, images: ImageSet, size: int) -> ImageSpec:
     if source.mean is not None and source.std is not None:
         return ImageSpec(size, images.channels, source.mean, source.std)
@@ -270,14 +244,19 @@ def _augmentation(spec: RunSpec, image: ImageSpec, given: Given) -> Augmentation
     return result
 
 
-def _facts(spec: RunSpec, count: int, size: int, augmentation: Augmentation) -> Facts:
-    train = spec.train
+def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
+    """What a method may decide by, once the core has chosen; the views must be those that it takes."""
+    decided = {path.partition(".")[2]: one.value for path, one in chosen.items()}
+    train = spec.train.model_copy(update={name: decided[name] for name in decided.keys() & TrainSpec.model_fields})
+    _check_shares(train)
+    _check_views(spec.method_class, sight.augmentation)
     assert train.batch_size is not None
     assert train.epochs is not None
     share = train.batch_size // (dist.world() * train.accumulate)
+    offered = _offered(sight.augmentation)
     rates: Any = spec.optimizer.config
     peak = rates.lr.start * rates.scale(train.batch_size)
-    return Facts(count, train.batch_size, share, size, train.epochs, _offered(augmentation), peak)
+    return Facts(len(sight.images), train.batch_size, share, sight.image.size, train.epochs, offered, peak)
 
 
 # -- cross-checks ---------------------------------------------------------------------------------

@@ -7,57 +7,40 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from .. import dist
 from ..backbone import Backbone
-from ..data import Preprocess
 from ..exporting.backbone_file import export_backbone
 from ..method import Landmark
 from ..metrics import Diagnosis, diagnose, of_views, sample
 from ..reporting import render
-from ..rundir.folder import Checkpoint, RunDir
+from ..rundir.checkpoints import Checkpoint
+from ..rundir.folder import RunDir
+from ..rundir.schemas import Manifest
 from ..settings import EvaluateSpec
 from ..training.callback import Callback, Logger, Observers
 from ..training.checkpoint import Checkpoints, restore
 from ..training.engine import Engine
-from ..training.faults import explained
+from ..training.faults import explain_faults
 from ..training.interrupt import Signals
 from ..training.probe import Probe, ProbeData
-from ..training.rows import Recorder
+from ..training.recorder import Recorder
+from ..training.rows import Rows
 from ..training.watch import Collapsed, Vitals, Watch
 from .plan import Plan
+from .result import Result, read_result
 from .samples import sample_tensors, view_features
 
 if TYPE_CHECKING:
     from ..plugins.manager import Plugins
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run leaves behind.
-
-    `backbone` maps normalised float images (N, C, H, W) to features (N, D), in eval mode on the CPU;
-    `preprocess` makes such images; `metrics` are the final numbers; `history` is what metrics.jsonl holds;
-    `verdict` is "healthy", "not learning", "dimensional collapse" or "collapsed"; the manifest's `diagnosis` has its
-    evidence, cause and cure. In all but the main process of several, metrics,
-    history and verdict are empty.
-    """
-
-    backbone: Backbone
-    preprocess: Preprocess
-    metrics: dict[str, float]
-    history: list[dict[str, Any]]
-    run_dir: Path
-    verdict: str
-
-
 @dataclass
 class Training:
-    """What this process does of a run, from a checkpoint or from the start to the end."""
+    """The part of this process in a run, from a checkpoint or from the start to the end."""
 
     run_dir: RunDir
     plan: Plan
@@ -81,13 +64,14 @@ class Training:
         try:
             metrics, found = self._fit()
             status = "collapsed" if found.verdict == "collapsed" else "finished"
-            run_dir.update_manifest(status=status, final=metrics, verdict=found.verdict, diagnosis=asdict(found))
+            ending = Manifest(status=status, final=metrics, verdict=found.verdict, diagnosis=asdict(found))
+            run_dir.update_manifest(ending)
             if with_report:
                 run_dir.write_text("report.html", render(run_dir.path))
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(OSError):  # the disk may be what failed
-                run_dir.update_manifest(status=status, error=str(error) or type(error).__name__)
+                run_dir.update_manifest(Manifest(status=status, error=str(error) or type(error).__name__))
             raise
         finally:
             self.observers.tell("on_finish", metrics)
@@ -98,10 +82,10 @@ class Training:
     def follow(self) -> Result:
         """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
         engine = self._engine()
-        with explained(engine):
+        with explain_faults(engine):
             self._untrained(engine)
             self._train()
-        return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, "")
+        return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, None)
 
     def _fit(self) -> tuple[dict[str, float], Diagnosis]:
         """Train, then score and export the encoder; the final numbers, and whether it has learned or collapsed."""
@@ -109,24 +93,31 @@ class Training:
         run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
         probe = _probe_data(plan, evaluate.queries, evaluate.bank)
         engine = self._engine()
-        with explained(engine):
+        with explain_faults(engine):
             if (untrained := self._untrained(engine)) is not None:
-                run_dir.update_manifest(baselines=_baselines(probe, untrained, engine.device, evaluate))
+                baselines = _baselines(probe, untrained, engine.device, evaluate)
+                run_dir.update_manifest(Manifest(baselines=baselines))
             self._train()
             trained = engine.encoder()
             scores, spread, missing = probe.encoder_scores(trained, engine.device, evaluate)
             self.product = encoder = _product(trained, plan)
             health = of_views(view_features(plan, encoder))
             if missing := {**missing, **health.missing}:
-                run_dir.update_manifest(not_measured=missing)
+                run_dir.update_manifest(Manifest(not_measured=missing))
             export_backbone(run_dir, plan.spec.method.name, plan.backbone_table(), encoder, plan.preprocess)
             run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
         loss = run_dir.history[-1]["loss"]
-        metrics = {"loss": loss, **scores, **health.numbers, **run_dir.manifest["baselines"], "seconds": seconds}
-        landmarks = self._landmarks()
-        return metrics, diagnose(run_dir.history, landmarks, scores=metrics, features=spread, stopped=self.collapsed)
+        metrics = {"loss": loss, **scores, **health.numbers, **run_dir.manifest.baselines, "seconds": seconds}
+        return metrics, diagnose(
+            run_dir.history,
+            self._landmarks(),
+            scores=metrics,
+            features=spread,
+            stopped=self.collapsed,
+            queries=len(probe.queries),
+        )
 
     def _landmarks(self) -> Sequence[Landmark]:
         return self.plan.spec.method_class.landmarks(self.plan.spec.method.config, self.plan.facts)
@@ -137,9 +128,11 @@ class Training:
 
     def _engine(self) -> Engine:
         """The engine where the checkpoint stands, with what happens around it."""
-        self.engine = self.plan.engine([*self.chosen, *self._callbacks()])
+        recorder = self._recorder()
+        self.engine = self.plan.engine([recorder])
         if self.checkpoint is not None:
             restore(self.engine, self.checkpoint)
+            recorder.restore(self.checkpoint.state.callbacks)
         return self.engine
 
     def _train(self) -> None:
@@ -152,25 +145,23 @@ class Training:
             if dist.is_main():
                 warnings.warn(str(reason), UserWarning, stacklevel=2)
 
-    def _callbacks(self) -> list[Callback]:
-        """Probe, then write the row, then save: so that a checkpoint never precedes its row."""
+    def _recorder(self) -> Recorder:
         train, evaluate = self.plan.spec.train, self.plan.spec.evaluate
         assert train.log_every is not None
         assert train.checkpoint_every is not None
         assert evaluate.every is not None
-        recorder = Recorder(self.run_dir, train.log_every, train.checkpoint_every, self.observers)
-        settings = self.plan.spec.table()
-        saver = Checkpoints(self.run_dir, train.checkpoint_every, train.keep, settings, recorder, self.signals)
-        online = _probe_data(self.plan, evaluate.online_queries, evaluate.online_bank)
-        watch = Watch(self.run_dir, recorder, self._landmarks(), stops=train.stop_on_collapse)
-        return [Probe(online, evaluate, evaluate.every, recorder), Vitals(recorder), recorder, watch, saver]
-
-
-def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
-    """The result of a run that has ended."""
-    manifest = run_dir.manifest
-    assert backbone.preprocess is not None
-    return Result(backbone, backbone.preprocess, manifest["final"], run_dir.history, run_dir.path, manifest["verdict"])
+        data = _probe_data(self.plan, evaluate.online_queries, evaluate.online_bank)
+        return Recorder(
+            callbacks=self.chosen,
+            probe=Probe(data, evaluate, evaluate.every),
+            vitals=Vitals(),
+            rows=Rows(self.run_dir, self.observers),
+            watch=Watch(self.run_dir, self._landmarks(), stops=train.stop_on_collapse),
+            checkpoints=Checkpoints(self.run_dir, train.keep, self.plan.spec.table()),
+            signals=self.signals,
+            log_every=train.log_every,
+            checkpoint_every=train.checkpoint_every,
+        )
 
 
 def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:

@@ -13,20 +13,19 @@ from ..config.yaml import read_yaml
 from ..errors import AksslError, ConfigError, RunDirError
 from ..plugins.lookup import methods as installed_methods
 from ..plugins.manager import Plugins, installed
-from ..reporting.comparison import Compared, Summary, compared
+from ..reporting.comparison import Summary, compared
 from ..reporting.comparison.page import comparison_page
 from ..rundir.files import write_atomic
 from ..rundir.folder import RunDir
 from ..running.launch import resume, run
-from ..running.layers import check, collect, layer
-from ..settings import sections
+from ..running.layers import check, collect, layer, set_aside
+from ..settings import merged, sections
 from .grid import Combination, combinations
 from .result import FORMAT, Row, Spread, Sweep, row_of
 
 __all__ = ["Combination", "Row", "Spread", "Sweep", "sweep"]
 
 EVERY = "all"
-OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
 Tell = Callable[[str], None]
 
 
@@ -121,7 +120,7 @@ def _begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
     if file.is_file():
         try:
             known = json.loads(file.read_text(encoding="utf-8"))["common"]
-            different = [str(change) for change in changes(known, asked)]
+            different = [str(change) for change in changes(merged(known), merged(asked))]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise RunDirError(f"{file} cannot be read: {error!r}. Choose another --out.") from error
         if different:
@@ -146,38 +145,41 @@ def _perform(
 ) -> None:
     """Bring one run to its end, from wherever it stands."""
     if not any((path / name).is_file() for name in ("manifest.json", "config.yaml")):
-        given = {key: copy.deepcopy(value) if key == "backbone" else value for key, value in common.items()}
-        run(config=config, out=path, report=report, plugins=plugins, **one.keywords(given))
+        given = one.keywords(_own_backbone(common))
+        run(config=config, out=path, report=report, plugins=plugins, **given)
         return
     folder = RunDir.open(path)
-    if not folder.begun or not folder.manifest.get("final"):
-        objects = {
-            key: copy.deepcopy(common[key]) if key == "backbone" else common[key]
-            for key in OBJECTS
-            if key in common and not isinstance(common[key], str | Path | Mapping)
-        }
-        resume(path, report=report, plugins=plugins, **objects)
+    if not folder.begun or not folder.manifest.final:
+        _, objects = set_aside(common)
+        resume(path, report=report, plugins=plugins, **_own_backbone(objects))
+
+
+def _own_backbone(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with a copy of the backbone, which each run trains for itself."""
+    return {key: copy.deepcopy(value) if key == "backbone" else value for key, value in settings.items()}
 
 
 def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]) -> Sweep:
     """The table of what has ended, and the files that hold it."""
-    ended = [one for one in planned if one.folder not in failed]
-    summaries, verdicts = {}, {}
-    for one in ended:
+    groups: dict[str, list[tuple[Combination, Summary]]] = {}
+    runs = []
+    for one in planned:
+        if one.folder in failed:
+            continue
         try:
-            summaries[one.folder] = Summary.read(folder / one.folder, one.folder)
-            verdicts[one.folder] = str(summaries[one.folder].rows.manifest.get("verdict", "unknown"))
+            summary = Summary.read(folder / one.folder, one.folder)
         except AksslError as error:
             failed[one.folder] = str(error)
-    groups: dict[str, list[tuple[Combination, Summary, str]]] = {}
-    for one in ended:
-        if one.folder in summaries:
-            key = json.dumps([one.method, one.settings], sort_keys=True, default=str)
-            groups.setdefault(key, []).append((one, summaries[one.folder], verdicts[one.folder]))
+            continue
+        runs.append(summary.path)
+        key = json.dumps([one.method, one.settings], sort_keys=True, default=str)
+        groups.setdefault(key, []).append((one, summary))
     rows = sorted((row_of(members) for members in groups.values()), key=lambda row: row.rank)
-    found = Sweep(folder, tuple(rows), failed, tuple(folder / name for name in summaries))
-    runs: Compared = compared(found.runs)
-    page = comparison_page(runs.runs, runs.settings, title=f"Sweep {folder.resolve().name}", first=[found.section()])
+    found = Sweep(folder, tuple(rows), failed, tuple(runs))
+    beside = compared(found.runs)
+    page = comparison_page(
+        beside.runs, beside.settings, title=f"Sweep {folder.resolve().name}", first=[found.section()]
+    )
     write_atomic(folder / "results.md", found.markdown.encode())
     write_atomic(folder / "results.json", _json(found.record()))
     write_atomic(folder / "compare.html", page.encode())

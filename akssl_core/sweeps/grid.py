@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..rundir.files import digest
-from ..settings import dotted, overlay, sections
+from ..settings import dotted, merged, sections
 
 LONGEST = 100  # characters of a folder's name
 
@@ -36,7 +36,7 @@ class Combination:
 
     def keywords(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """What `akssl_core.run` is called with, beside `out`: what all runs have in common, and what is this one's."""
-        given = overlay(sections(common), sections(dotted(list(self.settings.items()))))
+        given = merged(sections(common), sections(dotted(list(self.settings.items()))))
         return {**given, "method": {**given.get("method", {}), "name": self.method}, "seed": self.seed}
 
 

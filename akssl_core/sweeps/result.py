@@ -57,7 +57,7 @@ class Row:
     settings: Mapping[str, Any]
     seeds: tuple[int, ...]  # of the runs that have ended
     metrics: Mapping[str, Spread]
-    verdicts: Mapping[str, int]  # how many runs of each
+    verdicts: Mapping[str, int]  # in short, and how many runs have each
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -81,9 +81,11 @@ class Sweep:
     """What a sweep has found: `rows`, the best first, and `failed`, why by the name of the run folder."""
 
     out: Path
+    """The folder of the sweep."""
     rows: tuple[Row, ...]
     failed: Mapping[str, str]
-    runs: tuple[Path, ...]  # the folders of those that have ended
+    runs: tuple[Path, ...]
+    """The folders of the runs that have ended."""
 
     @property
     def columns(self) -> list[str]:
@@ -112,8 +114,13 @@ class Sweep:
 
     @property
     def text(self) -> str:
-        """The table in columns, and what has failed."""
-        return "\n".join([describe.table(self.columns, self.cells), *self._failures()])
+        """The table in columns, what has failed, and where it is written: what `akssl sweep` prints."""
+        return "\n".join([describe.table(self.columns, self.cells), *self._failures(), "", self.written])
+
+    @property
+    def written(self) -> str:
+        """Where the results are."""
+        return f"Written to {self.out}: results.md, results.json, compare.html"
 
     @property
     def markdown(self) -> str:
@@ -139,11 +146,11 @@ class Sweep:
         return ["", *(f"failed: {name}: {why}" for name, why in self.failed.items())] if self.failed else []
 
 
-def row_of(members: Sequence[tuple[Combination, Summary, str]]) -> Row:
-    """The row of the runs that differ by their seed alone; with each goes its verdict on collapse."""
+def row_of(members: Sequence[tuple[Combination, Summary]]) -> Row:
+    """The row of the runs that differ by their seed alone."""
     first = members[0][0]
     values: dict[str, list[float]] = {}
-    for _, run, _ in members:
+    for _, run in members:
         measured = {name: one.value for name, one in run.metrics.items()}
         for name, value in {**measured, **run.cost}.items():
             if math.isfinite(value) and name not in LEFT_OUT:
@@ -151,14 +158,14 @@ def row_of(members: Sequence[tuple[Combination, Summary, str]]) -> Row:
     return Row(
         method=first.method,
         settings=first.settings,
-        seeds=tuple(one.seed for one, _, _ in members),
+        seeds=tuple(one.seed for one, _ in members),
         metrics={name: Spread(tuple(of)) for name, of in values.items()},
-        verdicts=Counter(verdict for _, _, verdict in members),
+        verdicts=Counter(run.verdict for _, run in members),
     )
 
 
 def _verdict(verdicts: Mapping[str, int]) -> str:
-    """`healthy`, or `healthy 2, collapsed 1`."""
+    """`healthy, learned`, or `healthy, learned (2); collapsed (1)`."""
     if len(verdicts) == 1:
         return next(iter(verdicts))
-    return ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items())
+    return "; ".join(f"{verdict} ({count})" for verdict, count in verdicts.items())

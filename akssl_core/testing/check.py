@@ -1,4 +1,4 @@
-"""What a check is: a name, what it means, how to mend what it finds, and a function that finds it."""
+"""Checks: a name, what it means, how to mend what it finds, and a function that finds it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[[Any], None])
 
 
 class CheckFailed(AssertionError):
-    """What a check has found."""
+    """A check has found something."""
 
 
 class NotApplicable(unittest.SkipTest):
@@ -29,67 +29,36 @@ class Outcome:
     name: str
     status: Literal["passed", "failed", "not applicable"]
     meaning: str
-    found: str  # what happened, where it did not pass
+    found: str
+    """What happened, where it did not pass."""
     cure: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A check before it has a subject."""
-
-    kind: str
-    meaning: str
-    cure: str
-    slow: bool
-    function: Callable[[Any], None]
-
-    @property
-    def name(self) -> str:
-        """The name under which the check is listed."""
-        return self.function.__name__
-
-
-RULES: list[Rule] = []
-
-
-def rule(kind: str, *, cure: str, slow: bool = False) -> Callable[[Function], Function]:
-    """Make a function of a subject a check of every component of one kind; its docstring says what must hold."""
-
-    def register(function: Function) -> Function:
-        RULES.append(Rule(kind, " ".join((function.__doc__ or "").split()), cure, slow, function))
-        return function
-
-    return register
 
 
 @dataclass(frozen=True)
 class Check:
     """One check of one component. Calling it raises `CheckFailed` or, where it does not apply, `unittest.SkipTest`."""
 
-    rule: Rule
-    subject: Any
+    kind: str
+    """Of the components that must pass it."""
+    meaning: str
+    """Holds where the check passes."""
+    cure: str
+    """The way to mend what it finds."""
+    slow: bool
+    function: Callable[[Any], None]
+    subject: Any = None
 
     @property
     def name(self) -> str:
         """The name of the check, as pytest and the table show it."""
-        return self.rule.name
-
-    @property
-    def meaning(self) -> str:
-        """What holds when the check passes."""
-        return self.rule.meaning
-
-    @property
-    def cure(self) -> str:
-        """What to do when it does not."""
-        return self.rule.cure
+        return self.function.__name__
 
     def __str__(self) -> str:
         return self.name
 
     def __call__(self) -> None:
         """Run it."""
-        self.rule.function(self.subject)
+        self.function(self.subject)
 
     def outcome(self) -> Outcome:
         """How the check goes, for a table; an error inside the component is a failure."""
@@ -103,6 +72,19 @@ class Check:
             found = f"{type(error).__name__}: {error} ({_place(error)})"
             return Outcome(self.name, "failed", self.meaning, found, "mend the error, then check again")
         return Outcome(self.name, "passed", self.meaning, "", "")
+
+
+CHECKS: list[Check] = []
+
+
+def rule(kind: str, *, cure: str, slow: bool = False) -> Callable[[Function], Function]:
+    """Make a function of a subject a check of every component of one kind; its docstring says what must hold."""
+
+    def register(function: Function) -> Function:
+        CHECKS.append(Check(kind, " ".join((function.__doc__ or "").split()), cure, slow, function))
+        return function
+
+    return register
 
 
 def _place(error: Exception) -> str:

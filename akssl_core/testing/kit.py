@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from ..config.registry import ALIASES
 from ..config.schema import Component
 from ..errors import ConfigError, did_you_mean
 from ..plugins.manager import Plugins, installed
@@ -17,10 +19,8 @@ from . import setting_checks as setting_checks
 from . import state as state
 from . import steps as steps
 from . import views as views
-from .check import RULES, Check
+from .check import CHECKS, Check
 from .subject import ComponentSubject, MethodSubject
-
-ALIASES = {"dataset": "data", "logger": "callback"}
 
 
 def checks(
@@ -49,7 +49,7 @@ def checks(
     if not isinstance(component, str):
         plugins, kind, component = _alone(component), component.kind, component.name
     kind = ALIASES.get(kind, kind)
-    kinds = sorted({rule.kind for rule in RULES})
+    kinds = sorted({check.kind for check in CHECKS})
     if kind not in kinds:
         raise ConfigError(
             f"kind: there are no checks of '{kind}'.{did_you_mean(kind, kinds)} Kinds: {', '.join(kinds)}."
@@ -60,7 +60,7 @@ def checks(
         subject: Any = MethodSubject(found, plugins, settings or {}, backbone)
     else:
         subject = ComponentSubject(found, plugins, settings or {})
-    return [Check(rule, subject) for rule in RULES if rule.kind == kind and (slow or not rule.slow)]
+    return [replace(check, subject=subject) for check in CHECKS if check.kind == kind and (slow or not check.slow)]
 
 
 def _alone(component: type[Component]) -> Plugins:

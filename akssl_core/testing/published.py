@@ -9,12 +9,11 @@ from typing import Any
 from ..config.schema import Ref, leaves
 from ..method import Method
 from ..plugins.manager import Plugins
-from ..running.layers import check, layer
 from ..schedule import Schedule
-from ..settings import Given
 from .check import NotApplicable, expect, rule
 from .steps import _few
 from .subject import MethodSubject
+from .toys import spec_of
 
 
 @rule("method", cure="give the recipe the published value, or say in `differs` why it has another")
@@ -36,7 +35,7 @@ def recipes_are_as_published(subject: MethodSubject) -> None:
 
 def compared(method: type[Method], recipe: str, plugins: Plugins) -> Iterator[tuple[str, Any, Any]]:
     """Each published setting of a recipe: its path, the source's value and the recipe's."""
-    spec = check(layer(Given([("kit", {"method": {"name": method.name}, "recipe": recipe})]), plugins), plugins)
+    spec = spec_of(method.name, plugins=plugins, recipe=recipe)
     for path, value in leaves(method.published[recipe].values):
         yield path, value, _setting(spec, path)
 

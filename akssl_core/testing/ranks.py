@@ -56,7 +56,7 @@ class ThreadRank:
 
 
 def on_ranks(world: int, work: Callable[[ThreadRank], T]) -> list[T]:
-    """What `work` returns on each rank, all running at the same time.
+    """Do some work on each rank, all running at the same time; gives what it returns, by rank.
 
     A rank that raises breaks the barrier, so that the others end as well; its own error is the one that is raised.
     """

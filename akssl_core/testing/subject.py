@@ -1,4 +1,4 @@
-"""What the checks look at: a component on toy data, and the few ways in which checks make it work."""
+"""Subjects of checks: a component on toy data, and the few ways in which checks make it work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..training.engine import Engine, Terms
 IMAGES, BATCH, SIZE, EPOCHS = 64, 16, 16, 4
 
 
-class ToyBackbone(Backbone):
+class SmallNet(Backbone):
     """Two convolutions with batch norms, 24 features: trains a step in milliseconds."""
 
     name = "toy"
@@ -68,7 +68,7 @@ def toy_spec(size: int = 32, channels: int = 3) -> ImageSpec:
 
 @dataclass
 class Trace:
-    """What a few steps of training left behind."""
+    """Losses and state after a few steps of training."""
 
     losses: list[float] = field(default_factory=list)
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -127,11 +127,11 @@ class MethodSubject:
         """The kit's own network, the one that was asked for, or None: the rule for token methods decides."""
         if self.backbone is not None:
             return self.backbone
-        if not issubclass(ToyBackbone, self.component.accepts):
+        if not issubclass(SmallNet, self.component.accepts):
             return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return ToyBackbone(ImageSpec(size, channels, (0.5,) * channels, (0.2,) * channels))
+            return SmallNet(ImageSpec(size, channels, (0.5,) * channels, (0.2,) * channels))
 
     def batch(self, plan: Plan, seed: int = 0, *, partners: Tensor | None = None, noise: float = 0.1) -> Batch:
         """Views that the kit draws itself: each is the image at the group's size, with a little noise.

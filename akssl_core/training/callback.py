@@ -1,4 +1,4 @@
-"""What a plugin may add around training: callbacks, which see the engine, and loggers, which see rows."""
+"""The parts that a plugin may add around training: callbacks, which see the engine, and loggers, which see rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Callback(Component):
         """After the last step."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must know to go on as if it had not stopped; JSON, stored with each checkpoint.
+        """The memory that a resumed run needs to go on as if it had not stopped; JSON, stored with each checkpoint.
 
         Called in every process; that of the main one is kept.
         """

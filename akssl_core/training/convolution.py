@@ -166,7 +166,7 @@ class Conv2d(nn.Conv2d):
         return Grid(*(Axis(*axis) for axis in axes))
 
     def _way(self, grid: Grid, dtype: torch.dtype) -> type[_AsMatrix] | type[_TapGradient] | None:
-        """What is fastest here; None: torch's own."""
+        """The fastest way here; None: torch's own."""
         rows, columns = grid
         outputs = rows.outputs * columns.outputs
         if dtype not in CHANNELS_A_POSITION or rows.outputs < 1 or columns.outputs < 1:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,30 +23,13 @@ from ..optim import OptimizerConfig, clip, drop_frozen, set_group_values
 from ..schedule import Now
 from ..settings import TrainSpec
 from .allocator import kept_memory
-from .callback import Callback
 from .convolution import fast_convolutions
 from .hardware import Hardware
 
 MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
+Terms = dict[str, Tensor]  # of a step, averaged over micro-batches; on the device until somebody reads one
 
 LAYOUT = torch.channels_last  # what convolutions prefer everywhere: in fp32 on a CPU 1.12 to 1.26 times the rate
-
-
-class Terms:
-    """The averages of a step's terms over its micro-batches, kept on the device until somebody reads them."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, terms: Mapping[str, Tensor], weight: float) -> None:
-        """Add one micro-batch's terms."""
-        for name, value in terms.items():
-            value = value.detach().float() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def items(self) -> ItemsView[str, Tensor]:
-        """Each term by name, as a scalar on the device; turning one into a number makes the host wait."""
-        return self._sums.items()
 
 
 class Clock:
@@ -72,6 +55,22 @@ class Clock:
         return spent
 
 
+class Hook(Protocol):
+    """What the engine calls around its steps, as every `Callback` is."""
+
+    def on_start(self, engine: Engine) -> None:
+        """Before the first step."""
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """After each optimizer step."""
+
+    def on_epoch(self, engine: Engine) -> None:
+        """After each epoch, and when a run ends within one."""
+
+    def on_end(self, engine: Engine) -> None:
+        """After the last step."""
+
+
 class Engine:
     """Trains a method. Everything that decides the numbers is in `method`, `optimizer`, `now` and the arguments."""
 
@@ -86,7 +85,7 @@ class Engine:
         hardware: Hardware,
         *,
         seed: int = 0,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Hook] = (),
         plain: Backbone | None = None,
     ) -> None:
         self.method, self.loader, self.spec = method, loader, spec
@@ -138,7 +137,7 @@ class Engine:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """What holds while a run trains, and no longer."""
+        """Settings of torch and of the method's layers that last while a run trains."""
         norms = shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
         with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
             yield
@@ -174,7 +173,7 @@ class Engine:
         """One optimizer step over one or more micro-batches."""
         set_group_values(self.optimizer, self.rates, self.now, self.batch_size)
         _reseed(self.seed, self.now.step, self.device)
-        terms = Terms()
+        terms: Terms = {}
         for i, batch in enumerate(micro):
             with self._sync(last=i == len(micro) - 1):
                 with self._autocast(), _forwards(self.compiled):
@@ -182,7 +181,7 @@ class Engine:
                 self.clock.lap("forward")
                 self.scaler.scale(out["loss"] / len(micro)).backward()
                 self.clock.lap("backward")
-            terms.add(out, 1 / len(micro))
+            _add(terms, out, 1 / len(micro))
         self.scaler.unscale_(self.optimizer)
         drop_frozen(self.optimizer, self.now)
         clip(self.optimizer, self.spec.clip)
@@ -215,8 +214,15 @@ class Engine:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def _add(terms: Terms, part: Mapping[str, Tensor], weight: float) -> None:
+    """Add one micro-batch's terms."""
+    for name, value in part.items():
+        value = value.detach().float() * weight
+        terms[name] = terms[name] + value if name in terms else value
+
+
 def _compiled(method: Method) -> dict[Backbone, Callable[..., Any]]:
-    """What torch.compile makes of the forward pass of each backbone; the work is done at its first call."""
+    """The forward pass of each backbone as torch.compile compiles it, at its first call."""
     return {part: torch.compile(part.forward) for part in method.modules() if isinstance(part, Backbone)}
 
 

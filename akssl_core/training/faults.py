@@ -13,10 +13,15 @@ from ..dist import lost_peer
 from ..errors import AksslError, RunStopped
 from .engine import Engine
 
+SHORT = (
+    r"(?i)out[ _]of[ _]memory\b|\bnot enough memory\b|\bcan(no|')t allocate memory\b"
+    r"|\bunable to allocate shared memory\b|\bstd::bad_alloc\b|\bbad allocation\b|_STATUS_ALLOC_FAILED\b"
+)  # torch and the system; torch of its worker processes; C++; cuDNN and cuBLAS
+
 
 @contextmanager
-def explained(engine: Engine) -> Iterator[None]:
-    """What torch raises while a run trains, as a RunStopped where the cause is known.
+def explain_faults(engine: Engine) -> Iterator[None]:
+    """Turn an error of torch while a run trains into a RunStopped, where the cause is known.
 
     Raises:
         RunStopped: memory or file numbers ran out, another process has ended, or one that reads images was killed.
@@ -46,11 +51,10 @@ def _reason(error: Exception, engine: Engine) -> str | None:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Whether there was not enough memory; torch says so in words of several kinds."""
+    """Whether memory was short; the libraries below torch each have words of their own for it."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in text or "alloc" in text
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(SHORT, str(error)) is not None
 
 
 def _of_memory(text: str, engine: Engine) -> str:

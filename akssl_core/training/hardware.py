@@ -29,7 +29,7 @@ class Hardware:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     def record(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Device, precision and threads, for the manifest."""
         cuda = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if cuda else platform.processor() or platform.machine()
         threads = torch.get_num_threads()

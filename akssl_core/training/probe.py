@@ -14,8 +14,6 @@ from ..data.base import ImageSet
 from ..data.preprocess import Preprocess
 from ..metrics import Verdict, embed, knn, of_features, pixels_as_features, spectrum, verdict
 from ..settings import EvaluateSpec
-from .callback import Callback
-from .rows import Recorder
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProbeData:
-    """What an encoder is probed with."""
+    """The images that an encoder is probed with."""
 
     queries: ImageSet
     bank: ImageSet | None  # None: no labels, so no k-NN
@@ -64,17 +62,20 @@ class ProbeData:
         return self.score(lambda images: pixels_as_features(images, self.preprocess), spec)[1]
 
 
-class Probe(Callback):
+@dataclass(frozen=True, slots=True)
+class Probe:
     """Every so many epochs: k-NN and collapse numbers of the encoder, without touching it."""
 
-    def __init__(self, data: ProbeData, spec: EvaluateSpec, every: float, recorder: Recorder) -> None:
-        self.data, self.spec, self.every, self.recorder = data, spec, every, recorder
+    data: ProbeData
+    spec: EvaluateSpec
+    every: float
+    """Epochs."""
 
-    def on_epoch(self, engine: Engine) -> None:
-        """Probe when a multiple of `every` epochs was passed, and at the end of the run."""
-        now = engine.now
-        due = now.epoch // self.every > max(now.epoch - 1, 0) // self.every
-        if due or now.step >= now.total_steps:
-            encoder = engine.encoder()  # in every process
-            if dist.is_main():
-                self.recorder.note(self.data.encoder_scores(encoder, engine.device, self.spec)[0])
+    def due(self, epoch: float) -> bool:
+        """Whether a multiple of `every` epochs was passed in the last one."""
+        return epoch // self.every > max(epoch - 1, 0) // self.every
+
+    def scores(self, engine: Engine) -> dict[str, float]:
+        """The numbers of the encoder as it stands: in the main process, while all must ask for them together."""
+        encoder = engine.encoder()
+        return self.data.encoder_scores(encoder, engine.device, self.spec)[0] if dist.is_main() else {}

@@ -16,7 +16,7 @@ from .. import dist
 from ..console import attended, say
 from ..errors import RunStopped
 from ..rundir.folder import RunDir
-from .callback import Callback, Observers
+from .callback import Observers
 
 if TYPE_CHECKING:
     from .engine import Engine, Terms
@@ -25,62 +25,49 @@ CURE = "Lower optimizer.lr, set train.clip, or use --precision fp32; the last ch
 
 
 class Diverged(RunStopped):
-    """The loss is no longer a number."""
+    """The loss or a weight is NaN or infinite."""
 
 
-class Recorder(Callback):
+class Rows:
     """Writes the rows of `metrics.jsonl` and shows them: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, run_dir: RunDir, log_every: int, checkpoint_every: int, observers: Observers) -> None:
+    def __init__(self, run_dir: RunDir, observers: Observers) -> None:
         self.run_dir, self.observers = run_dir, observers
-        self.periods = (log_every, checkpoint_every)  # a row before each checkpoint, so that a resume repeats it
         self._terms: dict[str, Tensor] = {}
         self._count = 0
-        self._diverged: Tensor | None = None  # the first step whose loss is no number; 0: none
+        self._diverged: Tensor | None = None  # the first step whose loss is not finite; 0: none
         self._extra: dict[str, float] = {}
-        self.written = -1  # the step of the last row
         self._since = time.perf_counter()
         self._bar: tqdm[Any] | None = None
         self._shown = 0.0
 
-    def note(self, values: Mapping[str, float]) -> None:
-        """Numbers that belong into the row of this step."""
-        self._extra.update(values)
-
-    def on_start(self, engine: Engine) -> None:
+    def start(self, engine: Engine) -> None:
         """Open the progress bar."""
         if dist.is_main():
             now, hidden = engine.now, not attended()
             self._bar = tqdm(total=now.total_steps, initial=now.step, unit="step", disable=hidden, file=sys.stderr)
         self._since = time.perf_counter()
 
-    def on_step(self, engine: Engine, terms: Terms) -> None:
-        """Add up the terms; write a row where one is due."""
+    def note(self, values: Mapping[str, float]) -> None:
+        """Add numbers to the row of this step."""
+        self._extra.update(values)
+
+    def add(self, terms: Terms, step: int) -> None:
+        """Add up the terms of a step."""
         for name, value in terms.items():
             self._terms[name] = self._terms[name] + value if name in self._terms else value
         self._count += 1
-        self._note_divergence(terms, engine.now.step)
+        self._note_divergence(terms, step)
         if self._bar is not None:
             self._bar.update()
-        if not engine.at_epoch_end and self.due(engine, engine.now.step):
-            self._write(engine)
 
-    def due(self, engine: Engine, step: int) -> bool:
-        """Whether a row follows this step; after the last step of an epoch it follows the probes."""
-        ends = step % engine.now.steps_per_epoch == 0 or step >= engine.now.total_steps
-        return ends or any(step % period == 0 for period in self.periods)
-
-    def on_epoch(self, engine: Engine) -> None:
-        """The row of an epoch's last step, with what the probes found."""
-        self._write(engine)
-
-    def on_end(self, engine: Engine) -> None:
+    def close(self) -> None:
         """Close the progress bar."""
         if self._bar is not None:
             self._bar.close()
 
     def state(self) -> dict[str, Any]:
-        """The sums of steps that have no row yet, over the processes; a float32 is exact in JSON, null is no number."""
+        """The sums of steps that have no row yet, over the processes; a float32 is exact in JSON, null is NaN."""
         return {"sums": self._over_processes(), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -96,26 +83,31 @@ class Recorder(Callback):
         sums = dist.mean(torch.stack([value.float() for value in self._terms.values()])).tolist()
         return dict(zip(self._terms, sums, strict=True))
 
-    def check(self, engine: Engine) -> None:
-        """Stop a run whose loss is no number, before anything of it is kept.
+    def check(self, step: int) -> None:
+        """Stop a run whose loss is NaN or infinite, before anything of it is kept.
 
         Raises:
             Diverged: it is, with the step at which it began.
         """
         first = int(self._diverged) if self._diverged is not None else 0
         if dist.any_rank(first > 0):
-            raise Diverged(f"the loss of step {first or engine.now.step} is not a finite number. {CURE}")
+            raise Diverged(f"the loss of step {first or step} is not a finite number. {CURE}")
 
     def _note_divergence(self, terms: Terms, step: int) -> None:
         """Remember the first step without a finite loss, on the device: nobody waits for it here."""
-        loss = dict(terms.items()).get("loss")
+        loss = terms.get("loss")
         if loss is not None:
             here = torch.where(loss.isfinite(), 0, step)
             earlier = here if self._diverged is None else self._diverged
             self._diverged = torch.where(earlier > 0, earlier, here)
 
-    def _write(self, engine: Engine) -> None:
-        self.check(engine)
+    def write(self, engine: Engine) -> None:
+        """A row of the steps since the last one.
+
+        Raises:
+            Diverged: the loss of one of them is NaN or infinite.
+        """
+        self.check(engine.now.step)
         seconds = max(time.perf_counter() - self._since, 1e-6)  # a coarse clock may not have moved
         means = {name: value / self._count for name, value in self._over_processes().items()}
         row = {
@@ -129,7 +121,6 @@ class Recorder(Callback):
             **self._extra,
         }
         self._terms, self._count, self._extra = {}, 0, {}
-        self.written = engine.now.step
         self._since = time.perf_counter()
         if dist.is_main():
             self.run_dir.log(row)

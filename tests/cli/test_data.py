@@ -11,7 +11,8 @@ from PIL import Image
 
 from akssl_core import run
 from akssl_core.config.yaml import read_yaml
-from akssl_core.data import Prepared, source_from
+from akssl_core.data import Prepared, open_source
+from akssl_core.plugins.manager import Plugins
 
 SMALL = ("--image-size", "16", "--batch-size", "8", "--precision", "fp32", "--set", "train.steps=1")
 
@@ -45,7 +46,7 @@ def test_a_run_takes_the_file_by_flag_keyword_and_config(here, photos, tmp_path)
     code, _, err = here("run", "simsiam", "--data", "p.safetensors", *SMALL, "--out", "FLAG")
     assert code == 0, err
     config = read_yaml(tmp_path / "FLAG" / "config.yaml")
-    assert config["data"] == {"name": "prepared", "path": "p.safetensors"}
+    assert config["data"] == {"name": "prepared", "path": str(tmp_path / "p.safetensors")}
     assert here("run", "--config", "FLAG/config.yaml", "--out", "AGAIN")[0] == 0
     assert here("resume", "FLAG")[0] == 0
     result = run("simsiam", data=tmp_path / "p.safetensors", config="FLAG/config.yaml", out="PATH", report=False)
@@ -53,17 +54,17 @@ def test_a_run_takes_the_file_by_flag_keyword_and_config(here, photos, tmp_path)
     assert losses[0] == losses[1] == losses[2] == result.metrics["loss"]
     assert (tmp_path / "FLAG" / "unreadable.txt").read_text() == "cat/broken.png\tan empty file\n"
     code, out, _ = here("explain", "simsiam", "--data", "p.safetensors")
-    assert (code, "25 images in p.safetensors, prepared from photos" in out) == (0, True)
+    assert (code, f"25 images in {tmp_path}/p.safetensors, prepared from photos" in out) == (0, True)
 
 
 def test_an_existing_file_is_replaced_by_force_alone(here, photos, tmp_path):
     (tmp_path / "p.safetensors").write_text("mine")
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert (code, out) == (2, "")
-    assert "'p.safetensors' exists already. Replace it with --force" in err
+    assert "'p.safetensors' exists already. Replace it with --overwrite" in err
     assert (tmp_path / "p.safetensors").read_text() == "mine"
-    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--force")[0] == 0
-    assert isinstance(source_from("p.safetensors"), Prepared)
+    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--overwrite")[0] == 0
+    assert isinstance(open_source("p.safetensors", Plugins()), Prepared)
 
 
 def test_settings_and_size_reach_the_source(here, photos):
@@ -71,7 +72,7 @@ def test_settings_and_size_reach_the_source(here, photos):
     code, out, err = here("data", "prepare", "photos", *arguments)
     assert code == 0, err
     assert "shorter side at most 16 px" in out
-    images = source_from("g.safetensors").all()
+    images = open_source("g.safetensors", Plugins()).all()
     assert images.fetch([0]).images.shape[:3] == (1, 1, 16)
 
 
@@ -106,7 +107,7 @@ BAD = [
     (("prepare", "photos", "--out", "no/p.safetensors"), "there is no folder 'no'"),
     (("prepare", "photos", "--out", "p.safetensors", "--size", "4"), "4 is not in the range"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.chanels=1"), "Did you mean 'channels'?"),
-    (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "unknown setting 'seed'"),
+    (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "--set seed: only settings of the data apply"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "1 of 25 files in photos"),
     (("prepare", "text.safetensors", "--out", "p.safetensors"), "text.safetensors cannot be read"),
     (("prepar",), "Did you mean 'prepare'?"),
@@ -130,7 +131,7 @@ def test_a_damaged_file_stops_a_run_before_it_has_a_folder(here, photos, tmp_pat
     (tmp_path / "p.safetensors").write_bytes(data[: len(data) // 2])
     code, _, err = here("run", "simsiam", "--data", "p.safetensors", "--out", "RUN")
     assert code == 2
-    assert err.startswith("akssl: data: p.safetensors cannot be read: ")
+    assert err.startswith(f"akssl: data: {tmp_path}/p.safetensors cannot be read: ")
     assert "akssl data prepare SRC" in err
     assert not (tmp_path / "RUN").exists()
 
@@ -146,12 +147,12 @@ def test_stopping_by_hand_leaves_no_file(here, photos, tmp_path, monkeypatch):
 
 
 def test_progress_goes_to_stderr(here, photos, monkeypatch):
-    monkeypatch.setattr("akssl_core.data.prepare.TELL_EVERY", -1.0)
+    monkeypatch.setattr("akssl_core.console.TELL_EVERY", -1.0)
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert code == 0
     assert err == "image 25/25\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors", "--force")
+    code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors", "--overwrite")
     assert code == 0
     assert "25/25" in err
     assert "image 25/25\n" not in err

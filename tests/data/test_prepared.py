@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from akssl_core import DatasetSource, ImageStore, Schema, StoredImages, TensorImages, hookimpl
-from akssl_core.data import Folder, Loader, Prepared, source_from
+from akssl_core.data import Folder, Loader, Prepared, open_source
 from akssl_core.data.convert import largest_view, stored_side
 from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepare import BATCH
@@ -357,18 +357,18 @@ def test_only_what_is_fetched_is_read(prepared, tmp_path):
 
 
 # -- what a user passes ---------------------------------------------------------------------------
-def test_a_path_to_a_file_becomes_the_source(photos, prepared, tmp_path):
+def test_a_path_to_a_file_becomes_the_source(photos, prepared, tmp_path, plugins):
     path = prepared(photos, max_unreadable=0.2).path
     for data in (path, str(path)):
-        source = source_from(data, 16)
+        source = open_source(data, plugins, 16)
         assert isinstance(source, Prepared)
         assert source.asked_size == 16
     upper = path.rename(tmp_path / "PHOTOS.SafeTensors")
-    assert isinstance(source_from(str(upper)), Prepared)
+    assert isinstance(open_source(str(upper), plugins), Prepared)
     with pytest.raises(
         DataError, match=r"photo\.safetensors does not exist \(did you mean '.*PHOTOS\.SafeTensors'\?\)"
     ):
-        source_from(tmp_path / "photo.safetensors")
+        open_source({"name": "prepared", "path": tmp_path / "photo.safetensors"}, plugins)
     (tmp_path / "folder.safetensors").mkdir()
     save(tmp_path / "folder.safetensors" / "1.png", (9, 8))
-    assert isinstance(source_from(tmp_path / "folder.safetensors"), Folder)
+    assert isinstance(open_source(tmp_path / "folder.safetensors", plugins), Folder)

@@ -66,7 +66,7 @@ def test_too_many_unreadable_images_stop_it(photos, prepared, tmp_path):
         ("photos.bin", r"must end in \.safetensors.*Try .*photos\.bin\.safetensors"),
         ("nowhere/photos.safetensors", "no folder '.*nowhere' .*Make it first"),
         ("there.safetensors", "is a folder; expected a file"),
-        ("old.safetensors", "exists already.*--force"),
+        ("old.safetensors", "exists already.*--overwrite"),
     ],
 )
 def test_targets_that_cannot_be_written_are_refused_before_anything_is_read(prepared, tmp_path, name, message):
@@ -116,13 +116,13 @@ def test_a_second_process_that_prepares_the_same_file_is_refused(photos, prepare
 
 
 def test_a_file_that_another_process_has_made_meanwhile_is_kept(photos, prepared, tmp_path, monkeypatch):
-    def takes_long(settings, plugins, side):
+    def takes_long(data, plugins, side):
         (tmp_path / "photos.safetensors").write_bytes(b"of the other")
-        return original(settings, plugins, side)
+        return original(data, plugins, side)
 
-    original = cache.data_source
-    monkeypatch.setattr(cache, "data_source", takes_long)
-    with pytest.raises(ConfigError, match=r"exists already.*--force"):
+    original = cache.open_source
+    monkeypatch.setattr(cache, "open_source", takes_long)
+    with pytest.raises(ConfigError, match=r"exists already.*--overwrite"):
         prepared(photos, max_unreadable=0.2)
     assert (tmp_path / "photos.safetensors").read_bytes() == b"of the other"
 

@@ -7,8 +7,7 @@ import torch
 
 from akssl_core import ConfigError, build
 from akssl_core.data.preprocess import Preprocess
-from akssl_core.data.shape_kinds import KINDS
-from akssl_core.data.shapes import CLASSES, TEST, TRAIN, DrawnImages, draw
+from akssl_core.data.shapes import CLASSES, SHAPES, TEST, TRAIN, DrawnImages, draw
 from akssl_core.metrics import knn, pixels_as_features
 
 
@@ -38,7 +37,7 @@ def test_images_do_not_depend_on_how_many_there_are():
 def test_labels_are_balanced_and_named():
     train = source(size=200).train()
     assert train.labels.bincount().tolist() == [20] * 10
-    assert train.classes == CLASSES == tuple(KINDS)
+    assert train.classes == CLASSES == tuple(SHAPES)
     assert len(CLASSES) == 10
 
 
@@ -77,9 +76,9 @@ def test_each_kind_is_drawn_by_its_own_outline():
     """At high resolution the object's area over the cell's is that of the kind: no two kinds cover alike by chance."""
     grid = torch.linspace(-1, 1, 200)
     x, y = torch.meshgrid(grid, grid, indexing="xy")
-    areas = {name: (kind(x, y) < 0).float().mean().item() for name, kind in KINDS.items()}
+    areas = {name: (kind(x, y) < 0).float().mean().item() for name, kind in SHAPES.items()}
     assert all(0.1 < area < 0.7 for area in areas.values()), areas
-    covers = {name: kind(x, y) < 0 for name, kind in KINDS.items()}
+    covers = {name: kind(x, y) < 0 for name, kind in SHAPES.items()}
     for a in covers:
         for b in covers:
             if a < b:

@@ -15,10 +15,9 @@ from torchvision import datasets
 
 import akssl_core.data.fashion_mnist as fashion
 from akssl_core.config.schema import DataRef, validate
-from akssl_core.data import Arrays, FashionMnist, Folder, Loader, Wrapped, measure, no_such_data, source_from
+from akssl_core.data import Arrays, FashionMnist, Folder, Loader, Shapes, Wrapped, measure, no_such_data, open_source
 from akssl_core.data.fashion_mnist import CLASSES, DEBIAN, FILES, read_idx
-from akssl_core.data.root import data_root
-from akssl_core.data.torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
+from akssl_core.data.torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10, data_root
 from akssl_core.errors import ConfigError, DataError
 from akssl_core.plugins.manager import Plugins
 
@@ -262,27 +261,33 @@ def test_sources_are_registered_and_built_by_name(tmp_path):
         validate(Holder, {"name": "folder", "path": ".", "max_unreadabel": 1}, registry=manager)
 
 
-def test_objects_become_sources(tmp_path):
+def test_objects_become_sources(tmp_path, plugins):
     images = noise(4, 8, 8, 3)
-    assert isinstance(source_from(images), Arrays)
-    assert source_from(torch.from_numpy(images), 16).asked_size == 16
-    assert source_from((images, [0, 1, 0, 1])).all().labels.tolist() == [0, 1, 0, 1]
-    assert isinstance(source_from(torch.utils.data.TensorDataset(torch.from_numpy(images))), Wrapped)
+    assert isinstance(open_source(images, plugins), Arrays)
+    assert open_source(torch.from_numpy(images), plugins, 16).asked_size == 16
+    assert open_source((images, [0, 1, 0, 1]), plugins).all().labels.tolist() == [0, 1, 0, 1]
+    assert isinstance(open_source(torch.utils.data.TensorDataset(torch.from_numpy(images)), plugins), Wrapped)
     ready = Arrays(images, layout="HWC")
-    assert source_from(ready) is ready
+    assert open_source(ready, plugins) is ready
     Image.fromarray(images[0]).save(tmp_path / "1.png")
-    assert isinstance(source_from(tmp_path), Folder)
-    assert isinstance(source_from(str(tmp_path)), Folder)
+    for data in (tmp_path, str(tmp_path), {"name": str(tmp_path)}, {"name": "folder", "path": tmp_path}):
+        assert isinstance(open_source(data, plugins), Folder)
+    assert isinstance(open_source("shapes", plugins), Shapes)
+    assert open_source({"name": "shapes", "size": 30}, plugins, 8).config.size == 30
 
 
-@pytest.mark.parametrize("data", ["shapes", {"name": "shapes"}, 3, None, [1, 2]])
-def test_what_is_no_data_is_left_to_others(data):
-    assert source_from(data) is None
+@pytest.mark.parametrize("data", [3, None, [1, 2], object()])
+def test_what_is_no_data_is_told_what_can_be_given(data, plugins):
+    with pytest.raises(DataError, match=f"cannot use a {type(data).__name__}. Give a source name, a prepared file"):
+        open_source(data, plugins)
 
 
-def test_a_missing_path_is_refused(tmp_path):
+def test_a_missing_path_is_refused(tmp_path, plugins):
+    for data in (tmp_path / "photos", str(tmp_path / "photos")):
+        with pytest.raises(DataError, match="neither a data source nor an existing folder"):
+            open_source(data, plugins)
     with pytest.raises(DataError, match="does not exist"):
-        source_from(tmp_path / "photos")
+        open_source({"name": "folder", "path": tmp_path / "photos"}, plugins)
 
 
 def test_a_wrong_name_is_answered_with_the_nearest(tmp_path, monkeypatch):
@@ -295,13 +300,13 @@ def test_a_wrong_name_is_answered_with_the_nearest(tmp_path, monkeypatch):
     assert "Did you mean" not in str(no_such_data("qqqq", names))
 
 
-def test_every_source_from_python_feeds_the_loader(tmp_path):
+def test_every_source_from_python_feeds_the_loader(tmp_path, plugins):
     images = noise(20, 8, 8, 3)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
     data = torch.utils.data.TensorDataset(torch.from_numpy(images))
     batches = []
-    for source in (source_from(images), source_from(tmp_path), source_from(data)):
+    for source in (open_source(one, plugins) for one in (images, tmp_path, data)):
         pixels, index, _ = next(iter(Loader(source.train(), 5, seed=3).epoch(0)))
         batches.append((pixels.images, index))
     for found, index in batches:

@@ -160,7 +160,7 @@ def test_streams_hold_one_batch_at_a_time(finished, tmp_path, monkeypatch):
     [
         (("--out", "f.safetensor"), "Did you mean '.safetensors'?"),
         (("--out", "no/f.npz"), "there is no folder 'no'"),
-        (("--out", "there.csv"), "'there.csv' exists already. Replace it with --force"),
+        (("--out", "there.csv"), "'there.csv' exists already. Replace it with --overwrite"),
         (("--out", "f.csv", "--data", "shapez"), "Did you mean 'shapes'?"),
         (("--out", "f.csv", "--batch-size", "0"), "batch_size: expected a whole number from 1"),
         (("--out", "f.csv", "--set", "seed=1"), "--set seed: only settings of the data"),
@@ -185,7 +185,7 @@ def test_parquet_without_pyarrow_says_what_to_install(here, finished, tmp_path, 
 
 def test_force_replaces(here, finished, tmp_path):
     (tmp_path / "there.npz").write_text("x")
-    code, _, err = here("embed", finished, "--out", "there.npz", "--force")
+    code, _, err = here("embed", finished, "--out", "there.npz", "--overwrite")
     assert code == 0, err
     with np.load(tmp_path / "there.npz") as data:
         assert data["features"].shape == (60, 8)

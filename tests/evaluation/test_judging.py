@@ -16,8 +16,8 @@ from torch import nn
 import akssl_core
 from akssl_core import ConfigError, DataError, RunDirError
 from akssl_core.evaluation import Split
-from akssl_core.evaluation.finetune import FineTuning
 from akssl_core.evaluation.opened import Trained, open_trained
+from akssl_core.evaluation.protocols import FineTune, System
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import installed
 from akssl_core.rundir.files import CannotWrite
@@ -33,7 +33,7 @@ PROTOCOLS = ("knn", "linear", "finetune")
 def few_steps(monkeypatch):
     """Fine-tuning that lasts an instant."""
     monkeypatch.setattr("akssl_core.evaluation.judging.USUAL_EPOCHS", 1)
-    monkeypatch.setattr("akssl_core.evaluation.finetune.LEAST", 3)
+    monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 3)
 
 
 def contents(folder):
@@ -65,7 +65,10 @@ def test_fine_tuning_trains_a_copy():
     labels = torch.arange(12) % 2 + 5
     images[labels == 5] //= 8  # dark and bright
     data, feed = akssl_core.TensorImages(images, labels), akssl_core.Preprocess(8, 3, (0.5,) * 3, (0.2,) * 3, 8)
-    guesses = FineTuning(1, 5, torch.device("cpu")).guesses(backbone, feed, data, labels, data, seed=0)
+    learner = FineTune(1, 5, torch.device("cpu")).learner(
+        System("trained", backbone, feed), Split(data, data, labels, labels, "", (), {})
+    )
+    guesses = learner.guesses(torch.arange(len(labels)), 0)[None]
     assert torch.equal(guesses, labels), "it must have learned, else nothing was tuned"
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
@@ -300,7 +303,7 @@ def test_results_that_cannot_be_kept_are_given_all_the_same(finished, monkeypatc
     def refuse(self, found):
         raise CannotWrite("cannot write: the file system is read-only")
 
-    monkeypatch.setattr(RunDir, "write_evaluation", refuse)
+    monkeypatch.setattr(RunDir, "write_evaluations", refuse)
     with pytest.warns(UserWarning, match="not kept: cannot write"):
         found = akssl_core.evaluate(finished)
     assert found.file is None

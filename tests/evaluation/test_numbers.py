@@ -9,8 +9,7 @@ import torch
 
 import akssl_core
 from akssl_core.evaluation import Comparison, Score, interval, stratified
-from akssl_core.evaluation.interval import student
-from akssl_core.evaluation.result import sentence
+from akssl_core.evaluation.result import sentence, student
 from akssl_core.metrics import linear_guesses, linear_guesses_sgd
 
 

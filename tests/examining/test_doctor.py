@@ -121,6 +121,32 @@ def test_a_machine_that_is_too_small_is_found(rule, plugins):
     assert {rule} <= {one.rule for one in found(plugins, "simsiam", machine=small)}
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "cuda", "cause", "cure"),
+    [
+        ("cpu", 1, "13.0", "train.device is cpu (user).", "leave it out, for torch sees a GPU"),
+        ("cpu", 0, "13.0", "train.device is cpu (user).", "take a machine with a GPU"),
+        ("cpu", 0, None, "train.device is cpu (user).", "take a machine with a GPU"),
+        ("auto", 0, None, "this torch was built without CUDA.", "install a torch with CUDA"),
+        ("auto", 0, "13.0", "torch was built with CUDA 13.0 and finds no GPU", "nvidia-smi"),
+    ],
+)
+def test_large_images_on_a_cpu_have_the_cause_of_their_case(device, gpus, cuda, cause, cure, plugins, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine = Machine(cores=8, gpus=gpus, memory=64 * GIB, disk=100 * GIB, cuda=cuda)
+    settings = {**PLANTED["large-images-on-a-cpu"][1], "device": device}
+    findings = {one.rule: one for one in found(plugins, "simsiam", machine=machine, **settings)}
+    assert findings["large-images-on-a-cpu"].cause.startswith(cause)
+    assert cure in findings["large-images-on-a-cpu"].cure
+
+
+@pytest.mark.parametrize(("cuda", "hip", "built"), [("13.0", None, "13.0"), (None, "6.4", "6.4"), (None, None, None)])
+def test_the_machine_knows_what_torch_was_built_with(cuda, hip, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert Machine.here(torch.device("cpu"), tmp_path).cuda == built
+
+
 def test_files_that_are_no_images_are_found(plugins, tmp_path):
     from PIL import Image
 
@@ -156,9 +182,10 @@ def whole(path, **changes):
     versions = {name: version(name) for name in ("torch", "torchvision", "akssl-core")}
     folder = write_run(path / "run", **{"tensors": pictures(), "versions": versions, **changes})
     save_file({"w": torch.zeros(1)}, folder / "backbone.safetensors")
+    from akssl_core.rundir.checkpoints import CheckpointState
     from akssl_core.rundir.folder import RunDir
 
-    state = {"step": 30, "score": None}
+    state = CheckpointState(30)
     (folder / "checkpoints").mkdir()
     RunDir.open(folder).save_checkpoint({"w": torch.zeros(1)}, {"w": torch.zeros(1)}, state, keep=2)
     return folder

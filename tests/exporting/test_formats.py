@@ -178,8 +178,8 @@ def test_ones_own_network(tmp_path):
     ("out", "message"),
     [
         ("a.bin", r"out: a.bin must end in .safetensors"),
-        ("nowhere/a.safetensors", "the folder nowhere does not exist"),
-        ("there.safetensors", r"there.safetensors exists. Replace it with --overwrite"),
+        ("nowhere/a.safetensors", "there is no folder 'nowhere'"),
+        ("there.safetensors", r"'.*there.safetensors' exists already. Replace it with --overwrite"),
         ("run/backbone.safetensors", "is the backbone of a run itself"),
     ],
 )

@@ -62,7 +62,9 @@ def output(*command, cwd, **environment):
 
 
 # -- names ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["my-method", "My_Method", "My Method", "my--method", "MY-method"])
+@pytest.mark.parametrize(
+    "name", ["my-method", "My_Method", "My Method", "my--method", "MY-method", "akssl_plugin_my_method"]
+)
 def test_one_name_in_all_its_forms(name):
     names = named(name)
     assert names.component == "my-method"
@@ -75,22 +77,14 @@ def test_one_name_in_all_its_forms(name):
     ("name", "says"),
     [
         ("2fast", "begin with a letter. Did you mean 'fast'?"),
-        ("my.method", "use letters, digits and '-', and begin with a letter. Did you mean 'my-method'?"),
+        ("my.method", "letters, digits and '-', and begin with a letter. Did you mean 'my-method'?"),
         ("-mine", "Did you mean 'mine'?"),
         ("méthode", "Did you mean 'm-thode'?"),
         ("../up", "Did you mean 'up'?"),
         ("", "begin with a letter."),
         ("42", "begin with a letter."),
-        ("a" * 41, "has 41 characters; at most 40 are allowed"),
-        ("class", "'class' is a keyword of Python; add a word, as in 'my-class'"),
-        ("None", "is a keyword of Python"),
-        ("random", "'random' is a module of Python's standard library"),
-        ("con-text-lib", "is a module of Python's standard library"),
-        ("Loss", "'loss' is a name of akssl_core"),
-        ("view_group", "'view-group' is a name of akssl_core"),
-        ("akssl", "is a name of akssl_core"),
-        ("akssl-plugin-mine", "'akssl-plugin-' is put before the name for you; give 'mine' alone"),
-        ("akssl_plugin", "'akssl-plugin-' is put before the name for you"),
+        ("a" * 41, f"at most 40 letters, digits and '-', and begin with a letter. Did you mean '{'a' * 40}'?"),
+        ("akssl-plugin-", "begin with a letter."),
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused_with_the_cure(name, says, tmp_path):
@@ -135,7 +129,15 @@ def test_a_kind_without_template_is_refused_with_the_nearest(kind, says, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("tensor", "method"), ("f", "loss"), ("path", "logger"), ("warning", "loss")]
+    ("name", "kind"),
+    [
+        ("tensor", "method"),
+        ("f", "loss"),
+        ("path", "logger"),
+        ("warning", "loss"),
+        ("none", "loss"),
+        ("loss", "method"),
+    ],
 )
 def test_a_class_may_not_hide_what_its_module_uses(name, kind, tmp_path):
     with pytest.raises(ConfigError, match=f"would make a class {name.title()}"):

@@ -15,7 +15,7 @@ from pages import DOCS, FEW, ROOT, SMALL, blocks, commands, draw_photos, execute
 import akssl_core
 from akssl_core import cli, hookspecs
 from akssl_core.config.registry import KINDS
-from akssl_core.testing.check import RULES
+from akssl_core.testing.check import CHECKS
 
 README = (ROOT / "README.md").read_text()
 
@@ -115,7 +115,7 @@ def test_the_page_on_evaluation_works(photos, monkeypatch, here):
     for file in (photos / "photos").glob("*.png"):
         file.unlink()
     page = (DOCS / "evaluate.md").read_text()
-    monkeypatch.setattr("akssl_core.evaluation.finetune.LEAST", 2)
+    monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 2)
     lines = commands(page)
     assert {words[1] for words in lines} == {"run", "eval", "embed"}
     for _, *words in lines:
@@ -123,7 +123,7 @@ def test_the_page_on_evaluation_works(photos, monkeypatch, here):
         assert code == 0, (words, err)
     results = json.loads((photos / "runs" / "photos" / "evaluation.json").read_text())["results"]
     assert results.keys() == {"knn", "linear", "finetune"}
-    assert results["knn"].keys() == {"photos", "./others"}
+    assert results["knn"].keys() == {str(photos / "photos"), "./others"}
     names = execute(page, "evaluate.md")
     assert len(names["ids"]) == len(names["features"]) == 24
 
@@ -149,7 +149,7 @@ def test_every_kind_of_component_is_documented_and_has_checks_and_none_is_made_u
     section = HOOKS.partition("## Kinds of components")[2].partition("## ")[0]
     rows = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
     assert rows == set(KINDS)
-    assert {rule.kind for rule in RULES} == set(KINDS)
+    assert {rule.kind for rule in CHECKS} == set(KINDS)
 
 
 def test_every_status_of_a_plugin_is_explained():

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from synthetic_run import EVIL, Page
 
 from akssl_core import run
-from akssl_core.data import Folder, ImageSpec, Prepared, Preprocess, source_from
+from akssl_core.data import Folder, ImageSpec, Prepared, Preprocess, open_source
 from akssl_core.data.decode import MOST_BYTES, Unreadable, read_image, shorter_side
 from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepared import PreparedConfig
@@ -169,13 +169,14 @@ def test_a_folder_of_a_name_that_is_no_text(tmp_path, toys):
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a\0b", "a" * 300 + "/b", "\udcff", "\x1b[2J"])
-def test_paths_that_cannot_be(name):
+def test_paths_that_cannot_be(name, plugins):
     for data in (name, Path(name), name + ".safetensors", Path(name + ".safetensors")):
         if isinstance(data, str):
-            assert source_from(data) is None
+            with pytest.raises(DataError, match="neither a data source nor"):
+                open_source(data, plugins)
         else:
             with pytest.raises(DataError, match="does not exist|cannot be read"):
-                source_from(data)
+                open_source({"name": "prepared" if data.suffix == ".safetensors" else "folder", "path": data}, plugins)
 
 
 def test_messages_do_not_steer_the_terminal(tmp_path):

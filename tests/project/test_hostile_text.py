@@ -22,7 +22,9 @@ from akssl_core.plugins.installed import entries
 from akssl_core.plugins.manager import Plugins
 from akssl_core.plugins.table import plugin_table
 from akssl_core.reporting import render
+from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.folder import RunDir
+from akssl_core.rundir.schemas import Manifest
 from akssl_core.running.layers import check, collect, layer
 from akssl_core.settings import Clip
 
@@ -262,8 +264,8 @@ def test_numbers_of_any_size_and_texts_of_any_kind_have_a_report(tmp_path):
 
 def test_a_checkpoint_names_no_files(tmp_path):
     run = RunDir.create(tmp_path / "run")
-    run.update_manifest(status="running")
-    path = run.save_checkpoint({"w": torch.zeros(1)}, {}, {"step": 1, "score": None}, keep=1)
+    run.update_manifest(Manifest(status="running"))
+    path = run.save_checkpoint({"w": torch.zeros(1)}, {}, CheckpointState(1), keep=1)
     state = json.loads((path / "state.json").read_text())
     opened = []
 

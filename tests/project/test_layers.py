@@ -85,6 +85,8 @@ def test_only_one_room_uses(module):
 WRITERS = {"rundir", "running", "cli", "plugins"}
 WORDS = {
     r"\.backward\(": {"training", "testing", "evaluation"},
+    r"\bisatty\(": {"console"},
+    r"yaml\.(\w*load\w*|parse)\(": {"config"},
     r"autocast": {"training", "loss", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
     r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": WRITERS,
@@ -129,17 +131,26 @@ def _is_help(text: str) -> bool:
     return " " in text
 
 
-@pytest.mark.parametrize("file", sorted(PLUGINS.glob("*/src/**/*.py")), ids=lambda f: f.parent.name + "/" + f.name)
+TEMPLATES = CORE / "plugins" / "scaffold" / "templates"
+PUBLIC = sorted([*PLUGINS.glob("*/src/**/*.py"), *PLUGINS.glob("*/tests/**/*.py"), *TEMPLATES.glob("*/*.py.tmpl")])
+
+
+@pytest.mark.parametrize("file", PUBLIC, ids=lambda f: f.parent.name + "/" + f.name)
 def test_plugins_use_public_names_alone(file):
     import akssl_core
+    from akssl_core import dist, nn, testing
 
-    for node in ast.walk(tree(file)):
+    public = {"akssl_core": {*akssl_core.__all__, "sklearn"}, "akssl_core.testing": {*testing.__all__}}
+    public |= {f"akssl_core.{module.__name__.rpartition('.')[2]}": {*dir(module)} for module in (dist, nn)}
+    source = re.sub(r"@@\{?\w+\}?", "name", file.read_text())
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("akssl_core"):
-            assert node.module in ("akssl_core", "akssl_core.nn", "akssl_core.testing"), node.module
-            if node.module == "akssl_core":
-                assert {alias.name for alias in node.names} <= set(akssl_core.__all__)
-        if isinstance(node, ast.ImportFrom | ast.Import) and node.__class__ is ast.Import:
-            assert not any(alias.name.startswith("akssl_plugin") for alias in node.names)
+            assert node.module in public, node.module
+            assert {alias.name for alias in node.names} <= public[node.module]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            assert not [name for name in names if name.startswith("akssl_core.")], names
+            assert "src" not in file.parts or not [name for name in names if name.startswith("akssl_plugin")], names
 
 
 @pytest.mark.parametrize("file", [*FILES, *PLUGINS.glob("*/src/**/*.py")], ids=lambda f: f.name)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from akssl_core.rundir.folder import RunDir
+from akssl_core.rundir.schemas import Manifest
 
 SOAK = Path(__file__).parents[2] / "soak"
 sys.path.append(str(SOAK))
@@ -95,7 +96,7 @@ def test_a_row_a_final_number_and_a_draft_are_seen_and_times_are_not(pair):
     assert not compare.differences(folder, copy)
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*slower[:-1], {"step": 12}]))
     (copy / "checkpoints" / ".00000003.part").mkdir()
-    RunDir.open(copy).update_manifest(final={"loss": 0.0})
+    RunDir.open(copy).update_manifest(Manifest(final={"loss": 0.0}))
     found = compare.differences(folder, copy)
     assert len(found.rows) == len(found.numbers) == 1
     assert found.files == [".00000003.part"]

@@ -170,7 +170,7 @@ def test_unusual_images(follow, photos, monkeypatch):
 @pytest.mark.usefixtures("photos")
 def test_many_machines(follow, monkeypatch):
     page = text_of("many_machines")
-    assert follow(page).count("Verdict on collapse") == 4  # of two processes from `akssl run` the screen alone knows
+    assert follow(page).count("\nVerdict: ") == 4  # of two processes from `akssl run` the screen alone knows
     shrink(monkeypatch)
     assert execute(page, "many_machines.md", {"__name__": "__main__"})["result"].metrics
 

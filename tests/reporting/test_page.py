@@ -150,16 +150,17 @@ def test_a_last_row_that_was_cut_is_left_out(run):
 @pytest.mark.parametrize(
     ("final", "tone", "sentence"),
     [
-        ({}, "good", "Learned: k-NN accuracy 61.4 %, the untrained backbone 30.2 % (+31.1 points)."),
-        ({"knn_top1": 31.0}, "open", "Barely better than the untrained backbone: k-NN accuracy 31.0 %"),
-        ({"knn_top1": 20.0, "knn_random_init": 10.0}, "bad", "Did not beat raw pixels: k-NN accuracy 20.0 %"),
+        ({}, "good", "Healthy, learned: k-NN accuracy 61.4 %; raw pixels 21.5 % (+39.9 points), the untrained "),
+        ({"knn_top1": 31.0}, "open", "Healthy, but barely better than the untrained backbone: k-NN accuracy 31.0 %"),
+        ({"knn_top1": 20.0, "knn_random_init": 10.0}, "bad", "Healthy, but did not beat raw pixels: k-NN"),
+        ({"knn_top1": 20.0}, "bad", "Healthy, but did not beat raw pixels and the untrained backbone: k-NN"),
         (
             {"knn_top1": 20.0, "std_ratio": 0.003},
             "bad",
-            "Collapsed: different images give nearly the same features or projections (std_ratio 0.003;",
+            "Collapsed, did not beat raw pixels and the untrained backbone: the final features say that different",
         ),
         ({"knn_top1": 20.0, "std_ratio": math.nan}, "bad", "Collapsed"),
-        ({"std_ratio": 0.003}, "good", "Learned"),
+        ({"std_ratio": 0.003}, "good", "Healthy, learned"),
     ],
 )
 def test_the_first_sentence_says_what_came_out(tmp_path, final, tone, sentence):
@@ -170,9 +171,11 @@ def test_the_first_sentence_says_what_came_out(tmp_path, final, tone, sentence):
 
 def test_a_projector_may_collapse_before_its_backbone(tmp_path):
     final = {"loss": -1.0, "std_ratio": 0.46, "rankme": 300.0}
-    tone, sentence = verdict_of(write_run(tmp_path / "run", rows=[row(2, z_std_ratio=0.02)], final=final))
+    tone, sentence = verdict_of(
+        write_run(tmp_path / "run", rows=[row(step, z_std_ratio=0.02) for step in (10, 20)], final=final)
+    )
     assert tone == "bad"
-    assert "projections (z_std_ratio 0.02; healthy is near 1" in sentence
+    assert sentence.startswith("Collapsed: the projections of different images are all but the same: z_std_ratio 0.02")
 
 
 def test_spread_is_read_against_the_bound_of_a_collapse(tmp_path):
@@ -186,7 +189,7 @@ def test_without_labels_nothing_is_claimed(tmp_path):
     folder = write_run(tmp_path / "run", final={"loss": 0.1, "std_ratio": 0.5, "rankme": 40.0})
     tone, sentence = verdict_of(folder)
     assert tone == "open"
-    assert sentence.startswith("Finished: the features are spread (std_ratio 0.5, rankme 40). Without labels")
+    assert sentence.startswith("Healthy: std_ratio 0.5, rankme 40; without labels")
     assert "k-NN" not in Page(render(folder)).text.partition("Curves")[0].replace(sentence, "")
 
 
@@ -196,7 +199,7 @@ def test_without_labels_nothing_is_claimed(tmp_path):
         ("running", "open", "Still running at step 30, epoch 3, loss 0.03333."),
         ("stopped", "open", "Stopped at step 30, epoch 3, loss 0.03333. Go on with: akssl resume"),
         ("failed", "bad", "Failed at step 30, epoch 3, loss 0.03333: out of &lt;memory&gt;"),
-        ("collapsed", "bad", "Collapsed: different images give nearly the same features or projections."),
+        ("collapsed", "bad", "Collapsed: the final features say that different images are all but the same."),
     ],
 )
 def test_a_run_without_final_scores_says_how_far_it_came(tmp_path, status, tone, sentence):

@@ -7,19 +7,22 @@ import torch
 
 from akssl_core.config.yaml import read_yaml
 from akssl_core.errors import ConfigError, RunDirError
+from akssl_core.rundir.checkpoints import CheckpointState
+from akssl_core.rundir.files import digest, json_bytes
 from akssl_core.rundir.folder import RunDir, read_tensors
+from akssl_core.rundir.schemas import Manifest
 
 
 @pytest.fixture
 def run(tmp_path):
     run = RunDir.create(tmp_path / "run")
-    run.update_manifest(status="running")
+    run.update_manifest(Manifest(status="running"))
     run.unlock()
     return run
 
 
 def save(run, step, score=None, keep=2):
-    state = {"step": step, "score": score}
+    state = CheckpointState(step, score)
     return run.save_checkpoint({"w": torch.full((3,), float(step))}, {"w/momentum": torch.ones(2)}, state, keep=keep)
 
 
@@ -53,10 +56,37 @@ def test_opening_what_is_no_run_offers_the_neighbour(run):
 
 
 def test_manifest_keeps_what_it_knows(run):
-    run.update_manifest(method="x")
-    run.update_manifest(status="finished")
-    assert run.manifest["method"] == "x"
-    assert run.manifest["status"] == "finished"
+    run.update_manifest(Manifest(method="x"))
+    run.update_manifest(Manifest(status="finished"))
+    assert run.manifest.method == "x"
+    assert run.manifest.status == "finished"
+
+
+def test_fields_of_other_versions_are_kept(run):
+    """Those that a newer version has added stay, those that an older one lacks may be missing."""
+    (run.path / "manifest.json").write_text('{"colour": {"of": ["sky"]}, "status": "failed"}')
+    run.update_manifest(Manifest(status="running", resumed_at=3))
+    written = json.loads((run.path / "manifest.json").read_text())
+    assert {**written, "updated": ""} == {
+        "colour": {"of": ["sky"]}, "status": "running", "resumed_at": 3, "updated": ""
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"final": 5}', '{"notes": [1]}', "[" * 9999, "\ud800"])
+def test_a_damaged_manifest_is_one_line(run, text):
+    (run.path / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    for call in (lambda: run.manifest, lambda: run.update_manifest(Manifest(status="running"))):
+        with pytest.raises(RunDirError, match=r"manifest\.json is damaged: [^\n]*$"):
+            call()
+
+
+def test_a_checkpoint_of_another_version_is_read(run):
+    """One with a field more and without those that are not needed."""
+    file = save(run, 3) / "state.json"
+    known = json.loads(file.read_text())
+    table = {"step": 3, "colour": "blue", "checksums": known["checksums"]}
+    file.write_bytes(json_bytes({**table, "digest": digest(json_bytes(table))}))
+    assert run.latest()[0].state == CheckpointState(3)
 
 
 def test_metrics_come_back_in_order_and_a_cut_line_is_left_out(run):
@@ -72,28 +102,28 @@ def test_metrics_come_back_in_order_and_a_cut_line_is_left_out(run):
 
 def test_what_is_no_number_is_null_in_json(run):
     run.log({"step": 1, "rankme": float("nan")})
-    run.update_manifest(final={"rankme": float("inf"), "loss": 0.5})
+    run.update_manifest(Manifest(final={"rankme": float("inf"), "loss": 0.5}))
     assert RunDir.open(run.path).history == [{"step": 1, "rankme": None}]
-    assert run.manifest["final"] == {"rankme": None, "loss": 0.5}
+    assert run.manifest.final == {"rankme": None, "loss": 0.5}
 
 
 def test_what_is_no_number_is_null_inside_of_lists_too(run):
-    folder = run.save_checkpoint({}, {}, {"step": 1, "callbacks": [["Own", {"sum": float("nan")}]]}, keep=1)
+    folder = run.save_checkpoint({}, {}, CheckpointState(1, callbacks=[("Own", {"sum": float("nan")})]), keep=1)
     assert json.loads((folder / "state.json").read_text())["callbacks"] == [["Own", {"sum": None}]]
-    assert run.latest()[0].state["callbacks"] == [["Own", {"sum": None}]]
+    assert run.latest()[0].state.callbacks == [["Own", {"sum": None}]]
 
 
 def test_none_takes_a_field_out_of_the_manifest(run):
-    run.update_manifest(error="disk")
-    run.update_manifest(error=None, final=None)
-    assert run.manifest.keys() == {"created", "status", "updated"}
+    run.update_manifest(Manifest(error="disk"))
+    run.update_manifest(Manifest(error=None, final=None))
+    assert run.manifest.table().keys() == {"created", "status", "updated"}
 
 
 def test_checkpoint_round_trip_is_exact(run):
     save(run, 7)
     checkpoint, problems = run.latest()
     assert problems == []
-    assert checkpoint.state["step"] == 7
+    assert checkpoint.state.step == 7
     assert torch.equal(checkpoint.model["w"], torch.full((3,), 7.0))
     assert torch.equal(checkpoint.optimizer["w/momentum"], torch.ones(2))
 
@@ -120,7 +150,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, damage):
     else:
         file.unlink()
     checkpoint, problems = run.latest()
-    assert checkpoint.state["step"] == 1
+    assert checkpoint.state.step == 1
     assert "00000002 is damaged" in problems[0]
 
 
@@ -151,7 +181,7 @@ def test_a_kill_within_a_deletion_leaves_no_part_of_a_checkpoint(run, monkeypatc
             save(run, 2, keep=1)
     names = {path.name for path in (run.path / "checkpoints").iterdir() if not path.name.startswith(".")}
     assert names == {"00000002"}
-    assert run.latest()[0].state["step"] == 2
+    assert run.latest()[0].state.step == 2
     run.rewind(2)
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["00000002"]
 
@@ -160,7 +190,7 @@ def test_an_interrupted_write_leaves_no_checkpoint(run, monkeypatch):
     def fail(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("akssl_core.rundir.folder.write_flushed", fail)
+    monkeypatch.setattr("akssl_core.rundir.checkpoints.write_flushed", fail)
     with pytest.raises(OSError, match="No space left"):
         save(run, 1)
     assert run.checkpoints() == []

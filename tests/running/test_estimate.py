@@ -9,7 +9,7 @@ import torch
 
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import Plugins
-from akssl_core.running.estimate import MEASURED_STEPS, averages, derived, half_life, measured, memory, steps
+from akssl_core.running.estimate import MEASURED_STEPS, averages, forecast, half_life, memory, steps, time_steps
 from akssl_core.running.layers import collect
 from akssl_core.running.plan import make_plan
 
@@ -57,13 +57,14 @@ def test_memory_counts_weights_moments_and_activations(toys, photos):
 def test_an_estimate_leaves_the_plan_as_it_was(toys, photos):
     plan = plan_of(toys, photos)
     before = {name: value.clone() for name, value in plan.method.state_dict().items()}
-    derived(plan)
+    forecast(plan)
+    time_steps(plan)
     assert plan.backbone.training
     assert all(torch.equal(before[name], value) for name, value in plan.method.state_dict().items())
 
 
 def test_time_is_that_of_measured_steps(toys, photos):
-    name, text = measured(plan_of(toys, photos))
+    name, text = time_steps(plan_of(toys, photos))
     assert name == "time of all steps"
     assert f"the median of {MEASURED_STEPS} measured steps" in text
 
@@ -80,7 +81,7 @@ NEGATIVES = {"simclr": "254 ", "simclrv2": "254 ", "mocov2": "1024 ", "mocov3": 
 def test_methods_add_what_only_they_know(method):
     plugins = Plugins()
     settings = {"data": {"name": "shapes", "size": 2000, "test_size": 20}, "image_size": 8, "epochs": 10}
-    lines = dict(derived(make_plan(collect(method, None, settings, plugins), plugins)))
+    lines = dict(forecast(make_plan(collect(method, None, settings, plugins), plugins)))
     assert lines["epochs"] == "10"
     assert "MiB of weights" in lines["memory for training"]
     assert lines.get("negatives per anchor", "").startswith(NEGATIVES.get(method, ""))

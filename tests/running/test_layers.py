@@ -7,9 +7,10 @@ import torch
 
 from akssl_core.config.schema import leaves
 from akssl_core.errors import ConfigError, DataError
-from akssl_core.running.layers import Layers, collect, layer
+from akssl_core.running.estimate import forecast
+from akssl_core.running.layers import collect, layer
 from akssl_core.running.plan import make_plan
-from akssl_core.settings import dotted, sections
+from akssl_core.settings import Layers, dotted, merged, sections
 
 
 def plan(toys, photos, method="toy", config=None, **settings):
@@ -42,6 +43,16 @@ def test_a_number_for_the_learning_rate_keeps_the_recipes_shape():
     layers.put({"optimizer": {"lr": 0.1}}, "user")
     assert layers.values["optimizer"]["lr"] == {"start": 0.1, "warmup": 10}
     assert layers.origin["optimizer.lr.start"] == "user"
+
+
+def test_settings_of_one_origin_are_merged_as_those_of_several_are():
+    lars = {"optimizer": {"name": "lars", "eta": 0.002}, "data": "shapes"}
+    assert merged({"data": "shapes"}, {"data": {"size": 9}}) == {"data": {"name": "shapes", "size": 9}}
+    assert merged({"data": {"size": 9}}, {"data": "shapes"}) == {"data": {"name": "shapes", "size": 9}}
+    assert merged(lars, {"optimizer": "adamw"})["optimizer"] == {"name": "adamw"}
+    assert merged(lars, {"optimizer": {"lr": 1}})["optimizer"] == {"name": "lars", "eta": 0.002, "lr": 1}
+    images = object()
+    assert merged({"data": images}, {"seed": 1})["data"] is images, "an object is never copied"
 
 
 def test_flat_keywords_go_to_their_sections():
@@ -142,7 +153,7 @@ def test_no_method_lists_what_is_installed(toys, photos):
         plan(toys, photos, method=None)
 
 
-def test_consequences_name_steps_and_the_effective_rate(toys, photos):
-    told = dict(plan(toys, photos, epochs=3, batch_size=16, optimizer={"lr_per": 8}).consequences())
+def test_the_forecast_names_steps_and_the_effective_rate(toys, photos):
+    told = dict(forecast(plan(toys, photos, epochs=3, batch_size=16, optimizer={"lr_per": 8})))
     assert told["peak learning rate"] == "0.1 (setting 0.05 x 2)"
     assert told["optimizer steps"].endswith("an epoch)")

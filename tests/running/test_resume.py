@@ -266,4 +266,4 @@ def test_a_callback_of_the_users_own_takes_its_state_back(start, toys, killed, g
     go_on(folder)
     assert heard == [(0, 0.0), (5, 1.0 + 2 + 3 + 4 + 5)]
     newest = RunDir.open(folder).latest()[0]
-    assert ["Sum", {"total": sum(range(13))}] in newest.state["callbacks"]
+    assert ["Sum", {"total": sum(range(13))}] in newest.state.callbacks

@@ -116,6 +116,11 @@ def test_a_sweep_and_the_same_again(toys, tmp_path, monkeypatch):
         patch.setattr("akssl_core.sweeps.run", no_training)
         patch.setattr("akssl_core.sweeps.resume", no_training)
         assert sweep("toy", out=out, seeds=[0, 1], varied=varied, plugins=toys, **SMALL).rows == found.rows
+    with monkeypatch.context() as patch:  # one component, told by its name alone or by a table
+        patch.setattr("akssl_core.sweeps.run", no_training)
+        for optimizer in ("sgd", {"name": "sgd"}):
+            again = sweep("toy", out=tmp_path / "named", plugins=toys, **{**SMALL, "optimizer": optimizer})
+            assert again.failed == {"toy-seed=0": "trained again"}
     with pytest.raises(ConfigError, match=r"begun with other settings: train.epochs: 1 -> 2\. Put them back"):
         sweep("toy", out=out, seeds=[0, 1], varied=varied, plugins=toys, **{**SMALL, "epochs": 2})
 

@@ -15,6 +15,7 @@ from prepared_files import save
 from stopped_runs import SETTINGS, kept, state
 
 from akssl_core.errors import DataError, RunDirError
+from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import CannotWrite
 from akssl_core.rundir.folder import RunDir
 from akssl_core.running.launch import resume, run
@@ -89,7 +90,7 @@ def test_a_folder_that_was_deleted_does_not_come_back(start, at_step, tmp_path):
     assert not (tmp_path / "run").exists()
     folder = RunDir(tmp_path / "run")
     with pytest.raises(CannotWrite, match="The folder is gone"):
-        folder.save_checkpoint({}, {}, {"step": 1}, keep=1)
+        folder.save_checkpoint({}, {}, CheckpointState(1), keep=1)
     assert not (tmp_path / "run").exists()
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
+from types import SimpleNamespace
 
 import pytest
+import torch
 from stopped_runs import SETTINGS, kept, state
 from torch.utils.data import Dataset
 
 import akssl_core
 from akssl_core.errors import ConfigError, RunDirError, RunStopped
 from akssl_core.running.launch import resume, run
+from akssl_core.schedule import Now
+from akssl_core.training.faults import explain_faults
 from akssl_core.training.interrupt import Interrupted
 from akssl_core.training.probe import ProbeData
 
@@ -57,6 +62,41 @@ def test_an_error_of_another_kind_stays_what_it_is(start, spoil):
     spoil(1, lambda *a: (_ for _ in ()).throw(FileNotFoundError(errno.ENOENT, "No such file", "allocations.csv")))
     with pytest.raises(FileNotFoundError, match=r"allocations\.csv"):
         start()
+
+
+MEMORY = [
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4000000000000 bytes. Error code 12 (Cannot allocate memory)",
+    "[enforce fail at alloc_cpu.cpp:81] data. DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes.",
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.2 GiB is free.",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call.",
+    "MPS backend out of memory (MPS allocated: 17.5 GB, other allocations: 512 MB, max allowed: 18.1 GB).",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "unable to mmap 1024 bytes from file </torch_42_7_0>: Cannot allocate memory (12)",
+    "unable to allocate shared memory(shm) for file </torch_42_7_0>: No space left on device (28)",
+    "std::bad_alloc",
+]
+NOT_MEMORY = [
+    "couldn't allocate a port",
+    "reallocation of a buffer that is exported is not possible",
+    "Expected a 'cuda' device type for allocator but got cpu",
+    "module 'x' has no attribute 'alloc_'",
+    "Unrecognized key 'x' in CUDA allocator config",
+    "The tensor has a non-zero number of elements, but its data is not allocated yet.",
+    "Inplace update to inference tensor outside InferenceMode is not allowed; allocate a new one",
+]
+
+
+@pytest.mark.parametrize("text", [*MEMORY, *NOT_MEMORY])
+def test_only_an_allocator_without_memory_is_out_of_memory(text):
+    engine = SimpleNamespace(method=torch.nn.Linear(2, 2), batch_size=16, now=Now(3, 4, 8))
+    expected = (
+        (RunStopped, "out of memory after step 3.*batch of 16") if text in MEMORY else (RuntimeError, re.escape(text))
+    )
+    with pytest.raises(RuntimeError, match=expected[1]) as caught, explain_faults(engine):
+        raise RuntimeError(text)
+    assert caught.type is expected[0]
 
 
 class Deadly(Dataset):

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Template
 
+from ...config.registry import ALIASES
 from ...errors import ConfigError
-from .names import KINDS, Names, checked_kind, named
+from .names import Names, checked_kind, named
 
 TEMPLATES = Path(__file__).parent / "templates"
 SUFFIX = ".tmpl"  # keeps tools that look for Python or TOML away from what is neither yet
@@ -73,7 +74,7 @@ def _rendered(kind: str, names: Names) -> dict[str, str]:
         "class": names.title,
         "kind": kind,
         "a_kind": f"{article} {kind}",
-        "registry_kind": KINDS[kind],
+        "registry_kind": ALIASES.get(kind, kind),
     }
     values |= {part: _filled(kind, f"{part}.md", values).strip() for part in ("use", "settings")}
     files = {target: _filled("common", source, values) for source, target in COMMON.items()}
@@ -89,11 +90,8 @@ def _filled(folder: str, name: str, values: Mapping[str, str]) -> str:
 
 def _refuse_homonym(names: Names, files: Mapping[str, str]) -> None:
     """Refuse a name whose class would hide something that its own module or tests use."""
-    used = set(dir(builtins))
-    for path, text in files.items():
-        if path.endswith(".py"):
-            used.update(_imported(text, beside=names.module))
-    if names.title in used:
+    sources = [text for path, text in files.items() if path.endswith(".py")]
+    if names.title in dir(builtins) or any(names.title in _imported(text, beside=names.module) for text in sources):
         raise ConfigError(
             f"name: '{names.component}' would make a class {names.title}, and the plugin uses another of that name; "
             f"add a word, as in 'my-{names.component}'."

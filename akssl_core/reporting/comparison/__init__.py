@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ...config import describe
 from ...errors import ConfigError, RunDirError
 from ...rundir.files import write_atomic
 from ..files import text_of
-from .page import comparison_page, metric_names, number
+from .page import comparison_page, number, score_table
 from .summary import COSTS, Measured, Summary
 
 __all__ = ["COSTS", "Compared", "Measured", "Summary", "compare", "compared"]
@@ -24,19 +24,21 @@ class Compared:
     """Some runs, and `settings`: the values of those that differ, by path and in the order of the runs."""
 
     runs: tuple[Summary, ...]
+    """One summary a run, in the order of the folders."""
     settings: Mapping[str, tuple[Any, ...]]
+    file: Path | None = None
+    """The page, where one was written."""
 
     @property
     def text(self) -> str:
-        """Three tables: settings that differ, final numbers, cost."""
+        """Three tables, as `akssl compare` prints them: settings that differ, final numbers, cost."""
         names = [run.name for run in self.runs]
         chosen = [[path, *(_narrow(text_of(value)) for value in values)] for path, values in self.settings.items()]
-        metrics = metric_names(self.runs)
-        scores = [[r.name, r.method, r.status, *(number(r.metrics.get(name)) for name in metrics)] for r in self.runs]
         costs = [[run.name, *(number(run.cost.get(key)) for key in COSTS)] for run in self.runs]
         parts = [describe.table(["setting", *names], chosen) if chosen else "All settings are the same."]
-        parts += [describe.table(["run", "method", "status", *metrics], scores)]
-        return "\n\n".join([*parts, describe.table(["run", *COSTS.values()], costs)])
+        parts += [describe.table(*score_table(self.runs))]
+        parts += [describe.table(["run", *COSTS.values()], costs), *([f"The page: {self.file}"] if self.file else [])]
+        return "\n\n".join(parts)
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, fit for JSON."""
@@ -66,6 +68,7 @@ def compare(*run_dirs: str | Path, out: str | Path | None = None) -> Compared:
     found = compared(list(dict.fromkeys(Path(path) for path in run_dirs)))
     if out is not None:
         write_atomic(Path(out), found.page().encode())
+        found = replace(found, file=Path(out))
     return found
 
 

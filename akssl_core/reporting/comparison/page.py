@@ -20,9 +20,12 @@ def comparison_page(
     return page(title, header, *first, *_scores(runs), *_curves(runs), *_cost(runs), *_settings(runs, settings))
 
 
-def metric_names(runs: Sequence[Summary]) -> list[str]:
-    """Every number that one of the runs has, in the order in which they appear."""
-    return list(dict.fromkeys(name for run in runs for name in run.metrics))
+def score_table(runs: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of a table: every number that one of the runs has, and the verdicts."""
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    numbers = [[number(run.metrics.get(name)) for name in names] for run in runs]
+    lines = [[run.name, run.method, run.status, *of, run.verdict] for run, of in zip(runs, numbers, strict=True)]
+    return ["run", "method", "status", *names, "verdict"], lines
 
 
 def number(value: Measured | float | None) -> str:
@@ -31,13 +34,11 @@ def number(value: Measured | float | None) -> str:
 
 
 def _scores(runs: Sequence[Summary]) -> list[Html]:
-    names = metric_names(runs)
-    rows = [[run.name, run.method, run.status, *(number(run.metrics.get(name)) for name in names)] for run in runs]
-    return [section("Scores", table(["Run", "Method", "Status", *names], rows, kind="numbers"))]
+    return [section("Scores", table(*score_table(runs), kind="numbers"))]
 
 
 def _curves(runs: Sequence[Summary]) -> list[Html]:
-    """A chart for every number that more than no run has, all runs in it; a run has one colour in all of them."""
+    """One chart for each number that any of the runs has, with all runs in it; a run keeps its colour in all charts."""
     figures = []
     for name, title in CURVES.items():
         curves = [(run.name, run.curve(name)) for run in runs]

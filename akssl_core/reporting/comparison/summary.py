@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Summary:
     settings: Mapping[str, Any]  # by dotted path
     metrics: Mapping[str, Measured]
     cost: Mapping[str, float]  # the keys of COSTS
-    rows: RunFiles
+    files: RunFiles
 
     @classmethod
     def read(cls, path: Path, name: str) -> Summary:
@@ -68,12 +68,18 @@ class Summary:
             settings=dict(leaves(run.config)),
             metrics={**final, **dict(_evaluated(path))},
             cost=_cost(run),
-            rows=run,
+            files=run,
         )
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in short; a dash where the run has not ended and shows no fault."""
+        found = self.files.diagnosis
+        return found.words if self.files.final or found.verdict != "healthy" else "-"
 
     def curve(self, name: str) -> list[Point]:
         """(epoch, value) of a number of the rows, gaps as NaN; empty where it was never finite."""
-        points = self.rows.column(name)
+        points = self.files.column(name)
         return points if any(math.isfinite(y) for _, y in points) else []
 
     def record(self) -> dict[str, Any]:
@@ -83,6 +89,8 @@ class Summary:
             "path": str(self.path),
             "status": self.status,
             "method": self.method,
+            "verdict": self.verdict,
+            "diagnosis": asdict(self.files.diagnosis),
             "metrics": {key: value.record() for key, value in self.metrics.items()},
             "cost": dict(self.cost),
         }

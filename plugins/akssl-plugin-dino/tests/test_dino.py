@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,12 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Backbone, Batch, Callback, Features, ImageSpec, Now, Schema, Views
+from akssl_core import Batch, Callback, Method, Now, Schema, Views
 from akssl_core.nn import std_ratio
-from akssl_core.optim import SGD, parameter_groups
-from akssl_core.plugins.manager import installed
-from akssl_core.running.layers import collect
-from akssl_core.running.plan import Plan, make_plan
+from akssl_core.testing import ToyBackbone, optimizer_of, toy_batch, train
 
 NOW = Now(0, 10, 100)
 TINY = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}
@@ -31,36 +29,17 @@ TINY_RUN: dict[str, Any] = {
 }
 
 
-class Toy(Backbone):
-    """A backbone of width 12 over images of any size."""
-
-    name = "toy"
-    embed_dim = 12
-
-    def __init__(self) -> None:
-        super().__init__(Schema(), ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3))
-        self.conv = nn.Conv2d(3, 12, 3)
-        self.bn = nn.BatchNorm2d(12)
-        self.drop = nn.Dropout(0.0)
-        self.seen: list[tuple[int, int]] = []
-
-    def features(self, images: Tensor) -> Features:
-        self.seen.append((len(images), images.shape[-1]))
-        return Features(self.drop(self.bn(self.conv(images)).relu().mean((2, 3))))
-
-
 def make(**settings: Any) -> DINO:
     torch.manual_seed(0)
-    method = akssl_core.build("method", "dino", Toy(), **{**TINY, **settings})
+    backbone = ToyBackbone()
+    backbone.drop = nn.Dropout(0.0)
+    method = akssl_core.build("method", "dino", backbone, **{**TINY, **settings})
     assert isinstance(method, DINO)
     return method
 
 
 def batch(size: int = 6, local: int = 3) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    large = [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(2)]
-    small = [torch.randn(size, 3, 4, 4, generator=generator) for _ in range(local)]
-    return Batch(Views({"global": large, "local": small} if local else {"global": large}), torch.arange(size))
+    return toy_batch(size, local=local)
 
 
 def apart(method: DINO) -> DINO:
@@ -71,14 +50,28 @@ def apart(method: DINO) -> DINO:
     return method
 
 
-def plan(**settings: Any) -> Plan:
-    """A run over 64 noisy images, ready to start."""
+def trained(callbacks: Sequence[Callback], **settings: Any) -> Method:
+    """DINO after a run over 64 noisy images."""
     pixels = torch.randint(0, 256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     options = {**TINY, "freeze_last_layer_epochs": 0, **settings.pop("options", {})}
-    given = collect(
-        "dino", None, {"data": pixels, **TINY_RUN, "options": options, "epochs": 2, **settings}, installed()
-    )
-    return make_plan(given, installed())
+    return train("dino", callbacks, **{**TINY_RUN, "data": pixels, "options": options, "epochs": 2, **settings})
+
+
+class Watch(Callback):
+    """Remembers teacher and head at the start, and the head after each step."""
+
+    name = "watch"
+
+    def __init__(self) -> None:
+        super().__init__(Schema())
+        self.rows: list[dict[str, Tensor]] = []
+
+    def on_start(self, engine: Any) -> None:
+        self.teacher = {name: p.detach().clone() for name, p in engine.method.teacher.named_parameters()}
+        self.head = {name: p.detach().clone() for name, p in engine.method.head.named_parameters()}
+
+    def on_step(self, engine: Any, terms: Any) -> None:
+        self.rows.append({name: p.detach().clone() for name, p in engine.method.head.named_parameters()})
 
 
 # -- one step -------------------------------------------------------------------------------------
@@ -224,12 +217,11 @@ def test_teacher_starts_as_the_student_and_without_dropout() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_teacher_is_the_moving_average_of_the_student_after_each_step(momentum: float) -> None:
-    p = plan(train={"steps": 1}, options={"momentum": momentum})
-    before = {name: value.clone() for name, value in p.method.teacher.named_parameters()}
-    p.engine([]).fit()
-    moved = 0
-    for name, slow in p.method.teacher.named_parameters():
-        fast = p.method.get_parameter(name)
+    watch = Watch()
+    method = trained([watch], train={"steps": 1}, options={"momentum": momentum})
+    before, moved = watch.teacher, 0
+    for name, slow in method.teacher.named_parameters():
+        fast = method.get_parameter(name)
         moved += not torch.equal(fast, before[name])
         torch.testing.assert_close(slow, momentum * before[name] + (1 - momentum) * fast, rtol=1e-6, atol=1e-7)
     assert moved == len(before), "every parameter of the student has moved"
@@ -262,24 +254,11 @@ def test_the_teachers_backbone_is_probed_and_exported(tmp_path: Any) -> None:
 
 
 # -- what is trained when -------------------------------------------------------------------------
-class Watch(Callback):
-    """Remembers the head after each step."""
-
-    name = "watch"
-
-    def __init__(self) -> None:
-        super().__init__(Schema())
-        self.rows: list[dict[str, Tensor]] = []
-
-    def on_step(self, engine: Any, terms: Any) -> None:
-        self.rows.append({name: p.detach().clone() for name, p in engine.method.head.named_parameters()})
-
-
 def test_last_layer_is_frozen_in_the_first_epoch_and_nothing_else_is() -> None:
     settings = {"freeze_last_layer_epochs": 1, "norm_last_layer": False}
-    p = plan(options=settings, optimizer={"name": "adamw", "lr": {"start": 0.01, "warmup": 0}})
-    start, watch = {name: v.detach().clone() for name, v in p.method.head.named_parameters()}, Watch()
-    p.engine([watch]).fit()
+    watch = Watch()
+    trained([watch], options=settings, optimizer={"name": "adamw", "lr": {"start": 0.01, "warmup": 0}})
+    start = watch.head
     assert len(watch.rows) == 8
     for step, row in enumerate(watch.rows):
         for name, value in row.items():
@@ -290,8 +269,7 @@ def test_last_layer_is_frozen_in_the_first_epoch_and_nothing_else_is() -> None:
 def test_groups_of_parameters() -> None:
     """Biases and norms are not decayed; the last layer, direction and gain, is a group that starts frozen."""
     method = make(norm_last_layer=False, freeze_last_layer_epochs=2, head_batch_norm=True)
-    config = SGD.Config(weight_decay=0.04, exempt_1d=True)
-    groups = parameter_groups(method, method.param_rules(), config)
+    groups = optimizer_of(method, weight_decay=0.04, exempt_1d=True).param_groups
     frozen = [group for group in groups if group["frozen_epochs"]]
     assert [(group["frozen_epochs"], sorted(group["names"])) for group in frozen] == [
         (2.0, ["head.last.direction", "head.last.gain"])
@@ -304,7 +282,7 @@ def test_groups_of_parameters() -> None:
 
 # -- state ----------------------------------------------------------------------------------------
 def test_building_the_method_leaves_the_backbone_as_it_was() -> None:
-    backbone = Toy()
+    backbone = ToyBackbone()
     before = copy.deepcopy(backbone.state_dict())
     akssl_core.build("method", "dino", backbone, **TINY)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

@@ -10,25 +10,21 @@ from akssl_plugin_dino import DINO
 
 import akssl_core
 from akssl_core import ConfigError, Facts, Now, Schedule
-from akssl_core.config.schema import validate
-from akssl_core.plugins.manager import installed
-from akssl_core.running.layers import check, collect, layer
-from akssl_core.running.plan import make_plan
-from akssl_core.settings import Given, RunSpec
+from akssl_core.testing import config_of, spec_of
 
 MULTICROP = {"global": 2, "local": 8}
 
 
 def config(**settings: Any) -> Any:
-    return validate(DINO.Config, settings, registry=installed())
+    return config_of(DINO, **settings)
 
 
 def facts(images: int = 1_281_167, epochs: int = 100, image_size: int = 224, **views: int) -> Facts:
     return Facts(images, 256, 256, image_size, epochs, {**MULTICROP, **views})
 
 
-def recipe(name: str) -> RunSpec:
-    return check(layer(Given([("user", {"method": {"name": "dino"}, "recipe": name})]), installed()), installed())
+def recipe(name: str) -> Any:
+    return spec_of("dino", recipe=name)
 
 
 # -- what is chosen -------------------------------------------------------------------------------
@@ -66,7 +62,7 @@ def test_choices_reach_a_run_unless_the_user_has_set_the_value() -> None:
 
     def resolved(**options: Any) -> Any:
         small = {"hidden_dim": 8, "bottleneck_dim": 4, **options}
-        given = {
+        given: dict[str, Any] = {
             "data": pixels,
             "epochs": 3,
             "batch_size": 16,
@@ -75,12 +71,12 @@ def test_choices_reach_a_run_unless_the_user_has_set_the_value() -> None:
             "image_size": 32,
         }
         given["backbone"] = {"name": "resnet_tiny"}
-        return make_plan(collect("dino", None, given, installed()), installed())
+        return akssl_core.explain("dino", **given)
 
-    plan = resolved()
-    assert plan.spec.method.config.out_dim == 256
-    assert plan.spec.method.config.teacher_temperature.over == 3
-    assert plan.provenance["method.out_dim"].startswith("rule: a power of two")
+    found = resolved()
+    assert found.spec.method.config.out_dim == 256
+    assert found.spec.method.config.teacher_temperature.over == 3
+    assert found.origins["method.out_dim"].startswith("rule: a power of two")
     assert resolved(out_dim=400).spec.method.config.out_dim == 400
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import datasets
@@ -13,14 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from akssl_plugin_hf_datasets import HfConfig, HfDatasets
+from akssl_plugin_hf_datasets import HfDatasets
 from akssl_plugin_hf_datasets.labels import read_labels
 from PIL import Image
 
 import akssl_core
-from akssl_core import ConfigError, DataError, cli
-from akssl_core.config import describe
-from akssl_core.plugins.manager import Plugins
+from akssl_core import ConfigError, DataError, Plugins
+from akssl_core.testing import settings_table
 
 
 def ids(images):
@@ -253,7 +253,7 @@ def test_the_open_family_is_the_source_with_its_path(table):
     for name in ("hf/t.parquet", "HF/t.parquet"):
         component = plugins.get("data", name)
         assert issubclass(component, HfDatasets)
-        assert (component.name, component.Config().path) == ("hf", "t.parquet")
+        assert (component.name, component.Config().path) == ("hf", os.path.abspath("t.parquet"))
     assert plugins.get("data", "hf//a/b").Config().path == "/a/b"
     assert plugins.get("data", "hf/t.parquet") is plugins.get("data", "hf/t.parquet")
     assert plugins.get("data", "hf") is HfDatasets
@@ -279,8 +279,22 @@ def test_a_run_and_its_repetition(table, tmp_path):
     family = akssl_core.run(method="simsiam", data="hf/t.parquet", out="family", plugins=Plugins(), **SMALL)
     assert again.metrics["loss"] == family.metrics["loss"] == result.metrics["loss"]
     assert akssl_core.resume("run", report=False).metrics == result.metrics
-    with pytest.raises(ConfigError, match=r"data.path: should be 't.parquet', got 'x'"):
+    with pytest.raises(ConfigError, match=r"data.path: should be '.*/t.parquet', got 'x'"):
         akssl_core.run("simsiam", data={"name": "hf/t.parquet", "path": "x"}, plugins=Plugins(), **SMALL)
+
+
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
+def test_a_local_path_holds_from_any_folder_and_may_be_told_anew(table, tmp_path, monkeypatch):
+    table(30).to_parquet("t.parquet")
+    akssl_core.run(method="simsiam", data="hf/t.parquet", out="run", plugins=Plugins(), **SMALL)
+    monkeypatch.chdir(tmp_path.parent)
+    assert akssl_core.resume(tmp_path / "run", epochs=2, report=False).history[-1]["epoch"] == 2
+    (tmp_path / "t.parquet").rename(tmp_path / "moved.parquet")
+    with pytest.raises(DataError, match=r"t.parquet' does not exist.*data.path="):
+        akssl_core.evaluate(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert akssl_core.resume("run", data="hf/moved.parquet", epochs=3, report=False).history[-1]["epoch"] == 3
+    assert HfDatasets.Config(path="owner/name").path == "owner/name", "a name on the hub stays one"
 
 
 @pytest.fixture
@@ -289,8 +303,9 @@ def akssl(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["akssl", *map(str, arguments)])
+        (command,) = entry_points(group="console_scripts", name="akssl")
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            command.load()()
         return caught.value.code, *capsys.readouterr()
 
     return call
@@ -328,6 +343,4 @@ def test_importing_the_plugin_imports_no_datasets():
 
 
 def test_the_readme_lists_every_setting():
-    rows = [[f"`{line[0]}`", *line[1:]] for line in describe.cells(HfConfig)]
-    table = describe.markdown(describe.HEADER, rows)
-    assert table in (Path(__file__).parents[1] / "README.md").read_text()
+    assert settings_table(HfDatasets.Config) in (Path(__file__).parents[1] / "README.md").read_text()

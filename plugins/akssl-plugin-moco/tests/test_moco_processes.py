@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import akssl_core
 from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views, dist
-from akssl_core.dist.batch_norm import shared_statistics
 from akssl_core.nn import StepState
 
 NOW = Now(0, 10, 100)
@@ -77,7 +76,7 @@ def queue(part: int, of: int, groups: int) -> dict[str, Tensor]:
     model = dist.wrap(method)
     torch.manual_seed(part)  # as the engine does: every process draws other numbers inside a step
     batch = Batch(Views({"global": views(part, of)}), torch.arange(IMAGES).chunk(of)[part])
-    with shared_statistics(method) if method.shared_batch_norm else nullcontext():
+    with dist.shared_statistics(method) if method.shared_batch_norm else nullcontext():
         loss = model(batch, NOW)["loss"]
         loss.backward()
     for module in method.modules():

@@ -12,41 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Backbone, Batch, Draws, Features, ImageSpec, Now, Schema, Views
+from akssl_core import Batch, Draws, Now, Views
 from akssl_core.nn import StepState
+from akssl_core.testing import ToyBackbone, optimizer_of, toy_batch
 
 NOW = Now(0, 10, 100)
-
-
-class Toy(Backbone):
-    """A backbone of width 12 over 8 x 8 images."""
-
-    name = "toy"
-    embed_dim = 12
-
-    def __init__(self) -> None:
-        super().__init__(Schema(), ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3))
-        self.conv = nn.Conv2d(3, 12, 3)
-        self.bn = nn.BatchNorm2d(12)
-        self.seen: list[int] = []
-
-    def features(self, images: Tensor) -> Features:
-        self.seen.append(len(images))
-        return Features(self.bn(self.conv(images)).relu().mean((2, 3)))
 
 
 def make(**settings: Any) -> MoCoV2:
     torch.manual_seed(0)
     small = {"out_dim": 16, "queue_size": 24, "bn_splits": 1, **settings}
-    method = akssl_core.build("method", "mocov2", Toy(), **small)
+    method = akssl_core.build("method", "mocov2", ToyBackbone(), **small)
     assert isinstance(method, MoCoV2)
     return method
 
 
 def batch(size: int = 8, seed: int = 1) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    views = [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(2)]
-    return Batch(Views({"global": views}), torch.arange(size))
+    return toy_batch(size, seed=seed)
 
 
 def end_step(method: MoCoV2, now: Now = NOW) -> None:
@@ -108,10 +90,9 @@ def test_gradient_reaches_the_query_encoder_alone() -> None:
 
 def test_optimizer_trains_the_query_encoder_with_one_weight_decay() -> None:
     """The official code excludes neither biases nor batch norms."""
-    from akssl_core.optim import SGD, parameter_groups
 
     method = make()
-    (group,) = parameter_groups(method, method.param_rules(), SGD.Config())
+    (group,) = optimizer_of(method).param_groups
     assert set(group["names"]) == {name for name, _ in method.named_parameters() if not name.startswith("key.")}
 
 
@@ -225,7 +206,7 @@ def test_queries_have_statistics_per_group_of_the_batch() -> None:
     method, plain = make(bn_splits=4), make()
     x = batch(12).views["global"][0]
     got = method._queries(x)
-    assert method.backbone.seen == [3, 3, 3, 3]
+    assert method.backbone.seen == [(3, 8)] * 4
     torch.testing.assert_close(got, torch.cat([plain.projector(plain.backbone(part)) for part in x.split(3)]))
     assert torch.equal(method.backbone.bn.running_mean, plain.backbone.bn.running_mean)
     assert not torch.allclose(got, make()._queries(x), atol=1e-3)
@@ -235,7 +216,7 @@ def test_keys_are_those_of_groups_of_the_shuffled_batch() -> None:
     method, plain = make(bn_splits=4), make()
     x = batch(12).views["global"][1]
     got = method._keys(x, draws())
-    assert method.key.backbone.seen == [3, 3, 3, 3]
+    assert method.key.backbone.seen == [(3, 8)] * 4
     order = draws().seeds("shuffle").argsort()
     expected = torch.empty_like(got)
     expected[order] = torch.cat([key(plain, x[part]) for part in order.split(3)])
@@ -308,7 +289,7 @@ def test_a_batch_norm_behind_the_head_sees_groups_of_the_batch_too() -> None:
 
 
 def test_construction_leaves_the_backbone_as_it_is() -> None:
-    backbone = Toy()
+    backbone = ToyBackbone()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     method = akssl_core.build("method", "mocov2", backbone, queue_size=8)
     assert method.backbone is backbone

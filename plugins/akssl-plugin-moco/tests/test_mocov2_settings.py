@@ -12,10 +12,7 @@ from akssl_plugin_moco import MoCoV2
 
 import akssl_core
 from akssl_core import ConfigError, Facts, dist
-from akssl_core.config.schema import validate
-from akssl_core.plugins.manager import installed
-from akssl_core.running.layers import check, layer
-from akssl_core.settings import Given
+from akssl_core.testing import config_of, spec_of
 
 
 def facts(images: int = 100_000, batch_size: int = 256, forward_size: int | None = None) -> Facts:
@@ -23,7 +20,7 @@ def facts(images: int = 100_000, batch_size: int = 256, forward_size: int | None
 
 
 def config(**settings: Any) -> Any:
-    return validate(MoCoV2.Config, settings, registry=installed())
+    return config_of(MoCoV2, **settings)
 
 
 def chosen(known: Facts, **settings: Any) -> dict[str, Any]:
@@ -142,7 +139,7 @@ def test_a_queue_longer_than_the_data_is_warned_of() -> None:
 
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
 def test_recipes_are_valid(recipe: str) -> None:
-    spec = check(layer(Given([("user", {"method": {"name": "mocov2"}, "recipe": recipe})]), installed()), installed())
+    spec = spec_of("mocov2", recipe=recipe)
     assert spec.recipe == recipe
     assert spec.train.batch_size % spec.method.config.bn_splits == 0
     assert spec.method.config.queue_size % spec.train.batch_size == 0

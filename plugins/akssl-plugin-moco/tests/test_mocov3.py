@@ -15,26 +15,10 @@ from torch.nn import functional as F
 import akssl_core
 from akssl_core import Backbone, Batch, ConfigError, Features, ImageSpec, Now, Schema, TokenBackbone, Views
 from akssl_core.nn import StepState
+from akssl_core.testing import ToyBackbone, optimizer_of, spec_of, toy_batch
 
 NOW = Now(0, 10, 100)
 IMAGE = ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3)
-
-
-class Toy(Backbone):
-    """A backbone of width 12 over 8 x 8 images."""
-
-    name = "toy"
-    embed_dim = 12
-
-    def __init__(self) -> None:
-        super().__init__(Schema(), IMAGE)
-        self.conv = nn.Conv2d(3, 12, 3)
-        self.bn = nn.BatchNorm2d(12)
-        self.seen: list[int] = []
-
-    def features(self, images: Tensor) -> Features:
-        self.seen.append(len(images))
-        return Features(self.bn(self.conv(images)).relu().mean((2, 3)))
 
 
 class ToyTokens(TokenBackbone):
@@ -54,7 +38,7 @@ class ToyTokens(TokenBackbone):
         return Features(x.relu().mean(1), x, (2, 2))
 
 
-def make(backbone: type[Backbone] = Toy, **settings: Any) -> MoCoV3:
+def make(backbone: type[Backbone] = ToyBackbone, **settings: Any) -> MoCoV3:
     torch.manual_seed(0)
     small = {"hidden_dim": 20, "out_dim": 16, **settings}
     method = akssl_core.build("method", "mocov3", backbone(), **small)
@@ -63,9 +47,7 @@ def make(backbone: type[Backbone] = Toy, **settings: Any) -> MoCoV3:
 
 
 def batch(size: int = 8, seed: int = 1) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    views = [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(2)]
-    return Batch(Views({"global": views}), torch.arange(size))
+    return toy_batch(size, seed=seed)
 
 
 def end_step(method: MoCoV3, now: Now = NOW) -> None:
@@ -125,7 +107,7 @@ def test_default_temperature_is_the_resnets() -> None:
 
 
 # -- a step ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize("backbone", [Toy, ToyTokens])
+@pytest.mark.parametrize("backbone", [ToyBackbone, ToyTokens])
 def test_step_contrasts_predictions_with_keys_of_the_other_view(backbone: type[Backbone]) -> None:
     method, b = make(backbone), batch()
     with torch.no_grad():
@@ -153,8 +135,8 @@ def test_swapping_the_views_changes_nothing_and_changing_either_does() -> None:
 def test_each_view_has_a_forward_pass_of_its_own() -> None:
     method = make()
     method.step(batch(6), NOW)
-    assert method.backbone.seen == [6, 6]
-    assert method.key.backbone.seen == [6, 6]
+    assert method.backbone.seen == [(6, 8), (6, 8)]
+    assert method.key.backbone.seen == [(6, 8), (6, 8)]
 
 
 def test_gradient_reaches_backbone_projector_and_predictor_alone() -> None:
@@ -240,7 +222,7 @@ def layers(head: nn.Sequential) -> tuple[list[str], list[tuple[int, int]]]:
     return [type(layer).__name__ for layer in head], [(layer.in_features, layer.out_features) for layer in linear]
 
 
-@pytest.mark.parametrize(("backbone", "settings"), [(Toy, {}), (ToyTokens, {"head": "resnet"})])
+@pytest.mark.parametrize(("backbone", "settings"), [(ToyBackbone, {}), (ToyTokens, {"head": "resnet"})])
 def test_heads_of_resnets_layer_by_layer(backbone: type[Backbone], settings: dict[str, Any]) -> None:
     method = make(backbone, **settings)
     assert layers(method.projector) == ([*BLOCK, "Linear", "BatchNorm1d"], [(12, 20), (20, 16)])
@@ -249,7 +231,7 @@ def test_heads_of_resnets_layer_by_layer(backbone: type[Backbone], settings: dic
     assert not method.projector[-1].affine
 
 
-@pytest.mark.parametrize(("backbone", "settings"), [(ToyTokens, {}), (Toy, {"head": "vit"})])
+@pytest.mark.parametrize(("backbone", "settings"), [(ToyTokens, {}), (ToyBackbone, {"head": "vit"})])
 def test_heads_of_vits_layer_by_layer(backbone: type[Backbone], settings: dict[str, Any]) -> None:
     method = make(backbone, **settings)
     assert layers(method.projector) == ([*BLOCK, *BLOCK, "Linear", "BatchNorm1d"], [(12, 20), (20, 20), (20, 16)])
@@ -258,7 +240,7 @@ def test_heads_of_vits_layer_by_layer(backbone: type[Backbone], settings: dict[s
     assert not method.predictor[-1].affine
 
 
-@pytest.mark.parametrize("backbone", [Toy, ToyTokens])
+@pytest.mark.parametrize("backbone", [ToyBackbone, ToyTokens])
 def test_construction_leaves_the_weights_of_the_backbone_as_they_are(backbone: type[Backbone]) -> None:
     own = backbone()
     before = {name: value.clone() for name, value in own.state_dict().items()}
@@ -270,18 +252,15 @@ def test_construction_leaves_the_weights_of_the_backbone_as_they_are(backbone: t
 
 # -- the patch projection -------------------------------------------------------------------------
 def test_patch_projection_of_a_vit_stays_as_it_was_initialised() -> None:
-    from akssl_core.optim import AdamW, parameter_groups
 
     torch.manual_seed(0)
     vit = akssl_core.build("backbone", "vit_tiny", IMAGE, patch_size=4, positions="sincos")
     method = akssl_core.build("method", "mocov3", vit, hidden_dim=8, out_dim=8, momentum=0.5)
-    config = AdamW.Config()
-    groups = parameter_groups(method, method.param_rules(), config)
-    names = {name for group in groups for name in group["names"]}
+    optimizer = optimizer_of(method, "adamw")
+    names = {name for group in optimizer.param_groups for name in group["names"]}
     frozen = {"backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
     assert not names & {*frozen, "backbone.pos_embed"}
     before = {name: p.clone() for name, p in method.named_parameters()}
-    optimizer = AdamW(config).build(groups)
     for seed in range(2):
         method.step(batch(4, seed), NOW)["loss"].backward()
         optimizer.step()
@@ -309,17 +288,14 @@ def test_a_backbone_without_patches_is_trained_whole() -> None:
 
 def test_freezing_a_patch_projection_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="toy has no patch projection. Use a vision transformer .vit_tiny, vit_small"):
-        make(Toy, freeze_patch_projection=True)
+        make(ToyBackbone, freeze_patch_projection=True)
 
 
 # -- recipes and a run ----------------------------------------------------------------------------
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet", "imagenet_vit"])
 def test_recipes_are_valid(recipe: str) -> None:
-    from akssl_core.plugins.manager import installed
-    from akssl_core.running.layers import check, layer
-    from akssl_core.settings import Given
 
-    spec = check(layer(Given([("user", {"method": {"name": "mocov3"}, "recipe": recipe})]), installed()), installed())
+    spec = spec_of("mocov3", recipe=recipe)
     assert spec.recipe == recipe
     assert spec.optimizer.config.lr_per == 256
 

@@ -13,45 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Backbone, Batch, Facts, Features, ImageSpec, Now, Schema, Views
-from akssl_core.config.schema import validate
-from akssl_core.optim import LARS, parameter_groups
+from akssl_core import Batch, Facts, Now, Views
+from akssl_core.testing import ToyBackbone, optimizer_of, spec_of, toy_batch
 
 NOW = Now(0, 10, 100)
 METHODS = {"simclr": SimCLR, "simclrv2": SimCLRv2}
 
 
-class Toy(Backbone):
-    """A backbone of width 12 over 8 x 8 images."""
-
-    name = "toy"
-    embed_dim = 12
-
-    def __init__(self) -> None:
-        super().__init__(Schema(), ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3))
-        self.conv = nn.Conv2d(3, 12, 3)
-        self.bn = nn.BatchNorm2d(12)
-        self.seen: list[int] = []
-
-    def features(self, images: Tensor) -> Features:
-        self.seen.append(len(images))
-        return Features(self.bn(self.conv(images)).relu().mean((2, 3)))
-
-
 def make(name: str = "simclr", temperature: float = 0.5, **settings: Any) -> Any:
     torch.manual_seed(0)
     loss = {"name": "ntxent", "temperature": temperature}
-    return akssl_core.build("method", name, Toy(), **{"out_dim": 16, "loss": loss, **settings})
+    return akssl_core.build("method", name, ToyBackbone(), **{"out_dim": 16, "loss": loss, **settings})
 
 
 def rows(count: int, width: int = 8, seed: int = 2) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-
-
-def batch(size: int = 6) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    views = [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(2)]
-    return Batch(Views({"global": views}), torch.arange(size))
 
 
 def ntxent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -158,15 +134,15 @@ def test_loss_is_computed_in_float32_under_autocast() -> None:
 # -- the method -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", METHODS)
 def test_step_is_the_loss_of_both_projections_of_one_forward_pass(name: str) -> None:
-    method, b = make(name), batch()
+    method, b = make(name), toy_batch()
     loss = method.step(b, NOW)["loss"]
-    assert method.backbone.seen == [12]
+    assert method.backbone.seen == [(12, 8)]
     z1, z2 = method.projector(method.backbone(torch.cat(b.views["global"]))).chunk(2)
     assert loss.item() == pytest.approx(written_out(z1, z2, 0.5).item(), abs=1e-5)
 
 
 def test_batch_norms_see_both_views_at_once() -> None:
-    method, b = make(), batch()
+    method, b = make(), toy_batch()
     b.views["global"][1].mul_(3).add_(1)
     together = method.step(b, NOW)["loss"]
     z1, z2 = (method.projector(method.backbone(x)) for x in b.views["global"])
@@ -174,7 +150,7 @@ def test_batch_norms_see_both_views_at_once() -> None:
 
 
 def test_swapping_the_views_changes_nothing_and_changing_either_does() -> None:
-    method, b = make(), batch()
+    method, b = make(), toy_batch()
     x1, x2 = b.views["global"]
 
     def loss(*views: Tensor) -> float:
@@ -189,7 +165,7 @@ def test_swapping_the_views_changes_nothing_and_changing_either_does() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_trainable_parameter_gets_a_gradient_through_either_view(name: str) -> None:
-    method, b = make(name), batch()
+    method, b = make(name), toy_batch()
     for view in (0, 1):
         method.zero_grad()
         z = list(method.projector(method.backbone(torch.cat(b.views["global"]))).chunk(2))
@@ -205,7 +181,7 @@ def test_every_trainable_parameter_gets_a_gradient_through_either_view(name: str
 
 
 def test_first_step_lowers_the_loss_of_its_batch() -> None:
-    method, b = make(), batch(16)
+    method, b = make(), toy_batch(16)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.01)
     before = method.step(b, NOW)["loss"]
     before.backward()
@@ -215,11 +191,11 @@ def test_first_step_lowers_the_loss_of_its_batch() -> None:
 
 def test_first_loss_is_that_of_chance() -> None:
     """About log(2N - 1) at temperature 1, here for views that have nothing to do with each other."""
-    assert make(temperature=1.0).step(batch(64), NOW)["loss"].item() == pytest.approx(math.log(127), abs=0.1)
+    assert make(temperature=1.0).step(toy_batch(64), NOW)["loss"].item() == pytest.approx(math.log(127), abs=0.1)
 
 
 def test_step_reports_the_spread_of_the_projections() -> None:
-    ratio = make().step(batch(64), NOW)["z_std_ratio"]
+    ratio = make().step(toy_batch(64), NOW)["z_std_ratio"]
     assert ratio.shape == ()
     assert not ratio.requires_grad
     assert 0.5 < ratio.item() <= 1
@@ -261,9 +237,9 @@ def test_head_starts_with_small_normal_weights() -> None:
 
 
 def test_biases_and_norms_are_neither_decayed_nor_adapted_by_lars() -> None:
-    groups = parameter_groups(make(), (), validate(LARS.Config, {}, registry=None))
+    groups = optimizer_of(make(), "lars").param_groups
     plain = {n for g in groups if g["weight_decay_factor"] == 0 and not g["adapt"] for n in g["names"]}
-    norms = {"backbone.conv.bias", "backbone.bn.weight", "backbone.bn.bias"}
+    norms = {"backbone.bn.weight", "backbone.bn.bias"}
     assert plain == norms | {"projector.1.weight", "projector.1.bias", "projector.4.weight"}
     assert {n for g in groups if g["adapt"] for n in g["names"]} == {
         "backbone.conv.weight",
@@ -273,7 +249,7 @@ def test_biases_and_norms_are_neither_decayed_nor_adapted_by_lars() -> None:
 
 
 def test_constructing_a_method_leaves_the_backbone_as_it_was() -> None:
-    backbone = Toy()
+    backbone = ToyBackbone()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     method = akssl_core.build("method", "simclr", backbone)
     assert method.encoder is backbone
@@ -281,10 +257,10 @@ def test_constructing_a_method_leaves_the_backbone_as_it_was() -> None:
 
 
 def test_state_dict_holds_all_that_a_step_needs() -> None:
-    method, b = make(), batch()
+    method, b = make(), toy_batch()
     method.step(b, NOW)
     torch.manual_seed(1)
-    other = akssl_core.build("method", "simclr", Toy(), **method.config.model_dump(mode="json"))
+    other = akssl_core.build("method", "simclr", ToyBackbone(), **method.config.model_dump(mode="json"))
     assert other.step(b, NOW)["loss"].item() != method.step(b, NOW)["loss"].item()
     other.load_state_dict(method.state_dict())
     assert other.step(b, NOW)["loss"].item() == method.step(b, NOW)["loss"].item()
@@ -315,11 +291,8 @@ def test_chance_follows_the_factor_of_the_loss() -> None:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
 def test_recipes_are_valid(name: str, recipe: str) -> None:
-    from akssl_core.plugins.manager import installed
-    from akssl_core.running.layers import check, layer
-    from akssl_core.settings import Given
 
-    spec = check(layer(Given([("user", {"method": {"name": name}, "recipe": recipe})]), installed()), installed())
+    spec = spec_of(name, recipe=recipe)
     assert spec.recipe == recipe
     assert spec.method.component is METHODS[name]
     assert recipe == "default" or spec.optimizer.config.lr_per == 256

@@ -10,26 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import akssl_core
-from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views, dist
+from akssl_core import Batch, Now, Views, dist
+from akssl_core.testing import ToyBackbone
 
 NOW = Now(0, 10, 100)
-
-
-class Toy(Backbone):
-    """A backbone without batch norms over 4 x 4 images."""
-
-    name = "toy"
-    embed_dim = 6
-
-    def __init__(self) -> None:
-        super().__init__(Schema(), ImageSpec(4, 3, (0.5,) * 3, (0.25,) * 3))
-        self.linear = nn.Linear(48, 6)
-
-    def features(self, images: Tensor) -> Features:
-        return Features(self.linear(images.flatten(1)).tanh())
 
 
 def results(rank: int, world: int) -> dict[str, Tensor]:
@@ -39,7 +26,7 @@ def results(rank: int, world: int) -> dict[str, Tensor]:
     """
     torch.manual_seed(0)
     loss = {"name": "ntxent", "temperature": 0.5}
-    method = akssl_core.build("method", "simclr", Toy(), out_dim=5, loss=loss).eval()
+    method = akssl_core.build("method", "simclr", ToyBackbone(batch_norm=False), out_dim=5, loss=loss).eval()
     generator = torch.Generator().manual_seed(1)
     views = [torch.randn(8, 3, 4, 4, generator=generator).chunk(world)[rank] for _ in range(2)]
     model = dist.wrap(method)
@@ -75,7 +62,7 @@ def test_gradients_of_two_processes_are_those_of_one(ranks: list[dict[str, Tenso
         assert result.keys() == alone.keys()
         for name in alone.keys() - {"loss"}:
             torch.testing.assert_close(result[name], alone[name], msg=lambda text, name=name: f"{name}: {text}")
-    assert alone["backbone.linear.weight"].abs().max() > 1e-3
+    assert alone["backbone.conv.weight"].abs().max() > 1e-3
 
 
 if __name__ == "__main__":

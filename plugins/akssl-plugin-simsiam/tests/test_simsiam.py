@@ -11,40 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views
+from akssl_core import Batch, Now, Views
+from akssl_core.testing import ToyBackbone, spec_of, toy_batch
 
 NOW = Now(0, 10, 100)
-
-
-class Toy(Backbone):
-    """A backbone of width 12 over 8 x 8 images."""
-
-    name = "toy"
-    embed_dim = 12
-
-    def __init__(self) -> None:
-        super().__init__(Schema(), ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3))
-        self.conv = nn.Conv2d(3, 12, 3)
-        self.bn = nn.BatchNorm2d(12)
-        self.seen: list[int] = []
-
-    def features(self, images: Tensor) -> Features:
-        self.seen.append(len(images))
-        return Features(self.bn(self.conv(images)).relu().mean((2, 3)))
 
 
 def make(**settings: Any) -> SimSiam:
     torch.manual_seed(0)
     small = {"out_dim": 16, "predictor_dim": 4, **settings}
-    method = akssl_core.build("method", "simsiam", Toy(), **small)
+    method = akssl_core.build("method", "simsiam", ToyBackbone(), **small)
     assert isinstance(method, SimSiam)
     return method
-
-
-def batch(size: int = 6) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    views = [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(2)]
-    return Batch(Views({"global": views}), torch.arange(size))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +47,7 @@ def test_loss_is_the_mean_over_rows_and_stops_the_gradient_of_targets() -> None:
 
 
 def test_step_is_the_symmetric_loss_of_the_paper() -> None:
-    method, b = make(), batch()
+    method, b = make(), toy_batch()
     x1, x2 = b.views["global"]
     loss = method.step(b, NOW)["loss"]
     z1, z2 = (method.projector(method.backbone(x)) for x in (x1, x2))
@@ -79,7 +57,7 @@ def test_step_is_the_symmetric_loss_of_the_paper() -> None:
 
 
 def test_swapping_the_views_changes_nothing_and_changing_either_does() -> None:
-    method, b = make(), batch()
+    method, b = make(), toy_batch()
     x1, x2 = b.views["global"]
 
     def loss(*views: Tensor) -> float:
@@ -92,7 +70,7 @@ def test_swapping_the_views_changes_nothing_and_changing_either_does() -> None:
 
 def test_gradient_of_the_target_branch_is_exactly_zero() -> None:
     """The backbone's gradient equals that of a copy whose targets were computed without a graph."""
-    method, b = make(), batch()
+    method, b = make(), toy_batch()
     method.step(b, NOW)["loss"].backward()
     got = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
     method.zero_grad()
@@ -110,8 +88,8 @@ def test_gradient_of_the_target_branch_is_exactly_zero() -> None:
 
 def test_each_view_has_a_forward_pass_of_its_own() -> None:
     method = make()
-    method.step(batch(6), NOW)
-    assert method.backbone.seen == [6, 6]
+    method.step(toy_batch(6), NOW)
+    assert method.backbone.seen == [(6, 8), (6, 8)]
 
 
 def test_heads_layer_by_layer() -> None:
@@ -139,15 +117,12 @@ def test_predictor_keeps_its_learning_rate() -> None:
 def test_first_loss_is_near_zero() -> None:
     """Untrained predictions are about orthogonal to the projections (methods without negatives start at 0)."""
     method = make(out_dim=512, predictor_dim=128)
-    assert abs(method.step(batch(64), NOW)["loss"].item()) < 0.2
+    assert abs(method.step(toy_batch(64), NOW)["loss"].item()) < 0.2
 
 
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
 def test_recipes_are_valid(recipe: str) -> None:
-    from akssl_core.plugins.manager import installed
-    from akssl_core.running.layers import check, layer
-    from akssl_core.settings import Given
 
-    spec = check(layer(Given([("user", {"method": {"name": "simsiam"}, "recipe": recipe})]), installed()), installed())
+    spec = spec_of("simsiam", recipe=recipe)
     assert spec.recipe == recipe
     assert spec.optimizer.config.lr_per == 256

@@ -11,23 +11,8 @@ from akssl_plugin_swav import SwAV
 from torch import Tensor, nn
 
 import akssl_core
-from akssl_core import Backbone, Batch, Features, ImageSpec, Schema, Views
-
-
-class Toy(Backbone):
-    """A backbone of width 12 over images of any size, without batch norm; it counts what passes."""
-
-    name = "toy"
-    embed_dim = 12
-
-    def __init__(self) -> None:
-        super().__init__(Schema(), ImageSpec(8, 3, (0.5,) * 3, (0.25,) * 3))
-        self.conv = nn.Conv2d(3, 12, 3)
-        self.seen: list[tuple[int, ...]] = []
-
-    def features(self, images: Tensor) -> Features:
-        self.seen.append((len(images), images.shape[-1]))
-        return Features(self.conv(images).relu().mean((2, 3)))
+from akssl_core import Backbone, Batch
+from akssl_core.testing import ToyBackbone, toy_batch
 
 
 class Recorder(nn.Module):
@@ -47,7 +32,7 @@ def make() -> Callable[..., SwAV]:
     def build(backbone: Backbone | None = None, **settings: Any) -> SwAV:
         torch.manual_seed(0)
         small = {"hidden_dim": 20, "out_dim": 16, "prototypes": 5, "queue_size": 0, **settings}
-        method = akssl_core.build("method", "swav", backbone or Toy(), **small)
+        method = akssl_core.build("method", "swav", backbone or ToyBackbone(batch_norm=False), **small)
         assert isinstance(method, SwAV)
         method.loss = Recorder(method.loss)
         return method
@@ -58,10 +43,6 @@ def make() -> Callable[..., SwAV]:
 @pytest.fixture
 def batch() -> Callable[..., Batch]:
     def draw(size: int = 6, local: int = 3, seed: int = 1) -> Batch:
-        generator = torch.Generator().manual_seed(seed)
-        views = Views({"global": [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(2)]})
-        if local:
-            views["local"] = [torch.randn(size, 3, 5, 5, generator=generator) for _ in range(local)]
-        return Batch(views, torch.arange(size))
+        return toy_batch(size, local=local, local_size=5, seed=seed)
 
     return draw

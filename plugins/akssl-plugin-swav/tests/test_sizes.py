@@ -11,10 +11,7 @@ from akssl_plugin_swav import SwAV
 
 import akssl_core
 from akssl_core import ConfigError, Facts, ImageSpec
-from akssl_core.plugins.manager import installed
-from akssl_core.running.layers import check, collect, layer
-from akssl_core.running.plan import make_plan
-from akssl_core.settings import Given
+from akssl_core.testing import spec_of
 
 
 def facts(images: int = 1_281_167, batch: int = 256, epochs: int = 200, forward: int | None = None) -> Facts:
@@ -22,7 +19,7 @@ def facts(images: int = 1_281_167, batch: int = 256, epochs: int = 200, forward:
 
 
 def config(**settings: Any) -> Any:
-    return check(layer(Given([("user", {"method": {"name": "swav", **settings}})]), installed()), installed()).method
+    return spec_of("swav", options=settings).method
 
 
 def chosen(known: Facts, **settings: Any) -> dict[str, Any]:
@@ -135,8 +132,8 @@ def test_a_rate_of_a_larger_batch_is_warned_of(rate: float, batch: int, warned: 
 def test_the_rate_of_the_imagenet_recipe_is_warned_of_at_a_small_batch(tmp_path) -> None:
     images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
     given = {"data": images, "backbone": "resnet_tiny", "image_size": 16, "batch_size": 16, "epochs": 20}
-    warnings = make_plan(collect("swav", None, {**given, "recipe": "imagenet"}, installed()), installed()).warnings
-    assert any(text.startswith("optimizer.lr: a peak of 4.8 at a batch of 16") for text in warnings), warnings
+    notes = akssl_core.explain("swav", **given, recipe="imagenet").notes
+    assert any(text.startswith("warning: optimizer.lr: a peak of 4.8 at a batch of 16") for text in notes), notes
 
 
 def test_a_queue_that_is_never_used_matters_only_where_there_is_one() -> None:
@@ -147,8 +144,7 @@ def test_a_queue_that_is_never_used_matters_only_where_there_is_one() -> None:
 # -- recipes ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet", "imagenet_small_batch"])
 def test_recipes_are_valid_and_have_views_the_method_takes(recipe: str) -> None:
-    settings = {"method": {"name": "swav"}, "recipe": recipe}
-    spec = check(layer(Given([("user", settings)]), installed()), installed())
+    spec: Any = spec_of("swav", recipe=recipe)
     assert spec.recipe == recipe
     groups = spec.augmentation.build(ImageSpec(32, 3, (0.5,) * 3, (0.25,) * 3)).groups()
     assert (groups[0].name, len(groups[0].transforms)) == ("global", 2)
@@ -162,7 +158,7 @@ def test_recipes_are_valid_and_have_views_the_method_takes(recipe: str) -> None:
 def test_imagenet_recipes_decay_and_adapt_every_parameter_at_learning_rates_of_their_batch(
     recipe: str, batch: int, queue: int
 ) -> None:
-    spec = check(layer(Given([("user", {"method": {"name": "swav"}, "recipe": recipe})]), installed()), installed())
+    spec: Any = spec_of("swav", recipe=recipe)
     optimizer = spec.optimizer.config
     assert (spec.train.batch_size, spec.method.config.queue_size) == (batch, queue)
     assert (optimizer.lr_per, optimizer.exempt_1d, optimizer.denominator) == (None, False, "sum_of_norms")

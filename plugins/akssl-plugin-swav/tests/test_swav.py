@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import akssl_core
 from akssl_core import Backbone, Batch, Features, ImageSpec, Now, Schema, Views
 from akssl_core.nn import sinkhorn
-from akssl_core.optim import SGD, drop_frozen, parameter_groups
+from akssl_core.testing import drop_frozen, optimizer_of
 
 NOW = Now(0, 10, 100)
 
@@ -259,8 +259,7 @@ def test_prototypes_have_unit_length_from_the_start_and_after_each_step(make) ->
 
 def test_prototypes_stay_frozen_for_their_epochs_and_then_learn(make, batch) -> None:
     method = make(freeze_prototypes_epochs=2)
-    rates = SGD.Config(lr=0.5, weight_decay=0.1, momentum=0.9)
-    optimizer = SGD(rates).build(parameter_groups(method, method.param_rules(), rates))
+    optimizer = optimizer_of(method, lr=0.5, weight_decay=0.1, momentum=0.9)
     start = method.prototypes.weight.detach().clone()
     conv = method.backbone.conv.weight.detach().clone()
     for step, frozen in ((0, True), (19, True), (20, False)):

@@ -13,7 +13,6 @@ from akssl_plugin_swav import SwappedPrediction, SwAV
 from torch import Tensor, nn
 
 from akssl_core import Backbone, Batch, Component, Features, ImageSpec, Now, Schema, Views, dist
-from akssl_core.config.schema import validate
 
 STEPS = 3  # the queue of 16 fills in two
 
@@ -43,7 +42,7 @@ def train() -> dict[str, Tensor]:
     """Some steps on this process's share of each batch of 8: losses, gradients and the queue."""
     torch.manual_seed(0)
     settings = {"hidden_dim": 6, "out_dim": 5, "prototypes": 4, "queue_size": 16, "queue_from_epoch": 0}
-    method = SwAV(validate(SwAV.Config, settings, registry=OneLoss()), Linear())
+    method = SwAV(SwAV.Config.model_validate(settings, context={"registry": OneLoss()}), Linear())
     method.projector = nn.Linear(6, 5)
     result: dict[str, Tensor] = {}
     for step in range(STEPS):

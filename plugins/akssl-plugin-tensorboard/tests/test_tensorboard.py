@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from akssl_plugin_tensorboard import TensorBoard, hyperparameters, numbers, tag
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.hparams.api_pb2 import Status
 
 import akssl_core
-from akssl_core.config import describe
-from akssl_core.rundir.folder import read_tensors
+from akssl_core.testing import settings_table
 
 TINY = {
     "method": {"name": "simsiam", "hidden_dim": 8, "out_dim": 8, "predictor_dim": 4},
@@ -129,7 +129,7 @@ def test_the_settings_are_hyperparameters_of_a_session_that_succeeded(result):
 
 def test_weights_are_bit_identical_with_and_without_the_logger(result, tmp_path):
     plain = start(tmp_path / "plain", train={"log_every": 1})
-    first, second = (read_tensors(run.run_dir / "backbone.safetensors")[0] for run in (result, plain))
+    first, second = (load_file(run.run_dir / "backbone.safetensors") for run in (result, plain))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [row["loss"] for row in plain.history] == [row["loss"] for row in result.history]
@@ -298,7 +298,4 @@ def test_a_run_with_the_logger_imports_neither_torchs_writer_nor_tensorflow():
 
 
 def test_the_readme_lists_the_settings():
-    table = describe.markdown(
-        describe.HEADER, [[f"`{line[0]}`", *line[1:]] for line in describe.cells(TensorBoard.Config)]
-    )
-    assert table in (Path(__file__).parents[1] / "README.md").read_text()
+    assert settings_table(TensorBoard.Config) in (Path(__file__).parents[1] / "README.md").read_text()

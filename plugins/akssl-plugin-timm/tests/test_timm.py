@@ -12,10 +12,9 @@ import pytest
 import timm
 import torch
 
-from akssl_core import Backbone, ImageSpec, PluginError, Plugins, TokenBackbone
+from akssl_core import Backbone, ImageSpec, Now, PluginError, Plugins, Schedule, TokenBackbone
 from akssl_core import build as build_component
 from akssl_core.nn import EMA
-from akssl_core.schedule import Now, Schedule
 
 PLUGINS = Plugins()
 VIT = {"patch_size": 8}

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import akssl_core
-from akssl_core import ConfigError, Plugins, TokenBackbone
-from akssl_core.schedule import Now
+from akssl_core import ConfigError, Now, Plugins, TokenBackbone
 
 PLUGINS = Plugins()
 IMAGES = torch.randint(0, 256, (32, 3, 32, 32), generator=torch.Generator().manual_seed(3)).to(torch.uint8)

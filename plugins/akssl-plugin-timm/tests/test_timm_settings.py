@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from akssl_plugin_timm.backbone import TimmBackbone
 from safetensors.torch import save_file
 
 from akssl_core import ConfigError
@@ -86,6 +87,15 @@ def test_weights_of_timm_are_the_start_where_they_are_asked_for(build, pictures,
     ours = build("test_vit", pretrained=True, options={"pretrained_cfg_overlay": overlay})
     assert torch.equal(ours(pictures()), source.eval()(pictures()))
     assert "its weights were trained on images normalised with mean (0.5, 0.5, 0.5)" in ours.notes[-1]
+
+
+def test_files_of_weights_hold_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    options = {"pretrained_cfg_overlay": {"file": "w.safetensors", "url": "x"}, "cache_dir": "~/weights", "depth": 3}
+    stored = TimmBackbone.Config(options=options).options
+    assert stored["pretrained_cfg_overlay"] == {"file": str(tmp_path / "w.safetensors"), "url": "x"}
+    assert (stored["cache_dir"], stored["depth"]) == ("/home/somebody/weights", 3)
 
 
 def test_weights_that_cannot_be_had_are_the_users_to_mend(build, tmp_path):

@@ -16,12 +16,12 @@ import pytest
 import torch
 import wandb
 from akssl_plugin_wandb import Wandb, heading, numbers
+from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.wandb_run import Run
 
 import akssl_core
-from akssl_core.config import describe
-from akssl_core.rundir.folder import read_tensors
+from akssl_core.testing import settings_table
 
 TINY = {
     "method": {"name": "simsiam", "hidden_dim": 8, "out_dim": 8, "predictor_dim": 4},
@@ -190,7 +190,7 @@ def test_nothing_about_the_machine_is_written(result):
 
 def test_weights_are_bit_identical_with_and_without_the_logger(result, tmp_path):
     plain = start(tmp_path / "plain")
-    first, second = (read_tensors(run.run_dir / "backbone.safetensors")[0] for run in (result, plain))
+    first, second = (load_file(run.run_dir / "backbone.safetensors") for run in (result, plain))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [row["loss"] for row in plain.history] == [row["loss"] for row in result.history]
@@ -351,5 +351,4 @@ def test_nothing_is_written_outside_the_run_but_the_log_of_the_service(result, o
 
 
 def test_the_readme_lists_the_settings():
-    table = describe.markdown(describe.HEADER, [[f"`{line[0]}`", *line[1:]] for line in describe.cells(Wandb.Config)])
-    assert table in (Path(__file__).parents[1] / "README.md").read_text()
+    assert settings_table(Wandb.Config) in (Path(__file__).parents[1] / "README.md").read_text()

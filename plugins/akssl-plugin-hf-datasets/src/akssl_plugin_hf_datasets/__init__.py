@@ -6,21 +6,21 @@ Nothing of the library `datasets` is imported before a data set is opened.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from akssl_core import Component, DataError, Registry, hookimpl
 
-from .source import HfConfig, HfDatasets
+from .source import HfConfig, HfDatasets, as_text
 
 
 @cache
 def at(path: str) -> type[HfDatasets]:
     """The source `hf` with its path set: what `hf/PATH` means."""
     described = Field(path, description=HfConfig.model_fields["path"].description)
-    fixed: Any = (Literal[path], described)  # another path beside the name would be a contradiction
-    settings = create_model("HfConfig", __base__=HfConfig, __doc__=HfConfig.__doc__, path=fixed)
+    only: Any = Annotated[Literal[path], BeforeValidator(as_text)]  # another path would contradict the name
+    settings = create_model("HfConfig", __base__=HfConfig, __doc__=HfConfig.__doc__, path=(only, described))
     return type("HfDatasets", (HfDatasets,), {"__doc__": HfDatasets.__doc__, "Config": settings})
 
 
@@ -36,7 +36,7 @@ def akssl_resolve(kind: str, name: str) -> type[Component] | None:
         return None
     if not path:
         raise DataError(f"data: '{name}' names no data set. Write hf/./photos.parquet, hf/./folder or hf/OWNER/NAME.")
-    return at(path)
+    return at(as_text(path))
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from akssl_core import DataError, HoldOutSource, ImageSet, Schema, StoredImages
+from akssl_core import DataError, HoldOutSource, ImageSet, Schema, StoredImages, absolute_path
 
 from .columns import image_column, label_column
 from .images import Rows
@@ -21,14 +22,18 @@ from .words import listed, one_line
 TESTS = ("test", "validation")  # taken for the probes' queries, the first that has labels
 
 
-def _as_text(path: Any) -> Any:
-    return str(path) if isinstance(path, Path) else path
+def as_text(path: Any) -> Any:
+    """A local path as one that holds from any folder; a name on the hub as it is."""
+    if not isinstance(path, str | Path) or not path:
+        return path
+    is_local = isinstance(path, Path) or os.path.exists(os.path.expanduser(path))
+    return str(absolute_path(path)) if is_local else path
 
 
 class HfConfig(Schema):
     """Settings of the data source `hf`."""
 
-    path: Annotated[str, BeforeValidator(_as_text)] = Field(
+    path: Annotated[str, BeforeValidator(as_text), "resume: harmless"] = Field(
         min_length=1,
         description="a .parquet or .arrow file, a folder of them or of images, a folder written by save_to_disk, or a "
         "name on the hub, which is asked only for what is not a local path",
@@ -44,10 +49,12 @@ class HfConfig(Schema):
     )
     label: str | None = Field(None, description="column with the labels; null: the only ClassLabel, or label")
     config: str | None = Field(None, description="configuration of the data set, where it has several")
-    max_unreadable: float = Field(
+    max_unreadable: Annotated[float, "resume: harmless"] = Field(
         0.05, ge=0, le=1, description="share of the images that may be unreadable; past it the run stops"
     )
-    cache_gb: float = Field(2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing")
+    cache_gb: Annotated[float, "resume: harmless"] = Field(
+        2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
+    )
 
 
 class HfDatasets(HoldOutSource):

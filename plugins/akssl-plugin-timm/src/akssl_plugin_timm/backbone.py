@@ -7,18 +7,27 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from akssl_core import Backbone, ConfigError, Counterpart, Features, ImageSpec, Schema, TokenBackbone
+from akssl_core import Backbone, ConfigError, Counterpart, Features, ImageSpec, Schema, TokenBackbone, absolute_path
 from akssl_core.nn import take
 
 from .build import arguments_for, build, call, short, unusable
 
 FEW = 16  # places in the last map; with fewer, methods that compare places have little to go by
 TABLES = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+
+
+FILES = ("file", "cache_dir")  # arguments of timm that are paths
+
+
+def _absolute(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _absolute(name, one) for name, one in value.items()}
+    return str(absolute_path(value)) if key in FILES and isinstance(value, str) and value else value
 
 
 def has_plain_tokens(network: nn.Module) -> bool:
@@ -51,6 +60,12 @@ class TimmBackbone(Backbone):
         options: dict[str, Any] = Field(
             default_factory=dict, description="any other keyword arguments of the model, for timm.create_model"
         )
+
+        @field_validator("options")
+        @classmethod
+        def _files_from_any_folder(cls, options: dict[str, Any]) -> dict[str, Any]:
+            """Files of weights by their absolute paths, at whatever depth timm takes them."""
+            return {key: _absolute(key, value) for key, value in options.items()}
 
     def __init__(self, config: Any, image: ImageSpec) -> None:
         super().__init__(config, image)

@@ -1,0 +1,85 @@
+"""Looks for faults in whatever is named: methods with their settings, run folders, the installation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..plugins.manager import Plugins, installed
+from ..running.layers import collect
+from . import Finding, examine_install, examine_plan, examine_run
+
+INSTALLED = "the installation"
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was looked at, and the faults that were found."""
+
+    findings: Mapping[str, tuple[Finding, ...]]
+    """By what was looked at; empty where nothing was found."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found at all."""
+        return not any(self.findings.values())
+
+    @property
+    def text(self) -> str:
+        """Each fault with evidence, cause and cure, as `akssl doctor` prints it."""
+        return "\n".join(_told(name, findings) for name, findings in self.findings.items())
+
+    def record(self) -> list[dict[str, str]]:
+        """Everything as plain values, fit for JSON."""
+        return [{"target": name, **asdict(one)} for name, findings in self.findings.items() for one in findings]
+
+
+def doctor(
+    *targets: str | Path,
+    config: str | Path | Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    plugins: Plugins | None = None,
+    who: str = "user",
+    **settings: Any,
+) -> Examined:
+    """Look for faults without training, each with evidence, cause and cure.
+
+    Args:
+        *targets: names of methods, each to be run with these settings, and run folders. Default: the run that
+            `config` or `method` describes; without them, the installed plugins.
+        config: a YAML file or a table with any of these settings.
+        out: where the run folder is to lie.
+        plugins: another plugin manager than the process-wide one.
+        who: the origin of `settings`.
+        **settings: every other keyword of `run`.
+
+    Raises:
+        AksslError: there is no such method or run, or a setting is wrong by itself.
+    """
+    plugins = plugins or installed()
+
+    def examine(target: str | Path | None) -> list[Finding]:
+        if target is None and config is None and "method" not in settings:
+            return examine_install(plugins)
+        if target is not None and ("/" in str(target) or Path(target).is_dir()):
+            return examine_run(Path(target))
+        asked = {name: value for name, value in settings.items() if name not in ("overwrite", "report")}
+        if target is not None:
+            own = asked.get("method")
+            asked["method"] = {**(own if isinstance(own, Mapping) else {}), "name": str(target)}
+        return examine_plan(collect(None, config, asked, plugins, who=who), plugins, out=Path(out))
+
+    whole = "the settings" if isinstance(config, Mapping) or "method" in settings else str(config or INSTALLED)
+    return Examined({str(target or whole): tuple(examine(target)) for target in targets or (None,)})
+
+
+def _told(name: str, findings: tuple[Finding, ...]) -> str:
+    """One target's findings for people."""
+    if not findings:
+        return f"{name}: nothing was found."
+    lines = [f"{name}: {len(findings)} {'finding' if len(findings) == 1 else 'findings'}"]
+    for one in findings:
+        lines += [f"- {one.rule}: {one.evidence}", f"  cause: {one.cause}", f"  cure: {one.cure}"]
+    return "\n".join(lines)

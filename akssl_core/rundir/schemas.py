@@ -1,0 +1,157 @@
+"""The forms of a run's JSON files, by which they are written, and checked when a folder from anywhere is read.
+
+Every field may be missing and others may be there, so that folders of older and newer versions stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from ..errors import RunDirError, visible
+
+MOST_BYTES = 2**26  # of a small file
+Scalar = str | bool | int | float | None
+Drawable = Annotated[float, Field(ge=-1e100, le=1e100)]
+
+
+class _Open(BaseModel):
+    """A table that may hold more than is named here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def table(self) -> dict[str, Any]:
+        """What was given, as plain values."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Facts(_Open):
+    """Plain values and lists by name."""
+
+    __pydantic_extra__: dict[str, Scalar | list[Scalar]]
+
+
+class Data(Facts):
+    """The images of a run."""
+
+    images: int | None = None
+    channels: int | None = None
+    classes: int | None = None  # of which there are images; None: no labels
+    class_names: list[str] | None = None
+    sample: str | None = None  # a hash of 16 images
+
+
+class Described(_Open):
+    """A method's words on one of its curves in a healthy run, and values to read it against."""
+
+    shape: str = ""
+    lines: dict[str, Drawable] = {}
+
+
+class Manifest(_Open):
+    """`manifest.json`, in the order in which a run writes it. Times are UTC."""
+
+    created: str = ""
+    status: str = "unknown"  # running, finished, failed, stopped or collapsed
+    method: str = ""
+    seed: int | None = None
+    image: dict[str, Any] | None = None  # what the network sees: size, channels, mean and standard deviation
+    data: Data = Data()
+    notes: list[str] = []  # what was decided or found along the way
+    repeatable: bool | None = None  # by config.yaml alone: no Python objects were given
+    hardware: Facts = Facts()
+    curves: dict[str, Described] = {}  # by term
+    versions: Facts = Facts()
+    plugins: list[dict[str, Scalar]] = []
+    updated: str = ""
+    baselines: dict[str, Drawable | None] = {}  # accuracies that need no training
+    resumed_at: int | None = None  # the step from which the run last went on
+    error: str | None = None  # why it failed or stopped
+    not_measured: dict[str, str] | None = None  # why a number is missing, by number
+    unreadable: int | None = None  # images
+    final: dict[str, float | None] | None = None  # None for NaN or infinite
+    verdict: str | None = None
+    diagnosis: dict[str, Any] | None = None  # the verdict with its evidence, cause and cure
+
+
+class Row(_Open):
+    """A line of `metrics.jsonl`."""
+
+    __pydantic_extra__: dict[str, float | None]
+    step: int
+    epoch: Drawable
+
+
+class Judged(_Open):
+    """The accuracy of one system in an evaluation, in percent."""
+
+    system: str
+    accuracy: Drawable
+    k: int | None = None
+    low: Drawable | None = None
+    high: Drawable | None = None
+
+
+class Judgement(_Open):
+    """The findings of one protocol with one share of the labels, in `evaluation.json`."""
+
+    scores: list[Judged]
+    k: int | None = None
+    answer: str = ""
+    interval: str = ""
+    notes: list[str] = []
+
+
+class Evaluations(_Open):
+    """`evaluation.json`."""
+
+    format: int | str | None = None
+    backbone: str = ""  # a hash of the weights that were judged
+    results: dict[str, dict[str, dict[str, Judgement]]] = {}  # by protocol, data and share of the labels
+
+
+class Origins(RootModel[dict[str, str]]):
+    """`provenance.json`."""
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _first(error: ValidationError) -> str:
+    """The first mistake, without the value, which may be of any length."""
+    try:
+        item = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    except UnicodeEncodeError:  # half a character in a name
+        return "a name is not valid Unicode"
+    return visible(f"{'.'.join(map(str, item['loc'])):.60} {item['msg']:.100}".strip())
+
+
+def read_start(path: Path) -> bytes:
+    """A small file, or the start of one that should be small.
+
+    Raises:
+        RunDirError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES)
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def checked(model: type[T], path: Path, table: Mapping[str, Any] | None = None) -> T:
+    """The table of this form that a JSON file holds, or one of its lines.
+
+    Raises:
+        RunDirError: it cannot be read, or is of another form; with the first mistake.
+    """
+    try:
+        return model.model_validate(json.loads(read_start(path)) if table is None else table, strict=True)
+    except ValidationError as error:
+        raise RunDirError(f"{path} is damaged: {_first(error)}.") from error
+    except (ValueError, RecursionError) as error:
+        raise RunDirError(f"{path} is damaged: it is not valid JSON: {error!s:.100}.") from error

@@ -1,0 +1,111 @@
+"""The order of what happens after a step: the run's callbacks, probe, row, watch, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .callback import Callback
+from .checkpoint import Checkpoints
+from .interrupt import Interrupted, Signals
+from .probe import Probe
+from .rows import Rows
+from .watch import Vitals, Watch
+
+if TYPE_CHECKING:
+    from .engine import Engine, Terms
+
+
+@dataclass
+class Recorder:
+    """Keeps what a run finds while it trains. A row has what the probe found, and no checkpoint precedes its row."""
+
+    callbacks: Sequence[Callback]
+    """Those that the run lists."""
+    probe: Probe
+    vitals: Vitals
+    rows: Rows
+    watch: Watch
+    checkpoints: Checkpoints
+    signals: Signals
+    log_every: int
+    """Steps from row to row."""
+    checkpoint_every: int
+    """Steps from checkpoint to checkpoint."""
+
+    def on_start(self, engine: Engine) -> None:
+        """Before the first step of this process."""
+        for callback in self.callbacks:
+            callback.on_start(engine)
+        if self._row_due(engine, engine.now.step + 1):
+            self.vitals.remember(engine)
+        self.rows.start(engine)
+
+    def on_step(self, engine: Engine, terms: Terms) -> None:
+        """After each optimizer step; the last one of an epoch has its row and checkpoint in `on_epoch`."""
+        for callback in self.callbacks:
+            callback.on_step(engine, terms)
+        step = engine.now.step
+        row_due = self._row_due(engine, step)
+        if row_due:
+            self.rows.note(self.vitals.measure(engine))
+        if self._row_due(engine, step + 1):
+            self.vitals.remember(engine)
+        self.rows.add(terms, step)
+        if not engine.at_epoch_end:
+            if row_due:
+                self.rows.write(engine)
+                self.watch.look(step)
+            self._save(engine, due=step % self.checkpoint_every == 0)
+
+    def on_epoch(self, engine: Engine) -> None:
+        """After each epoch, and where the run ends within one."""
+        for callback in self.callbacks:
+            callback.on_epoch(engine)
+        step, last = engine.now.step, engine.now.step >= engine.now.total_steps
+        scores = self.probe.scores(engine) if last or self.probe.due(engine.now.epoch) else {}
+        self.rows.note(scores)
+        self.rows.write(engine)
+        self.watch.look(step)
+        self._save(engine, due=last or step % self.checkpoint_every == 0, score=scores.get("knn_top1"))
+
+    def on_end(self, engine: Engine) -> None:
+        """After the last step."""
+        for callback in self.callbacks:
+            callback.on_end(engine)
+        self.rows.close()
+
+    def restore(self, states: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Give each part the state that a checkpoint has under its name."""
+        left = list(states)
+        for name, part in self._parts():
+            place = next((i for i, (known, _) in enumerate(left) if known == name), None)
+            if place is not None:
+                part.restore(left.pop(place)[1])
+
+    def _parts(self) -> list[tuple[str, Callback | Rows]]:
+        """All that has a state, by the names that checkpoints know."""
+        return [*((type(callback).__name__, callback) for callback in self.callbacks), ("Recorder", self.rows)]
+
+    def _row_due(self, engine: Engine, step: int) -> bool:
+        """Whether a row follows this step; each checkpoint has one, so that a resumed run writes the same rows."""
+        ends = step % engine.now.steps_per_epoch == 0 or step >= engine.now.total_steps
+        return ends or step % self.log_every == 0 or step % self.checkpoint_every == 0
+
+    def _save(self, engine: Engine, *, due: bool, score: float | None = None) -> None:
+        """Save where it is due, or where the run is asked to stop.
+
+        Raises:
+            Interrupted: it was asked to, and all is saved.
+        """
+        asked = self.signals.asked()
+        if due or asked:
+            self.rows.check(engine.now.step)
+            states = [(name, state) for name, part in self._parts() if (state := part.state())]
+            self.checkpoints.save(engine, states, score)
+        if asked and engine.now.step < engine.now.total_steps:
+            raise Interrupted(
+                f"stopped by {asked} at step {engine.now.step}; all is saved: "
+                f"'akssl resume {self.checkpoints.run_dir.path}' goes on from there."
+            )
