@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from .method import Landmark as Landmark
     from .method import Method as Method
     from .method import ParamRule as ParamRule
+    from .method import Published as Published
     from .metrics.diagnosis import Diagnosis as Diagnosis
     from .plugins.lookup import Installed as Installed
     from .plugins.lookup import Location as Location
@@ -121,7 +122,7 @@ _ROOMS = {
     "hookspecs": "hookimpl",
     "loss": "KnownValue Loss",
     "metrics.diagnosis": "Diagnosis",
-    "method": "Choice Curve Facts Landmark Method ParamRule",
+    "method": "Choice Curve Facts Landmark Method ParamRule Published",
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",
     "reporting.comparison": "Compared compare",

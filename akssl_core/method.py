@@ -49,6 +49,8 @@ class Facts:
     """Passes over the images."""
     views: Mapping[str, int]
     """How many views of each group the augmentation makes."""
+    peak_rate: float = 0.0
+    """The largest learning rate, scaled to the batch; 0 where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,20 @@ class Curve:
     """Values to read the curve against: "even outputs" -> log K."""
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the source of a recipe says, setting by setting. The kit compares it with the recipe, READMEs show both."""
+
+    source: str
+    """Who published it and where: authors' code or paper, with its arXiv number and section."""
+    values: Mapping[str, Any]
+    """The published settings as a partial run, nested as those of a recipe are."""
+    differs: Mapping[str, str] = field(default_factory=dict)
+    """A setting's path and why the recipe has another value, or one where the source has none."""
+    beside: Sequence[str] = ()
+    """What else is not as published, which no setting expresses."""
+
+
 class Method(nn.Module, Component, ABC):
     """A self-supervised method. It is the module that DDP wraps, so its forward *is* the training step."""
 
@@ -101,9 +117,11 @@ class Method(nn.Module, Component, ABC):
     views: ClassVar[Mapping[str, int | range]] = {"global": 2}  # how many views of each group it takes
     accepts: ClassVar[type[Backbone]] = Backbone  # type: ignore[type-abstract]  # TokenBackbone: masks patches
     uses_labels: ClassVar[bool] = False
-    shared_batch_norm: ClassVar[bool] = True  # with several processes, batch norms see the batch of all (SyncBN)
+    shared_batch_norm: bool = True  # with several processes, batch norms see the batch of all (SyncBN)
+    batch_norm_groups: int = 1  # where not shared: parts of the batch of all with statistics of their own
     accumulates: ClassVar[bool] = False  # the loss of a batch is the mean over its micro-batches' losses
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # partial runs: "default", "cifar", "imagenet"
+    published: ClassVar[Mapping[str, Published]] = {}  # recipe -> what its source says
     paper: ClassVar[str] = ""  # authors, year, link
 
     def __init__(self, config: Any, backbone: Backbone) -> None:

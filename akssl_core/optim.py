@@ -38,6 +38,10 @@ class OptimizerConfig(Schema):
     )
     exempt_1d: bool = Field(True, description="biases and norms: no weight decay, no trust ratio")
 
+    def scale(self, batch_size: int) -> float:
+        """What learning rates are multiplied by at a batch of so many images, over all processes."""
+        return 1.0 if self.lr_per is None else batch_size / self.lr_per
+
 
 class Optimizer(Component, ABC):
     """A recipe for an optimizer of torch: its settings, and how to build it over groups of parameters."""
@@ -116,7 +120,7 @@ def _refuse_unmatched(rules: Sequence[ParamRule], module: nn.Module) -> None:
 # -- one step, as the engine calls it -------------------------------------------------------------
 def set_group_values(optimizer: torch.optim.Optimizer, config: OptimizerConfig, now: Now, batch_size: int) -> None:
     """Set learning rate and weight decay of every group for the step at `now`; `batch_size` is the global one."""
-    scale = 1.0 if config.lr_per is None else batch_size / config.lr_per
+    scale = config.scale(batch_size)
     lr, decay = config.lr(now), config.weight_decay(now)
     for group in optimizer.param_groups:
         group["lr"] = (config.lr.start if group["fixed_lr"] else lr) * scale * group["lr_factor"]

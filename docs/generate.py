@@ -21,6 +21,7 @@ from akssl_core.examining import RULES
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import installed
 from akssl_core.settings import EvaluateSpec, TrainSpec
+from akssl_core.testing.published import compared
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,6 +36,35 @@ def methods() -> str:
 def plugin_settings(name: str) -> str:
     """The settings of one method."""
     return describe.settings_table(installed().get("method", name).Config)
+
+
+def published(names: list[str]) -> str:
+    """What the sources of a plugin's recipes say, and where and why the recipes differ."""
+    lines = []
+    for name in names:
+        method: Any = installed().get("method", name)
+        for recipe, source in method.published.items():
+            same: dict[str, list[str]] = {}
+            other = []
+            for path, theirs, ours in compared(method, recipe, installed()):
+                if path in source.differs:
+                    other.append(f"`{path}` {_value(theirs)}, here {_value(ours)}: {source.differs[path]}")
+                else:
+                    section, _, setting = path.rpartition(".")
+                    same.setdefault(section, []).append(f"{setting} {_value(theirs)}")
+            other += source.beside
+            title = f"`{recipe}`" if len(names) == 1 else f"`{name}`, `{recipe}`"
+            alike = [f"`{section}` {', '.join(settings)}" for section, settings in same.items()]
+            lines.append([title, source.source, "<br>".join(alike), "<br>".join(other) or "nothing known"])
+    return describe.markdown(["recipe", "source", "as published", "not as published"], lines)
+
+
+def _value(value: Any) -> str:
+    """A setting's value as a user would type it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    plain = {None: "null", True: "true", False: "false"}
+    return f"{value:g}" if type(value) in (int, float) else plain[value] if type(value) in (bool, type(None)) else value
 
 
 def learning_results(names: list[str]) -> str:
@@ -257,7 +287,7 @@ def pages() -> dict[Path, str]:
         for name in names:
             part = "settings" if len(names) == 1 else f"settings {name}"
             text = filled(text, part, plugin_settings(name))
-        result[page] = filled(text, "results", learning_results(names))
+        result[page] = filled(filled(text, "published", published(names)), "results", learning_results(names))
     return result
 
 

@@ -31,7 +31,7 @@ import akssl_core
 from akssl_core import dist
 from akssl_core.config import describe
 from akssl_core.plugins.first_party import METHODS
-from akssl_core.plugins.manager import Plugins
+from akssl_core.plugins.manager import Plugins, installed
 from akssl_core.rundir.folder import RunDir
 from akssl_core.training.interrupt import Interrupted
 
@@ -174,7 +174,7 @@ def plans(methods: list[str]) -> list[dict[str, Any]]:
     """What is trained, for each method: its backbone, and whether norms are held still."""
     found = []
     for method in methods:
-        apart = not akssl_core.plugins.installed().get("method", method).shared_batch_norm
+        apart = not installed().get("method", method).shared_batch_norm
         found.append({"method": method, "settings": {"backbone": CONVOLUTIONS}, "still": apart})
         found.append({"method": method, "settings": {"backbone": TOKENS}, "still": True})
     return found
@@ -233,7 +233,7 @@ def compared(root: Path, i: str, case: dict[str, Any]) -> list[dict[str, str]]:
 
 def accumulates(method: str) -> bool:
     """Whether the method can be trained in micro-batches."""
-    return bool(akssl_core.plugins.installed().get("method", method).accumulates)
+    return bool(installed().get("method", method).accumulates)
 
 
 def main() -> None:

@@ -137,6 +137,11 @@ class ViT(TokenBackbone):
         heads: PositiveInt | None = Field(
             None, description="attention heads of a block, a divisor of the width; null: width / 64 (MoCo v3: 12)"
         )
+        init: Literal["normal", "xavier"] = Field(
+            "normal",
+            description="first weights: truncated normal of 0.02, or Xavier's uniform for linear layers (q, k and v "
+            "apart) and patches (MoCo v3)",
+        )
 
     def __init__(self, config: Config, image: ImageSpec) -> None:
         super().__init__(config, image)
@@ -154,11 +159,14 @@ class ViT(TokenBackbone):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Truncated normal of 0.02 for all but the patch projection, which keeps the default of its fan-in."""
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        """Truncated normal of 0.02 but for the patch projection, which keeps the default of its fan-in; or Xavier's."""
+        xavier = self.config.init == "xavier"
+        nn.init.trunc_normal_(self.cls_token, std=1e-6 if xavier else 0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
+        for name, module in self.named_modules():
+            if xavier and isinstance(module, nn.Linear | nn.Conv2d):
+                _xavier(module, parts=3 if name.endswith("qkv") else 1)
+            elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         if self.config.positions == "sincos":
@@ -281,6 +289,15 @@ def torchvision_key(key: str) -> str:
 def _quoted(value: object) -> str:
     """A value as Python code, texts in double quotes."""
     return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+@torch.no_grad()
+def _xavier(layer: nn.Linear | nn.Conv2d, parts: int = 1) -> None:
+    """Glorot and Bengio's uniform weights for a layer as a matrix, or as several below one another; a bias of zeros."""
+    for matrix in layer.weight.flatten(1).chunk(parts):
+        nn.init.xavier_uniform_(matrix)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _checked(heads: int, width: int) -> int:

@@ -5,6 +5,7 @@ sums over ranks, and DDP then averages, so that a loss over gathered rows has th
 holds the whole batch.
 """
 
+from .batch_norm import shared_statistics as shared_statistics
 from .collectives import Group as Group
 from .collectives import Imagined as Imagined
 from .collectives import acting_in as acting_in

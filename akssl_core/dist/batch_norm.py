@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import dist
+from .collectives import gather, world
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -21,7 +21,7 @@ def shared_statistics(module: nn.Module) -> Iterator[None]:
     Two processes with B images each then normalise as one with 2B. Classes are exchanged, nothing else; a class of a
     user's own keeps what it does, and in one process nothing happens at all.
     """
-    parts = [part for part in module.modules() if type(part) in PLAIN] if dist.world() > 1 else []
+    parts = [part for part in module.modules() if type(part) in PLAIN] if world() > 1 else []
     kinds = [type(part) for part in parts]
     for part in parts:
         part.__class__ = _Synchronised
@@ -41,10 +41,10 @@ class _Synchronised(_BatchNorm):
         over = [0, *range(2, x.dim())]
         exact = x.float()
         here = torch.stack([exact.mean(over), exact.var(over, correction=0)])
-        means, variances = dist.gather(here[None]).unbind(1)  # (world, C) each
+        means, variances = gather(here[None]).unbind(1)  # (world, C) each
         mean = means.mean(0)
         variance = variances.mean(0) + means.var(0, correction=0)
-        self._remember(mean, variance, dist.world() * x.numel() // x.shape[1])
+        self._remember(mean, variance, world() * x.numel() // x.shape[1])
         shape = (1, -1, *[1] * (x.dim() - 2))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:

@@ -76,7 +76,7 @@ def batch_norm_with_few_images(run: PlannedRun) -> Evidence:
         return None
     seen = run.plan.facts.forward_size
     if not run.plan.method.shared_batch_norm:
-        seen //= run.devices
+        seen //= max(run.plan.method.batch_norm_groups, run.devices)
     return f"batch norms see {seen} images at a time." if seen < SMALL_BATCH_NORM else None
 
 

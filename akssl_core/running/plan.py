@@ -249,7 +249,9 @@ def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
             f"{train.batch_size // shares * shares or shares} is."
         )
     offered, share = _offered(spec.method_class, sight.augmentation), train.batch_size // shares
-    return Facts(len(sight.images), train.batch_size, share, sight.image.size, train.epochs, offered)
+    rates: Any = spec.optimizer.config
+    peak = rates.lr.start * rates.scale(train.batch_size)
+    return Facts(len(sight.images), train.batch_size, share, sight.image.size, train.epochs, offered, peak)
 
 
 # -- cross-checks ---------------------------------------------------------------------------------
@@ -283,7 +285,8 @@ def _check_batch_norms(method: Method, facts: Facts, train: TrainSpec) -> list[s
             f"{facts.batch_size} gives 1. Use --batch-size {least} or more."
         )
     if train.accumulate > 1:
-        seen = facts.forward_size * (dist.world() if method.shared_batch_norm else 1)
+        groups = 1 if method.shared_batch_norm else max(method.batch_norm_groups, dist.world())
+        seen = facts.forward_size * dist.world() // groups
         return [f"train.accumulate: batch norms see one micro-batch of {seen} images, not all {facts.batch_size}."]
     return []
 

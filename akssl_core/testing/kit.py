@@ -14,6 +14,7 @@ from . import backbones as backbones
 from . import learning as learning
 from . import losses as losses
 from . import others as others
+from . import published as published
 from . import setting_checks as setting_checks
 from . import state as state
 from . import steps as steps

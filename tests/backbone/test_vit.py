@@ -233,6 +233,21 @@ def test_initial_weights_are_narrow(vit):
     assert not vit.blocks[0].attn.qkv.bias.any()
 
 
+def test_xaviers_weights_have_the_bounds_of_their_matrix_queries_keys_and_values_apart():
+    vit = build(init="xavier")
+    bounds = {(vit.patch_embed.proj, 1): 48 + 192}  # 4 x 4 patches of 3 channels
+    for block in vit.blocks:
+        bounds |= {(block.attn.qkv, 3): 2 * 192, (block.attn.proj, 1): 2 * 192}
+        bounds |= {(block.mlp.fc1, 1): 5 * 192, (block.mlp.fc2, 1): 5 * 192}
+    assert len(bounds) == 1 + sum(isinstance(module, nn.Linear) for module in vit.modules())
+    for (layer, parts), fans in bounds.items():
+        for matrix in layer.weight.detach().flatten(1).chunk(parts):
+            assert matrix.abs().max() == pytest.approx((6 / fans) ** 0.5, rel=0.01)
+            assert matrix.std() == pytest.approx((2 / fans) ** 0.5, rel=0.05)
+        assert not layer.bias.any()
+    assert vit.cls_token.std() < 1e-5
+
+
 def test_pooling_is_the_class_token_or_the_mean(vit, images):
     mean = build(pool="mean")
     found = mean.features(images)

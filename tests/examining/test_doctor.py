@@ -108,6 +108,13 @@ def test_each_planted_fault_is_found(planted, plugins):
         assert f"method.{next(iter(settings['options']))}" in findings[name].evidence
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_batch_norms_in_groups_see_one_group_whatever_the_number_of_processes(devices, plugins):
+    options = {"bn_splits": 8, "queue_size": 64}
+    findings = {one.rule: one for one in found(plugins, "mocov2", batch_size=64, options=options, devices=devices)}
+    assert findings["batch-norm-with-few-images"].evidence == "batch norms see 8 images at a time."
+
+
 @pytest.mark.parametrize("rule", ["memory-too-small", "disk-too-small"])
 def test_a_machine_that_is_too_small_is_found(rule, plugins):
     small = Machine(cores=8, gpus=0, memory=10 * 2**20, disk=2**20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import unittest
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core import Curve, Landmark, Loss, Method, Schedule, Schema, ViewPolicy, dist
+from akssl_core import Curve, Landmark, Loss, Method, Published, Schedule, Schema, ViewPolicy, dist
 from akssl_core.augment import Augmentation, ViewGroup
 from akssl_core.nn import EMA, Queue, mlp, std_ratio
 from akssl_core.plugins.manager import Plugins
@@ -41,6 +42,13 @@ class Right(Method):
     name = "right"
     paper = "Nobody, A method to break, 2026"
     recipes = {"default": {"optimizer": {"name": "sgd", "lr": 0.1}, "train": {"batch_size": 16}}}
+    published = {
+        "default": Published(
+            "nowhere",
+            {"method": {"momentum": 0.9}, "optimizer": {"name": "sgd", "lr": {"start": 0.2, "warmup": 0}}},
+            {"optimizer.lr.start": "half is enough", "optimizer.lr": "see there", "train.batch_size": "nobody said"},
+        )
+    }
 
     class Config(Schema):
         """Widths and momentum."""
@@ -249,6 +257,18 @@ class BrokenRecipe(Right):
     recipes = {**Right.recipes, "cifar": {"optimizer": {"name": "sgd", "lr": 0.1, "momentums": 0.9}}}
 
 
+class DiffersSilently(Right):
+    published = {"default": replace(Right.published["default"], values={"method": {"momentum": 0.99}})}
+
+
+class DiffersNoMore(Right):
+    published = {"default": replace(Right.published["default"], values={"train": {"batch_size": 16}})}
+
+
+class SaysNothingOfTheBatch(Right):
+    published = {"default": Published("nowhere", {"optimizer": {"name": "sgd", "lr": {"start": 0.1, "end": 0.0}}})}
+
+
 class OneDraw(Augmentation):
     """Every image of a batch is shifted by the same draw."""
 
@@ -322,6 +342,9 @@ BROKEN = {
     ForgetsTheBatch: "training_does_not_collapse",
     WrongEncoder: "encoder_can_be_exported",
     BrokenRecipe: "every_recipe_starts",
+    DiffersSilently: "recipes_are_as_published",
+    DiffersNoMore: "recipes_are_as_published",
+    SaysNothingOfTheBatch: "recipes_are_as_published",
     BatchWideAugmentation: "views_are_drawn_per_image",
     NotAScalar: "terms_are_scalars",
     RisesDownhill: "a_small_step_lowers_the_loss",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from akssl_plugin_barlowtwins import standardized
 from torch import Tensor, nn
 
 import akssl_core
@@ -219,7 +220,7 @@ def test_the_default_widths_and_weights_are_the_paper_s() -> None:
     config = config_of(type(make()))
     assert (config.hidden_dim, config.out_dim, config.projector_layers) == (8192, 8192, 3)
     assert (config.loss.config.lambda_, config.loss.config.scale) == (0.0051, 1.0)
-    assert config.bias_lr == pytest.approx(0.0048 / 0.2)
+    assert config.bias_lr == pytest.approx(0.0048 / 0.2 / 16)
 
 
 def test_building_leaves_the_backbone_as_it_was() -> None:
@@ -239,17 +240,42 @@ def test_state_dict_restores_the_method() -> None:
     assert torch.equal(other.step(toy_batch(), NOW)["loss"], method.step(toy_batch(), NOW)["loss"])
 
 
+@pytest.mark.parametrize("world", [1, 2, 4, 16])
+def test_the_authors_gradient_is_that_of_the_loss_over_their_processes(world: int) -> None:
+    """Each process sums the others' shares of the correlation out of autograd's sight, and gradients are averaged.
+
+    The trust ratio cancels that for weights alone, so biases and norms take the authors' steps at a 16th of their rate.
+    """
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = (standardized(torch.randn(32, 6, generator=generator)).requires_grad_() for _ in range(2))
+    shares = [a.T @ b / len(z1) for a, b in zip(z1.chunk(world), z2.chunk(world), strict=True)]
+
+    def loss(correlation: Tensor) -> Tensor:
+        diagonal = correlation.diagonal()
+        off_diagonal = correlation.square().sum() - diagonal.square().sum()
+        return (diagonal - 1).square().sum() + 0.0051 * off_diagonal
+
+    whole = torch.autograd.grad(loss(torch.stack(shares).sum(0)), z1, retain_graph=True)[0]
+    seen = [loss(share + sum(other.detach() for other in shares if other is not share)) for share in shares]
+    (averaged,) = torch.autograd.grad(torch.stack(seen).mean(), z1)
+    torch.testing.assert_close(averaged, whole / world)
+    assert spec_of("barlowtwins", recipe="imagenet").method.config.bias_lr == pytest.approx(0.0048 / 0.2 / 16)
+
+
+@pytest.mark.parametrize(("exempt", "decay"), [(True, 0.0), (False, 1e-6)])
 @pytest.mark.parametrize("optimizer", ["lars", "sgd"])
-def test_biases_and_norms_learn_slowly_without_decay_and_adaptation(optimizer: str) -> None:
-    """Appendix A of the paper: 0.2 and 0.0048; whether or not the optimizer exempts them by itself."""
-    method = make()
-    groups = optimizer_of(method, optimizer, lr={"start": 0.2}, weight_decay=1e-6).param_groups
-    weights, others = sorted(groups, key=lambda g: -g["lr"])
+def test_biases_and_norms_learn_slowly_and_are_exempt_where_the_optimizer_says_so(
+    optimizer: str, exempt: bool, decay: float
+) -> None:
+    """Appendix A of the paper: 0.2 and 0.0048, without decay and adaptation; lightly's benchmark decays all."""
+    method = make(bias_lr=0.024)
+    built = optimizer_of(method, optimizer, lr={"start": 0.2}, weight_decay=1e-6, exempt_1d=exempt)
+    weights, others = sorted(built.param_groups, key=lambda g: -g["lr"])
     assert set(weights["names"]) == {"backbone.conv.weight", *(f"projector.{i}.weight" for i in (0, 3, 6))}
     norms = {f"{norm}.{part}" for norm in ("backbone.bn", "projector.1", "projector.4") for part in ("weight", "bias")}
     assert set(others["names"]) == norms
     assert (weights["lr"], weights["weight_decay"], weights["adapt"]) == (0.2, 1e-6, True)
-    assert (others["lr"], others["weight_decay"], others["adapt"]) == (pytest.approx(0.0048), 0.0, False)
+    assert (others["lr"], others["weight_decay"], others["adapt"]) == (pytest.approx(0.0048), decay, not exempt)
 
 
 def test_rules_hold_for_names_with_brackets() -> None:

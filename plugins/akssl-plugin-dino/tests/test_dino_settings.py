@@ -67,7 +67,7 @@ def test_choices_reach_a_run_unless_the_user_has_set_the_value() -> None:
             "epochs": 3,
             "batch_size": 16,
             "options": small,
-            "recipe": "imagenet",
+            "recipe": "imagenet_boosted",
             "image_size": 32,
         }
         given["backbone"] = {"name": "resnet_tiny"}
@@ -135,7 +135,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 # -- recipes --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["default", "cifar", "imagenet", "imagenet_resnet"])
+@pytest.mark.parametrize("name", ["default", "cifar", "imagenet", "imagenet_boosted", "imagenet_resnet"])
 def test_recipes_are_valid_and_sharpen_the_teacher(name: str) -> None:
     spec = recipe(name)
     assert spec.recipe == name
@@ -144,7 +144,9 @@ def test_recipes_are_valid_and_sharpen_the_teacher(name: str) -> None:
     assert not DINO.check(spec.method.config, Facts(50_000, 256, 256, 32, 100, views))
 
 
-@pytest.mark.parametrize(("name", "decay"), [("imagenet", (0.04, 0.4)), ("imagenet_resnet", (1e-4, 1e-4))])
+@pytest.mark.parametrize(
+    ("name", "decay"), [("imagenet", (0.04, 0.4)), ("imagenet_boosted", (0.04, 0.4)), ("imagenet_resnet", (1e-4, 1e-4))]
+)
 def test_imagenet_recipes_have_what_steadies_training(name: str, decay: tuple[float, float]) -> None:
     spec, last = recipe(name), Now(999, 10, 1000)
     assert (spec.train.clip.norm, spec.train.clip.per) == (3.0, "parameter")

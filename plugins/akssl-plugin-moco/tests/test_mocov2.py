@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from akssl_plugin_moco import MoCoV2
-from akssl_plugin_moco.v2 import in_parts, in_shuffled_parts
+from akssl_plugin_moco.v2 import in_groups, shuffled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Batch, Now, Views
+from akssl_core import Batch, Draws, Now, Views
 from akssl_core.nn import StepState
 from akssl_core.testing import ToyBackbone, optimizer_of, toy_batch
 
@@ -198,7 +198,11 @@ def test_state_dict_holds_key_encoder_and_queue() -> None:
 
 
 # -- batch norms over parts of the batch ----------------------------------------------------------
-def test_queries_have_statistics_per_part_of_the_batch() -> None:
+def draws(step: int = 0, size: int = 12) -> Draws:
+    return Draws.of(0, step, torch.arange(size))
+
+
+def test_queries_have_statistics_per_group_of_the_batch() -> None:
     method, plain = make(bn_splits=4), make()
     x = batch(12).views["global"][0]
     got = method._queries(x)
@@ -208,14 +212,12 @@ def test_queries_have_statistics_per_part_of_the_batch() -> None:
     assert not torch.allclose(got, make()._queries(x), atol=1e-3)
 
 
-def test_keys_are_those_of_parts_of_the_shuffled_batch() -> None:
+def test_keys_are_those_of_groups_of_the_shuffled_batch() -> None:
     method, plain = make(bn_splits=4), make()
     x = batch(12).views["global"][1]
-    torch.manual_seed(3)
-    got = method._keys(x)
+    got = method._keys(x, draws())
     assert method.key.backbone.seen == [(3, 8)] * 4
-    torch.manual_seed(3)
-    order = torch.randperm(12)
+    order = draws().seeds("shuffle").argsort()
     expected = torch.empty_like(got)
     expected[order] = torch.cat([key(plain, x[part]) for part in order.split(3)])
     torch.testing.assert_close(got, expected)
@@ -227,26 +229,44 @@ def test_every_image_gets_its_own_key_back() -> None:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     x = batch(12).views["global"][0]
-    torch.testing.assert_close(in_shuffled_parts(encoder, x, 3), encoder(x))
-    torch.testing.assert_close(in_parts(encoder, x, 3), encoder(x))
+    torch.testing.assert_close(shuffled(encoder, x, draws().seeds("shuffle")), encoder(x))
+    torch.testing.assert_close(in_groups(encoder, x, 3), encoder(x))
 
 
-def test_shuffling_follows_torchs_generator() -> None:
-    method, x = make(bn_splits=4), batch(12).views["global"][0]
-    torch.manual_seed(3)
-    first = method._keys(x)
-    assert not torch.allclose(method._keys(x), first, atol=1e-3)
-    torch.manual_seed(3)
-    assert torch.equal(method._keys(x), first)
+def test_shuffling_follows_from_step_images_and_view_alone() -> None:
+    b = batch(12)
+    others = Batch(b.views, b.index + 100)
+
+    def norms(b: Batch, now: Now, seed: int) -> Tensor:
+        """Running statistics of the key encoder after a step: they depend on the order in which groups come."""
+        method = make(bn_splits=4, symmetric=True)
+        torch.manual_seed(seed)
+        method.step(b, now)
+        mean: Tensor = method.key.backbone.bn.running_mean
+        return mean
+
+    first = norms(b, NOW, 0)
+    assert torch.equal(norms(b, NOW, 1), first), "torch's generator has no part in it"
+    assert not torch.equal(norms(b, NOW.next(), 0), first)
+    assert not torch.equal(norms(others, NOW, 0), first)
+    assert not torch.equal(*(draws().view(v).seeds("shuffle").argsort() for v in (0, 1))), "each direction has its own"
 
 
-def test_one_part_is_a_plain_forward_pass_without_random_numbers() -> None:
+@pytest.mark.parametrize("splits", [1, 4])
+def test_a_step_draws_nothing_from_torchs_generator(splits: int) -> None:
+    method = make(bn_splits=splits)
+    state = torch.get_rng_state()
+    method.step(batch(12), NOW)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_group_is_a_plain_forward_pass_and_shares_its_statistics() -> None:
     method, plain = make(), make()
     x = batch(12).views["global"][0]
-    state = torch.get_rng_state()
     assert torch.equal(F.normalize(method._queries(x), dim=1), query(plain, x))
-    assert torch.equal(method._keys(x), key(plain, x))
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(method._keys(x, draws()), key(plain, x))
+    assert method.shared_batch_norm, "with several processes the engine makes it one group of all their images"
+    assert not make(bn_splits=2).shared_batch_norm
 
 
 # -- construction ---------------------------------------------------------------------------------
@@ -259,7 +279,7 @@ def test_head_layer_by_layer() -> None:
     assert make(hidden_dim=7).projector[0].out_features == 7
 
 
-def test_a_batch_norm_behind_the_head_sees_parts_of_the_batch_too() -> None:
+def test_a_batch_norm_behind_the_head_sees_groups_of_the_batch_too() -> None:
     method = make(projection_batch_norm=True, bn_splits=4)
     assert [type(layer).__name__ for layer in method.projector] == ["Linear", "ReLU", "Linear", "BatchNorm1d"]
     assert not method.projector[-1].affine

@@ -11,7 +11,7 @@ import torch
 from akssl_plugin_moco import MoCoV2
 
 import akssl_core
-from akssl_core import ConfigError, Facts
+from akssl_core import ConfigError, Facts, dist
 from akssl_core.testing import config_of, spec_of
 
 
@@ -51,13 +51,13 @@ def test_choices_say_why() -> None:
     choices = MoCoV2.choose(config(), facts(images=2000, batch_size=100))
     assert choices["queue_size"].value == 2000
     assert choices["queue_size"].reason == "at most the 2000 training images, a multiple of the 100 keys of a step"
-    assert choices["bn_splits"].reason == "equal parts of a forward pass of 100 images, at least 8 in each"
+    assert choices["bn_splits"].reason == "equal groups of a forward pass of 100 images, at least 8 in each"
     (choice,) = MoCoV2.choose(config(), facts(batch_size=96)).values()
     assert choice.reason == "a multiple of the 96 keys of a step"
 
 
 @pytest.mark.parametrize(("forward", "splits"), [(100, 5), (32, 4), (16, 2), (14, 1), (13, 1), (68, 4)])
-def test_parts_are_equal_and_not_too_small(forward: int, splits: int) -> None:
+def test_groups_are_equal_and_not_too_small(forward: int, splits: int) -> None:
     assert chosen(facts(batch_size=256, forward_size=forward))["bn_splits"] == splits
 
 
@@ -84,7 +84,7 @@ def test_chosen_settings_pass_the_check() -> None:
         ({"bn_splits": 200}, "bn_splits: 200 must divide a forward pass of 256 images; 128 does."),
         (
             {"bn_splits": 256},
-            "bn_splits: 256 must leave at least 2 images in each part of a forward pass of 256 images; 128 does.",
+            "bn_splits: 256 must leave at least 2 images in each group of a forward pass of 256 images; 128 does.",
         ),
     ],
 )
@@ -94,16 +94,47 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
     assert str(error.value) == f"method.{message}"
 
 
-def test_parts_are_those_of_one_process() -> None:
-    assert MoCoV2.check(config(bn_splits=8), facts(forward_size=64)) == ()
-    with pytest.raises(ConfigError, match="forward pass of 4 images; 2 does"):
-        MoCoV2.check(config(bn_splits=8), facts(forward_size=4))
+@pytest.mark.parametrize(
+    ("world", "batch", "wanted", "chosen_splits"),
+    [
+        (1, 256, 8, 8),
+        (2, 256, 8, 8),
+        (4, 256, 8, 8),
+        (8, 256, 8, 8),
+        (3, 192, 8, 6),
+        (16, 512, 8, 16),  # every process has one group at least
+        (4, 28, 8, 1),  # groups of 7 would be too small
+        (2, 256, 1, 1),
+    ],
+)
+def test_groups_are_counted_over_all_processes(world: int, batch: int, wanted: int, chosen_splits: int) -> None:
+    known = facts(batch_size=batch, forward_size=batch // world)
+    with dist.acting_in(dist.Imagined(world)):
+        found = chosen(known, queue_size=65536 // batch * batch, bn_splits=wanted)
+        assert found.get("bn_splits", wanted) == chosen_splits
+        assert not MoCoV2.check(config(queue_size=batch, bn_splits=chosen_splits), known)
+        seen = MoCoV2.derived(config(bn_splits=chosen_splits), known)["batch norms see"]
+    assert f" of {batch // chosen_splits} images" in seen
+
+
+def test_groups_that_processes_cannot_share_equally_are_refused() -> None:
+    with dist.acting_in(dist.Imagined(4)), pytest.raises(ConfigError) as error:
+        MoCoV2.check(config(bn_splits=2), facts(forward_size=64))
+    assert str(error.value) == (
+        "method.bn_splits: 2 must be 1 or a multiple of the 4 processes, and divide a forward pass of 256 images; "
+        "1 and 4 do."
+    )
+
+
+def test_small_groups_are_warned_of() -> None:
+    (warning,) = MoCoV2.check(config(bn_splits=64), facts())
+    assert warning.startswith("method.bn_splits: groups of 4 images")
 
 
 def test_a_queue_longer_than_the_data_is_warned_of() -> None:
     (warning,) = MoCoV2.check(config(queue_size=1024), facts(images=1000))
     assert warning.startswith("method.queue_size: 1024 keys of 1000 training images")
-    assert MoCoV2.check(config(queue_size=1024), facts(images=1024)) == ()
+    assert not MoCoV2.check(config(queue_size=1024), facts(images=1024))
 
 
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
@@ -129,6 +160,6 @@ def test_a_run_with_few_images_trains(tmp_path: Path) -> None:
     )
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "queue_size: 64" in config, "as many keys as images"
-    assert "bn_splits: 2" in config, "at least 8 images in each part"
+    assert "bn_splits: 2" in config, "at least 8 images in each group"
     assert math.isfinite(result.metrics["loss"])
     assert "z_std_ratio" in result.history[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Batch, Now, Views
+from akssl_core import Batch, Facts, Now, Views
 from akssl_core.testing import ToyBackbone, optimizer_of, spec_of, toy_batch
 
 NOW = Now(0, 10, 100)
@@ -265,6 +265,26 @@ def test_state_dict_holds_all_that_a_step_needs() -> None:
     other.load_state_dict(method.state_dict())
     assert other.step(b, NOW)["loss"].item() == method.step(b, NOW)["loss"].item()
     assert all(torch.equal(a, b) for a, b in zip(other.buffers(), method.buffers(), strict=True))
+
+
+def test_twice_the_paper_s_loss_is_that_of_the_authors_code() -> None:
+    """It adds the mean over the anchors of the first view to that of the second."""
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = (F.normalize(torch.randn(6, 8, generator=generator), dim=1) for _ in range(2))
+
+    def anchors(own: Tensor, other: Tensor) -> Tensor:
+        among = (own @ own.T - 1e9 * torch.eye(6)) / 0.5
+        return F.cross_entropy(torch.cat([own @ other.T / 0.5, among], 1), torch.arange(6))
+
+    loss = akssl_core.build("loss", "ntxent", temperature=0.5, scale=2.0)
+    torch.testing.assert_close(loss(z1, z2), anchors(z1, z2) + anchors(z2, z1))
+
+
+def test_chance_follows_the_factor_of_the_loss() -> None:
+    facts = Facts(1000, 32, 32, 32, 10, {"global": 2})
+    for scale in (1.0, 2.0):
+        config = make(loss={"name": "ntxent", "scale": scale}).config
+        assert SimCLR.curves(config, facts)["loss"].lines["chance"] == pytest.approx(scale * math.log(63))
 
 
 # -- settings -------------------------------------------------------------------------------------

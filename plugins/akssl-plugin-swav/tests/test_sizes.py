@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,24 @@ def test_warnings(settings: dict[str, Any], known: Facts, warning: str) -> None:
     found = list(SwAV.check(config(**{**base, **settings}).config, known))
     assert any(text.startswith(warning) for text in found), found
     assert list(SwAV.check(config(**base).config, facts())) == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "batch", "warned"),
+    [(4.8, 4096, False), (0.6, 256, False), (4.8, 256, True), (4.8, 2048, False), (0.0, 2, False)],
+)
+def test_a_rate_of_a_larger_batch_is_warned_of(rate: float, batch: int, warned: bool) -> None:
+    settings = {"prototypes": 2, "queue_size": 0, "freeze_prototypes_epochs": 1}
+    known = replace(facts(batch=batch, images=100_000), peak_rate=rate)
+    found = list(SwAV.check(config(**settings).config, known))
+    assert [text.partition(": a peak of 4.8")[0] for text in found] == ["optimizer.lr"] * warned
+
+
+def test_the_rate_of_the_imagenet_recipe_is_warned_of_at_a_small_batch(tmp_path) -> None:
+    images = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
+    given = {"data": images, "backbone": "resnet_tiny", "image_size": 16, "batch_size": 16, "epochs": 20}
+    notes = akssl_core.explain("swav", **given, recipe="imagenet").notes
+    assert any(text.startswith("warning: optimizer.lr: a peak of 4.8 at a batch of 16") for text in notes), notes
 
 
 def test_a_queue_that_is_never_used_matters_only_where_there_is_one() -> None:

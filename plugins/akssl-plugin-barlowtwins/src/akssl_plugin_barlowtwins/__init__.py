@@ -32,6 +32,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .published import PUBLISHED
 from .recipes import RECIPES
 
 EPSILON = 1e-5  # added to the variance, as a batch norm does
@@ -102,6 +103,7 @@ class BarlowTwins(Method):
     name = "barlowtwins"
     paper = "Zbontar et al., Barlow Twins, ICML 2021, https://arxiv.org/abs/2103.03230"
     recipes = RECIPES
+    published = PUBLISHED
 
     class Config(Schema):
         """Widths of the projector, and how biases and norms are trained."""
@@ -110,7 +112,10 @@ class BarlowTwins(Method):
         out_dim: int = Field(8192, gt=1, description="width of the projections: the correlation matrix is its square")
         projector_layers: int = Field(3, ge=1, description="linear layers of the projector (the paper: 3)")
         bias_lr: float = Field(
-            0.024, gt=0, description="factor on the learning rate of biases and norms (the paper: 0.0048 / 0.2)"
+            0.0015,
+            gt=0,
+            description="factor on the learning rate of biases and norms (the authors: 0.0048 / 0.2 on a gradient that "
+            "their code divides by its 16 GPUs)",
         )
         loss: LossRef = LossRef.field("barlowtwins", description="compares projections (N, D) of two views")
 
@@ -176,9 +181,9 @@ class BarlowTwins(Method):
         return {"loss": self.loss(z1, z2), "z_std_ratio": std_ratio(z1)}
 
     def param_rules(self) -> Sequence[ParamRule]:
-        """Biases and norms learn slowly, without weight decay and trust ratio (appendix A of the paper)."""
+        """Biases and norms learn slowly (appendix A of the paper); `optimizer.exempt_1d` decides on their decay."""
         names = [glob.escape(name) for name, parameter in self.named_parameters() if parameter.ndim <= 1]
-        return [ParamRule(name, lr=self.config.bias_lr, weight_decay=0.0, adapt=False) for name in names]
+        return [ParamRule(name, lr=self.config.bias_lr) for name in names]
 
 
 def _no_agreement(config: Any) -> float:

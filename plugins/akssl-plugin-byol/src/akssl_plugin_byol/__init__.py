@@ -29,6 +29,7 @@ from akssl_core import (
 )
 from akssl_core.nn import EMA, mlp, std_ratio
 
+from .published import PUBLISHED
 from .recipes import RECIPES
 
 
@@ -72,6 +73,7 @@ class BYOL(Method):
     accumulates = True
     paper = "Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, https://arxiv.org/abs/2006.07733"
     recipes = RECIPES
+    published = PUBLISHED
 
     class Config(Schema):
         """Widths of the heads, and the pace of the target."""

@@ -32,6 +32,7 @@ from akssl_core import (
 from akssl_core.nn import EMA, Center, entropy, std_ratio
 
 from .head import Head
+from .published import PUBLISHED
 from .recipes import RECIPES
 
 IMAGES_PER_OUTPUT = 8  # at least; published recipes have 12 to 24: CIFAR 50 000 / 4096, ImageNet 1.28 million / 65536
@@ -95,6 +96,7 @@ class DINO(Method):
         "https://arxiv.org/abs/2104.14294"
     )
     recipes = RECIPES
+    published = PUBLISHED
 
     class Config(Schema):
         """The head, and how the teacher moves."""

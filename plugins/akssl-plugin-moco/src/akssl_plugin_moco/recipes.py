@@ -114,7 +114,7 @@ def _v3_views(smallest: float, first_blur: float, second_blur: float) -> dict[st
 
 V3_METHOD: dict[str, Any] = {"hidden_dim": 4096, "out_dim": 256, "momentum": {"start": 0.99, "end": 1.0}}
 
-# Solo-learn's recipe. Its LARS also limits the rate of a weight to the learning rate; the core's has no limit.
+# Solo-learn's recipe. Its LARS takes the smaller of learning rate and trust ratio, which is by the sum of norms.
 V3_CIFAR: dict[str, Any] = {
     "method": {**V3_METHOD, "loss": {"name": "infonce_mocov3", "temperature": 0.2}},
     "backbone": {"name": "resnet18", "stem": "cifar"},
@@ -124,6 +124,8 @@ V3_CIFAR: dict[str, Any] = {
         "lr": {"start": 0.3, "warmup": 10, "warmup_from": 3e-5},
         "lr_per": 256,
         "eta": 0.02,
+        "denominator": "sum_of_norms",
+        "clip_ratio": True,
         "momentum": 0.9,
         "weight_decay": 1e-6,
     },
@@ -153,7 +155,7 @@ V3_IMAGENET_VIT: dict[str, Any] = {
         "freeze_patch_projection": True,
         "loss": {"name": "infonce_mocov3", "temperature": 0.2},
     },
-    "backbone": {"name": "vit_small", "patch_size": 16, "positions": "sincos", "heads": 12},
+    "backbone": {"name": "vit_small", "patch_size": 16, "positions": "sincos", "heads": 12, "init": "xavier"},
     "augmentation": _v3_views(0.08, 1.0, 0.1),
     "optimizer": {
         "name": "adamw",

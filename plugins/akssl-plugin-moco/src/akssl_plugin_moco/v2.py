@@ -17,6 +17,7 @@ from akssl_core import (
     Choice,
     ConfigError,
     Curve,
+    Draws,
     Facts,
     KnownValue,
     Landmark,
@@ -26,14 +27,16 @@ from akssl_core import (
     Now,
     Schedule,
     Schema,
+    dist,
 )
 from akssl_core.nn import EMA, Queue, mlp, std_ratio
 
+from .published import V2_PUBLISHED
 from .recipes import V2_RECIPES
 
 Encode = Callable[[Tensor], Tensor]  # images (B, C, H, W) to vectors (B, D)
 
-SPLIT_FROM = 8  # images in a part of the batch below which its statistics are too noisy to be chosen unasked
+SPLIT_FROM = 8  # images in a group below which its statistics are too noisy to be chosen unasked
 
 
 class InfoNCEQueue(Loss):
@@ -72,17 +75,18 @@ class MoCoV2(Method):
 
     The key encoder (backbone and projector) is a slow copy of the query encoder, the queue holds its newest keys.
     Batch norms must not tell which key belongs to a query. The paper has each GPU encode its share of a shuffled
-    batch (ShuffleBN, section 3.3 of arXiv 1911.05722). Here one process does what `bn_splits` GPUs would do: the
-    query encoder runs on consecutive parts of the batch, one after another, the key encoder on the parts of a
-    randomly permuted batch, and the keys are put back in order. With several processes the parts and the
-    permutation are those within each process.
+    batch (ShuffleBN, section 3.3 of arXiv 1911.05722). Here `bn_splits` groups do, whatever the number of processes:
+    the query encoder runs on consecutive groups of the batch, the key encoder on the groups of a permuted batch, and
+    the keys are put back in order. Each process encodes its share of the groups, one after another. The permutation
+    goes across processes and follows from the step and the images in it. One group has the statistics of the whole
+    batch, in several processes too.
     """
 
     name = "mocov2"
     accumulates = True
-    shared_batch_norm = False  # they are what ShuffleBN keeps apart
     paper = "Chen, Fan, Girshick and He, Improved Baselines with Momentum Contrastive Learning, 2020, https://arxiv.org/abs/2003.04297"
     recipes = V2_RECIPES
+    published = V2_PUBLISHED
 
     class Config(Schema):
         """The head, the slow encoder and its queue."""
@@ -96,11 +100,15 @@ class MoCoV2(Method):
         queue_size: int = Field(65536, gt=0, description="keys in the queue; a multiple of the keys of a step")
         momentum: Schedule = Field(Schedule(start=0.999), description="share of the key encoder kept each step")
         symmetric: bool = Field(False, description="each view is query once and key once; the losses are added")
-        bn_splits: int = Field(8, gt=0, description="parts of the batch with batch norm statistics of their own")
+        bn_splits: int = Field(
+            8, gt=0, description="groups of the batch, over all processes, with batch norm statistics of their own"
+        )
         loss: LossRef = LossRef.field("infonce_queue", description="compares queries with their keys and the queue")
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)
+        self.batch_norm_groups = config.bn_splits
+        self.shared_batch_norm = config.bn_splits == 1  # several groups are what ShuffleBN keeps apart
         hidden = config.hidden_dim or backbone.embed_dim
         self.projector = mlp(
             backbone.embed_dim,
@@ -116,23 +124,29 @@ class MoCoV2(Method):
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Algorithm 1 of arXiv 1911.05722; keys enter the queue after the step, both directions' together."""
         x1, x2 = batch.views["global"]
-        q, k = self._queries(x1), self._keys(x2)
+        draws = Draws.of(0, now.step, batch.index)  # the run's seed decides which images are in this step
+        q, k = self._queries(x1), self._keys(x2, draws.view(1))
         loss = self.loss(q, k, self.queue.rows)
         self.queue.push(k)
         if self.config.symmetric:
-            k = self._keys(x1)
+            k = self._keys(x1, draws.view(0))
             loss = loss + self.loss(self._queries(x2), k, self.queue.rows)
             self.queue.push(k)
         return {"loss": loss, "z_std_ratio": std_ratio(q)}
 
     def _queries(self, images: Tensor) -> Tensor:
-        """Queries (B, out_dim) of images (B, C, H, W), with statistics per part of the batch."""
-        return in_parts(lambda x: self.projector(self.backbone(x)), images, self.config.bn_splits)
+        """Queries (B, out_dim) of images (B, C, H, W), with statistics per group of the batch."""
+        return in_groups(lambda x: self.projector(self.backbone(x)), images, self.config.bn_splits)
 
     @torch.no_grad()
-    def _keys(self, images: Tensor) -> Tensor:
-        """Unit keys (B, out_dim) of images (B, C, H, W), with statistics per part of the shuffled batch."""
-        z = in_shuffled_parts(lambda x: self.key.projector(self.key.backbone(x)), images, self.config.bn_splits)
+    def _keys(self, images: Tensor, draws: Draws) -> Tensor:
+        """Unit keys (B, out_dim) of images (B, C, H, W), with statistics per group of the shuffled batch."""
+
+        def encode(x: Tensor) -> Tensor:
+            return in_groups(lambda part: self.key.projector(self.key.backbone(part)), x, self.config.bn_splits)
+
+        # The statistics of one group do not depend on its order.
+        z = encode(images) if self.config.bn_splits == 1 else shuffled(encode, images, draws.seeds("shuffle"))
         return F.normalize(z.float(), dim=1)
 
     @classmethod
@@ -158,49 +172,67 @@ class MoCoV2(Method):
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
-        """How many keys a query is told from, and how old they become."""
+        """How many keys a query is told from, how old they become, and what batch norms see."""
         age = config.queue_size / _pushed(config, facts)
+        groups, images = config.bn_splits, _images(facts)
+        apart = f"{groups} groups of {images // groups} images, {groups // dist.world()} in each process, keys shuffled"
         return {
             "negatives per anchor": f"{config.queue_size} (the queue)",
             "age of the oldest negative": f"{age:g} steps",
+            "batch norms see": apart if groups > 1 else f"one group of {images} images, those of all processes",
         }
 
     @classmethod
     def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
-        """A queue within the data and of whole steps; parts of the batch that are equal and not too small."""
+        """A queue within the data and of whole steps; groups of the batch that are equal and not too small."""
         choices = {"queue_size": _queue_size(config, facts), "bn_splits": _bn_splits(config, facts)}
         return {name: choice for name, choice in choices.items() if choice.value != getattr(config, name)}
 
     @classmethod
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
-        """The queue takes whole steps, and the parts of a forward pass are equal and larger than one image."""
-        _check_splits(config.bn_splits, facts.forward_size)
+        """The queue takes whole steps; each process has as many groups, of more than one image, as every other."""
+        _check_splits(config.bn_splits, _images(facts))
         size, pushed = config.queue_size, _pushed(config, facts)
         if size % pushed:
             below = size // pushed * pushed
             near = f"{below} and {below + pushed} are" if below else f"{pushed} is"
             raise ConfigError(f"method.queue_size: {size} must be a multiple of the {pushed} keys of a step; {near}.")
+        warnings = []
         if size > facts.images:
-            return [
+            warnings.append(
                 f"method.queue_size: {size} keys of {facts.images} training images: "
                 "earlier keys of the same image are negatives of it."
-            ]
-        return ()
+            )
+        if config.bn_splits > 1 and (group := _images(facts) // config.bn_splits) < SPLIT_FROM:
+            warnings.append(
+                f"method.bn_splits: groups of {group} images; batch statistics of fewer than {SPLIT_FROM} are mostly "
+                "noise. Use fewer groups or a larger batch."
+            )
+        return warnings
 
 
-def in_parts(encode: Encode, images: Tensor, count: int) -> Tensor:
-    """Vectors (B, D) of images (B, C, H, W), encoded in `count` consecutive parts, one after another."""
-    if count == 1:
+def in_groups(encode: Encode, images: Tensor, groups: int) -> Tensor:
+    """Vectors (B, D) of images (B, C, H, W), encoded in this process's share of the groups, one after another."""
+    count = groups // dist.world()
+    if count <= 1:
         return encode(images)
     return torch.cat([encode(part) for part in images.tensor_split(count)])
 
 
-def in_shuffled_parts(encode: Encode, images: Tensor, count: int) -> Tensor:
-    """As `in_parts`, of images in random order; row i of the result still belongs to image i."""
-    if count == 1:  # the statistics of one batch do not depend on its order
-        return in_parts(encode, images, count)
-    order = torch.randperm(len(images)).to(images.device)
-    return in_parts(encode, images[order], count)[order.argsort()]
+def shuffled(encode: Encode, images: Tensor, keys: Tensor) -> Tensor:
+    """What `encode` makes of images (B, C, H, W) once those of all processes are dealt out in the order of `keys` (B,).
+
+    Row i of the result still belongs to image i of this process.
+    """
+    mine = slice(dist.rank() * len(images), (dist.rank() + 1) * len(images))
+    order = dist.gather(keys).argsort(stable=True)
+    vectors = dist.gather(encode(dist.gather(images)[order[mine]]))
+    return vectors[order.argsort()[mine]]
+
+
+def _images(facts: Facts) -> int:
+    """Images of one forward pass, over all processes."""
+    return facts.forward_size * dist.world()
 
 
 def _pushed(config: Any, facts: Facts) -> int:
@@ -217,31 +249,35 @@ def _queue_size(config: Any, facts: Facts) -> Choice:
 
 
 def _bn_splits(config: Any, facts: Facts) -> Choice:
-    """As many parts as were wanted, or fewer where they would be unequal or too small."""
-    images = facts.forward_size
-    possible = [n for n in _divisors(images) if n <= config.bn_splits and images // n >= SPLIT_FROM]
-    reason = f"equal parts of a forward pass of {images} images, at least {SPLIT_FROM} in each"
-    return Choice(max(possible, default=1), reason)
+    """As many groups as were wanted, or the nearest number that fits: fewer, else more; one where all are too small."""
+    images = _images(facts)
+    fitting = [n for n in _possible(images) if images // n >= SPLIT_FROM and n > 1 and config.bn_splits > 1]
+    groups = max((n for n in fitting if n <= config.bn_splits), default=min(fitting, default=1))
+    reason = f"equal groups of a forward pass of {images} images, at least {SPLIT_FROM} in each"
+    return Choice(groups, reason if dist.world() == 1 else f"{reason}, as many in each of {dist.world()} processes")
 
 
-def _divisors(count: int) -> list[int]:
-    """All divisors in ascending order."""
-    return [n for n in range(1, count + 1) if count % n == 0]
+def _possible(images: int) -> list[int]:
+    """How many groups there may be: equal ones of at least two images, and as many in each process; or one."""
+    counts = range(dist.world(), images // 2 + 1, dist.world())
+    return sorted({1, *(n for n in counts if images % n == 0)})
 
 
 def _check_splits(splits: int, images: int) -> None:
-    """Refuse parts that are unequal or too small for batch statistics.
+    """Refuse groups that are unequal, too small for batch statistics, or not shared out equally.
 
     Raises:
         ConfigError: with the nearest numbers that are possible.
     """
-    possible = [n for n in _divisors(images) if n == 1 or images // n >= 2]
+    possible = _possible(images)
     if splits in possible:
         return
     below = [n for n in possible if n < splits][-1:]
     above = [n for n in possible if n > splits][:1]
     nearest = " and ".join(map(str, below + above)) + (" do" if below and above else " does")
-    wanted = "must leave at least 2 images in each part of" if images % splits == 0 else "must divide"
+    wanted = "must leave at least 2 images in each group of" if images % splits == 0 else "must divide"
+    if splits % dist.world():
+        wanted = f"must be 1 or a multiple of the {dist.world()} processes, and divide"
     raise ConfigError(f"method.bn_splits: {splits} {wanted} a forward pass of {images} images; {nearest}.")
 
 

@@ -29,6 +29,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .published import PUBLISHED, PUBLISHED_V2
 from .recipes import RECIPES, RECIPES_V2
 
 
@@ -36,8 +37,8 @@ class NTXent(Loss):
     """Cross-entropy of finding the other view of an image among all 2N - 1 other views, over cosines.
 
     For each of the 2N anchors i with partner j: `-log(exp(s_ij / t) / sum over k != i of exp(s_ik / t))`, averaged
-    over the anchors (equation 1 of arXiv 2002.05709; the authors' code returns twice this value). The N images are
-    those of all processes: every process has its own rows as anchors, and the views of all as candidates.
+    over the anchors (equation 1 of arXiv 2002.05709) and multiplied by `scale`. The N images are those of all
+    processes: every process has its own rows as anchors, and the views of all as candidates.
     """
 
     name = "ntxent"
@@ -46,6 +47,7 @@ class NTXent(Loss):
         """Settings of the loss."""
 
         temperature: float = Field(0.1, gt=0, description="divides the cosines; smaller: closest views count more")
+        scale: float = Field(1.0, gt=0, description="factor on the loss (the paper: 1, the authors' code: 2)")
 
     @classmethod
     def known_values(cls) -> Sequence[KnownValue]:
@@ -53,7 +55,7 @@ class NTXent(Loss):
         basis, alike = torch.eye(4), torch.ones(4, 4)
         return [
             KnownValue((basis, basis), math.log(1 + 6 * math.exp(-1 / t)), {"temperature": t}) for t in (0.2, 0.5, 1.0)
-        ] + [KnownValue((alike, alike), math.log(7))]
+        ] + [KnownValue((alike, alike), scale * math.log(7), {"scale": scale}) for scale in (1.0, 2.0)]
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The loss of two views (N, D) each, normalised here; row i of both shows image i."""
@@ -61,7 +63,9 @@ class NTXent(Loss):
         logits = z @ dist.gather(z).T / self.config.temperature
         itself = dist.rank() * len(z) + torch.arange(len(z), device=z.device)
         logits = logits.scatter(1, itself[:, None], -torch.inf)
-        return F.cross_entropy(logits, itself.roll(len(z1)))  # the partner is half of this process's rows away
+        partner = itself.roll(len(z1))  # half of this process's rows away
+        loss: Tensor = self.config.scale * F.cross_entropy(logits, partner)
+        return loss
 
 
 class SimCLR(Method):
@@ -76,6 +80,7 @@ class SimCLR(Method):
         "https://arxiv.org/abs/2002.05709"
     )
     recipes = RECIPES
+    published = PUBLISHED
 
     class Config(Schema):
         """Size of the head."""
@@ -99,7 +104,7 @@ class SimCLR(Method):
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """A loss that stays at log(2N - 1), as if all 2N - 1 other views were alike."""
-        chance = _chance(facts)
+        chance = _chance(config, facts)
         return [
             Landmark(
                 "not learning",
@@ -116,7 +121,7 @@ class SimCLR(Method):
     def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
         """The loss, beside log(2N - 1)."""
         shape = "falls from chance, fast at first and then slowly; it stays above 0"
-        return {"loss": Curve(shape, {"chance": _chance(facts)})}
+        return {"loss": Curve(shape, {"chance": _chance(config, facts)})}
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
@@ -139,6 +144,7 @@ class SimCLRv2(SimCLR):
         "https://arxiv.org/abs/2006.10029"
     )
     recipes = RECIPES_V2
+    published = PUBLISHED_V2
 
     class Config(SimCLR.Config):
         """Size of the head."""
@@ -146,9 +152,10 @@ class SimCLRv2(SimCLR):
         projector_layers: int = Field(3, ge=1, description="linear layers of the projector")
 
 
-def _chance(facts: Facts) -> float:
-    """The loss log(2N - 1) of views that are all alike."""
-    return math.log(max(2 * facts.forward_size * dist.world() - 1, 2))
+def _chance(config: Any, facts: Facts) -> float:
+    """The loss of views that are all alike: log(2N - 1), times the loss's factor."""
+    scale: float = getattr(config.loss.config, "scale", 1.0)  # another loss may have none
+    return scale * math.log(max(2 * facts.forward_size * dist.world() - 1, 2))
 
 
 @hookimpl

@@ -28,6 +28,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .published import PUBLISHED
 from .recipes import RECIPES
 
 
@@ -61,6 +62,7 @@ class SimSiam(Method):
     accumulates = True
     paper = "Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, https://arxiv.org/abs/2011.10566"
     recipes = RECIPES
+    published = PUBLISHED
 
     class Config(Schema):
         """Widths of the heads."""

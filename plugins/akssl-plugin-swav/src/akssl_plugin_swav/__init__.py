@@ -33,6 +33,7 @@ from akssl_core import (
 from akssl_core.nn import Prototypes, Queue, entropy, mlp, sinkhorn, std_ratio
 
 from . import sizes
+from .published import PUBLISHED
 from .recipes import RECIPES
 
 
@@ -85,6 +86,7 @@ class SwAV(Method):
         "https://arxiv.org/abs/2006.09882"
     )
     recipes = RECIPES
+    published = PUBLISHED
 
     class Config(Schema):
         """The head, the assignment and the queue."""

@@ -9,6 +9,7 @@ from typing import Any
 from akssl_core import Choice, ConfigError, Facts, dist
 
 IMAGES_PER_PROTOTYPE = 10  # a cluster of fewer images tells images apart, not kinds of images
+HIGHEST_RATE = 0.6 / 256  # learning rate per image of a batch: the paper has 0.6 at 256 and 4.8 at 4096
 ROWS_PER_PROTOTYPE = 4096 / 3000  # of one assignment, in the paper: a batch of 4096, or 256 and a queue of 3840
 
 
@@ -69,7 +70,7 @@ def _batch_rows(facts: Facts) -> int:
 
 
 def check(config: Any, facts: Facts) -> Sequence[str]:
-    """Warnings about prototypes and queue.
+    """Warnings about prototypes, queue and learning rate.
 
     Raises:
         ConfigError: the queue does not hold a whole number of batches.
@@ -81,7 +82,14 @@ def check(config: Any, facts: Facts) -> Sequence[str]:
             f"method.queue_size: {size} must be a multiple of the batch of {batch}; "
             f"{below or '0 (no queue)'} and {below + batch} are."
         )
-    return [*_prototype_warnings(config, facts), *(_queue_warnings(config, facts) if size else ())]
+    warnings = [*_prototype_warnings(config, facts), *(_queue_warnings(config, facts) if size else ())]
+    if facts.peak_rate > 1.01 * HIGHEST_RATE * batch:  # the cifar recipe has just that rate
+        warnings.append(
+            f"optimizer.lr: a peak of {facts.peak_rate:g} at a batch of {batch}, where the paper's highest is "
+            f"{HIGHEST_RATE * batch:.3g}: the recipe's rate belongs to the recipe's batch, and nothing scales it. "
+            f"Use --set optimizer.lr={HIGHEST_RATE * batch:.3g} or less, or the recipe's batch."
+        )
+    return warnings
 
 
 def _prototype_warnings(config: Any, facts: Facts) -> Sequence[str]:
