@@ -231,7 +231,8 @@ def readable(error: ValidationError) -> list[str]:
 def first_mistake(error: ValidationError) -> str:
     """Where the first mistake is and what is wrong, without the value, which may be of any length."""
     item = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(map(str, item['loc'])):.60} {item['msg']:.100}".strip()
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, item['loc'])):.60} {message:.100}".strip()
 
 
 def shown(value: Any) -> str:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-import pytest
-from pydantic import Field
+from typing import Annotated
 
-from akssl_core.config.schema import BackboneRef, Component, LossRef, Schema, validate
+import pytest
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from akssl_core.config.schema import BackboneRef, Component, LossRef, Schema, first_mistake, readable, validate
 from akssl_core.errors import ConfigError, PluginError
 
 
@@ -94,6 +96,33 @@ def test_several_mistakes_are_one_line_each():
     with pytest.raises(ConfigError) as caught:
         check({"loss": "nothing", "epochs": 0})
     assert len(str(caught.value).splitlines()) == 2
+
+
+def refuse_seven(number):
+    if number == 7:
+        raise ValueError("must not be 7")
+    return number
+
+
+class Checked(Schema):
+    number: Annotated[int, AfterValidator(refuse_seven)] = 0
+
+    @model_validator(mode="after")
+    def _refuse_eight(self):
+        if self.number == 8:
+            raise ValueError("no table holds 8")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("number", "first", "line"),
+    [(7, "number must not be 7", "number: must not be 7, got 7"), (8, "no table holds 8", "no table holds 8, got ")],
+)
+def test_what_a_check_of_ours_says_is_told_without_the_words_of_pydantic(number, first, line):
+    with pytest.raises(ValidationError) as caught:
+        Checked(number=number)
+    assert first_mistake(caught.value) == first
+    assert readable(caught.value)[0].startswith(line)
 
 
 def test_a_schema_never_changes():
