@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .convert import largest_view, shrink, stored_side
 from .opening import DataSpec, Sources, data_table, open_source
 from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
-
-if TYPE_CHECKING:
-    pass
 
 BATCH = 32  # images decoded at a time, fewer where they are large
 BATCH_BYTES = 2**26
