@@ -98,7 +98,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the source of a recipe says, setting by setting. The kit compares it with the recipe, READMEs show both."""
+    """The settings that the source of a recipe states. The kit compares it with the recipe, READMEs show both."""
 
     source: str
     """Who published it and where: authors' code or paper, with its arXiv number and section."""
@@ -107,7 +107,7 @@ class Published:
     differs: Mapping[str, str] = field(default_factory=dict)
     """A setting's path and why the recipe has another value, or one where the source has none."""
     beside: Sequence[str] = ()
-    """What else is not as published, which no setting expresses."""
+    """Other differences, which no setting expresses."""
 
 
 class Method(nn.Module, Component, ABC):

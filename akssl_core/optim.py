@@ -39,7 +39,7 @@ class OptimizerConfig(Schema):
     exempt_1d: bool = Field(True, description="biases and norms: no weight decay, no trust ratio")
 
     def scale(self, batch_size: int) -> float:
-        """What learning rates are multiplied by at a batch of so many images, over all processes."""
+        """The factor of learning rates at a batch of so many images, over all processes."""
         return 1.0 if self.lr_per is None else batch_size / self.lr_per
 
 

@@ -123,7 +123,7 @@ OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python ob
 
 @dataclass(frozen=True)
 class Given:
-    """What the user asked for: settings in layers, and Python objects that stand beside them."""
+    """The request of a user: settings in layers, and Python objects that stand beside them."""
 
     layers: Sequence[tuple[str, Mapping[str, Any]]]
     """(Who gave them, settings), lowest first."""

@@ -1,4 +1,4 @@
-"""What `data` means: from a name, a path, a section of settings or a Python object to the source that reads it."""
+"""From a name, a path, a section of settings or a Python object to the data source that reads it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .wrapped import Wrapped
 
 
 class Sources(Lookup, Protocol):
-    """What opening a source by name takes: the installed plugins, seen from below."""
+    """The part of the plugin manager that opening a source by name needs."""
 
     def provides(self, kind: str, name: str) -> bool:
         """Whether a component of this kind and name can be had."""

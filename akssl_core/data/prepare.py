@@ -36,7 +36,7 @@ class PreparedData:
     size: int
     """Of the file in bytes."""
     record: Record
-    """What the file says of itself: channels, shorter side, classes."""
+    """The file's own description: channels, shorter side, classes."""
     classes: int
     """How many a label names."""
     unreadable: Mapping[str, str]
@@ -132,7 +132,7 @@ def _write(source: DatasetSource, path: Path, text: str) -> PreparedData:
 
 
 def _check(draft: Path, source: DatasetSource, text: str) -> None:
-    """What runs would refuse is not left behind; it takes a source whose labels or images are out of bounds."""
+    """Leave no file behind that runs would refuse; it takes a source whose labels or images are out of bounds."""
     try:
         PreparedFile.mapped(draft)
     except NotPrepared as error:

@@ -32,7 +32,7 @@ class Finding:
     evidence: str
     """The numbers that it saw."""
     cause: str
-    """What usually brings a run there."""
+    """The usual reason of it."""
     cure: str
     """How to mend it."""
 

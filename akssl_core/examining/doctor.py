@@ -17,7 +17,7 @@ INSTALLED = "the installation"
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What was looked at, and the faults that were found."""
+    """The places that were looked at, and the faults that were found."""
 
     findings: Mapping[str, tuple[Finding, ...]]
     """By what was looked at; empty where nothing was found."""

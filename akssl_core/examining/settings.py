@@ -36,7 +36,7 @@ def batch(run: PlannedRun) -> int:
     cause="the method, or the engine, knows that these settings go badly together.", cure="do what the sentence says."
 )
 def advice(run: PlannedRun) -> Evidence:
-    """What the method's own `check` and the engine warn of: queues, prototypes, temperatures, frozen parts, norms."""
+    """Warnings of the method's own `check` and of the engine: queues, prototypes, temperatures, frozen parts, norms."""
     return " ".join(run.plan.warnings) or None
 
 

@@ -1,4 +1,4 @@
-"""What an encoder has learned: features, accuracies of classifiers on them, and whether they have collapsed.
+"""Measures of an encoder: features, accuracies of classifiers on them, and whether they have collapsed.
 
 The encoder never trains here: classifiers see features that were computed once.
 """

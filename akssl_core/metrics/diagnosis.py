@@ -36,7 +36,7 @@ class Diagnosis:
     evidence: str = ""
     """The numbers behind it, in a sentence."""
     cause: str = ""
-    """What usually brings a run there; empty where there is nothing to mend."""
+    """The usual reason of it; empty where there is nothing to mend."""
     cure: str = ""
     """How to mend it."""
     outcome: str = ""
@@ -108,7 +108,7 @@ def read_diagnosis(manifest: Mapping[str, Any], rows: Rows) -> Diagnosis:
 
 
 def compare_scores(scores: Mapping[str, float], queries: int) -> tuple[str, str]:
-    """What came of training by the final k-NN accuracies, and these in a sentence."""
+    """The outcome of training by the final k-NN accuracies, and these in a sentence."""
     score = scores.get("knn_top1", math.nan)
     known = {name: scores[key] for key, name in BASELINES.items() if key in scores}
     if not math.isfinite(score):

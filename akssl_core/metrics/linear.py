@@ -19,7 +19,7 @@ ITERATIONS = 300  # of one fit at most; the least regularised one needs the most
 
 @dataclass(frozen=True, slots=True)
 class LinearScore:
-    """What a linear probe found; accuracies are in percent.
+    """The result of a linear probe; accuracies are in percent.
 
     `accuracy` is that on the queries. `l2` is the strength of the penalty that had the best accuracy on
     held-out images of the bank, which is `validation_accuracy`.

@@ -92,7 +92,7 @@ def _figure(run: RunFiles, name: str) -> Html | None:
 
 
 def _described(run: RunFiles, name: str) -> Mapping[str, Any]:
-    """What the method says of this curve: "shape" in words, and "lines" to read it against."""
+    """The method's description of this curve: "shape" in words, and "lines" to read it against."""
     found: Mapping[str, Any] = run.manifest.get("curves", {}).get(name, {})
     return found
 

@@ -20,7 +20,7 @@ TRAINED = "trained"  # the system that is the run's own backbone
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one protocol has found on some data with a share of the labels."""
+    """The scores of one protocol on some data with a share of the labels."""
 
     protocol: str
     data: str

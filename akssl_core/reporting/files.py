@@ -1,4 +1,4 @@
-"""What the files of a run folder say; a file that a run has not written yet is simply missing here."""
+"""Reads the files of a run folder; a file that the run has not written yet is left out."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def use(run: RunFiles) -> list[Html]:
 
 
 def notes(run: RunFiles) -> list[Html]:
-    """What was decided or found along the way."""
+    """The notes of a run: decisions and findings along the way."""
     found: Sequence[str] = run.manifest.get("notes", [])
     return [section("Notes", tag("ul", *(tag("li", note) for note in found)))] if found else []
 

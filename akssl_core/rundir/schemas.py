@@ -26,7 +26,7 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     def table(self) -> dict[str, Any]:
-        """What was given, as plain values."""
+        """The fields that were given, as plain values."""
         return self.model_dump(exclude_unset=True)
 
 

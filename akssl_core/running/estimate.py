@@ -1,4 +1,4 @@
-"""What a run will take and amount to: memory, time, and facts that follow from its settings."""
+"""Estimates before a run: memory, time, and facts that follow from its settings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def steps(plan: Plan) -> Now:
 
 
 def memory(plan: Plan, *, devices: int = 1) -> Memory:
-    """What each of `devices` processes needs; activations by a forward pass of one image."""
+    """The memory that each of `devices` processes needs; activations by a forward pass of one image."""
     trained = sum(p.numel() * p.element_size() for p in plan.method.parameters() if p.requires_grad)
     kept = sum(t.numel() * t.element_size() for t in plan.method.state_dict().values())
     moments = 2 if hasattr(plan.spec.optimizer.config, "betas") else 1
@@ -95,7 +95,7 @@ def averages(plan: Plan) -> list[tuple[float, float]]:
 
 
 def forecast(plan: Plan) -> list[tuple[str, str]]:
-    """What the settings amount to: lengths, rates, sizes, what only the method knows, and memory."""
+    """Facts that follow from the settings: lengths, rates, sizes, what only the method knows, and memory."""
     spec, now = plan.spec, steps(plan)
     batch, rates = spec.train.batch_size or 1, spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)

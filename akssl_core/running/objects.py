@@ -22,7 +22,7 @@ class StandIn(Component):
     name = STAND_IN
 
     class Config(Schema):
-        """What is known of the object."""
+        """The class of the object, as far as it is known."""
 
         type: str = Field("object", description="class of the object that was passed")
 

@@ -114,7 +114,7 @@ class Plan(Sight):
             ) from error
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the data is, and a hash over a sample of it."""
+        """Size, channels and classes of the data, and a hash over a sample of it."""
         count = len(self.images)
         digest = hashlib.blake2b(digest_size=16)
         for place in sorted({i * count // 16 for i in range(16)}):
@@ -237,7 +237,7 @@ def _augmentation(spec: RunSpec, image: ImageSpec, given: Given) -> Augmentation
 
 
 def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
-    """What a method may decide by, once the core has chosen; the views must be those that it takes."""
+    """The facts a method may decide by, once the core has chosen; the views must be those that it takes."""
     decided = {path.partition(".")[2]: one.value for path, one in chosen.items()}
     train = spec.train.model_copy(update={name: decided[name] for name in decided.keys() & TrainSpec.model_fields})
     assert train.batch_size is not None

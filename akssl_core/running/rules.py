@@ -20,7 +20,7 @@ def view_size(natural_size: int, *, on_cpu: bool) -> Choice:
 
 
 def core_rules(spec: RunSpec, size: Choice, images: int, *, batch_is_users: bool) -> dict[str, Choice]:
-    """What the core decides where `spec` says nothing, by dotted path; few images also reduce a recipe's batch.
+    """The choices of the core where `spec` says nothing, by dotted path; few images also reduce a recipe's batch.
 
     `size` is what `view_size` says; `images` counts those that are trained on.
     """

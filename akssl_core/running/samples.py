@@ -1,4 +1,4 @@
-"""What a report shows of images: views of some, what the encoder finds alike, and a map of their features."""
+"""The images that a report shows: views of some, what the encoder finds alike, and a map of their features."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _names(methods: str | Sequence[str], plugins: Plugins) -> list[str]:
 
 
 def _refuse_own(common: Mapping[str, Any]) -> None:
-    """What the sweep itself decides, or cannot do."""
+    """Refuse settings that the sweep itself decides, or cannot vary."""
     devices = common.get("devices") or (common.get("train") or {}).get("devices")
     if devices not in (None, 1):
         raise ConfigError(

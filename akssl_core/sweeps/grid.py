@@ -1,4 +1,4 @@
-"""What a sweep consists of: one combination of method, settings and seed for each run."""
+"""The runs of a sweep: one combination of method, settings and seed for each run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Combination:
         return f"{plain[:LONGEST]}-{digest(name.encode())[:8]}"
 
     def keywords(self, common: Mapping[str, Any]) -> dict[str, Any]:
-        """What `akssl_core.run` is called with, beside `out`: what all runs have in common, and what is this one's."""
+        """The keywords of `akssl_core.run`, beside `out`: those of all runs, and this one's own."""
         given = merged(sections(common), sections(dotted(list(self.settings.items()))))
         return {**given, "method": {**given.get("method", {}), "name": self.method}, "seed": self.seed}
 

@@ -78,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a sweep has found: `rows`, the best first, and `failed`, why by the name of the run folder."""
+    """The results of a sweep: `rows`, the best first, and `failed`, why by the name of the run folder."""
 
     out: Path
     """The folder of the sweep."""

@@ -30,7 +30,7 @@ class Outcome:
     status: Literal["passed", "failed", "not applicable"]
     meaning: str
     found: str
-    """What happened, where it did not pass."""
+    """The reason where it did not pass."""
     cure: str
 
 

@@ -211,7 +211,7 @@ def draws_per_image(augmentation: Any, images: Any) -> None:
 
 
 def describe_settings(subject: ComponentSubject) -> None:
-    """What holds for the settings of every component."""
+    """Checks that hold for the settings of every component."""
     bare = [name for name, field in subject.component.Config.model_fields.items() if not field.description]
     expect(not bare, f"settings without a description: {_few(bare)}")
     expect(bool((subject.component.__doc__ or "").strip()), "the class has no docstring")

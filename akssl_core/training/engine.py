@@ -56,7 +56,7 @@ class Clock:
 
 
 class Hook(Protocol):
-    """What the engine calls around its steps, as every `Callback` is."""
+    """The methods that the engine calls around its steps; every `Callback` has them."""
 
     def on_start(self, engine: Engine) -> None:
         """Before the first step."""

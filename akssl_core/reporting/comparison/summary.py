@@ -40,7 +40,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one run is in a comparison."""
+    """One run in a comparison."""
 
     name: str
     path: Path
