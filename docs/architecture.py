@@ -68,22 +68,24 @@ WAYS: dict[str, Sequence[str]] = {
     ),
 }
 PLACES: dict[str, Sequence[str]] = {
-    "a command-line flag": ("settings.py",),
-    "a command": ("cli/runs.py",),
-    "a setting of the optimizer": ("optim.py",),
+    "a command-line flag, of commands that train": ("settings.py",),
+    "a command-line flag, of another command": ("cli/judge.py", "cli/results.py"),
     "a setting of a run": ("settings.py",),
-    "a metric in the rows": ("training/rows.py",),
+    "a setting of the optimizer": ("optim.py",),
+    "a rule that fills a setting": ("running/rules.py",),
+    "a metric in the rows": ("training/rows.py", "training/recorder.py"),
     "a health number": ("metrics/health.py",),
     "a verdict": ("metrics/diagnosis.py",),
     "a data format": ("data/opening.py", "data/__init__.py"),
-    "a field of the manifest": ("rundir/schemas.py",),
     "a backbone": ("backbone/resnet.py", "backbone/__init__.py"),
     "an augmentation": ("augment/color.py", "augment/__init__.py"),
     "a checkpoint's field": ("rundir/checkpoints.py", "training/checkpoint.py"),
+    "a field of the manifest": ("rundir/schemas.py",),
     "an export format": ("exporting/formats.py",),
-    "a rule that fills a setting": ("running/rules.py",),
-    "a rule of the doctor": ("examining/settings.py",),
+    "a rule of the doctor": ("examining/settings.py", "examining/folder.py"),
+    "a section of the report": ("reporting/__init__.py",),
     "a check of the kit": ("testing/kit.py",),
+    "a schedule": ("schedule.py",),
     "a hook": ("hookspecs.py",),
 }
 
@@ -100,7 +102,9 @@ def page() -> str:
         describe.markdown(
             ["I look for, or add, ...", "open"], [[what, _files(files)] for what, files in PLACES.items()]
         ),
-        "\n## Rooms\n",
+        "\nMethods, losses and loggers are plugins: [write a method](write_a_method.md), [hooks and kinds](hooks.md). A term that",
+        "a method's step returns is a metric in the rows by itself. `python -m pytest tests/ROOM` runs the tests of a room.\n",
+        "## Rooms\n",
         "Each imports from rooms in lower layers alone.\n",
         describe.markdown(["layer", "room", "what it is", "imports"], _rooms()),
     ]
