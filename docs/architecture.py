@@ -102,8 +102,9 @@ def page() -> str:
         describe.markdown(
             ["I look for, or add, ...", "open"], [[what, _files(files)] for what, files in PLACES.items()]
         ),
-        "\nMethods, losses and loggers are plugins: [write a method](write_a_method.md), [hooks and kinds](hooks.md). A term that",
-        "a method's step returns is a metric in the rows by itself. `python -m pytest tests/ROOM` runs the tests of a room.\n",
+        "\nMethods, losses and loggers are plugins: [write a method](write_a_method.md), [hooks and kinds](hooks.md).",
+        "A term that a method's step returns is a metric in the rows by itself.",
+        "`python -m pytest tests/ROOM` runs the tests of a room.\n",
         "## Rooms\n",
         "Each imports from rooms in lower layers alone.\n",
         describe.markdown(["layer", "room", "what it is", "imports"], _rooms()),
