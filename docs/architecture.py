@@ -69,7 +69,8 @@ WAYS: dict[str, Sequence[str]] = {
 }
 PLACES: dict[str, Sequence[str]] = {
     "a command-line flag, of commands that train": ("settings.py",),
-    "a command-line flag, of another command": ("cli/judge.py", "cli/results.py"),
+    "a command-line flag, of another command": ("cli/judge.py", "cli/runs.py"),
+    "a command": ("cli/runs.py", "__init__.py"),
     "a setting of a run": ("settings.py",),
     "a setting of the optimizer": ("optim.py",),
     "a rule that fills a setting": ("running/rules.py",),
@@ -115,6 +116,8 @@ def page() -> str:
 
 
 def _files(files: Sequence[str]) -> str:
+    """Links to files of the core, all of which exist."""
+    assert all((CORE / file).is_file() for file in files), files
     return " and ".join(f"[`{file}`](../akssl_core/{file})" for file in files)
 
 

@@ -109,7 +109,7 @@ class Plan(Sight):
             return {name: Described(shape=curve.shape, lines=dict(curve.lines)) for name, curve in of.items()}
         except ValidationError as error:
             raise PluginError(
-                f"method {method.name}: a curve cannot be drawn: {first_mistake(error)}. Mend `curves` of "
+                f"method {method.name}: a curve cannot be drawn: {first_mistake(error)}. Mend Method.curves of "
                 f"{method.__name__}: its lines are finite numbers."
             ) from error
 
