@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -47,6 +47,8 @@ class Optimizer(Component, ABC):
     """A recipe for an optimizer of torch: its settings, and how to build it over groups of parameters."""
 
     kind = "optimizer"
+    adaptive: ClassVar[bool] = False
+    """Whether each weight's step is measured by its own gradients, as transformers need."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -242,6 +244,7 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 
     name = "adamw"
+    adaptive = True
 
     class Config(OptimizerConfig):
         """Settings of AdamW."""

@@ -86,6 +86,11 @@ class Schedule(Schema):
         left = 0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1 - done
         return self.end + (self.start - self.end) * left
 
+    def peak(self, epochs: float) -> float:
+        """The largest value in a run of so many epochs, which may end before the warm-up does."""
+        reached = self.warmup_from + (self.start - self.warmup_from) * min(1.0, epochs / (self.warmup or epochs))
+        return max(self.warmup_from if self.warmup else reached, reached, reached if self.end is None else self.end)
+
 
 class LearningRate(Schedule):
     """A learning rate: unless told otherwise it falls to zero by a cosine, the field's custom."""

@@ -84,6 +84,9 @@ class Augmentation(Component, ABC):
     def groups(self) -> Sequence[ViewGroup]:
         """The views this augmentation offers, in the order in which a method sees them."""
 
+    def fit_patches(self, side: int) -> None:
+        """Told before the first batch that the backbone sees patches of so many pixels, for sizes that are open."""
+
     def __call__(self, pixels: Pixels, draws: Draws) -> Views:
         """All views of one batch. View v of the run draws from `draws.view(v)`."""
         views, v = Views(), 0

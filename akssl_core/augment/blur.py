@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,13 @@ class Blurs(Parameters):
     sigma: Tensor  # (B,) pixels
 
 
-def kernel_size(size: int) -> int:
-    """About a tenth of the side, odd: 23 at 224 px (SimCLR, arXiv 2002.05709), at least 3."""
-    return max(3, 2 * round((size / 10 - 1) / 2) + 1)
+def kernel_size(size: int, widest: float = 2.0) -> int:
+    """Taps for views of `size` px: a tenth, 23 at 224 px (SimCLR, arXiv 2002.05709), or what holds the widest sigma.
+
+    A tenth alone would cut a sigma of 2 to 0.8 at 32 px. Always odd; reflection allows 2 size - 1.
+    """
+    tenth, wide = 2 * round((size / 10 - 1) / 2) + 1, 2 * math.ceil(3 * widest) + 1
+    return min(max(3, tenth, wide), 2 * size - 1)
 
 
 class GaussianBlur(Operation[Blurs]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from ..draws import Draws
 from .base import Parameters
 
+Interpolation = Literal["bilinear", "bicubic"]
 TRIES = 10  # boxes tried before the centre of the image is taken, as torchvision does
 
 # Which kernel is fastest on a CPU. Boxes that are enlarged: `crop_enlarged`; us an image on two cores, together / each
@@ -32,14 +34,22 @@ class Crops(Parameters):
 
 
 class RandomResizedCrop:
-    """Cuts a box of random area and aspect out of each image, resizes it (antialiased bilinear), may mirror it.
+    """Cuts a box of random area and aspect out of each image, resizes it (antialiased), may mirror it.
 
     Boxes are drawn as by torchvision's `RandomResizedCrop`: the area is uniform in `scale` (fractions of the
     image), the aspect ratio log-uniform in `ratio`; resizing equals its `resized_crop(antialias=True)`.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float], ratio: tuple[float, float], flip: float) -> None:
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        flip: float,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
         self.size = size
+        self.interpolation: Interpolation = interpolation
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
@@ -73,11 +83,14 @@ class RandomResizedCrop:
     def apply(self, images: Tensor, parameters: Crops) -> Tensor:
         """Views (B, C, size, size) of images (B, C, H, W) uint8."""
         if not images.is_cpu:
-            return crop_together(images, parameters, self.size)
+            return crop_together(images, parameters, self.size, self.interpolation)
         height, width = images.shape[2:]
+        shrinks = cpu_kernel_of(height, width, self.size)
+        if self.interpolation == "bicubic":
+            return shrinks(images, parameters, self.size, self.interpolation)
         corner, box = parameters.boxes[:, :2], parameters.boxes[:, 2:]
         enlarged = ((box <= self.size) & (corner + box <= REACH)).all(1)
-        shares = ((enlarged, crop_enlarged), (~enlarged, cpu_kernel_of(height, width, self.size)))
+        shares = ((enlarged, crop_enlarged), (~enlarged, shrinks))
         views = torch.empty(*images.shape[:2], self.size, self.size)
         for chosen, kernel in shares:
             if chosen.all():
@@ -93,7 +106,7 @@ def _ends(like: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def cpu_kernel_of(height: int, width: int, size: int) -> Callable[[Tensor, Crops, int], Tensor]:
+def cpu_kernel_of(height: int, width: int, size: int) -> Callable[..., Tensor]:
     """The faster of the two kernels that shrink, for a canvas of height x width on a CPU."""
     return crop_each if size * height * (width + size) > TOGETHER_UP_TO else crop_together
 
@@ -131,41 +144,66 @@ def _shown_larger(images: Tensor) -> Tensor:
     return pixels.as_strided((len(images), channels, REACH, REACH), (channels * area, area, width, 1))
 
 
-def crop_each(images: Tensor, crops: Crops, size: int) -> Tensor:
+def crop_each(images: Tensor, crops: Crops, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
     """The views one image after another: reads the boxes alone, best for large images on a CPU."""
     views = torch.empty(*images.shape[:2], size, size, device=images.device)
     for image, (top, left, height, width), flip, view in zip(
         images, crops.boxes.tolist(), crops.flip.tolist(), views, strict=True
     ):
         box = image[None, :, top : top + height, left : left + width].to(torch.float32)
-        resized = F.interpolate(box, size=(size, size), mode="bilinear", antialias=True)[0]
+        resized = F.interpolate(box, size=(size, size), mode=interpolation, antialias=True)[0]
         torch.div(resized.flip(2) if flip else resized, 255, out=view)
-    return views
+    return _cut_off(views, interpolation)
 
 
-def crop_together(images: Tensor, crops: Crops, size: int) -> Tensor:
+def crop_together(images: Tensor, crops: Crops, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
     """The views of all images at once, as row weights times image times column weights."""
     count, channels, height, width = images.shape
     boxes, flip = crops.boxes.to(images.device, torch.float32), crops.flip.to(images.device)
-    rows = resampling(boxes[:, 0:1], boxes[:, 2:3], torch.zeros_like(flip), size, height).div_(255)
-    columns = resampling(boxes[:, 1:2], boxes[:, 3:4], flip, size, width)
+    kernel = triangle if interpolation == "bilinear" else cubic
+    rows = resampling(boxes[:, 0:1], boxes[:, 2:3], torch.zeros_like(flip), size, height, kernel).div_(255)
+    columns = resampling(boxes[:, 1:2], boxes[:, 3:4], flip, size, width, kernel)
     pixels = images.to(torch.float32).reshape(count, channels * height, width)
     narrow = torch.bmm(pixels, columns.transpose(1, 2)).view(count, channels, height, size)
-    return torch.matmul(rows[:, None], narrow)
+    return _cut_off(torch.matmul(rows[:, None], narrow), interpolation)
 
 
-def resampling(start: Tensor, length: Tensor, mirror: Tensor, outputs: int, inputs: int) -> Tensor:
+def _cut_off(views: Tensor, interpolation: Interpolation) -> Tensor:
+    """A cubic overshoots beyond black and white."""
+    return views if interpolation == "bilinear" else views.clamp_(0, 1)
+
+
+def triangle(distance: Tensor) -> Tensor:
+    """Bilinear weights by the distance in pixels, in place."""
+    return distance.abs_().mul_(-1).add_(1).clamp_(min=0)
+
+
+def cubic(distance: Tensor) -> Tensor:
+    """Bicubic weights by the distance in pixels, with a = -1/2 as in Pillow (Keys 1981)."""
+    x = distance.abs_()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def resampling(
+    start: Tensor,
+    length: Tensor,
+    mirror: Tensor,
+    outputs: int,
+    inputs: int,
+    kernel: Callable[[Tensor], Tensor] = triangle,
+) -> Tensor:
     """Weights (B, outputs, inputs) that resize the interval [start, start + length) of a line to `outputs` pixels.
 
-    `start` and `length` are (B, 1) in pixels; `mirror` (B,) reverses the outputs. A triangle as wide as two input
-    pixels, or two output pixels where these are larger (that is the antialiasing), cut off at the interval's ends.
+    `start` and `length` are (B, 1) in pixels; `mirror` (B,) reverses the outputs. The kernel is measured in input
+    pixels, or in output pixels where these are larger (that is the antialiasing), and cut off at the interval's ends.
     """
     scale = length / outputs
     place = torch.arange(outputs, device=start.device) + 0.5
     place = torch.where(mirror[:, None], outputs - place, place)
     centre = (start + place * scale)[:, :, None]
     pixel = torch.arange(inputs, device=start.device) + 0.5
-    weights = (pixel - centre).abs_().mul_(-1 / scale.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)
+    weights = kernel((pixel - centre).mul_(1 / scale.clamp(min=1)[:, :, None]))
     inside = ((pixel > start) & (pixel < start + length)).to(torch.float32)
     weights.mul_(inside[:, None])
     return weights.div_(weights.sum(2, keepdim=True))

@@ -15,7 +15,7 @@ from ..draws import Draws
 from .base import Operation
 from .blur import GaussianBlur, kernel_size
 from .color import ColorJitter, Grayscale, Normalize, Solarize
-from .crop import RandomResizedCrop
+from .crop import Interpolation, RandomResizedCrop
 
 BLUR_FROM = 64  # side in pixels below which published recipes do not blur
 # Values worked on at a time on a CPU, 3 MB of float32: calls cost less than the cache saves. Measured at 32 px on two
@@ -57,6 +57,7 @@ class ViewPolicy(Schema):
     scale: Scale = (0.2, 1.0)
     ratio: Interval = Field((3 / 4, 4 / 3), description="aspect of the crop: smallest and largest width by height")
     flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring left to right")
+    interpolation: Interpolation = Field("bilinear", description="how the crop is resized, antialiased")
     jitter: float = Field(0.8, ge=0, le=1, description="probability of the colour jitter (the next four)")
     brightness: float = Field(0.4, ge=0, description="strength of the change of brightness")
     contrast: float = Field(0.4, ge=0, description="strength of the change of contrast")
@@ -90,7 +91,7 @@ class PolicyTransform:
         self.asked = policy
         self.policy = settle(policy, size, image.channels)
         self.size = size
-        self.crop = RandomResizedCrop(size, policy.scale, policy.ratio, policy.flip)
+        self.crop = RandomResizedCrop(size, policy.scale, policy.ratio, policy.flip, policy.interpolation)
         self.operations = list(_operations(self.policy, size))
         self.normalize = Normalize(image.mean, image.std)
 
@@ -139,7 +140,7 @@ def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:
     if policy.grayscale:
         yield Grayscale(policy.grayscale)
     if policy.blur:
-        yield GaussianBlur(policy.blur, kernel_size(size), policy.blur_sigma)
+        yield GaussianBlur(policy.blur, kernel_size(size, policy.blur_sigma[1]), policy.blur_sigma)
     if policy.solarize:
         yield Solarize(policy.solarize)
 

@@ -105,28 +105,36 @@ class MultiCrop(_Policies):
         local_count: int = Field(6, ge=0, description="number of local views")
         size: int | None = Field(None, ge=8, description=SIZE.replace("the views", "the global views"))
         local_size: int | None = Field(
-            None, ge=8, description="side of the local views in pixels; null: 96/224 of the global side, even"
+            None, ge=8, description="side of the local views in pixels; null: 96/224 of the global side, whole patches"
         )
 
     def __init__(self, config: Config, image: ImageSpec) -> None:
         size = config.size or image.size
-        self.local_size = config.local_size or local_size(size)
         views = tuple(PolicyTransform(policy, size, image) for policy in (config.first, config.second))
-        groups = [ViewGroup("global", size, views)]
-        if config.local_count:
-            local = PolicyTransform(config.local, self.local_size, image)
-            groups.append(ViewGroup("local", self.local_size, (local,) * config.local_count))
-        super().__init__(config, image, groups)
+        super().__init__(config, image, [ViewGroup("global", size, views)])
+        self._whole = ""
+        self._add_local(config.local_size or local_size(size))
+
+    def _add_local(self, side: int) -> None:
+        self.local_size, count = side, self.config.local_count
+        local = ViewGroup("local", side, (PolicyTransform(self.config.local, side, self.image),) * count)
+        self._groups = [self._groups[0], local] if count else self._groups
+
+    def fit_patches(self, side: int) -> None:
+        """Gives local views whose size was left open whole patches, as 96 px are for patches of 16 px."""
+        if self.config.local_size is None:
+            self._whole = f", in patches of {side} px"
+            self._add_local(local_size(self._groups[0].size, side))
 
     @property
     def notes(self) -> list[str]:
         """Also says how large the local views are when the user left it open."""
         if self.config.local_size or not self.config.local_count:
             return super().notes
-        reason = f"96/224 of {self._groups[0].size} px, even, at least 8"
+        reason = f"96/224 of {self._groups[0].size} px{self._whole or ', even'}, at least 8"
         return [f"local views have {self.local_size} px ({reason})", *super().notes]
 
 
-def local_size(size: int) -> int:
-    """The side of local views that goes with a global side: 96 for 224, even, at least 8."""
-    return max(8, 2 * round(size * 96 / 224 / 2))
+def local_size(size: int, multiple: int = 2) -> int:
+    """The side of local views that goes with a global side: 96 for 224, a multiple of `multiple`, at least 8."""
+    return multiple * max(round(size * 96 / 224 / multiple), -(-8 // multiple))

@@ -9,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..optim import OptimizerConfig
 from ..running.estimate import averages, steps
+from ..running.fit import TRIAL, recipe_notes
 from ..schedule import Schedule
 from .base import Evidence, PlannedRun, before_run
 
-FEWEST_STEPS = 200
 SMALL_BATCH_NORM = 16  # images; below, the statistics are mostly noise (Wu and He 2018, arXiv 1803.08494, figure 1)
 LARGE_BATCH = 1024
 SMALL_IMAGE = 64
@@ -38,6 +38,15 @@ def batch(run: PlannedRun) -> int:
 def advice(run: PlannedRun) -> Evidence:
     """Warnings of the method's own `check` and of the engine: queues, prototypes, temperatures, frozen parts, norms."""
     return " ".join(run.plan.warnings) or None
+
+
+@before_run(
+    cause="the default recipe is for small images and minutes, and nobody named another.",
+    cure="name the recipe that was made for such images, if you have the time and the hardware that it needs.",
+)
+def recipe_for_small_images(run: PlannedRun) -> Evidence:
+    """Large images under the default recipe of a method that has one for them."""
+    return " ".join(recipe_notes(run.plan.spec, run.plan.provenance, run.plan.source.natural_size)) or None
 
 
 @before_run(
@@ -80,28 +89,10 @@ def batch_norm_with_few_images(run: PlannedRun) -> Evidence:
     return f"batch norms see {seen} images at a time." if seen < SMALL_BATCH_NORM else None
 
 
-@before_run(
-    cause="the recipe's learning rate belongs to the recipe's batch, and nothing scales it.",
-    cure="set optimizer.lr for this batch, or optimizer.lr_per to the batch that the rate is meant for.",
-)
-def rate_not_scaled(run: PlannedRun) -> Evidence:
-    """A batch that the user has changed much, under a learning rate that stayed the recipe's."""
-    plan, origin = run.plan, run.plan.provenance
-    recipe = plan.spec.method_class.recipes.get(plan.spec.recipe, {})
-    usual = recipe.get("train", {}).get("batch_size")
-    users = not origin["train.batch_size"].startswith(("recipe", "rule"))
-    untouched = origin.get("optimizer.lr", origin.get("optimizer.lr.start", "")).startswith("recipe")
-    if not (usual and users and untouched) or rates(run).lr_per is not None:
-        return None
-    factor = max(usual / batch(run), batch(run) / usual)
-    return f"batch {batch(run)}, learning rate {rates(run).lr.start:g} of a batch of {usual}." if factor >= 4 else None
-
-
 @before_run(cause="steps this large seldom stay stable with this optimizer.", cure="lower optimizer.lr.")
 def rate_too_high(run: PlannedRun) -> Evidence:
     """A peak learning rate beyond what any published recipe of the optimizer uses."""
-    scale = batch(run) / per if (per := rates(run).lr_per) else 1.0
-    peak, name = rates(run).lr.start * scale, run.plan.spec.optimizer.name
+    peak, name = run.plan.facts.peak_rate, run.plan.spec.optimizer.name
     most = HIGHEST_LR.get(name)
     return f"{name} at a peak of {peak:g}; up to {most:g} is known to work." if most and peak > most else None
 
@@ -113,16 +104,6 @@ def decay_too_strong(run: PlannedRun) -> Evidence:
     value = max(decay.start, decay.start if decay.end is None else decay.end)
     most = HIGHEST_DECAY.get(name)
     return f"{name} with weight decay {value:g}; up to {most:g} is known to work." if most and value > most else None
-
-
-@before_run(
-    cause="the learning rate is still rising when most of the run is over.",
-    cure="use more epochs, or set optimizer.lr.warmup to a tenth of them.",
-)
-def warmup_fills_the_run(run: PlannedRun) -> Evidence:
-    """A warm-up of the learning rate over more than half of the run."""
-    warmup, epochs = rates(run).lr.warmup, steps(run.plan).epochs
-    return f"a warm-up of {warmup:g} epochs in a run of {epochs:.3g}." if warmup > epochs / 2 else None
 
 
 @before_run(
@@ -174,7 +155,7 @@ def slow_copy_too_slow(run: PlannedRun) -> Evidence:
 def few_steps(run: PlannedRun) -> Evidence:
     """A run of fewer than 200 steps."""
     total = steps(run.plan).total_steps
-    return f"{total} optimizer steps." if total < FEWEST_STEPS else None
+    return f"{total} optimizer steps." if total < TRIAL else None
 
 
 @before_run(cause="nothing of the backbone would be trained.", cure="set requires_grad on its parameters.")
@@ -190,7 +171,7 @@ def few_rows(run: PlannedRun) -> Evidence:
     """Rows of metrics so rare that nothing can be seen in them."""
     every, now = run.plan.spec.train.log_every or 1, steps(run.plan)
     rows = now.total_steps // min(every, now.steps_per_epoch)
-    return f"{rows} rows in {now.total_steps} steps." if rows < 3 and now.total_steps >= FEWEST_STEPS else None
+    return f"{rows} rows in {now.total_steps} steps." if rows < 3 and now.total_steps >= TRIAL else None
 
 
 @before_run(
@@ -200,4 +181,4 @@ def few_rows(run: PlannedRun) -> Evidence:
 def rare_checkpoints(run: PlannedRun) -> Evidence:
     """A long run that saves nothing before its end."""
     every, total = run.plan.spec.train.checkpoint_every or 1, steps(run.plan).total_steps
-    return f"a checkpoint every {every} of {total} steps." if every >= total and total > 10 * FEWEST_STEPS else None
+    return f"a checkpoint every {every} of {total} steps." if every >= total and total > 10 * TRIAL else None

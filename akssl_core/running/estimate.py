@@ -18,6 +18,7 @@ from ..nn import EMA
 from ..optim import OptimizerConfig
 from ..schedule import Now
 from ..training.callback import Callback
+from .fit import length
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ class Memory:
 
 def steps(plan: Plan) -> Now:
     """The run before its first step."""
-    train = plan.spec.train
-    per_epoch = len(plan.images) // (train.batch_size or 1)
-    total = per_epoch * (train.epochs or 1)
-    return Now(0, per_epoch, min(total, train.steps or total))
+    return length(plan.spec.train, len(plan.images))
 
 
 def memory(plan: Plan, *, devices: int = 1) -> Memory:
@@ -99,13 +97,13 @@ def forecast(plan: Plan) -> list[tuple[str, str]]:
     spec, now = plan.spec, steps(plan)
     batch, rates = spec.train.batch_size or 1, spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)
-    scale = 1.0 if rates.lr_per is None else batch / rates.lr_per
+    scale, peak = rates.scale(batch), rates.lr.peak(now.epochs)
     trained = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
     lines = [
         ("training images", f"{len(plan.images)}"),
         ("optimizer steps", f"{now.total_steps} ({now.steps_per_epoch} an epoch)"),
         ("images seen", f"{now.total_steps * batch}"),
-        ("peak learning rate", f"{rates.lr.start * scale:g} (setting {rates.lr.start:g} x {scale:g})"),
+        ("peak learning rate", f"{peak * scale:g} (setting {peak:g} x {scale:g})"),
         ("trained parameters", f"{trained / 1e6:.2f} million"),
         ("feature size", f"{plan.backbone.embed_dim}"),
         ("epochs", f"{now.epochs:.4g}"),

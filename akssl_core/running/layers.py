@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..backbone import Backbone, TokenBackbone
 from ..config.registry import STAND_IN
 from ..config.schema import leaves, user_path, validate
 from ..config.yaml import read_yaml
 from ..data import DEFAULT_SOURCE
 from ..data.opening import data_table
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, PluginError, did_you_mean
 from ..method import Method
 from ..plugins.manager import Plugins
 from ..settings import CORE, OBJECTS, Given, Layers, RunSpec, sections
@@ -26,6 +27,8 @@ CORE_DEFAULTS: Mapping[str, Any] = {
     "data": {"name": DEFAULT_SOURCE},
     "seed": 0,
 }
+FOR_TOKENS: Mapping[str, Any] = {"optimizer": {"name": "adamw", "lr": {"start": 5e-4, "warmup": 1}, "lr_per": 256}}
+"""What trains a transformer where the recipe's optimizer was chosen for convolutions."""
 
 
 def collect(
@@ -77,9 +80,15 @@ def layer(given: Given, plugins: Plugins) -> Layers:
     method = plugins.get("method", name)
     assert issubclass(method, Method)
     recipe, reason = _recipe(method, user, plugins)
+    backbone = _backbone(given, user, plugins)
+    if backbone and (suited := _suited(method, recipe, backbone, plugins)) != recipe:
+        recipe, reason = suited, f"rule: '{recipe}' of {method.name} for {backbone.name}"
     layers = Layers()
     layers.put(CORE_DEFAULTS, CORE)
     layers.put(method.recipes.get(recipe, {}), f"recipe '{recipe}' of {method.name}")
+    unsuited = backbone and _takes_tokens(backbone) and not _for_tokens(method, recipe, plugins)
+    if backbone and unsuited and user.get("optimizer", "name") is None:
+        layers.put(FOR_TOKENS, f"rule: recipe '{recipe}' is for convolutions, {backbone.name} is a transformer")
     for who, settings in given.layers:
         layers.put(settings, who)
     layers.put({"recipe": recipe}, reason)
@@ -100,6 +109,36 @@ def _recipe(method: type[Method], user: Layers, plugins: Plugins) -> tuple[str, 
     if isinstance(family, str) and family in method.recipes:
         return family, f"rule: {source} is {family} data"
     return "default", CORE
+
+
+def _backbone(given: Given, user: Layers, plugins: Plugins) -> type[Backbone] | None:
+    """The kind of backbone that the user names or hands over; None: another decides."""
+    module, name = given.objects.get("backbone"), user.get("backbone", "name")
+    if isinstance(module, Backbone):
+        return type(module)
+    if not isinstance(name, str) or name == STAND_IN:
+        return None
+    try:
+        return plugins.get("backbone", name)  # type: ignore[return-value]
+    except PluginError:  # told with the setting's path when all settings are checked
+        return None
+
+
+def _takes_tokens(backbone: type[Backbone]) -> bool:
+    return issubclass(backbone, TokenBackbone)
+
+
+def _for_tokens(method: type[Method], recipe: str, plugins: Plugins) -> bool:
+    """Whether a recipe was made for transformers: by the backbone that it names, or that the method takes."""
+    name = method.recipes.get(recipe, {}).get("backbone", {}).get("name")
+    return _takes_tokens(method.accepts if name is None else plugins.get("backbone", name))  # type: ignore[arg-type]
+
+
+def _suited(method: type[Method], recipe: str, backbone: type[Backbone], plugins: Plugins) -> str:
+    """The recipe itself, or the one beside it (`imagenet_vit` beside `imagenet`) that is for such a backbone."""
+    tokens = _takes_tokens(backbone)
+    beside = (name for name in method.recipes if name == recipe or name.startswith(recipe + "_"))
+    return next((name for name in beside if _for_tokens(method, name, plugins) == tokens), recipe)
 
 
 def check(layers: Layers, plugins: Plugins) -> RunSpec:

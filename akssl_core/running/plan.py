@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import dist
 from ..augment import Augmentation, PerImageAugmentation
-from ..backbone import Backbone, WrappedBackbone
+from ..backbone import Backbone, TokenBackbone, WrappedBackbone
 from ..config.registry import STAND_IN
 from ..config.schema import first_mistake
 from ..data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, open_source
@@ -32,6 +31,7 @@ from ..rundir.schemas import Described
 from ..settings import OBJECTS, Given, Layers, RunSpec, TrainSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware
+from . import fit
 from .layers import check, layer, provenance
 from .rules import core_rules, view_size
 
@@ -140,9 +140,9 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     """
     layers = layer(given, plugins)
     spec = check(layers, plugins)  # mistakes are told before data is read
+    fit.refuse(spec)
     sight = _look(spec, given, plugins)
-    users_batch = layers.set_by_user("train", "batch_size")
-    chosen = core_rules(spec, sight.size, len(sight.images), batch_is_users=users_batch)
+    chosen = core_rules(spec, layers, sight.size, len(sight.images), sight.hardware)
     layers.fill(chosen)
     facts = _facts(spec, chosen, sight)
     choices = spec.method_class.choose(spec.method.config, facts)
@@ -157,7 +157,6 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
         AksslError: the hardware, the data or the augmentation cannot be had.
     """
     hardware = choose_hardware(spec.train)
-    _check_devices(spec.train)
     source = open_source(given.objects.get("data", spec.data), plugins, spec.train.image_size)
     size = view_size(source.natural_size, on_cpu=hardware.device.type == "cpu")
     if spec.train.image_size is None:
@@ -169,21 +168,25 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
 
 def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given) -> Plan:
     """The parts that are trained, checked against the facts, and the plan of them all."""
-    _check_accumulation(spec.method_class, spec.train)
+    origin, augmentation = provenance(spec, layers), sight.augmentation
     warnings = list(spec.method_class.check(spec.method.config, facts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, sight.image, given)
         method = _method(spec, backbone)
-    warnings += _check_batch_norms(method, facts, spec.train)
+    warnings += fit.batch_norms(method, facts, spec.train)
+    warnings += fit.optimizer_warnings(spec, origin, backbone, facts.images)
+    if isinstance(backbone, TokenBackbone):
+        augmentation.fit_patches(backbone.patch_size)
     hardware = sight.hardware
     notes = [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
-    notes += [*sight.source.notes, *backbone.notes, *sight.augmentation.notes]
+    notes += [*sight.source.notes, *backbone.notes, *augmentation.notes, *fit.padding(backbone, augmentation)]
+    notes += fit.recipe_notes(spec, origin, sight.source.natural_size)
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
         **vars(sight),
         spec=spec,
-        provenance=provenance(spec, layers),
+        provenance=origin,
         preprocess=Preprocess.of(sight.image),
         backbone=backbone,
         method=method,
@@ -248,68 +251,9 @@ def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
             f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {shares}; "
             f"{train.batch_size // shares * shares or shares} is."
         )
-    offered, share = _offered(spec.method_class, sight.augmentation), train.batch_size // shares
-    rates: Any = spec.optimizer.config
-    peak = rates.lr.start * rates.scale(train.batch_size)
-    return Facts(len(sight.images), train.batch_size, share, sight.image.size, train.epochs, offered, peak)
-
-
-# -- cross-checks ---------------------------------------------------------------------------------
-def _check_devices(train: TrainSpec) -> None:
-    if train.strategy == "fsdp" and train.precision == "fp16":
-        raise ConfigError("train.strategy: 'fsdp' does not go with precision fp16; use bf16, fp32 or strategy ddp.")
-    if train.devices != dist.world() and train.devices > 1:
-        raise ConfigError(
-            f"train.devices: {train.devices} processes are started by the command line, 'akssl run ... --devices "
-            f"{train.devices}', or by torchrun --nproc-per-node {train.devices}; this is {dist.world()}."
-        )
-
-
-def _check_accumulation(method: type[Method], train: TrainSpec) -> None:
-    """Micro-batches are refused where their losses do not add up to that of the batch."""
-    if train.accumulate > 1 and not method.accumulates:
-        raise ConfigError(
-            f"train.accumulate: the losses of {train.accumulate} micro-batches are not that of the batch, as far as "
-            f"{method.name} says (accumulates). Use 1, with a smaller batch or more processes (--devices)."
-        )
-
-
-def _check_batch_norms(method: Method, facts: Facts, train: TrainSpec) -> list[str]:
-    """Refuses one image a forward pass, which is its own mean; warns of what batch norms see of micro-batches."""
-    if not any(isinstance(module, _BatchNorm) for module in method.modules()):
-        return []
-    if facts.forward_size < 2:
-        least = 2 * facts.batch_size // facts.forward_size
-        raise ConfigError(
-            f"train.batch_size: the batch norms of {method.name} need at least 2 images a forward pass, and a batch of "
-            f"{facts.batch_size} gives 1. Use --batch-size {least} or more."
-        )
-    if train.accumulate > 1:
-        groups = 1 if method.shared_batch_norm else max(method.batch_norm_groups, dist.world())
-        seen = facts.forward_size * dist.world() // groups
-        return [f"train.accumulate: batch norms see one micro-batch of {seen} images, not all {facts.batch_size}."]
-    return []
-
-
-def _offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
-    """How many views of each group there are, which must be those that the method takes."""
-    offered = {group.name: len(group.transforms) for group in augmentation.groups()}
-    for name, need in method.views.items():
-        allowed = need if isinstance(need, range) else range(need, need + 1)
-        have = offered.get(name, 0)
-        if have not in allowed:
-            wanted = f"{need}" if isinstance(need, int) else f"{need.start} to {need.stop - 1}"
-            raise ConfigError(
-                f"augmentation: {method.name} takes {wanted} '{name}' views; "
-                f"{augmentation.name} offers {_counts(offered)}. Choose another augmentation or its counts."
-            )
-    if extra := sorted(offered.keys() - method.views.keys()):
-        raise ConfigError(
-            f"augmentation: {method.name} does not use '{extra[0]}' views; {augmentation.name} offers "
-            f"{_counts(offered)}. Choose an augmentation with {_counts(dict.fromkeys(method.views, 2))} alone."
-        )
-    return offered
-
-
-def _counts(groups: Mapping[str, int]) -> str:
-    return " and ".join(f"{count} {name}" for name, count in groups.items()) or "none"
+    views, images, rates = fit.offered(spec.method_class, sight.augmentation), len(sight.images), spec.optimizer.config
+    assert isinstance(rates, OptimizerConfig)
+    if "lr.start" in decided:
+        rates = rates.model_copy(update={"lr": rates.lr.model_copy(update={"start": decided["lr.start"]})})
+    peak = rates.lr.peak(fit.length(train, images).epochs) * rates.scale(train.batch_size)
+    return Facts(images, train.batch_size, train.batch_size // shares, sight.image.size, train.epochs, views, peak)

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core.augment import GaussianBlur
-from akssl_core.augment.blur import Blurs, kernel_size
+from akssl_core.augment.blur import Blurs, gaussian, kernel_size
 from akssl_core.draws import Draws
 
 
@@ -14,15 +14,33 @@ def images(count: int, channels: int, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel"), [(8, 3), (14, 3), (32, 3), (48, 5), (64, 7), (96, 9), (128, 13), (224, 23), (512, 51)]
+    ("size", "widest", "kernel"),
+    [
+        (14, 0.1, 3),
+        (32, 0.5, 5),
+        (48, 0.5, 5),
+        (64, 0.1, 7),
+        (8, 2.0, 13),
+        (32, 2.0, 13),
+        (224, 2.0, 23),
+        (512, 2.0, 51),
+    ],
 )
-def test_kernel_is_about_a_tenth_of_the_side_and_odd(size, kernel):
-    assert kernel_size(size) == kernel
+def test_kernel_is_a_tenth_of_the_side_or_holds_the_widest_blur(size, widest, kernel):
+    assert kernel_size(size, widest) == kernel
 
 
-def test_kernel_is_odd_and_fits_every_size():
+@pytest.mark.parametrize("widest", [0.1, 2.0, 40.0])
+def test_kernel_is_odd_and_fits_every_size(widest):
     for size in range(8, 513):
-        assert kernel_size(size) in range(3, 2 * size, 2)  # reflection needs half of it below the side
+        assert kernel_size(size, widest) in range(3, 2 * size, 2)  # reflection needs half of it below the side
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 224])
+def test_the_blur_is_as_wide_as_its_sigma(size):
+    taps = gaussian(torch.tensor([2.0]), kernel_size(size))[0]
+    distance = torch.arange(len(taps)) - len(taps) // 2
+    assert float((taps * distance**2).sum().sqrt()) == pytest.approx(2.0, rel=0.03)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 3), (14, 1), (32, 3), (32, 13), (96, 3), (224, 3)])

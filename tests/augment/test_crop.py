@@ -25,8 +25,9 @@ def boxes(*rows: tuple[int, int, int, int], flip: bool = False) -> Crops:
     return Crops(torch.tensor(rows), torch.full((len(rows),), flip))
 
 
-def torchvision_crop(image: torch.Tensor, box: list[int], size: int) -> torch.Tensor:
-    return TF.resized_crop(image.float(), *box, [size, size], antialias=True) / 255
+def torchvision_crop(image: torch.Tensor, box: list[int], size: int, mode: str = "bilinear") -> torch.Tensor:
+    interpolation = TF.InterpolationMode(mode)
+    return TF.resized_crop(image.float(), *box, [size, size], interpolation, antialias=True).clamp(0, 255) / 255
 
 
 def sizes(count: int, height: int, width: int) -> torch.Tensor:
@@ -140,6 +141,28 @@ def test_equals_torchvisions_resized_crop(kernel, height, width, size, box, flip
     views = kernel(batch, boxes(box, box, flip=flip), size)
     expected = torch.stack([torchvision_crop(image, box, size) for image in batch])
     torch.testing.assert_close(views, TF.horizontal_flip(expected) if flip else expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [crop_each, crop_together])
+@pytest.mark.parametrize(("height", "width", "size", "box"), CASES)
+def test_bicubic_equals_torchvisions(kernel, height, width, size, box):
+    batch = images(2, height, width)
+    views = kernel(batch, boxes(box, box), size, "bicubic")
+    expected = torch.stack([torchvision_crop(image, box, size, "bicubic") for image in batch])
+    torch.testing.assert_close(views, expected, atol=5e-5, rtol=0)
+    assert views.min() >= 0
+    assert views.max() <= 1
+
+
+def test_a_policy_chooses_the_interpolation():
+    batch, numbers = images(8, 40, 40), Draws.of(0, 0, torch.arange(8))
+    linear, cubic = (RandomResizedCrop(32, *PAPER, 0.5, mode) for mode in ("bilinear", "bicubic"))
+    crops = cubic.sample(numbers, sizes(8, 40, 40))
+    assert torch.equal(crops.boxes, linear.sample(numbers, sizes(8, 40, 40)).boxes)
+    for view, image, box, flip in zip(cubic.apply(batch, crops), batch, crops.boxes.tolist(), crops.flip, strict=True):
+        expected = torchvision_crop(image, box, 32, "bicubic")
+        torch.testing.assert_close(view, expected.flip(2) if flip else expected, atol=5e-5, rtol=0)
+    assert (cubic.apply(batch, crops) - linear.apply(batch, crops)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

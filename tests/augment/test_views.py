@@ -52,7 +52,7 @@ def test_a_view_is_torchvisions_chain_with_the_same_parameters():
         for which in jitter.order[i].tolist() if jitter.on[i] else ():
             x = adjust[which](x.clamp(0, 1), float(jitter.factors[i, which]))
         x = TF.rgb_to_grayscale(x, 3) if gray.on[i] else x
-        x = TF.gaussian_blur(x, [3, 3], [float(blur.sigma[i])] * 2) if blur.on[i] else x
+        x = TF.gaussian_blur(x, [13, 13], [float(blur.sigma[i])] * 2) if blur.on[i] else x
         x = TF.solarize(x, 0.5) if solarize.on[i] else x
         different = (result - TF.normalize(x, [0.4] * 3, [0.25] * 3)).abs() > 1e-4
         assert float(different.float().mean()) < 0.002  # a value within rounding of the threshold inverts or not
@@ -264,6 +264,25 @@ def test_multicrop_without_local_views_has_one_group():
 @pytest.mark.parametrize(("size", "local"), [(8, 8), (32, 14), (64, 28), (96, 42), (224, 96), (512, 220)])
 def test_local_size_keeps_the_published_proportion(size, local):
     assert local_size(size) == local
+
+
+@pytest.mark.parametrize("patch", [2, 4, 7, 8, 14, 16, 32])
+def test_local_views_of_open_size_are_whole_patches(patch):
+    for size in range(32, 513):
+        augmentation = build(MultiCrop, spec(size))
+        augmentation.fit_patches(patch)
+        local = augmentation.groups()[1].size
+        assert local % patch == 0
+        assert local == patch or abs(local - size * 96 / 224) <= max(patch / 2, 8)
+    assert (
+        augmentation.notes[0] == f"local views have {local} px (96/224 of 512 px, in patches of {patch} px, at least 8)"
+    )
+
+
+def test_a_local_size_that_was_set_is_kept():
+    augmentation = build(MultiCrop, local_size=13)
+    augmentation.fit_patches(4)
+    assert augmentation.groups()[1].size == 13
 
 
 # -- notes ----------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import ToyMethod
 
+from akssl_core import Now
 from akssl_core.config.schema import leaves
 from akssl_core.errors import ConfigError, DataError
 from akssl_core.running.estimate import forecast
@@ -79,7 +81,7 @@ def test_every_leaf_of_a_resolved_run_has_an_origin(toys, photos, tmp_path):
     assert set(origin) == {path for path, _ in leaves(p.spec.table())}
     assert origin["train.epochs"] == "config file c.yaml"
     assert origin["method.out_dim"] == "config file c.yaml"
-    assert origin["optimizer.lr.start"] == "recipe 'default' of toy"
+    assert origin["optimizer.lr.warmup"] == "recipe 'default' of toy"
     assert origin["seed"] == "user"
     assert origin["optimizer.momentum"] == "config file c.yaml"
     assert origin["optimizer.nesterov"] == "default"
@@ -157,3 +159,118 @@ def test_the_forecast_names_steps_and_the_effective_rate(toys, photos):
     told = dict(forecast(plan(toys, photos, epochs=3, batch_size=16, optimizer={"lr_per": 8})))
     assert told["peak learning rate"] == "0.1 (setting 0.05 x 2)"
     assert told["optimizer steps"].endswith("an epoch)")
+
+
+# -- transformers and convolutions ----------------------------------------------------------------
+@pytest.fixture
+def families(toys):
+    """The toy with recipes for both kinds of backbone."""
+    large = {"train": {"image_size": 224, "epochs": 100, "batch_size": 16}}
+    adamw = {"name": "adamw", "lr": {"start": 1e-3}, "weight_decay": 0.3}
+    recipes = {
+        "default": ToyMethod.recipes["default"],
+        "plain": {"backbone": {"name": "toy"}, "optimizer": {"name": "lars", "lr": 0.3}, **large},
+        "plain_vit": {"backbone": {"name": "vit_tiny"}, "optimizer": adamw, **large},
+        "tokens": {"backbone": {"name": "vit_tiny"}, "optimizer": adamw},
+        "tokens_boosted": {"backbone": {"name": "vit_tiny"}, "optimizer": adamw},
+        "tokens_plain": {"backbone": {"name": "toy"}, "optimizer": {"name": "lars", "lr": 0.3}},
+    }
+    toys.registry.add(type("Families", (ToyMethod,), {"name": "families", "recipes": recipes}))
+    return toys
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backbone", "used", "optimizer"),
+    [
+        ("plain", "vit_tiny", "plain_vit", "adamw"),
+        ("plain", "toy", "plain", "lars"),
+        ("plain", None, "plain", "lars"),
+        ("tokens", "toy", "tokens_plain", "lars"),
+        ("tokens", "vit_small", "tokens", "adamw"),
+        ("tokens_boosted", "toy", "tokens_boosted", "adamw"),
+    ],
+)
+def test_a_recipe_follows_the_kind_of_the_backbone(families, recipe, backbone, used, optimizer):
+    settings = {"recipe": recipe, "data": "shapes"} | ({"backbone": backbone} if backbone else {})
+    layers = layer(collect("families", None, settings, families), families)
+    assert (layers.values["recipe"], layers.values["optimizer"]["name"]) == (used, optimizer)
+    if used != recipe:
+        assert layers.origin["recipe"] == f"rule: '{recipe}' of families for {backbone}"
+    if backbone:
+        assert layers.values["backbone"]["name"] == backbone
+
+
+def test_a_transformer_under_a_recipe_for_convolutions_gets_an_adaptive_optimizer(toys, photos):
+    p = plan(toys, photos, backbone="vit_tiny", epochs=30)
+    assert (p.spec.optimizer.name, p.spec.optimizer.config.lr.start, p.spec.optimizer.config.lr_per) == (
+        "adamw",
+        5e-4,
+        256,
+    )
+    assert p.spec.optimizer.config.lr.warmup == 1
+    assert p.provenance["optimizer.name"] == "rule: recipe 'default' is for convolutions, vit_tiny is a transformer"
+    assert plan(toys, photos, backbone="vit_tiny", epochs=2).spec.optimizer.config.lr.warmup == 0.2
+    assert plan(toys, photos, backbone="vit_tiny", optimizer={"lr": 1e-3}).spec.optimizer.config.lr.start == 1e-3
+    again = make_plan(collect(None, p.spec.table(), {"data": photos}, toys), toys)
+    assert again.spec == p.spec
+    asked = plan(toys, photos, backbone="vit_tiny", optimizer={"name": "sgd", "lr": 0.1}, epochs=90)
+    assert asked.spec.optimizer.name == "sgd"
+    assert [w for w in asked.warnings if w.startswith("optimizer: sgd for vit_tiny, a transformer")]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_rate_that_nothing_scales_follows_a_batch_that_gives_way(toys, photos, optimizer):
+    recipe = {"backbone": {"name": "toy"}, "optimizer": {"name": optimizer, "lr": 0.04}, "train": {"batch_size": 64}}
+    toys.registry.add(type("Rated", (ToyMethod,), {"name": "rated", "recipes": {"default": recipe}}))
+    p = plan(toys, photos[0][:64], method="rated")
+    assert p.spec.train.batch_size == 16
+    expected = 0.01 if optimizer == "sgd" else 0.02
+    assert p.spec.optimizer.config.lr.start == pytest.approx(expected)
+    assert p.facts.peak_rate == pytest.approx(expected)
+    assert p.provenance["optimizer.lr"].startswith("rule: ")
+    assert plan(toys, photos[0][:64], method="rated", optimizer={"lr": 0.3}).spec.optimizer.config.lr.start == 0.3
+    scaled = plan(toys, photos[0][:64], method="rated", optimizer={"lr_per": 64})
+    assert scaled.spec.optimizer.config.lr.start == 0.04
+
+
+def test_rates_that_do_not_suit_the_run_are_warned_of_before_it(toys, photos):
+    images = photos[0].repeat(60, 1, 1, 1)
+    late = plan(toys, images, batch_size=16, train={"steps": 250}, optimizer={"lr": {"start": 1.0, "warmup": 40}})
+    assert any(text.startswith("optimizer.lr.warmup: 40 epochs in a run of") for text in late.warnings)
+    assert late.facts.peak_rate == pytest.approx(late.spec.optimizer.config.lr(Now(250, len(images) // 16, 250)))
+    far = plan(toys, images, batch_size=4, epochs=4)
+    assert any("under the learning rate 0.05 of the recipe's batch of 16" in text for text in far.warnings)
+    assert plan(toys, images, batch_size=4, epochs=4, optimizer={"lr_per": 16}).warnings == []
+    assert plan(toys, images, batch_size=16, epochs=4).warnings == []
+
+
+@pytest.mark.parametrize(("natural", "told"), [(32, False), (64, False), (256, True)])
+def test_large_images_are_told_which_recipe_was_made_for_them(families, natural, told):
+    images = torch.randint(0, 256, (24, 3, natural, natural), dtype=torch.uint8)
+    p = make_plan(collect("families", None, {"data": images, "precision": "fp32", "epochs": 1}, families), families)
+    assert p.spec.recipe == "default"
+    notes = [note for note in p.notes if "'plain' was made for images of 224 px" in note and "--recipe plain" in note]
+    assert len(notes) == told
+    chosen = {"data": images, "precision": "fp32", "epochs": 1, "recipe": "default"}
+    asked = make_plan(collect("families", None, chosen, families), families)
+    assert not [note for note in asked.notes if note.startswith("recipe:")]
+
+
+def test_local_views_of_a_transformer_are_whole_patches_or_it_is_said(toys, photos):
+    views = {"global": 2, "local": range(9)}
+    toys.registry.add(type("Crops", (ToyMethod,), {"name": "crops", "views": views}))
+    settings = {"method": "crops", "backbone": "vit_tiny", "image_size": 32}
+    p = plan(toys, photos, augmentation="multicrop", **settings)
+    assert p.augmentation.groups()[1].size == 12
+    assert not [note for note in p.notes if "padded" in note]
+    p = plan(toys, photos, augmentation={"name": "multicrop", "local_size": 13}, **settings)
+    assert "vit_tiny: local views are padded from 13 to 16 px, whole patches" in p.notes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_budget_follows_the_hardware(toys, precision):
+    images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
+    p = plan(toys, images, precision=precision)
+    full, few = 200, 83
+    assert p.spec.train.epochs == (few if precision == "fp32" else full)
+    assert (f"--epochs {full}" in p.provenance["train.epochs"]) == (precision == "fp32")

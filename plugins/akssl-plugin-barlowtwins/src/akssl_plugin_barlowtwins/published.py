@@ -7,10 +7,11 @@ from typing import Any
 from akssl_core import Published
 
 
-def views(first_blur: float, second_blur: float) -> dict[str, Any]:
+def views(first_blur: float, second_blur: float, interpolation: str) -> dict[str, Any]:
     """BYOL's unlike views, with the blur of each."""
     shared = {
         "scale": [0.08, 1.0],
+        "interpolation": interpolation,
         "flip": 0.5,
         "jitter": 0.8,
         "brightness": 0.4,
@@ -35,7 +36,7 @@ PUBLISHED = {
                 "loss": {"lambda_": 0.005},
             },
             "backbone": {"name": "resnet18", "stem": "cifar"},
-            "augmentation": views(0.0, 0.0),
+            "augmentation": views(0.0, 0.0, "bilinear"),
             "optimizer": {
                 "name": "sgd",
                 "lr": {"start": 0.06 * 256 / 128, "per": "epoch", "warmup": 0, "end": 0.0},
@@ -59,7 +60,7 @@ PUBLISHED = {
                 "loss": {"lambda_": 0.0051, "scale": 1.0},
             },
             "backbone": {"name": "resnet50", "zero_init_residual": True},
-            "augmentation": views(1.0, 0.1),
+            "augmentation": views(1.0, 0.1, "bicubic"),
             "optimizer": {
                 "name": "lars",
                 "lr": {"start": 0.2, "end": 0.001 * 0.2, "warmup": 10},
@@ -75,6 +76,5 @@ PUBLISHED = {
             "method.bias_lr": "the authors' gradient is a 16th of the loss's on their 16 GPUs, which the trust ratio "
             "cancels for weights alone; the gradient here is whole"
         },
-        ("crops are resampled bilinearly, the authors' bicubically",),
     ),
 }

@@ -7,10 +7,11 @@ from typing import Any
 from akssl_core import Published
 
 
-def views(first_blur: float, second_blur: float) -> dict[str, Any]:
+def views(first_blur: float, second_blur: float, interpolation: str) -> dict[str, Any]:
     """The paper's unlike views (appendix B), with the blur of each."""
     shared = {
         "scale": [0.08, 1.0],
+        "interpolation": interpolation,
         "flip": 0.5,
         "jitter": 0.8,
         "brightness": 0.4,
@@ -34,7 +35,7 @@ PUBLISHED = {
                 "momentum": {"start": 0.99, "end": None},
             },
             "backbone": {"name": "resnet18", "stem": "cifar"},
-            "augmentation": views(0.0, 0.0),
+            "augmentation": views(0.0, 0.0, "bilinear"),
             "optimizer": {
                 "name": "sgd",
                 "lr": {"start": 0.06 * 256 / 128, "per": "epoch", "warmup": 0, "end": 0.0},
@@ -62,7 +63,7 @@ PUBLISHED = {
                 "momentum": {"start": 0.996, "end": 1.0},
             },
             "backbone": {"name": "resnet50", "zero_init_residual": False},
-            "augmentation": views(1.0, 0.1),
+            "augmentation": views(1.0, 0.1, "bicubic"),
             "optimizer": {
                 "name": "lars",
                 "lr": {"start": 0.2, "warmup": 10, "end": 0.0},
@@ -77,7 +78,6 @@ PUBLISHED = {
         beside=(
             "the target starts as a copy, the authors' from weights of its own",
             "brightness is a factor, the authors' is added",
-            "crops are resampled bilinearly, the authors' bicubically",
         ),
     ),
 }

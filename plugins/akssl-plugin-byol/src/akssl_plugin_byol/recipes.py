@@ -15,7 +15,6 @@ SMALL_VIEWS: dict[str, Any] = {
     "saturation": 0.8,
     "hue": 0.2,
     "grayscale": 0.5,
-    "blur": 0.0,
 }
 DEFAULT: dict[str, Any] = {
     "method": {
@@ -77,8 +76,8 @@ IMAGENET: dict[str, Any] = {
     "backbone": {"name": "resnet50"},
     "augmentation": {
         "name": "asymmetric",
-        "first": {**PAPER_VIEW, "blur": 1.0},
-        "second": {**PAPER_VIEW, "blur": 0.1, "solarize": 0.2},
+        "first": {**PAPER_VIEW, "interpolation": "bicubic", "blur": 1.0},
+        "second": {**PAPER_VIEW, "interpolation": "bicubic", "blur": 0.1, "solarize": 0.2},
     },
     "optimizer": {
         "name": "lars",

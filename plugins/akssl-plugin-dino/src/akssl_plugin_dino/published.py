@@ -7,6 +7,7 @@ from typing import Any
 from akssl_core import Published
 
 COLORS: dict[str, Any] = {
+    "interpolation": "bicubic",
     "flip": 0.5,
     "jitter": 0.8,
     "brightness": 0.4,
@@ -15,7 +16,6 @@ COLORS: dict[str, Any] = {
     "hue": 0.1,
     "grayscale": 0.2,
 }
-BESIDE = ("crops are resampled bilinearly, the authors' bicubically",)
 HEADS: dict[str, Any] = {
     "hidden_dim": 2048,
     "bottleneck_dim": 256,
@@ -94,15 +94,11 @@ PUBLISHED = {
             },
             "train": {"epochs": 1000, "batch_size": 256, "clip": None},
         },
-        beside=(
-            "the stem's convolution is padded by 1, solo-learn's by 2",
-            "crops are resampled bilinearly, solo-learn's bicubically",
-        ),
+        beside=("the stem's convolution is padded by 1, solo-learn's by 2",),
     ),
     "imagenet": Published(
         "README of facebookresearch/dino (7c446df): ViT-S/16 for 100 epochs on 8 GPUs, 74.0 % linear, 69.3 % k-NN",
         vit({"teacher_temperature": 0.04, "norm_last_layer": True}, epochs=100, batch_size=512),
-        beside=BESIDE,
     ),
     "imagenet_boosted": Published(
         "the same README: ViT-S/16 for 300 epochs on 16 GPUs, 76.0 % linear, 73.3 % k-NN (arXiv 2104.14294)",
@@ -114,7 +110,6 @@ PUBLISHED = {
             epochs=300,
             batch_size=1024,
         ),
-        beside=BESIDE,
     ),
     "imagenet_resnet": Published(
         "the same README: ResNet-50 for 100 epochs",
@@ -137,6 +132,5 @@ PUBLISHED = {
                 "clip": {"norm": 3.0, "per": "parameter"},
             },
         },
-        beside=BESIDE,
     ),
 }

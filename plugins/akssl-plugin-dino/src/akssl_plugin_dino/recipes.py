@@ -12,7 +12,6 @@ SMALL: dict[str, Any] = {
     "saturation": 0.8,
     "hue": 0.2,
     "grayscale": 0.5,
-    "blur": 0.0,
 }
 
 # Few images and minutes: a narrow head with batch norms and first weights of the usual size, two local crops, a
@@ -41,8 +40,15 @@ DEFAULT: dict[str, Any] = {
     "train": {"batch_size": 128, "clip": {"norm": 3.0, "per": "parameter"}},
 }
 
-# The paper takes its colours from BYOL (arXiv 2006.07733).
-COLORS: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2}
+# The paper takes its colours from BYOL (arXiv 2006.07733); every source resamples bicubically.
+COLORS: dict[str, Any] = {
+    "interpolation": "bicubic",
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "grayscale": 0.2,
+}
 
 # Solo-learn's ResNet-18 recipe for CIFAR-10, without local crops, blur or clipping. Its LARS takes the smaller of
 # learning rate and trust ratio, which is by the sum of norms.

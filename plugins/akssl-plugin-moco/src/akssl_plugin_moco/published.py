@@ -14,13 +14,16 @@ def v2_views(smallest: float, blur: float) -> dict[str, Any]:
     return {**WEAK, "saturation": 0.4, "scale": [smallest, 1.0], "blur": blur}
 
 
-def v3_views(smallest: float, first_blur: float, second_blur: float) -> dict[str, Any]:
+def v3_views(smallest: float, first_blur: float, second_blur: float, interpolation: str = "bilinear") -> dict[str, Any]:
     """Views that differ in blur and solarization."""
-    shared = {**WEAK, "saturation": 0.2, "scale": [smallest, 1.0]}
+    shared = {**WEAK, "saturation": 0.2, "scale": [smallest, 1.0], "interpolation": interpolation}
     first, second = {"blur": first_blur, "solarize": 0.0}, {"blur": second_blur, "solarize": 0.2}
     return {"first": {**shared, **first}, "second": {**shared, **second}}
 
 
+GROUPS = (
+    "running statistics of batch norms move once for each group, the authors' once a step, by one group of eight",
+)
 V2_SGD: dict[str, Any] = {
     "name": "sgd",
     "lr": {"start": 0.03, "per": "epoch", "warmup": 0, "end": 0.0},
@@ -44,7 +47,7 @@ V2_PUBLISHED = {
             "optimizer": {**V2_SGD, "weight_decay": 0.0005},
             "train": {"epochs": 800, "batch_size": 512},
         },
-        beside=("the demo's head is one linear layer, version 1's; here it has version 2's two",),
+        beside=("the demo's head is one linear layer, version 1's; here it has version 2's two", *GROUPS),
     ),
     "imagenet": Published(
         "arXiv 2003.04297, what it takes from arXiv 1911.05722, and facebookresearch/moco",
@@ -64,6 +67,7 @@ V2_PUBLISHED = {
             "optimizer": {**V2_SGD, "weight_decay": 0.0001},
             "train": {"epochs": 200, "batch_size": 256, "image_size": 224},
         },
+        beside=GROUPS,
     ),
 }
 
@@ -74,7 +78,7 @@ V3_PUBLISHED = {
         {
             "method": {**V3_HEADS, "loss": {"temperature": 0.2}},
             "backbone": {"name": "resnet18", "stem": "cifar"},
-            "augmentation": v3_views(0.08, 0.0, 0.0),
+            "augmentation": v3_views(0.08, 0.0, 0.0, "bicubic"),
             "optimizer": {
                 "name": "lars",
                 "lr": {"start": 0.3, "warmup": 10, "warmup_from": 0.00003, "end": 0.0},
@@ -88,10 +92,7 @@ V3_PUBLISHED = {
             },
             "train": {"epochs": 1000, "batch_size": 256},
         },
-        beside=(
-            "the stem's convolution is padded by 1, solo-learn's by 2",
-            "crops are resampled bilinearly, solo-learn's bicubically",
-        ),
+        beside=("the stem's convolution is padded by 1, solo-learn's by 2",),
     ),
     "imagenet": Published(
         "README and code of facebookresearch/moco-v3, ResNet-50 of 300 epochs (arXiv 2104.02057)",

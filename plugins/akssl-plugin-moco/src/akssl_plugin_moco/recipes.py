@@ -15,7 +15,6 @@ SMALL_VIEWS: dict[str, Any] = {
     "saturation": 0.8,
     "hue": 0.2,
     "grayscale": 0.5,
-    "blur": 0.0,
 }
 
 V2_DEFAULT: dict[str, Any] = {
@@ -101,10 +100,10 @@ V2_IMAGENET: dict[str, Any] = {
 }
 
 
-def _v3_views(smallest: float, first_blur: float, second_blur: float) -> dict[str, Any]:
+def _v3_views(smallest: float, first_blur: float, second_blur: float, **crop: Any) -> dict[str, Any]:
     """BYOL's unlike views (arXiv 2104.02057, section 3), with the crop's smallest area and the blur of each."""
     colors = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2}
-    shared = {"scale": [smallest, 1.0], **colors}
+    shared = {"scale": [smallest, 1.0], **crop, **colors}
     return {
         "name": "asymmetric",
         "first": {**shared, "blur": first_blur, "solarize": 0.0},
@@ -118,7 +117,7 @@ V3_METHOD: dict[str, Any] = {"hidden_dim": 4096, "out_dim": 256, "momentum": {"s
 V3_CIFAR: dict[str, Any] = {
     "method": {**V3_METHOD, "loss": {"name": "infonce_mocov3", "temperature": 0.2}},
     "backbone": {"name": "resnet18", "stem": "cifar"},
-    "augmentation": _v3_views(0.08, 0.0, 0.0),
+    "augmentation": _v3_views(0.08, 0.0, 0.0, interpolation="bicubic"),
     "optimizer": {
         "name": "lars",
         "lr": {"start": 0.3, "warmup": 10, "warmup_from": 3e-5},

@@ -17,7 +17,6 @@ DEFAULT: dict[str, Any] = {
         "saturation": 0.8,
         "hue": 0.2,
         "grayscale": 0.5,
-        "blur": 0.0,
     },
     "optimizer": {"name": "adamw", "lr": {"start": 6e-3, "warmup": 1}, "weight_decay": 0.01},
     "train": {"batch_size": 128},
@@ -36,6 +35,7 @@ CIFAR: dict[str, Any] = {
     "augmentation": {
         "name": "pair",
         "scale": [0.08, 1.0],
+        "interpolation": "bicubic",
         "brightness": 0.4,
         "contrast": 0.4,
         "saturation": 0.4,
@@ -51,6 +51,7 @@ CIFAR: dict[str, Any] = {
 PAPER_VIEWS: dict[str, Any] = {
     "name": "pair",
     "scale": [0.08, 1.0],
+    "interpolation": "bicubic",
     "brightness": 0.8,
     "contrast": 0.8,
     "saturation": 0.8,

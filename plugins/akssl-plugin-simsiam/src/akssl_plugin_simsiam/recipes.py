@@ -17,7 +17,6 @@ DEFAULT: dict[str, Any] = {
         "saturation": 0.8,
         "hue": 0.2,
         "grayscale": 0.5,
-        "blur": 0.0,
     },
     "optimizer": {"name": "sgd", "lr": {"start": 0.3}, "lr_per": 256, "momentum": 0.9, "weight_decay": 5e-4},
     "train": {"batch_size": 128},

@@ -57,7 +57,7 @@ PUBLISHED = {
         {
             "method": {**HEADS, "queue_size": 3840, "queue_from_epoch": 50, "freeze_prototypes_epochs": 2},
             "backbone": {"name": "resnet18", "stem": "cifar"},
-            "augmentation": {**STRONG, "scale": [0.08, 1.0]},
+            "augmentation": {**STRONG, "scale": [0.08, 1.0], "interpolation": "bicubic"},
             "optimizer": {
                 "name": "lars",
                 "lr": {"start": 0.6, "warmup": 10, "warmup_from": 0.00003, "end": 0.0},
@@ -73,7 +73,6 @@ PUBLISHED = {
         },
         beside=(
             "the stem's convolution is padded by 1, solo-learn's by 2",
-            "crops are resampled bilinearly, solo-learn's bicubically",
             "the queue starts to fill at epoch 50 and is used once full, solo-learn's fills from the start",
         ),
     ),

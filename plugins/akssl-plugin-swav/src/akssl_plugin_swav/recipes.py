@@ -11,7 +11,7 @@ COLORS: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
 # than half a large view, AdamW as for contrastive losses, and predictions half as sharp as the paper's: with 0.1 the
 # seed decided whether clusters had formed by the end. Colours change strongly and brightness little: under strong
 # changes of brightness an untrained network sees no likeness between two views of an image.
-SMALL: dict[str, Any] = {**COLORS, "brightness": 0.2, "contrast": 0.2, "grayscale": 0.5, "blur": 0.0}
+SMALL: dict[str, Any] = {**COLORS, "brightness": 0.2, "contrast": 0.2, "grayscale": 0.5}
 DEFAULT: dict[str, Any] = {
     "method": {
         "hidden_dim": 256,
@@ -45,7 +45,7 @@ CIFAR: dict[str, Any] = {
         "freeze_prototypes_epochs": 2,
     },
     "backbone": {"name": "resnet18", "stem": "cifar"},
-    "augmentation": {"name": "pair", **COLORS, "scale": [0.08, 1.0], "blur": 0.5},
+    "augmentation": {"name": "pair", **COLORS, "scale": [0.08, 1.0], "interpolation": "bicubic", "blur": 0.5},
     "optimizer": {
         "name": "lars",
         "lr": {"start": 0.6, "warmup": 10, "warmup_from": 3e-5},
