@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, cast
 
 import pluggy
@@ -26,7 +25,7 @@ from ..config.registry import STAND_IN, Registry, check_component
 from ..config.schema import Component
 from ..console import say
 from ..errors import AksslError, PluginError, UnknownComponent, did_you_mean, plain, suggest
-from .first_party import PROVIDERS
+from .first_party import PACKAGES, PROVIDERS
 from .installed import Entry, canonical, entries
 
 BUILT_IN = ("augment", "backbone", "running.objects", "data", "optim")  # rooms that register components
@@ -68,13 +67,6 @@ def _unknown_hook(plugin: object) -> str:
 def _family(name: str) -> str:
     """The plain form of what stands before the slash ("timm/vit_tiny"), or of the whole name."""
     return plain(name.partition("/")[0])
-
-
-def _is_no_method(entry: Entry) -> bool:
-    """Whether our own table knows that a plugin provides something else (a plugin of a stranger may be a method)."""
-    return any(
-        entry.distribution in table.values() for kind, table in PROVIDERS.items() if kind not in ("method", "loss")
-    )
 
 
 def _provider(kind: str, name: str) -> str | None:
@@ -240,7 +232,8 @@ class Plugins:
         names = set(self.registry.names(kind)) - {STAND_IN}
         if kind == "method":
             unseen = [e for e in self.entries if e.status == "installed" and e.name not in self._tried]
-            names |= {entry.name for entry in unseen if not _is_no_method(entry)}
+            # A plugin of a stranger may be a method; of ours it is known.
+            names |= {entry.name for entry in unseen if "method" in PACKAGES.get(entry.distribution, ("method",))}
         return sorted(names)
 
     def _load_built_in(self) -> None:
@@ -248,7 +241,7 @@ class Plugins:
         for room in BUILT_IN:
             if room not in self._tried:
                 self._tried.add(room)
-                self.register(_import_room(room), f"akssl_core.{room}")
+                self.register(importlib.import_module(f"akssl_core.{room}"), f"akssl_core.{room}")
 
     def _by_likelihood(self, kind: str, name: str) -> list[Entry]:
         """Entries in the order in which they are worth importing.
@@ -282,10 +275,6 @@ def _unusable(kind: str, name: str, failure: Failure) -> PluginError:
     error = PluginError(f"{kind} '{name}': {failure}. Mend it with: pip install -U {failure.distribution}")
     error.__cause__ = failure.error
     return error
-
-
-def _import_room(room: str) -> ModuleType:
-    return importlib.import_module(f"akssl_core.{room}")
 
 
 def _trace(message: str) -> None:
