@@ -114,7 +114,7 @@ def flags(schema: type[Schema]) -> dict[str, FieldInfo]:
     return {name: field for name, field in schema.model_fields.items() if FLAG in field.metadata}
 
 
-FLAT = {name: ("train", name) for name in flags(TrainSpec)}
+FLAT = flags(TrainSpec)  # keywords that are settings of `train`
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate")
 PLAIN = ("seed", "recipe", "callbacks")
@@ -141,12 +141,9 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     allowed = [*COMPONENTS, *TABLES, *PLAIN, *FLAT, "options"]
     for key, value in settings.items():
         if key in FLAT:
-            table, name = FLAT[key]
-            result.setdefault(table, {})[name] = value
-        elif key == "options":
-            result.setdefault("method", {}).update(_table(key, value))
-        elif key in TABLES:
-            result.setdefault(key, {}).update(_table(key, value))
+            result.setdefault("train", {})[key] = value
+        elif key in ("options", *TABLES):
+            result.setdefault("method" if key == "options" else key, {}).update(_table(key, value))
         elif key == "method":
             result.setdefault(key, {}).update({"name": value} if isinstance(value, str) else _table(key, value))
         elif key in (*COMPONENTS, *PLAIN):

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import DataError
 from .arrays import TensorImages
 from .base import ImageSet
-from .torchvision_sources import DownloadConfig, OfficialSplit, data_root, open_torchvision
+from .torchvision_sources import DownloadConfig, OfficialSplit, data_root
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -81,25 +81,18 @@ class FashionMnist(OfficialSplit):
         return TensorImages(images[:size, None], labels[:size].long(), CLASSES)
 
     def _find(self) -> list[Path]:
-        """The four files, in the order of `FILES`."""
+        """The four files, each plain or gzipped, in the order of `FILES`.
+
+        Raises:
+            DataError: in a folder some are there and others are missing.
+        """
         downloaded = data_root() / "FashionMNIST" / "raw"
         for folder in (data_root() / "fashion-mnist", DEBIAN, downloaded):
-            if found := _files_in(folder):
-                return found
-        open_torchvision(self.dataset, self.files, self.home, download=self.config.download)
+            found = {name: p for name in FILES for p in (folder / f"{name}.gz", folder / name) if p.is_file()}
+            if missing := [name for name in FILES if found and name not in found]:
+                lacking = f"lacks {', '.join(missing)} (plain or .gz) of the four Fashion-MNIST files"
+                raise DataError(f"data: {folder} {lacking}.")
+            if found:
+                return list(found.values())
+        self.open(self.files)
         return [downloaded / name for name in FILES]
-
-
-def _files_in(folder: Path) -> list[Path] | None:
-    """The four files in a folder, each plain or gzipped; None where there is none of them.
-
-    Raises:
-        DataError: some are there and others are missing.
-    """
-    found = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in FILES]
-    missing = [name for name, path in zip(FILES, found, strict=True) if path is None]
-    if len(missing) == len(FILES):
-        return None
-    if missing:
-        raise DataError(f"data: {folder} lacks {', '.join(missing)} (plain or .gz) of the four Fashion-MNIST files.")
-    return [path for path in found if path is not None]

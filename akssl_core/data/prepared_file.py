@@ -160,7 +160,7 @@ class PreparedFile:
     @cached_property
     def ids(self) -> list[str]:
         """The name of each image."""
-        return _text(self.names).split("\0")
+        return self.names.numpy().tobytes().decode("utf-8", "replace").split("\0")
 
     @cached_property
     def is_reduced(self) -> bool:
@@ -281,7 +281,3 @@ def _check_parts(tensors: Mapping[str, Tensor], count: int) -> None:
     probes = [name in tensors for name in ("bank", "queries")]
     if any(probes) and not (all(probes) and "labels" in tensors):
         raise NotPrepared("is damaged: a probe needs bank, queries and labels, and it lacks one of them")
-
-
-def _text(names: Tensor) -> str:
-    return names.numpy().tobytes().decode("utf-8", "replace")

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..config.changes import HARMLESS
 from ..config.schema import Schema
@@ -36,36 +35,6 @@ class DownloadConfig(Schema):
     download: bool = Field(True, description="download the data set when it is not in the data root (AKSSL_DATA)")
 
 
-def open_torchvision(dataset: str, files: str, home: str, *, download: bool, **arguments: Any) -> Any:
-    """A torchvision data set from the data root, downloaded first where it is not there.
-
-    Args:
-        dataset: its class in torchvision.datasets.
-        files: what a user can put into the data root by hand.
-        home: the page to get them from.
-        download: whether to download.
-        arguments: for the class.
-
-    Raises:
-        DataError: it is not there and was not, or could not be, downloaded.
-    """
-    from torchvision import datasets  # here, because importing it takes a second that others need not wait
-
-    root, make = data_root(), getattr(datasets, dataset)
-    by_hand = f"Put {files} from {home} into {root} (the environment variable AKSSL_DATA names another folder)."
-    try:
-        return make(root, download=False, **arguments)
-    except RuntimeError as error:
-        if not download:
-            raise DataError(f"data: {dataset} is not in {root}, and data.download is off. {by_hand}") from error
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        return make(root, download=True, **arguments)
-    except (RuntimeError, OSError) as error:  # OSError: no network, no space
-        reason = " ".join(str(error).split())  # torchvision writes several lines
-        raise DataError(f"data: {dataset} is not in {root} and cannot be downloaded: {reason}. {by_hand}") from error
-
-
 def _by_split(train: str, bank: str, queries: str) -> Mapping[str, Mapping[str, Any]]:
     """The parts of a data set whose class takes the name of a split."""
     return {"train": {"split": train}, "bank": {"split": bank}, "queries": {"split": queries}}
@@ -76,8 +45,8 @@ class OfficialSplit(DatasetSource):
 
     Config: ClassVar[type[Schema]] = DownloadConfig
     dataset: ClassVar[str]  # class in torchvision.datasets
-    files: ClassVar[str]
-    home: ClassVar[str]
+    files: ClassVar[str]  # what a user can put into the data root by hand
+    home: ClassVar[str]  # the page to get them from
     parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # arguments of that class
         "train": {"train": True},
         "bank": {"train": True},
@@ -88,10 +57,36 @@ class OfficialSplit(DatasetSource):
         super().__init__(config, image_size)
         self._read: dict[str, ImageSet] = {}
 
+    def open(self, files: str, **arguments: Any) -> Any:
+        """The data set of torchvision, made with these arguments; its files are downloaded where they are not there.
+
+        Raises:
+            DataError: they are not there and were not, or could not be, downloaded.
+        """
+        from torchvision import datasets  # here, because importing it takes a second that others need not wait
+
+        root, name, make = data_root(), self.dataset, getattr(datasets, self.dataset)
+        by_hand = (
+            f"Put {files} from {self.home} into {root} (the environment variable AKSSL_DATA names another folder)."
+        )
+        try:
+            return make(root, download=False, **arguments)
+        except RuntimeError as error:
+            if not self.config.download:
+                raise DataError(f"data: {name} is not in {root}, and data.download is off. {by_hand}") from error
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            return make(root, download=True, **arguments)
+        except (RuntimeError, OSError) as error:  # OSError: no network, no space
+            reason = " ".join(str(error).split())  # torchvision writes several lines
+            raise DataError(f"data: {name} is not in {root} and cannot be downloaded: {reason}. {by_hand}") from error
+
     def read(self, arguments: Mapping[str, Any]) -> ImageSet:
-        """One part of the data set, in memory."""
-        data = open_torchvision(self.dataset, self.files, self.home, download=self.config.download, **arguments)
-        return in_memory(data.data, stored_labels(data), tuple(data.classes))
+        """One part of the data set, in memory; labels that are all -1 are none."""
+        data = self.open(self.files, **arguments)
+        labels = torch.as_tensor(np.asarray(stored_labels(data)), dtype=torch.int64)
+        known = labels if bool((labels >= 0).any()) else None
+        return TensorImages(channels_first(torch.from_numpy(data.data)), known, tuple(data.classes))
 
     def part(self, role: str) -> ImageSet:
         """The images in one role; roles with the same arguments share them."""
@@ -107,13 +102,6 @@ class OfficialSplit(DatasetSource):
     def probe(self) -> tuple[ImageSet, ImageSet]:
         """The labelled training images and the test images."""
         return self.part("bank"), self.part("queries")
-
-
-def in_memory(images: np.ndarray[Any, Any], labels: Any, classes: tuple[str, ...]) -> TensorImages:
-    """Images as torchvision holds them, with their labels unless all of them are -1."""
-    numbers = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-    known: Tensor | None = numbers if bool((numbers >= 0).any()) else None
-    return TensorImages(channels_first(torch.from_numpy(images)), known, classes)
 
 
 class Cifar10(OfficialSplit):
@@ -168,8 +156,7 @@ class Imagenette(OfficialSplit):
     def read(self, arguments: Mapping[str, Any]) -> ImageSet:
         """One split, decoded as a folder of files is."""
         archive = "imagenette2" + {"full": "", "320px": "-320", "160px": "-160"}[self.config.size]
-        wanted = {"size": self.config.size, **arguments}
-        open_torchvision(self.dataset, f"{archive}.tgz", self.home, download=self.config.download, **wanted)
+        self.open(f"{archive}.tgz", size=self.config.size, **arguments)
         path = data_root() / archive / arguments["split"]
         found = scan(path)
         tops = class_folders(found.files) or []
