@@ -82,14 +82,7 @@ def judge(
 @set_option("a setting of the source: data.channels=1")
 @plugin_file_option
 def embed(
-    run_dir: Path,
-    data: str | None,
-    out: Path,
-    batch_size: int,
-    device: str,
-    overwrite: bool,
-    assignments: tuple[str, ...],
-    plugin_file: Path | None,
+    run_dir: Path, data: str | None, out: Path, assignments: tuple[str, ...], plugin_file: Path | None, **options: Any
 ) -> None:
     """Write the features of every image of some data, with ids and labels.
 
@@ -98,11 +91,8 @@ def embed(
     source = data_of(data, assignments, run_dir)
     from ..evaluation.embedding import embed_to_file
 
-    plugins = plugins_with(plugin_file)
     try:
-        saved = embed_to_file(
-            run_dir, out, data=source, batch_size=batch_size, device=device, overwrite=overwrite, plugins=plugins
-        )
+        saved = embed_to_file(run_dir, out, data=source, plugins=plugins_with(plugin_file), **options)
     except KeyboardInterrupt as error:
         raise click.ClickException(f"stopped; {out} was not written.") from error
     click.echo(saved.text)

@@ -51,13 +51,16 @@ class PreparedData:
         size = f"{self.size / 1e9:.2f} GB" if self.size >= 1e9 else f"{self.size / 1e6:.1f} MB"
         classes = f"{self.classes} classes" if self.classes else "no classes"
         facts = f"{self.images} images, {size}, {classes}, shorter side at most {self.record.side} px"
-        bad = self.unreadable
-        named = f": {first_few(bad)}{'; ...' if len(bad) > 3 else ''}" if bad else ""
-        lines = [f"{self.path}: {facts}, {len(bad)} unreadable{named}"]
+        lines = [f"{self.path}: {facts}, {len(self.unreadable)} unreadable{named(self.unreadable)}"]
         if self.family is not None:
             known = f"--recipe {self.family}"
             lines.append(f"Runs from a file do not choose the recipe of such data by themselves: {known}")
         return "\n".join([*lines, f"Train from it: akssl run simsiam --data {shlex.quote(str(self.path))}"])
+
+
+def named(unreadable: Mapping[str, str]) -> str:
+    """The first few names with their reasons."""
+    return f": {first_few(unreadable)}{'; ...' if len(unreadable) > 3 else ''}" if unreadable else ""
 
 
 def prepare(

@@ -28,7 +28,7 @@ from ..errors import AksslError, PluginError, UnknownComponent, did_you_mean, pl
 from .first_party import PACKAGES, PROVIDERS
 from .installed import Entry, canonical, entries
 
-BUILT_IN = ("augment", "backbone", "running.objects", "data", "optim")  # rooms that register components
+BUILT_IN = ("augment", "backbone", "running.layers", "data", "optim")  # rooms that register components
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def forecast(plan: Plan) -> list[tuple[str, str]]:
     spec, now = plan.spec, steps(plan)
     batch, rates = spec.train.batch_size or 1, spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)
-    scale = 1.0 if rates.lr_per is None else batch / rates.lr_per
+    scale = rates.scale(batch)
     trained = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
     lines = [
         ("training images", f"{len(plan.images)}"),

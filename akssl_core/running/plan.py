@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import dist
 from ..augment import Augmentation, PerImageAugmentation
 from ..backbone import Backbone, WrappedBackbone
+from ..config.describe import count
 from ..config.registry import STAND_IN
 from ..config.schema import first_mistake
 from ..data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, open_source
@@ -115,16 +116,16 @@ class Plan(Sight):
 
     def fingerprint(self) -> dict[str, Any]:
         """Size, channels and classes of the data, and a hash over a sample of it."""
-        count = len(self.images)
+        images = len(self.images)
         digest = hashlib.blake2b(digest_size=16)
-        for place in sorted({i * count // 16 for i in range(16)}):
+        for place in sorted({i * images // 16 for i in range(16)}):
             image, label = self.images[place]
             digest.update(f"{tuple(image.shape)} {label}".encode())
             digest.update(image.numpy().tobytes())
         labels = self.images.labels
         classes = None if labels is None else int((labels[labels >= 0].bincount() > 0).sum())
         return {
-            "images": count,
+            "images": images,
             "channels": self.image.channels,
             "classes": classes,
             "class_names": self.images.classes,
@@ -174,7 +175,10 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, sight.image, given)
-        method = _method(spec, backbone)
+        if not isinstance(backbone, spec.method_class.accepts):
+            kind = type(backbone).__name__
+            raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
+        method: Method = spec.method.build(backbone)
     warnings += _check_batch_norms(method, facts, spec.train)
     hardware = sight.hardware
     notes = [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
@@ -214,15 +218,6 @@ def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
         raise ConfigError(f"backbone: expected a registered name or an nn.Module, got a {type(module).__name__}.")
     assert spec.backbone is not None
     result: Backbone = spec.backbone.build(image)
-    return result
-
-
-def _method(spec: RunSpec, backbone: Backbone) -> Method:
-    if not isinstance(backbone, spec.method_class.accepts):
-        raise ConfigError(
-            f"backbone: {spec.method.name} needs a backbone over patch tokens; {type(backbone).__name__} is not one."
-        )
-    result: Method = spec.method.build(backbone)
     return result
 
 
@@ -298,9 +293,8 @@ def _offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]
         allowed = need if isinstance(need, range) else range(need, need + 1)
         have = offered.get(name, 0)
         if have not in allowed:
-            wanted = f"{need}" if isinstance(need, int) else f"{need.start} to {need.stop - 1}"
             raise ConfigError(
-                f"augmentation: {method.name} takes {wanted} '{name}' views; "
+                f"augmentation: {method.name} takes {count(need)} '{name}' views; "
                 f"{augmentation.name} offers {_counts(offered)}. Choose another augmentation or its counts."
             )
     if extra := sorted(offered.keys() - method.views.keys()):
@@ -312,4 +306,4 @@ def _offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]
 
 
 def _counts(groups: Mapping[str, int]) -> str:
-    return " and ".join(f"{count} {name}" for name, count in groups.items()) or "none"
+    return " and ".join(f"{many} {name}" for name, many in groups.items()) or "none"
