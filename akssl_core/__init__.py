@@ -81,8 +81,7 @@ _ROOMS = {
     "training.interrupt": "Interrupted",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
-_MODULES = ("dist", "nn")
-_OPTIONAL = ("sklearn",)  # a module that needs an extra, so no part of `import *`
+_MODULES = ("dist", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
 
 __all__ = [
     "AksslError", "Arrays", "Augmentation", "AugmentationRef", "Backbone", "BackboneRef", "Batch", "Callback",
@@ -102,7 +101,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module(".plugins.installed", __name__).version("akssl-core")
-    if name in _MODULES + _OPTIONAL:
+    if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'akssl_core' has no attribute '{name}'")
@@ -113,4 +112,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_OPTIONAL, "__version__"]
+    return [*__all__, "sklearn", "__version__"]

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
-from .config.changes import HARMLESS
-from .config.schema import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, shown
+from .config.schema import HARMLESS, AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema
 from .config.yaml import DEEPEST
-from .errors import ConfigError, did_you_mean, plain
+from .errors import ConfigError, did_you_mean, plain, shown
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
     from .method import Choice, Method
 
 T = TypeVar("T")

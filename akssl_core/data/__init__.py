@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..config.registry import Registry
 from ..hookspecs import hookimpl
 from .arrays import Arrays, TensorImages
 from .base import Batch, DatasetSource, HoldOutSource, ImageSet, ImageSpec, Pixels, Subset, Views, suitable_size
@@ -20,9 +19,6 @@ from .shapes import Shapes
 from .stored import ImageStore, StoredImages
 from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
 from .wrapped import Wrapped
-
-if TYPE_CHECKING:
-    from ..config.registry import Registry
 
 __all__ = [
     "DEFAULT_SOURCE", "Arrays", "Batch", "DatasetSource", "FashionMnist", "Folder", "HoldOutSource", "ImageSet",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -67,15 +66,15 @@ class FashionMnist(OfficialSplit):
     dataset, files = "FashionMNIST", "a folder fashion-mnist with the four files (plain or .gz)"
     home = "https://github.com/zalandoresearch/fashion-mnist"
 
-    def read(self, arguments: Mapping[str, Any]) -> ImageSet:
+    def read(self, part: Any) -> ImageSet:
         """The test images, or the first `size` of the training images."""
-        images, labels = (read_idx(path) for path in self._find()[0 if arguments["train"] else 2 :][:2])
+        images, labels = (read_idx(path) for path in self._find()[0 if part else 2 :][:2])
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"data: fashion-mnist holds images of shape {tuple(images.shape)} and labels of shape "
                 f"{tuple(labels.shape)}; expected (N, H, W) and (N,). Fetch the files again."
             )
-        size = (arguments["train"] and self.config.size) or len(images)
+        size = (part and self.config.size) or len(images)
         if size > len(images):
             raise DataError(f"data.size: {size} is more than the {len(images)} training images of fashion-mnist.")
         return TensorImages(images[:size, None], labels[:size].long(), CLASSES)

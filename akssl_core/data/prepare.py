@@ -178,11 +178,9 @@ def _origin(images: ImageSet) -> tuple[int, ImageSet, Tensor]:
 def _labels(parts: Mapping[str, ImageSet], rows: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The labels that any part has for its images; none where no part has any."""
     labels = torch.full((count,), -1)
-    given = False
-    for name, images in parts.items():
-        if images.labels is not None:
-            given = True
-            labels[rows[name]] = torch.where(images.labels >= 0, images.labels, labels[rows[name]])
+    given = {name: images.labels for name, images in parts.items() if images.labels is not None}
+    for name, own in given.items():
+        labels[rows[name]] = torch.where(own >= 0, own, labels[rows[name]])
     return {"labels": labels} if given else {}
 
 

@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from ..config.changes import HARMLESS
-from ..config.schema import FilePath, Schema
+from ..config.schema import HARMLESS, FilePath, Schema
 from .base import DatasetSource, ImageSet
 from .prepared_file import SUFFIX as SUFFIX
 from .prepared_file import PreparedFile

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from ..errors import plain, visible
 
@@ -28,10 +28,6 @@ class Entry:
     status: str
     """"installed", "other API", "clash" (two distributions claim the name) or "blocked" (by AKSSL_PLUGINS)."""
     reason: str = ""
-
-    def record(self) -> dict[str, str]:
-        """The entry as a row of a listing."""
-        return asdict(self)
 
 
 def canonical(distribution: str) -> str:

@@ -35,14 +35,12 @@ BUILT_IN = ("augment", "backbone", "running.layers", "data", "optim")  # rooms t
 class Failure:
     """Why an installed plugin cannot be used: it did not import, or what it registers is not complete."""
 
-    name: str
-    distribution: str
-    version: str
+    entry: Entry
     error: BaseException
     status: Literal["broken", "invalid"]
 
     def __str__(self) -> str:
-        return f"{self.distribution} {self.version} is installed but did not load: {self.error!r}"
+        return f"{self.entry.distribution} {self.entry.version} is installed but did not load: {self.error!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +145,7 @@ class Plugins:
 
     def _failed(self, entry: Entry, error: BaseException, status: Literal["broken", "invalid"]) -> None:
         """Keep why a plugin cannot be used; in strict mode that is an error at once."""
-        failure = Failure(entry.name, entry.distribution, entry.version, error, status)
+        failure = Failure(entry, error, status)
         self.failures[entry.name] = failure
         _trace(f"failed: {failure}")
         if self._strict:
@@ -261,7 +259,7 @@ class Plugins:
                     return PluginError(f"{kind} '{name}': {entry.distribution} {entry.version}: {entry.reason}.")
         if provider := _provider(kind, name):
             for failure in self.failures.values():
-                if canonical(failure.distribution) == provider:
+                if canonical(failure.entry.distribution) == provider:
                     return _unusable(kind, name, failure)
             return PluginError(f"no {kind} named '{name}' is installed. Install it with: pip install {provider}")
         known = self.names(kind)
@@ -272,7 +270,7 @@ class Plugins:
 
 
 def _unusable(kind: str, name: str, failure: Failure) -> PluginError:
-    error = PluginError(f"{kind} '{name}': {failure}. Mend it with: pip install -U {failure.distribution}")
+    error = PluginError(f"{kind} '{name}': {failure}. Mend it with: pip install -U {failure.entry.distribution}")
     error.__cause__ = failure.error
     return error
 

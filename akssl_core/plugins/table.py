@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from typing import Any
 
 from .installed import Entry, version
@@ -35,7 +36,7 @@ def plugin_table(plugins: Plugins) -> list[dict[str, str]]:
 
 
 def _row(entry: Entry, plugins: Plugins) -> dict[str, str]:
-    facts = entry.record()
+    facts = asdict(entry)
     del facts["value"]
     if failure := plugins.failures.get(entry.name):
         error = failure.error
@@ -52,11 +53,8 @@ def _row(entry: Entry, plugins: Plugins) -> dict[str, str]:
 def _provides(plugins: Plugins, owner: str) -> str:
     """Kinds and names of what a plugin registered, and the hooks by which it answers or watches."""
     components = [f"{component.kind} {component.name}" for component in plugins.registry.owned(owner)]
-    hooks = {
-        "akssl_resolve": "names by family",
-        "akssl_run_started": "watches runs",
-        "akssl_run_finished": "watches runs",
-    }
+    hooks = {"akssl_resolve": "names by family"}
+    hooks |= dict.fromkeys(("akssl_run_started", "akssl_run_finished"), "watches runs")
     other = dict.fromkeys(text for hook, text in hooks.items() if plugins.answers(owner, hook))
     return ", ".join([*components, *other])
 

@@ -158,19 +158,22 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
         AksslError: the hardware, the data or the augmentation cannot be had.
     """
     hardware = choose_hardware(spec.train)
-    _check_devices(spec.train)
+    _check_processes(spec.method_class, spec.train)
     source = open_source(given.objects.get("data", spec.data), plugins, spec.train.image_size)
     size = view_size(source.natural_size, on_cpu=hardware.device.type == "cpu")
     if spec.train.image_size is None:
         source.asked_size = size.value  # photos are decoded about that large
     images = source.train()
-    image = _image_spec(source, images, spec.train.image_size or size.value)
+    mean, std = source.mean, source.std
+    if mean is None or std is None:
+        mean, std = measure(images)
+        source.notes.append(f"normalisation measured on a sample of the data: mean {mean}, std {std}")
+    image = ImageSpec(spec.train.image_size or size.value, images.channels, mean, std)
     return Sight(hardware, source, size, images, image, _augmentation(spec, image, given))
 
 
 def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given) -> Plan:
     """The parts that are trained, checked against the facts, and the plan of them all."""
-    _check_accumulation(spec.method_class, spec.train)
     warnings = list(spec.method_class.check(spec.method.config, facts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -200,14 +203,6 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
 
 
 # -- parts ----------------------------------------------------------------------------------------
-def _image_spec(source: DatasetSource, images: ImageSet, size: int) -> ImageSpec:
-    if source.mean is not None and source.std is not None:
-        return ImageSpec(size, images.channels, source.mean, source.std)
-    mean, std = measure(images)
-    source.notes.append(f"normalisation measured on a sample of the data: mean {mean}, std {std}")
-    return ImageSpec(size, len(mean), mean, std)
-
-
 def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
     module = given.objects.get("backbone")
     if isinstance(module, Backbone):
@@ -250,7 +245,8 @@ def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
 
 
 # -- cross-checks ---------------------------------------------------------------------------------
-def _check_devices(train: TrainSpec) -> None:
+def _check_processes(method: type[Method], train: TrainSpec) -> None:
+    """Refuse more processes than there are, and micro-batches whose losses do not add up to that of the batch."""
     if train.strategy == "fsdp" and train.precision == "fp16":
         raise ConfigError("train.strategy: 'fsdp' does not go with precision fp16; use bf16, fp32 or strategy ddp.")
     if train.devices != dist.world() and train.devices > 1:
@@ -258,10 +254,6 @@ def _check_devices(train: TrainSpec) -> None:
             f"train.devices: {train.devices} processes are started by the command line, 'akssl run ... --devices "
             f"{train.devices}', or by torchrun --nproc-per-node {train.devices}; this is {dist.world()}."
         )
-
-
-def _check_accumulation(method: type[Method], train: TrainSpec) -> None:
-    """Micro-batches are refused where their losses do not add up to that of the batch."""
     if train.accumulate > 1 and not method.accumulates:
         raise ConfigError(
             f"train.accumulate: the losses of {train.accumulate} micro-batches are not that of the batch, as far as "

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.changes import changes
-from ..config.schema import user_path
+from ..config.schema import changes, user_path
 from ..config.yaml import read_yaml
 from ..errors import AksslError, ConfigError, RunDirError
 from ..plugins.lookup import methods as installed_methods

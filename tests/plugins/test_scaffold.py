@@ -17,8 +17,7 @@ import yaml
 import akssl_core.plugins.scaffold as room
 from akssl_core.config import describe
 from akssl_core.errors import ConfigError, PluginError
-from akssl_core.plugins.scaffold import KINDS, create
-from akssl_core.plugins.scaffold.names import named
+from akssl_core.plugins.scaffold import KINDS, create, named
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from ...config.registry import ALIASES
-from ...errors import ConfigError
-from .names import KINDS, Names, checked_kind, named
+from ...errors import ConfigError, PluginError, did_you_mean, plain
+from ..first_party import PROVIDERS
 
 __all__ = ["KINDS", "create"]
 
+KINDS = ("method", "backbone", "augmentation", "loss", "dataset", "logger")  # of which there are templates
+PREFIX = "akssl-plugin-"
+LONGEST = 40
+VALID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 TEMPLATES = Path(__file__).parent / "templates"
 SUFFIX = ".tmpl"  # keeps tools that look for Python or TOML away from what is neither yet
 SOURCE, TESTS = "src/@@module/__init__.py", "tests/test_@@stem.py"
@@ -51,7 +57,7 @@ def create(name: str, kind: str = "method", parent: Path = Path(".")) -> Path:
         ConfigError: the name or the kind cannot be used, or the folder exists; nothing is overwritten.
         PluginError: the name belongs to one of our own packages.
     """
-    kind, names = checked_kind(kind), named(name)
+    kind, names = _checked_kind(kind), named(name)
     folder = parent / names.distribution
     if folder.exists():
         raise ConfigError(f"{folder} exists already and is left as it is. Choose another name, or move it away.")
@@ -109,3 +115,53 @@ def _imported(source: str, *, beside: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module != beside):
             yield from (alias.asname or alias.name for alias in node.names)
+
+
+# -- the name in all the forms in which its distribution bears it --------------------------------
+@dataclass(frozen=True, slots=True)
+class Names:
+    """One name: `my-method`, `akssl-plugin-my-method`, `akssl_plugin_my_method`, `my_method` and `MyMethod`."""
+
+    component: str
+    distribution: str
+    module: str
+    stem: str
+    title: str
+
+
+def _checked_kind(kind: str) -> str:
+    """The kind, if there is a template of it.
+
+    Raises:
+        ConfigError: there is none; with the nearest right one.
+    """
+    if kind in KINDS:
+        return kind
+    meant = [ours for ours, registered in ALIASES.items() if registered == kind]
+    hint = f" Did you mean '{meant[0]}'?" if meant else did_you_mean(kind, KINDS)
+    raise ConfigError(f"kind: there is no template for '{kind}'.{hint} Kinds: {', '.join(KINDS)}.")
+
+
+def named(name: str) -> Names:
+    """All forms of the name of a new plugin; `My_Method`, `My Method`, `akssl-plugin-my-method` are one name.
+
+    Raises:
+        ConfigError: it cannot be the name of a distribution.
+        PluginError: it belongs to one of our own packages: two claims of one name make both unusable.
+    """
+    component = re.sub(r"[-_\s]+", "-", name.lower()).removeprefix(PREFIX)
+    if not VALID.fullmatch(component) or len(component) > LONGEST:
+        left = re.sub(r"[^a-z0-9]+", "-", component).lstrip("-0123456789")[:LONGEST].rstrip("-")
+        raise ConfigError(
+            f"name: '{name}' cannot name a distribution; use at most {LONGEST} letters, digits and '-', and begin with "
+            f"a letter.{f' Did you mean {left!r}?' if left else ''}"
+        )
+    taken = {plain(one): owner for table in PROVIDERS.values() for one, owner in table.items()}
+    taken |= {plain(owner.removeprefix(PREFIX)): owner for owner in taken.values()}
+    if owner := taken.get(plain(component)):
+        raise PluginError(
+            f"name: '{component}' is taken by {owner}. Choose another name, or install that one: pip install {owner}"
+        )
+    words, distribution = component.split("-"), PREFIX + component
+    title = "".join(word.capitalize() for word in words)
+    return Names(component, distribution, distribution.replace("-", "_"), "_".join(words), title)
