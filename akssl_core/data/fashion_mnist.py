@@ -80,7 +80,7 @@ class FashionMnist(OfficialSplit):
         return TensorImages(images[:size, None], labels[:size].long(), CLASSES)
 
     def _find(self) -> list[Path]:
-        """The four files, each plain or gzipped, in the order of `FILES`.
+        """The four files in the order of `FILES`, each plain or, where there is no such, gzipped.
 
         Raises:
             DataError: in a folder some are there and others are missing.

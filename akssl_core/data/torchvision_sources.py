@@ -50,6 +50,8 @@ class OfficialSplit(DatasetSource):
     def open(self, files: str, **arguments: Any) -> Any:
         """The data set of torchvision, made with these arguments; its files are downloaded where they are not there.
 
+        `files` are what a user is told to fetch by hand where that fails.
+
         Raises:
             DataError: they are not there and were not, or could not be, downloaded.
         """
