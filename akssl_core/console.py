@@ -68,14 +68,12 @@ def fill_closed_streams() -> None:
 
 def reader_is_gone() -> bool:
     """Whether the pipe that broke is stdout; where it is not, this ends its line."""
-    if sys.stdout is None:
-        return False
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except BrokenPipeError:
         return True
-    except (OSError, ValueError):  # it is no file
-        return False
+    except (OSError, ValueError, AttributeError):  # it is no file, or there is none
+        pass
     return False
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 200  # characters of a value that a message shows
+
 
 class AksslError(Exception):
     """Something the user can mend. The command line prints it without a traceback and exits with 2."""
@@ -44,6 +46,15 @@ def visible(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and not all of a long one."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of so many digits that Python does not write it
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def suggest(word: str, names: Iterable[str]) -> str | None:

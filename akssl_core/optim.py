@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from .config.registry import Registry
 from .config.schema import Component, Schema
 from .dist.sharding import are_whole, share_as
 from .errors import ConfigError, RunDirError, did_you_mean
@@ -20,9 +20,6 @@ from .hookspecs import hookimpl
 from .method import ParamRule
 from .schedule import LearningRate, Now, Schedule
 from .settings import Clip
-
-if TYPE_CHECKING:
-    from .config.registry import Registry
 
 Group = dict[str, Any]
 Denominator = Literal["norm_of_sum", "sum_of_norms"]
@@ -59,17 +56,6 @@ class Optimizer(Component, ABC):
 
 
 # -- groups ---------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class _Treatment:
-    """How the parameters of one group are trained."""
-
-    lr_factor: float
-    weight_decay_factor: float
-    fixed_lr: bool
-    adapt: bool
-    frozen_epochs: float
-
-
 def parameter_groups(module: nn.Module, rules: Sequence[ParamRule], config: OptimizerConfig) -> list[Group]:
     """Trainable parameters grouped by how they are trained; each group holds their names under "names".
 
@@ -80,29 +66,31 @@ def parameter_groups(module: nn.Module, rules: Sequence[ParamRule], config: Opti
         ConfigError: a rule matches no parameter.
     """
     _refuse_unmatched(rules, module)
-    groups: dict[_Treatment, Group] = {}
+    groups: dict[tuple[Any, ...], Group] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             treatment = _treatment(name, parameter, rules, exempt_1d=config.exempt_1d)
-            lr, decay = config.lr.start * treatment.lr_factor, config.weight_decay.start * treatment.weight_decay_factor
-            before_start: Group = {"params": [], "names": [], "lr": lr, "weight_decay": decay, **asdict(treatment)}
-            group = groups.setdefault(treatment, before_start)
+            lr = config.lr.start * treatment["lr_factor"]
+            decay = config.weight_decay.start * treatment["weight_decay_factor"]
+            before_start = {"params": [], "names": [], "lr": lr, "weight_decay": decay, **treatment}
+            group = groups.setdefault(tuple(treatment.values()), before_start)
             group["params"].append(parameter)
             group["names"].append(name)
     return list(groups.values())
 
 
-def _treatment(name: str, parameter: Tensor, rules: Sequence[ParamRule], *, exempt_1d: bool) -> _Treatment:
+def _treatment(name: str, parameter: Tensor, rules: Sequence[ParamRule], *, exempt_1d: bool) -> Group:
+    """How one parameter is trained: what its group holds beside the parameters."""
     matching = [rule for rule in rules if fnmatchcase(name, rule.match)]
     if exempt_1d and parameter.ndim <= 1:
         matching.append(ParamRule("*", weight_decay=0.0, adapt=False))
-    return _Treatment(
-        lr_factor=math.prod(rule.lr for rule in matching),
-        weight_decay_factor=math.prod(rule.weight_decay for rule in matching),
-        fixed_lr=any(rule.fixed_lr for rule in matching),
-        adapt=all(rule.adapt for rule in matching),
-        frozen_epochs=max((rule.frozen_epochs for rule in matching), default=0.0),
-    )
+    return {
+        "lr_factor": math.prod(rule.lr for rule in matching),
+        "weight_decay_factor": math.prod(rule.weight_decay for rule in matching),
+        "fixed_lr": any(rule.fixed_lr for rule in matching),
+        "adapt": all(rule.adapt for rule in matching),
+        "frozen_epochs": max((rule.frozen_epochs for rule in matching), default=0.0),
+    }
 
 
 def _refuse_unmatched(rules: Sequence[ParamRule], module: nn.Module) -> None:

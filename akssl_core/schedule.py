@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from .config.schema import Schema, shown
+from .config.schema import Schema
+from .errors import shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
-from .config.changes import HARMLESS
-from .config.schema import AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema, shown
+from .config.schema import HARMLESS, AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema
 from .config.yaml import DEEPEST
-from .errors import ConfigError, did_you_mean, plain
+from .errors import ConfigError, did_you_mean, plain, shown
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
     from .method import Choice, Method
 
 T = TypeVar("T")
@@ -114,7 +112,7 @@ def flags(schema: type[Schema]) -> dict[str, FieldInfo]:
     return {name: field for name, field in schema.model_fields.items() if FLAG in field.metadata}
 
 
-FLAT = {name: ("train", name) for name in flags(TrainSpec)}
+FLAT = flags(TrainSpec)  # keywords that are settings of `train`
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate")
 PLAIN = ("seed", "recipe", "callbacks")
@@ -141,12 +139,9 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     allowed = [*COMPONENTS, *TABLES, *PLAIN, *FLAT, "options"]
     for key, value in settings.items():
         if key in FLAT:
-            table, name = FLAT[key]
-            result.setdefault(table, {})[name] = value
-        elif key == "options":
-            result.setdefault("method", {}).update(_table(key, value))
-        elif key in TABLES:
-            result.setdefault(key, {}).update(_table(key, value))
+            result.setdefault("train", {})[key] = value
+        elif key in ("options", *TABLES):
+            result.setdefault("method" if key == "options" else key, {}).update(_table(key, value))
         elif key == "method":
             result.setdefault(key, {}).update({"name": value} if isinstance(value, str) else _table(key, value))
         elif key in (*COMPONENTS, *PLAIN):

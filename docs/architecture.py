@@ -36,7 +36,7 @@ WAYS: dict[str, Sequence[str]] = {
         "method.py: Method.choose",
         "method.py: Method.check",
         "rundir/folder.py: RunDir.write_config",
-        "config/changes.py: changes",
+        "config/schema.py: changes",
     ),
     "a row": (
         "method.py: Method.step",

@@ -16,12 +16,10 @@ import click
 
 from ..console import fill_closed_streams, say
 from ..errors import AksslError, RunStopped, visible
-from . import data as data
-from . import judge as judge
-from . import plugins as plugins
-from . import runs as runs
-from . import sweeps as sweeps
+from . import judge, plugins, runs, sweeps
 from .base import akssl
+
+__all__ = ["akssl", "judge", "main", "plugins", "runs", "sweeps"]
 
 KEEP = "\n\t"  # that lay out what is printed
 

@@ -1,4 +1,4 @@
-"""Commands about runs that have ended: judge what they have trained, use it, compare them."""
+"""Commands about data, and about runs that have ended: judge what they have trained, use it, compare them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..settings import EvaluateSpec, TrainSpec
 from .base import (
     PATH,
+    Commands,
     akssl,
     data_of,
     field_option,
@@ -82,14 +83,7 @@ def judge(
 @set_option("a setting of the source: data.channels=1")
 @plugin_file_option
 def embed(
-    run_dir: Path,
-    data: str | None,
-    out: Path,
-    batch_size: int,
-    device: str,
-    overwrite: bool,
-    assignments: tuple[str, ...],
-    plugin_file: Path | None,
+    run_dir: Path, data: str | None, out: Path, assignments: tuple[str, ...], plugin_file: Path | None, **options: Any
 ) -> None:
     """Write the features of every image of some data, with ids and labels.
 
@@ -98,11 +92,8 @@ def embed(
     source = data_of(data, assignments, run_dir)
     from ..evaluation.embedding import embed_to_file
 
-    plugins = plugins_with(plugin_file)
     try:
-        saved = embed_to_file(
-            run_dir, out, data=source, batch_size=batch_size, device=device, overwrite=overwrite, plugins=plugins
-        )
+        saved = embed_to_file(run_dir, out, data=source, plugins=plugins_with(plugin_file), **options)
     except KeyboardInterrupt as error:
         raise click.ClickException(f"stopped; {out} was not written.") from error
     click.echo(saved.text)
@@ -150,3 +141,36 @@ def compare(run_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None
     show(found, as_json)
     if as_json and out is not None:
         click.echo(f"\nThe page: {out}", err=True)
+
+
+@akssl.group(cls=Commands)
+def data() -> None:
+    """Work on data before runs: decode it once."""
+
+
+@data.command()
+@click.argument("src")
+@click.option("--out", type=PATH, required=True, help="file to write, NAME.safetensors")
+@click.option(
+    "--size",
+    type=click.IntRange(8, 8192),
+    help="shorter side in pixels that larger images are reduced to  [default: what runs keep at the size that suits "
+    "the images, as 256 for views of 224]",
+)
+@overwrite_option("replace the file that --out names")
+@set_option("a setting of the source: data.channels=1")
+@plugin_file_option
+def prepare(src: str, out: Path, assignments: tuple[str, ...], plugin_file: Path | None, **options: Any) -> None:
+    """Decode every image of SRC once and write them to one file.
+
+    SRC is a folder or a source's name, as in `akssl run --data SRC`. Runs take the file in its place, with the same
+    pixels, labels and probes: akssl run METHOD --data FILE.
+    """
+    from ..running.outputs import prepare as prepare_data
+
+    source = data_of(src, assignments)
+    try:
+        written = prepare_data(source, out, plugins=plugins_with(plugin_file), **options)
+    except KeyboardInterrupt as error:
+        raise click.ClickException(f"stopped; {out} was not written.") from error
+    click.echo(written.text)

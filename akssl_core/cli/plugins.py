@@ -38,7 +38,7 @@ def plugins(ctx: click.Context, as_json: bool, imported: bool, plugin_file: Path
             manager.load_all()
         records, columns = plugin_table(manager), list(COLUMNS)
     else:
-        records, columns = [entry.record() for entry in entries()], ["name", "distribution", "version", "api", "status"]
+        records, columns = [asdict(entry) for entry in entries()], ["name", "distribution", "version", "api", "status"]
         columns += ["reason"] if any(record["reason"] for record in records) else []
     if as_json:
         click.echo(json.dumps(records, indent=2))

@@ -19,8 +19,7 @@ class Registry:
     """Every component that is loaded, by kind and name."""
 
     def __init__(self) -> None:
-        self._components: dict[tuple[str, str], type[Component]] = {}
-        self._owners: dict[tuple[str, str], str] = {}
+        self._added: dict[tuple[str, str], tuple[type[Component], str]] = {}  # with the plugin that added it
         self.owner = ""  # the plugin that is registering now
 
     def add(self, component: C) -> C:
@@ -31,38 +30,36 @@ class Registry:
         """
         check_component(component)
         key = (component.kind, plain(component.name))
-        if key in self._components:
-            taken = self._owners[key]
+        if key in self._added:
+            taken = self._added[key][1]
             raise PluginError(f"{component.kind} '{component.name}' is already provided by the plugin '{taken}'.")
-        self._components[key] = component
-        self._owners[key] = self.owner
+        self._added[key] = component, self.owner
         return component
 
     def drop(self, owner: str) -> None:
         """Take back all that one plugin has added."""
-        for key in [key for key, name in self._owners.items() if name == owner]:
-            del self._components[key], self._owners[key]
+        self._added = {key: pair for key, pair in self._added.items() if pair[1] != owner}
 
     def look(self, kind: str, name: str) -> type[Component] | None:
         """The component, or None; names are compared without case, `-`, `_` and spaces."""
-        return self._components.get((kind, plain(name)))
+        component, _ = self._added.get((kind, plain(name)), (None, ""))
+        return component
 
     def names(self, kind: str) -> list[str]:
         """The names of one kind that are loaded, sorted."""
-        return sorted(c.name for (k, _), c in self._components.items() if k == kind)
+        return [component.name for component, _ in self.components(kind)]
 
     def components(self, kind: str) -> list[tuple[type[Component], str]]:
         """Each component of one kind with the plugin that added it, sorted by name."""
-        pairs = [(c, self._owners[key]) for key, c in self._components.items() if key[0] == kind]
-        return sorted(pairs, key=lambda pair: pair[0].name)
+        return sorted((pair for key, pair in self._added.items() if key[0] == kind), key=lambda pair: pair[0].name)
 
     def owner_of(self, component: type[Component]) -> str:
         """The plugin that has added a component; "" where an open family made it."""
-        return self._owners.get((component.kind, plain(component.name)), "")
+        return self._added.get((component.kind, plain(component.name)), (component, ""))[1]
 
     def owned(self, owner: str) -> list[type[Component]]:
         """The components that one plugin has added."""
-        return [self._components[key] for key, name in self._owners.items() if name == owner]
+        return [component for component, name in self._added.values() if name == owner]
 
 
 def check_component(component: Any) -> None:

@@ -1,9 +1,11 @@
-"""Schemas: strict settings, components referred to by name at any depth, and errors a person can read."""
+"""Schemas: strict settings, components referred to by name at any depth, readable errors, and what has changed."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
@@ -20,10 +22,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ..errors import AksslError, ConfigError, did_you_mean
+from ..errors import AksslError, ConfigError, did_you_mean, shown
 
-LONGEST = 200  # characters of a value that a message shows
 MOST_LINES = 10  # mistakes that a message tells
+
+HARMLESS = "resume: harmless"
+"""In the type of a field, `Annotated[int, HARMLESS]`: it moves no weight of the steps so far, or, like more epochs,
+it is what people resume for."""
 
 
 def user_path(path: str | Path) -> Path:
@@ -55,23 +60,19 @@ class Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, raw: Any, info: ValidationInfo) -> Any:
-        """Name the unknown key, the nearest right one and all that are allowed."""
-        if isinstance(raw, Mapping):
-            allowed = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in raw:
-                if key not in allowed and key not in cls.model_fields:
-                    settings = ", ".join(sorted(allowed)) or "none"
-                    hint = _one_level_down(cls, str(key), info) or did_you_mean(str(key), allowed)
-                    message = f"unknown setting '{key}'.{hint} Settings here: {settings}."
-                    raise PydanticCustomError("akssl", "{message}", {"message": message})
-        return raw
+        """Name the unknown key, the nearest right one and all that are allowed.
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_defaults(cls, raw: Any) -> Any:
-        """Settings of a component that nobody named are those of the field's default (`loss: {temperature: 0.2}`)."""
+        Settings of a component that nobody named are those of the field's default (`loss: {temperature: 0.2}`).
+        """
         if not isinstance(raw, Mapping):
             return raw
+        allowed = [field.alias or name for name, field in cls.model_fields.items()]
+        for key in raw:
+            if key not in allowed and key not in cls.model_fields:
+                settings = ", ".join(sorted(allowed)) or "none"
+                hint = _one_level_down(cls, str(key), info) or did_you_mean(str(key), allowed)
+                message = f"unknown setting '{key}'.{hint} Settings here: {settings}."
+                raise PydanticCustomError("akssl", "{message}", {"message": message})
         defaults = {
             key: cls.model_fields[key].default
             for key, value in raw.items()
@@ -103,6 +104,10 @@ class Ref(Schema):
     name: str
     config: SerializeAsAny[Schema]
     component: type[Component] = Field(exclude=True, repr=False)
+
+    def __init_subclass__(cls, *, kind: str = "", **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.kind = kind or cls.kind
 
     @classmethod
     def field(cls, name: str, *, description: str) -> Any:
@@ -137,46 +142,32 @@ class Ref(Schema):
         return self.component(self.config, *args, **kwargs)  # type: ignore[call-arg]
 
 
-class MethodRef(Ref):
+class MethodRef(Ref, kind="method"):
     """A method by name."""
 
-    kind = "method"
 
-
-class BackboneRef(Ref):
+class BackboneRef(Ref, kind="backbone"):
     """A backbone by name."""
 
-    kind = "backbone"
 
-
-class LossRef(Ref):
+class LossRef(Ref, kind="loss"):
     """A loss by name."""
 
-    kind = "loss"
 
-
-class AugmentationRef(Ref):
+class AugmentationRef(Ref, kind="augmentation"):
     """An augmentation by name."""
 
-    kind = "augmentation"
 
-
-class DataRef(Ref):
+class DataRef(Ref, kind="data"):
     """A data source by name."""
 
-    kind = "data"
 
-
-class OptimizerRef(Ref):
+class OptimizerRef(Ref, kind="optimizer"):
     """An optimizer by name."""
 
-    kind = "optimizer"
 
-
-class CallbackRef(Ref):
+class CallbackRef(Ref, kind="callback"):
     """A callback or logger by name."""
-
-    kind = "callback"
 
 
 def _one_level_down(schema: type[Schema], key: str, info: ValidationInfo) -> str:
@@ -195,10 +186,11 @@ S = TypeVar("S", bound=Schema)
 def validate(schema: type[S], raw: Mapping[str, Any], *, registry: Lookup) -> S:
     """The settings as an instance of their schema; every mistake is one line of a `ConfigError`."""
     try:
-        return schema.model_validate(raw, context={"registry": registry})
-    except ValidationError as error:
-        raise ConfigError("\n".join(readable(error))) from error
-    except UnicodeEncodeError as error:
+        try:
+            return schema.model_validate(raw, context={"registry": registry})
+        except ValidationError as error:
+            raise ConfigError("\n".join(readable(error))) from error
+    except UnicodeEncodeError as error:  # of half a character in a text, which no message can show
         raise ConfigError("settings: a text among them is not valid Unicode.") from error
 
 
@@ -214,11 +206,7 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def readable(error: ValidationError) -> list[str]:
     """One line a mistake: the setting's path, what is allowed, and the value that was given."""
     lines = []
-    try:
-        items = error.errors(include_url=False)
-    except UnicodeEncodeError:  # of half a character in a text, which no message can show
-        return ["settings: a text among them is not valid Unicode."]
-    for item in items:
+    for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"])
         message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
         if item["type"] != "akssl":
@@ -235,10 +223,37 @@ def first_mistake(error: ValidationError) -> str:
     return f"{'.'.join(map(str, item['loc'])):.60} {message:.100}".strip()
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, and not all of a long one."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of so many digits that Python does not write it
-        text = f"a {type(value).__name__} too long to show"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+# -- settings that were changed before a run is resumed ------------------------------------------
+def is_harmless(path: str, settings: Schema) -> bool:
+    """Whether a run goes on with another value at this path: its field, or that of a table above it, says so."""
+    held = settings.config if isinstance(settings, Ref) else settings
+    name, _, rest = path.partition(".")
+    if (field := type(held).model_fields.get(name)) is None:
+        return False
+    inner = getattr(held, name)
+    return HARMLESS in field.metadata or (isinstance(inner, Schema) and is_harmless(rest, inner))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting that differs."""
+
+    path: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        """`train.epochs: 10 -> 20`."""
+        return f"{self.path}: {_short(self.before)} -> {_short(self.after)}"
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence[Change]:
+    """The settings in which two tables differ, by path; what one of them lacks is null."""
+    old, new = dict(leaves(before)), dict(leaves(after))
+    paths = [*old, *(path for path in new if path not in old)]
+    return [Change(path, old.get(path), new.get(path)) for path in paths if old.get(path) != new.get(path)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:20]}...{text[-37:]}"  # paths differ at their ends

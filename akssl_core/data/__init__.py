@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..config.registry import Registry
 from ..hookspecs import hookimpl
-from .arrays import Arrays as Arrays
-from .arrays import TensorImages as TensorImages
-from .base import Batch as Batch
-from .base import DatasetSource as DatasetSource
-from .base import HoldOutSource as HoldOutSource
-from .base import ImageSet as ImageSet
-from .base import ImageSpec as ImageSpec
-from .base import Pixels as Pixels
-from .base import Subset as Subset
-from .base import Views as Views
-from .base import suitable_size as suitable_size
-from .decode import Unreadable as Unreadable
-from .decode import decode_image as decode_image
-from .decode import image_header as image_header
-from .fashion_mnist import FashionMnist as FashionMnist
-from .folder import Folder as Folder
-from .labels import encode_labels as encode_labels
-from .loader import Loader as Loader
-from .opening import no_such_data as no_such_data
-from .opening import open_source as open_source
-from .prepared import Prepared as Prepared
-from .preprocess import Preprocess as Preprocess
-from .preprocess import measure as measure
-from .scan import nearest_path as nearest_path
-from .shapes import Shapes as Shapes
-from .stored import ImageStore as ImageStore
-from .stored import StoredImages as StoredImages
+from .arrays import Arrays, TensorImages
+from .base import Batch, DatasetSource, HoldOutSource, ImageSet, ImageSpec, Pixels, Subset, Views, suitable_size
+from .decode import Unreadable, decode_image, image_header
+from .fashion_mnist import FashionMnist
+from .folder import Folder
+from .labels import encode_labels
+from .loader import Loader
+from .opening import no_such_data, open_source
+from .prepared import Prepared
+from .preprocess import Preprocess, measure
+from .scan import nearest_path
+from .shapes import Shapes
+from .stored import ImageStore, StoredImages
 from .torchvision_sources import Cifar10, Cifar100, Imagenette, Stl10
-from .wrapped import Wrapped as Wrapped
+from .wrapped import Wrapped
 
-if TYPE_CHECKING:
-    from ..config.registry import Registry
+__all__ = [
+    "DEFAULT_SOURCE", "Arrays", "Batch", "DatasetSource", "FashionMnist", "Folder", "HoldOutSource", "ImageSet",
+    "ImageSpec", "ImageStore", "Loader", "Pixels", "Prepared", "Preprocess", "Shapes", "StoredImages", "Subset",
+    "TensorImages", "Unreadable", "Views", "Wrapped", "decode_image", "encode_labels", "image_header", "measure",
+    "nearest_path", "no_such_data", "open_source", "suitable_size",
+]  # fmt: skip
 
 DEFAULT_SOURCE = Shapes.name
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..errors import DataError
 from .arrays import TensorImages
 from .base import ImageSet
-from .torchvision_sources import DownloadConfig, OfficialSplit, data_root, open_torchvision
+from .torchvision_sources import DownloadConfig, OfficialSplit, data_root
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -67,39 +66,32 @@ class FashionMnist(OfficialSplit):
     dataset, files = "FashionMNIST", "a folder fashion-mnist with the four files (plain or .gz)"
     home = "https://github.com/zalandoresearch/fashion-mnist"
 
-    def read(self, arguments: Mapping[str, Any]) -> ImageSet:
+    def read(self, part: Any) -> ImageSet:
         """The test images, or the first `size` of the training images."""
-        images, labels = (read_idx(path) for path in self._find()[0 if arguments["train"] else 2 :][:2])
+        images, labels = (read_idx(path) for path in self._find()[0 if part else 2 :][:2])
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"data: fashion-mnist holds images of shape {tuple(images.shape)} and labels of shape "
                 f"{tuple(labels.shape)}; expected (N, H, W) and (N,). Fetch the files again."
             )
-        size = (arguments["train"] and self.config.size) or len(images)
+        size = (part and self.config.size) or len(images)
         if size > len(images):
             raise DataError(f"data.size: {size} is more than the {len(images)} training images of fashion-mnist.")
         return TensorImages(images[:size, None], labels[:size].long(), CLASSES)
 
     def _find(self) -> list[Path]:
-        """The four files, in the order of `FILES`."""
+        """The four files in the order of `FILES`, each plain or, where there is no such, gzipped.
+
+        Raises:
+            DataError: in a folder some are there and others are missing.
+        """
         downloaded = data_root() / "FashionMNIST" / "raw"
         for folder in (data_root() / "fashion-mnist", DEBIAN, downloaded):
-            if found := _files_in(folder):
-                return found
-        open_torchvision(self.dataset, self.files, self.home, download=self.config.download)
+            found = {name: p for name in FILES for p in (folder / f"{name}.gz", folder / name) if p.is_file()}
+            if missing := [name for name in FILES if found and name not in found]:
+                lacking = f"lacks {', '.join(missing)} (plain or .gz) of the four Fashion-MNIST files"
+                raise DataError(f"data: {folder} {lacking}.")
+            if found:
+                return list(found.values())
+        self.open(self.files)
         return [downloaded / name for name in FILES]
-
-
-def _files_in(folder: Path) -> list[Path] | None:
-    """The four files in a folder, each plain or gzipped; None where there is none of them.
-
-    Raises:
-        DataError: some are there and others are missing.
-    """
-    found = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in FILES]
-    missing = [name for name, path in zip(FILES, found, strict=True) if path is None]
-    if len(missing) == len(FILES):
-        return None
-    if missing:
-        raise DataError(f"data: {folder} lacks {', '.join(missing)} (plain or .gz) of the four Fashion-MNIST files.")
-    return [path for path in found if path is not None]

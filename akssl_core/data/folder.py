@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..config.changes import HARMLESS
-from ..config.schema import FilePath, Schema
+from ..config.schema import HARMLESS, FilePath, Schema
 from .base import HoldOutSource, ImageSet
 from .decode import read_image, shorter_side
 from .labels import encode_labels

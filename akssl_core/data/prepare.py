@@ -13,16 +13,17 @@ from torch import Tensor
 
 from ..config.schema import validate
 from ..console import Progress
-from ..errors import ConfigError, DataError, visible
+from ..errors import ConfigError, DataError
 from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file, refuse_file
 from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .convert import largest_view, shrink, stored_side
 from .opening import DataSpec, Sources, data_table, open_source
 from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
+from .stored import first_few
 
+Pools = list[tuple[int, ImageSet]]  # images, and the row at which they begin
 BATCH = 32  # images decoded at a time, fewer where they are large
 BATCH_BYTES = 2**26
-NAMED = 3  # unreadable images that the result names
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,7 @@ class PreparedData:
 
 def named(unreadable: Mapping[str, str]) -> str:
     """The first few names with their reasons."""
-    if not unreadable:
-        return ""
-    first = [f"{visible(name)} ({visible(reason)})" for name, reason in sorted(unreadable.items())[:NAMED]]
-    return f": {'; '.join(first)}{'; ...' if len(unreadable) > NAMED else ''}"
+    return f": {first_few(unreadable)}{'; ...' if len(unreadable) > 3 else ''}" if unreadable else ""
 
 
 def prepare(
@@ -111,11 +109,13 @@ def _write(source: DatasetSource, path: Path, text: str) -> PreparedData:
     if (pair := source.probe()) is not None:
         parts |= {"bank": pair[0], "queries": pair[1]}
     pools, rows = _union(parts)
-    count = sum(len(pool) for pool in pools)
+    count = sum(len(pool) for _, pool in pools)
     record = _record(source, parts, text)
     sizes = torch.zeros(count, 2, dtype=torch.int32)
     labels = _labels(parts, rows, count)
-    fixed = {**labels, **_differing(rows, count), "sizes": sizes}
+    every = torch.arange(count)  # "all" and "train" are written down where they are not this
+    differing = {name: own for name, own in rows.items() if name in ("bank", "queries") or not torch.equal(own, every)}
+    fixed = {**labels, **differing, "sizes": sizes}
     metadata = {"format": FORMAT, "version": VERSION, "record": record.model_dump_json()}
     with atomic_file(path) as file:
         stream = TensorStream(file, fixed, ("pixels", "names", "unreadable"), metadata)
@@ -143,10 +143,10 @@ def _check(draft: Path, source: DatasetSource, text: str) -> None:
 
 
 # -- which images there are -----------------------------------------------------------------------
-def _union(parts: Mapping[str, ImageSet]) -> tuple[list[ImageSet], dict[str, Tensor]]:
-    """Each image of the parts once, in pools that lie one after the other, and the rows of each part among them."""
+def _union(parts: Mapping[str, ImageSet]) -> tuple[Pools, dict[str, Tensor]]:
+    """Each image of the parts once, in pools with the row at which each begins, and the rows of each part."""
     origins = {name: _origin(images) for name, images in parts.items()}
-    pools: dict[int, ImageSet] = {}
+    pools: dict[int, tuple[int, ImageSet]] = {}
     rows: dict[str, Tensor] = {}
     start = 0
     for key, whole, _ in origins.values():
@@ -158,8 +158,8 @@ def _union(parts: Mapping[str, ImageSet]) -> tuple[list[ImageSet], dict[str, Ten
             is_member[own] = True
         place = start - 1 + is_member.cumsum(0)
         rows |= {name: place[own] for name, own in named.items()}
-        pools[key] = whole if is_member.all() else whole.subset(is_member.nonzero().flatten())
-        start += len(pools[key])
+        pools[key] = start, whole if is_member.all() else whole.subset(is_member.nonzero().flatten())
+        start += int(is_member.sum())
     return list(pools.values()), rows
 
 
@@ -175,20 +175,12 @@ def _origin(images: ImageSet) -> tuple[int, ImageSet, Tensor]:
     return id(images), images, torch.arange(len(images))
 
 
-def _differing(rows: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The parts to write down; the first two are every row in order where they are not."""
-    every = torch.arange(count)
-    return {name: own for name, own in rows.items() if name in ("bank", "queries") or not torch.equal(own, every)}
-
-
 def _labels(parts: Mapping[str, ImageSet], rows: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The labels that any part has for its images; none where no part has any."""
     labels = torch.full((count,), -1)
-    given = False
-    for name, images in parts.items():
-        if images.labels is not None:
-            given = True
-            labels[rows[name]] = torch.where(images.labels >= 0, images.labels, labels[rows[name]])
+    given = {name: images.labels for name, images in parts.items() if images.labels is not None}
+    for name, own in given.items():
+        labels[rows[name]] = torch.where(own >= 0, own, labels[rows[name]])
     return {"labels": labels} if given else {}
 
 
@@ -210,13 +202,13 @@ def _record(source: DatasetSource, parts: Mapping[str, ImageSet], text: str) -> 
 
 
 # -- what is written of them ----------------------------------------------------------------------
-def _write_pixels(stream: TensorStream, pools: list[ImageSet], record: Record, sizes: Tensor) -> dict[int, str]:
+def _write_pixels(stream: TensorStream, pools: Pools, record: Record, sizes: Tensor) -> dict[int, str]:
     """The pixels of every image, its size into `sizes`, and the reasons of those that cannot be read, by row."""
     reasons: dict[int, str] = {}
     step = max(1, min(BATCH, BATCH_BYTES // (record.channels * record.side**2)))
     batches = (
         (first + start, pool, range(start, min(start + step, len(pool))))
-        for first, pool in zip(_starts(pools), pools, strict=True)
+        for first, pool in pools
         for start in range(0, len(pool), step)
     )
     with Progress(len(sizes), "image") as progress:
@@ -226,33 +218,25 @@ def _write_pixels(stream: TensorStream, pools: list[ImageSet], record: Record, s
             reasons |= bad
             for i in range(len(pixels)):
                 if row + i not in bad:
-                    image = _reduced(pixels.image(i), record.side)
+                    image = pixels.image(i)
+                    if min(image.shape[1:]) > record.side:  # its source has not reduced it: a data set in memory
+                        image = shrink(image, record.side)
                     stream.append("pixels", image.numpy().tobytes())  # in the order of its axes, whatever its strides
                     sizes[row + i] = torch.tensor(image.shape[1:])
             progress.update(len(index))
     return reasons
 
 
-def _reduced(image: Tensor, side: int) -> Tensor:
-    """An image that its source has not reduced already, as one of a data set in memory."""
-    return shrink(image, side) if min(image.shape[1:]) > side else image
-
-
-def _write_names(stream: TensorStream, pools: list[ImageSet], reasons: Mapping[int, str]) -> dict[str, str]:
+def _write_names(stream: TensorStream, pools: Pools, reasons: Mapping[int, str]) -> dict[str, str]:
     """The id of every image; the reasons again, by id."""
     unreadable = {}
-    for first, pool in zip(_starts(pools), pools, strict=True):
+    for first, pool in pools:
         for i in range(len(pool)):
             name = pool.id_of(i)
             stream.append("names", b"\0" * (first + i > 0) + _plain(name).encode())
             if first + i in reasons:
                 unreadable[name] = reasons[first + i]
     return unreadable
-
-
-def _starts(pools: list[ImageSet]) -> list[int]:
-    """The row at which each pool begins."""
-    return [sum(len(pool) for pool in pools[:i]) for i in range(len(pools))]
 
 
 def _plain(text: str) -> str:

@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from ..config.changes import HARMLESS
-from ..config.schema import FilePath, Schema
+from ..config.schema import HARMLESS, FilePath, Schema
 from .base import DatasetSource, ImageSet
 from .prepared_file import SUFFIX as SUFFIX
 from .prepared_file import PreparedFile
@@ -83,27 +82,21 @@ class Prepared(DatasetSource):
 
     def __init__(self, config: PreparedConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self._file = PreparedFile.open(config.path)
-        record = self._file.record
+        self._file = file = PreparedFile.open(config.path)
+        record = file.record
         self.mean, self.std = record.mean, record.std
-        self._note_contents()
+        self.notes.append(f"{len(file)} images in {printable(str(config.path))}, prepared from {record.source}")
+        if record.classes:
+            self.notes.append(f"{len(record.classes)} classes")
+        if "queries" in file.parts:
+            self.notes.append(f"{len(file.parts['queries'])} labelled images are the queries of the probes")
+        else:
+            self.notes.append("no labels to hold some out: every image trains, and no accuracy is computed")
 
     @property
     def natural_size(self) -> int:
         """The side of view that suited the source, or that suits the reduced images."""
         return self._file.record.natural_size
-
-    def _note_contents(self) -> None:
-        file, classes = self._file, self._file.record.classes
-        self.notes.append(
-            f"{len(file)} images in {printable(str(self.config.path))}, prepared from {file.record.source}"
-        )
-        if classes:
-            self.notes.append(f"{len(classes)} classes")
-        if "queries" in file.parts:
-            self.notes.append(f"{len(file.parts['queries'])} labelled images are the queries of the probes")
-        else:
-            self.notes.append("no labels to hold some out: every image trains, and no accuracy is computed")
 
     def _note_side(self) -> None:
         """Say where the images are not those that the source would show at this size of view."""

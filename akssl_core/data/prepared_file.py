@@ -13,7 +13,7 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..config.schema import Schema, first_mistake
+from ..config.schema import S, Schema, first_mistake
 from ..errors import DataError
 from .scan import MOVED, nearest_path
 
@@ -106,13 +106,12 @@ class PreparedFile:
             NotPrepared: with what is wrong.
         """
         tensors, metadata, seen = _mapped(path)
-        record = _record(metadata)
+        record = _parsed(Record, metadata.get("record", ""), "record")
         count = _check_sizes(tensors, record)
         unread = _unread(tensors, count)
         if int((tensors["names"] == 0).sum()) != count - 1:
             raise NotPrepared(f"is damaged: its names are not those of {count} images")
-        _check_labels(tensors, record, count)
-        _check_parts(tensors, count)
+        _check_rows(tensors, record, count)
         amounts = _amounts(tensors["sizes"], record.channels)
         return cls(
             path=path,
@@ -160,7 +159,7 @@ class PreparedFile:
     @cached_property
     def ids(self) -> list[str]:
         """The name of each image."""
-        return _text(self.names).split("\0")
+        return self.names.numpy().tobytes().decode("utf-8", "replace").split("\0")
 
     @cached_property
     def is_reduced(self) -> bool:
@@ -206,19 +205,16 @@ def _check_type(name: str, view: Any) -> None:
         raise NotPrepared(f"is damaged: '{name}' is {found} of shape {tuple(shape)!s:.40}, not {expected}")
 
 
-def _record(metadata: Mapping[str, str]) -> Record:
+def _parsed(schema: type[S], text: str | bytes, what: str) -> S:
     try:
-        return Record.model_validate_json(metadata.get("record", ""))
+        return schema.model_validate_json(text)
     except ValidationError as error:
-        raise NotPrepared(f"is damaged: its record is wrong: {first_mistake(error)}") from error
+        raise NotPrepared(f"is damaged: its {what} is wrong: {first_mistake(error)}") from error
 
 
 def _unread(tensors: Mapping[str, Tensor], count: int) -> Unread:
     """The record of unreadable images; its rows must be those without pixels."""
-    try:
-        unread = Unread.model_validate_json(tensors["unreadable"].numpy().tobytes())
-    except ValidationError as error:
-        raise NotPrepared(f"is damaged: its list of unreadable images is wrong: {first_mistake(error)}") from error
+    unread = _parsed(Unread, tensors["unreadable"].numpy().tobytes(), "list of unreadable images")
     empty = (tensors["sizes"][:, 0] == 0).nonzero().flatten().tolist()
     if sorted(unread.rows) != empty:
         raise NotPrepared(f"is damaged: {len(empty)} images have no pixels, and {len(unread.rows)} are unreadable")
@@ -259,29 +255,19 @@ def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:
     return len(sizes)
 
 
-def _check_labels(tensors: Mapping[str, Tensor], record: Record, count: int) -> None:
-    labels = tensors.get("labels")
-    if labels is None:
-        return
-    most = MOST_CLASSES if record.classes is None else len(record.classes)
-    if len(labels) != count:
-        raise NotPrepared(f"is damaged: it has {len(labels)} labels for {count} images")
-    low, high = int(labels.min()), int(labels.max())
-    if low < -1 or high >= most:
-        raise NotPrepared(f"is damaged: its labels run from {low} to {high}, not from -1 to {most - 1}")
-
-
-def _check_parts(tensors: Mapping[str, Tensor], count: int) -> None:
-    for name in PARTS:
-        rows = tensors.get(name)
-        if rows is None:
-            continue
+def _check_rows(tensors: Mapping[str, Tensor], record: Record, count: int) -> None:
+    """That labels are those of all images and of known classes, and that parts are among the images."""
+    if (labels := tensors.get("labels")) is not None:
+        most = MOST_CLASSES if record.classes is None else len(record.classes)
+        if len(labels) != count:
+            raise NotPrepared(f"is damaged: it has {len(labels)} labels for {count} images")
+        low, high = int(labels.min()), int(labels.max())
+        if low < -1 or high >= most:
+            raise NotPrepared(f"is damaged: its labels run from {low} to {high}, not from -1 to {most - 1}")
+    for name in (name for name in PARTS if name in tensors):
+        rows = tensors[name]
         if len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
             raise NotPrepared(f"is damaged: '{name}' must hold positions from 0 to {count - 1}")
     probes = [name in tensors for name in ("bank", "queries")]
     if any(probes) and not (all(probes) and "labels" in tensors):
         raise NotPrepared("is damaged: a probe needs bank, queries and labels, and it lacks one of them")
-
-
-def _text(names: Tensor) -> str:
-    return names.numpy().tobytes().decode("utf-8", "replace")

@@ -69,32 +69,7 @@ def _edge(x: Tensor, y: Tensor, degrees: float, distance: float) -> Tensor:
     return x * math.cos(angle) + y * math.sin(angle) - distance
 
 
-def disc(x: Tensor, y: Tensor) -> Tensor:
-    """A filled circle."""
-    return _round(x, y, 0.8)
-
-
-def ring(x: Tensor, y: Tensor) -> Tensor:
-    """A circle drawn with a broad pen."""
-    return _round(x, y, 0.62).abs() - 0.2
-
-
-def square(x: Tensor, y: Tensor) -> Tensor:
-    """Four equal sides."""
-    return _box(x, y, 0.7, 0.7)
-
-
-def triangle(x: Tensor, y: Tensor) -> Tensor:
-    """Three equal sides, one of them below."""
-    return _common(*(_edge(x, y, degrees, 0.5) for degrees in (30, 150, 270)))
-
-
-def cross(x: Tensor, y: Tensor) -> Tensor:
-    """A plus sign."""
-    return _union(_box(x, y, 0.26, 0.9), _box(x, y, 0.9, 0.26))
-
-
-def star(x: Tensor, y: Tensor) -> Tensor:
+def _star(x: Tensor, y: Tensor) -> Tensor:
     """A pentagram: the points that lie within at least four of the five edges of its inner pentagon."""
     outside = inside = torch.full_like(x, -math.inf)
     for k in range(5):  # the two largest distances, kept in order
@@ -103,30 +78,29 @@ def star(x: Tensor, y: Tensor) -> Tensor:
     return inside
 
 
-def crescent(x: Tensor, y: Tensor) -> Tensor:
-    """A disc without another disc on its right."""
-    return _common(_round(x, y, 0.85), -_round(x, y, 0.7, (0.45, 0.0)))
-
-
-def heart(x: Tensor, y: Tensor) -> Tensor:
+def _heart(x: Tensor, y: Tensor) -> Tensor:
     """A square on its corner with a disc on both upper sides."""
     u, v = (math.sqrt(0.5) * (x + y + 0.1), math.sqrt(0.5) * (x - y - 0.1))
     return _union(_box(u, v, 0.5, 0.5), _round(u, v, 0.5, (0.5, 0.0)), _round(u, v, 0.5, (0.0, -0.5)))
 
 
-def arrow(x: Tensor, y: Tensor) -> Tensor:
+def _arrow(x: Tensor, y: Tensor) -> Tensor:
     """An arrow that points up."""
     head = _common(-(y + 0.05), _edge(x, y, 45, 0.6), _edge(x, y, 135, 0.6))
     return _union(head, _box(x, y, 0.2, 0.5, (0.0, -0.4)))
 
 
-def bars(x: Tensor, y: Tensor) -> Tensor:
-    """Two upright bars side by side."""
-    return _union(_box(x, y, 0.24, 0.85, (-0.5, 0.0)), _box(x, y, 0.24, 0.85, (0.5, 0.0)))
-
-
 SHAPES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    kind.__name__: kind for kind in (disc, ring, square, triangle, cross, star, crescent, heart, arrow, bars)
+    "disc": lambda x, y: _round(x, y, 0.8),  # a filled circle
+    "ring": lambda x, y: _round(x, y, 0.62).abs() - 0.2,  # a circle drawn with a broad pen
+    "square": lambda x, y: _box(x, y, 0.7, 0.7),
+    "triangle": lambda x, y: _common(*(_edge(x, y, side, 0.5) for side in (30, 150, 270))),  # equal sides, one below
+    "cross": lambda x, y: _union(_box(x, y, 0.26, 0.9), _box(x, y, 0.9, 0.26)),  # a plus sign
+    "star": _star,
+    "crescent": lambda x, y: _common(_round(x, y, 0.85), -_round(x, y, 0.7, (0.45, 0.0))),  # a disc without another
+    "heart": _heart,
+    "arrow": _arrow,
+    "bars": lambda x, y: _union(*(_box(x, y, 0.24, 0.85, (at, 0.0)) for at in (-0.5, 0.5))),  # two, upright
 }
 CLASSES = tuple(SHAPES)
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from ..config.changes import HARMLESS
-from ..config.schema import Schema
+from ..config.schema import HARMLESS, Schema
 from ..errors import DataError
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet
@@ -36,84 +33,66 @@ class DownloadConfig(Schema):
     download: bool = Field(True, description="download the data set when it is not in the data root (AKSSL_DATA)")
 
 
-def open_torchvision(dataset: str, files: str, home: str, *, download: bool, **arguments: Any) -> Any:
-    """A torchvision data set from the data root, downloaded first where it is not there.
-
-    Args:
-        dataset: its class in torchvision.datasets.
-        files: what a user can put into the data root by hand.
-        home: the page to get them from.
-        download: whether to download.
-        arguments: for the class.
-
-    Raises:
-        DataError: it is not there and was not, or could not be, downloaded.
-    """
-    from torchvision import datasets  # here, because importing it takes a second that others need not wait
-
-    root, make = data_root(), getattr(datasets, dataset)
-    by_hand = f"Put {files} from {home} into {root} (the environment variable AKSSL_DATA names another folder)."
-    try:
-        return make(root, download=False, **arguments)
-    except RuntimeError as error:
-        if not download:
-            raise DataError(f"data: {dataset} is not in {root}, and data.download is off. {by_hand}") from error
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        return make(root, download=True, **arguments)
-    except (RuntimeError, OSError) as error:  # OSError: no network, no space
-        reason = " ".join(str(error).split())  # torchvision writes several lines
-        raise DataError(f"data: {dataset} is not in {root} and cannot be downloaded: {reason}. {by_hand}") from error
-
-
-def _by_split(train: str, bank: str, queries: str) -> Mapping[str, Mapping[str, Any]]:
-    """The parts of a data set whose class takes the name of a split."""
-    return {"train": {"split": train}, "bank": {"split": bank}, "queries": {"split": queries}}
-
-
 class OfficialSplit(DatasetSource):
     """A data set with an official split: its parts are read once, when they are asked for."""
 
     Config: ClassVar[type[Schema]] = DownloadConfig
     dataset: ClassVar[str]  # class in torchvision.datasets
-    files: ClassVar[str]
-    home: ClassVar[str]
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # arguments of that class
-        "train": {"train": True},
-        "bank": {"train": True},
-        "queries": {"train": False},
-    }
+    files: ClassVar[str]  # what a user can put into the data root by hand
+    home: ClassVar[str]  # the page to get them from
+    argument: ClassVar[str] = "train"  # of that class, which says what part of the data set it reads
+    parts: ClassVar[tuple[Any, Any, Any]] = (True, True, False)  # its values for training, bank and queries
 
     def __init__(self, config: Any, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self._read: dict[str, ImageSet] = {}
+        self._read: dict[Any, ImageSet] = {}
 
-    def read(self, arguments: Mapping[str, Any]) -> ImageSet:
-        """One part of the data set, in memory."""
-        data = open_torchvision(self.dataset, self.files, self.home, download=self.config.download, **arguments)
-        return in_memory(data.data, stored_labels(data), tuple(data.classes))
+    def open(self, files: str, **arguments: Any) -> Any:
+        """The data set of torchvision, made with these arguments; its files are downloaded where they are not there.
 
-    def part(self, role: str) -> ImageSet:
-        """The images in one role; roles with the same arguments share them."""
-        key = repr(self.parts[role])
-        if key not in self._read:
-            self._read[key] = self.read(self.parts[role])
-        return self._read[key]
+        `files` are what a user is told to fetch by hand where that fails.
+
+        Raises:
+            DataError: they are not there and were not, or could not be, downloaded.
+        """
+        from torchvision import datasets  # here, because importing it takes a second that others need not wait
+
+        root, name, make = data_root(), self.dataset, getattr(datasets, self.dataset)
+        by_hand = (
+            f"Put {files} from {self.home} into {root} (the environment variable AKSSL_DATA names another folder)."
+        )
+        try:
+            return make(root, download=False, **arguments)
+        except RuntimeError as error:
+            if not self.config.download:
+                raise DataError(f"data: {name} is not in {root}, and data.download is off. {by_hand}") from error
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            return make(root, download=True, **arguments)
+        except (RuntimeError, OSError) as error:  # OSError: no network, no space
+            reason = " ".join(str(error).split())  # torchvision writes several lines
+            raise DataError(f"data: {name} is not in {root} and cannot be downloaded: {reason}. {by_hand}") from error
+
+    def read(self, part: Any) -> ImageSet:
+        """One part of the data set, in memory; labels that are all -1 are none."""
+        data = self.open(self.files, **{self.argument: part})
+        labels = torch.as_tensor(np.asarray(stored_labels(data)), dtype=torch.int64)
+        known = labels if bool((labels >= 0).any()) else None
+        return TensorImages(channels_first(torch.from_numpy(data.data)), known, tuple(data.classes))
+
+    def part(self, part: Any) -> ImageSet:
+        """The images of one part, which is read once."""
+        if part not in self._read:
+            self._read[part] = self.read(part)
+        return self._read[part]
 
     def train(self) -> ImageSet:
         """The official training images."""
-        return self.part("train")
+        return self.part(self.parts[0])
 
     def probe(self) -> tuple[ImageSet, ImageSet]:
         """The labelled training images and the test images."""
-        return self.part("bank"), self.part("queries")
-
-
-def in_memory(images: np.ndarray[Any, Any], labels: Any, classes: tuple[str, ...]) -> TensorImages:
-    """Images as torchvision holds them, with their labels unless all of them are -1."""
-    numbers = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-    known: Tensor | None = numbers if bool((numbers >= 0).any()) else None
-    return TensorImages(channels_first(torch.from_numpy(images)), known, classes)
+        return self.part(self.parts[1]), self.part(self.parts[2])
 
 
 class Cifar10(OfficialSplit):
@@ -142,7 +121,7 @@ class Stl10(OfficialSplit):
     name = "stl10"
     natural_size = 96
     dataset, files, home = "STL10", "stl10_binary.tar.gz", "https://cs.stanford.edu/~acoates/stl10"
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = _by_split("unlabeled", "train", "test")
+    argument, parts = "split", ("unlabeled", "train", "test")
 
 
 class ImagenetteConfig(DownloadConfig):
@@ -163,14 +142,13 @@ class Imagenette(OfficialSplit):
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     natural_size = 128
     dataset, files, home = "Imagenette", "imagenette2-320.tgz", "https://github.com/fastai/imagenette"
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = _by_split("train", "train", "val")
+    argument, parts = "split", ("train", "train", "val")
 
-    def read(self, arguments: Mapping[str, Any]) -> ImageSet:
+    def read(self, part: Any) -> ImageSet:
         """One split, decoded as a folder of files is."""
         archive = "imagenette2" + {"full": "", "320px": "-320", "160px": "-160"}[self.config.size]
-        wanted = {"size": self.config.size, **arguments}
-        open_torchvision(self.dataset, f"{archive}.tgz", self.home, download=self.config.download, **wanted)
-        path = data_root() / archive / arguments["split"]
+        self.open(f"{archive}.tgz", size=self.config.size, split=part)
+        path = data_root() / archive / part
         found = scan(path)
         tops = class_folders(found.files) or []
         labels, classes = encode_labels(tops, len(found.files))

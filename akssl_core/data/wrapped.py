@@ -46,19 +46,12 @@ class Item:
             )
         return cls(parts[0], parts[1] if len(parts) > 1 else None)
 
-    @property
-    def channels(self) -> int:
-        """The channels its image is worth."""
+    def header(self) -> tuple[int, int]:
+        """(channels it is worth, shorter side) of its image."""
         if isinstance(self.image, Image.Image):
-            return convert.pil_channels(self.image)
-        return _planes(self.image, "images").shape[0]
-
-    @property
-    def side(self) -> int:
-        """The shorter side of its image."""
-        if isinstance(self.image, Image.Image):
-            return min(self.image.size)
-        return min(_planes(self.image, "images").shape[-2:])
+            return convert.pil_channels(self.image), min(self.image.size)
+        planes = _planes(self.image, "images")
+        return len(planes), min(planes.shape[-2:])
 
 
 def _planes(image: Tensor | np.ndarray[Any, Any], what: str) -> Tensor:
@@ -78,17 +71,12 @@ def _planes(image: Tensor | np.ndarray[Any, Any], what: str) -> Tensor:
 
 
 class WrappedImages(ImageSet):
-    """A torch `Dataset` as an image set. Large images are reduced to about the size of the views."""
+    """A torch `Dataset` that has a length as an image set. Large images are reduced to about the size of the views."""
 
     loading = "process"
 
     def __init__(
-        self,
-        data: Any,  # a Dataset with a length
-        channels: int,
-        side: int,
-        labels: Tensor | None = None,
-        classes: tuple[str, ...] | None = None,
+        self, data: Any, channels: int, side: int, labels: Tensor | None = None, classes: tuple[str, ...] | None = None
     ) -> None:
         self.data, self.channels, self.side = data, channels, side
         self.labels, self.classes = labels, classes
@@ -131,18 +119,15 @@ class Wrapped(HoldOutSource):
         count = _length(data)
         self.data = data
         items = [Item.read(data, i) for i in sorted({i * count // LOOKED_AT for i in range(LOOKED_AT)})]
-        self._channels = max(item.channels for item in items)
-        self.shorter = sorted(item.side for item in items)[len(items) // 2]
-        self._check_values(items)
+        channels, sides = zip(*(item.header() for item in items), strict=True)
+        self._channels, self.shorter = max(channels), sorted(sides)[len(items) // 2]
+        arrays = [convert.as_tensor(item.image) for item in items if not isinstance(item.image, Image.Image)]
+        for array in arrays:
+            convert.to_uint8(array, f"data: {type(data).__name__}")
+        if any(array.is_floating_point() for array in arrays):
+            self.notes.append("float images in [0, 1] are converted to uint8")
         self.labels, self.classes = self._find_labels(items[0], count)
         self.note_split()
-
-    def _check_values(self, items: list[Item]) -> None:
-        floats = [item for item in items if isinstance(item.image, Tensor | np.ndarray)]
-        for item in floats:
-            convert.to_uint8(convert.as_tensor(item.image), f"data: {type(self.data).__name__}")
-        if any(convert.as_tensor(item.image).is_floating_point() for item in floats):
-            self.notes.append("float images in [0, 1] are converted to uint8")
 
     def _find_labels(self, first: Item, count: int) -> tuple[Tensor | None, tuple[str, ...] | None]:
         found = stored_labels(self.data)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-METHODS = {
-    "barlowtwins": "akssl-plugin-barlowtwins",
-    "byol": "akssl-plugin-byol",
-    "dino": "akssl-plugin-dino",
-    "mocov2": "akssl-plugin-moco",
-    "mocov3": "akssl-plugin-moco",
-    "simclr": "akssl-plugin-simclr",
-    "simclrv2": "akssl-plugin-simclr",
-    "simsiam": "akssl-plugin-simsiam",
-    "swav": "akssl-plugin-swav",
+from collections.abc import Mapping
+
+PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "akssl-plugin-barlowtwins": {"method": ("barlowtwins",), "loss": ("barlowtwins",)},
+    "akssl-plugin-byol": {"method": ("byol",), "loss": ("byol",)},
+    "akssl-plugin-dino": {"method": ("dino",), "loss": ("dino",)},
+    "akssl-plugin-hf-datasets": {"data": ("hf",)},
+    "akssl-plugin-moco": {"method": ("mocov2", "mocov3"), "loss": ("infonce_mocov3", "infonce_queue")},
+    "akssl-plugin-simclr": {"method": ("simclr", "simclrv2"), "loss": ("ntxent",)},
+    "akssl-plugin-simsiam": {"method": ("simsiam",), "loss": ("negative_cosine",)},
+    "akssl-plugin-swav": {"method": ("swav",), "loss": ("swav",)},
+    "akssl-plugin-tensorboard": {"callback": ("tensorboard",)},
+    "akssl-plugin-timm": {"backbone": ("timm",)},
+    "akssl-plugin-wandb": {"callback": ("wandb",)},
+}  # kind -> names, or what stands before the slash of an open family ("timm/vit_small_patch16_224")
+
+PROVIDERS = {
+    kind: {name: package for package, kinds in PACKAGES.items() for name in kinds.get(kind, ())}
+    for kind in ("method", "loss", "backbone", "callback", "data")
 }
 
-LOSSES = {
-    "barlowtwins": "akssl-plugin-barlowtwins",
-    "byol": "akssl-plugin-byol",
-    "dino": "akssl-plugin-dino",
-    "infonce_mocov3": "akssl-plugin-moco",
-    "infonce_queue": "akssl-plugin-moco",
-    "negative_cosine": "akssl-plugin-simsiam",
-    "ntxent": "akssl-plugin-simclr",
-    "swav": "akssl-plugin-swav",
-}
-
-OTHERS = {
-    "backbone": {"timm": "akssl-plugin-timm"},
-    "callback": {"tensorboard": "akssl-plugin-tensorboard", "wandb": "akssl-plugin-wandb"},
-    "data": {"hf": "akssl-plugin-hf-datasets"},
-}  # a name, or what stands before the slash of an open family ("timm/vit_small_patch16_224")
-
-PROVIDERS = {"method": METHODS, "loss": LOSSES, **OTHERS}
+METHODS, LOSSES = PROVIDERS["method"], PROVIDERS["loss"]

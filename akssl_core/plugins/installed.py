@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import plain, visible
 
@@ -28,10 +28,6 @@ class Entry:
     status: str
     """"installed", "other API", "clash" (two distributions claim the name) or "blocked" (by AKSSL_PLUGINS)."""
     reason: str = ""
-
-    def record(self) -> dict[str, str]:
-        """The entry as a row of a listing."""
-        return asdict(self)
 
 
 def canonical(distribution: str) -> str:
@@ -68,15 +64,10 @@ def _told(text: str) -> str:
     return visible(text[:LONGEST])
 
 
-def _allowed() -> frozenset[str] | None:
-    """The plugins that AKSSL_PLUGINS lets in; None: all."""
-    value = os.environ.get("AKSSL_PLUGINS")
-    return None if value is None else frozenset(plain(name) for name in value.split(",") if name.strip())
-
-
 def entries() -> list[Entry]:
     """All installed plugins with their status, sorted by name, from metadata alone."""
-    raw, allowed = list(_raw_entries()), _allowed()
+    raw, named = list(_raw_entries()), os.environ.get("AKSSL_PLUGINS")
+    allowed = None if named is None else {plain(name) for name in named.split(",") if name.strip()}
     claims: dict[str, set[str]] = {}
     for entry in raw:
         if entry.api == str(API):
@@ -91,7 +82,7 @@ def entries() -> list[Entry]:
             status, reason = "blocked", "not named in AKSSL_PLUGINS"
         elif len(owners) > 1:
             status, reason = "clash", f"claimed by {' and '.join(sorted(owners))}; uninstall all but one"
-        result.append(Entry(entry.name, entry.value, entry.distribution, entry.version, entry.api, status, reason))
+        result.append(replace(entry, status=status, reason=reason))
     return sorted(result, key=lambda e: (plain(e.name), e.distribution))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,22 +42,14 @@ def methods(*, plugins: Plugins | None = None) -> list[Installed]:
     """Every method that is installed and loads, sorted by name."""
     plugins = plugins or installed()
     plugins.load_all()
-    return [_record(plugins, component, owner) for component, owner in plugins.registry.components("method")]
-
-
-def _record(plugins: Plugins, component: Any, owner: str) -> Installed:
-    assert issubclass(component, Method)
-    entry = next((e for e in plugins.entries if e.name == owner), None)
-    summary = (component.__doc__ or "").partition("\n")[0]
-    return Installed(
-        name=component.name,
-        summary=summary,
-        paper=component.paper,
-        recipes=tuple(component.recipes),
-        distribution=entry.distribution if entry else owner,
-        version=entry.version if entry else "",
-        text=page(component),
-    )
+    found = []
+    for component, owner in plugins.registry.components("method"):
+        assert issubclass(component, Method)
+        summary, recipes = (component.__doc__ or "").partition("\n")[0], tuple(component.recipes)
+        entry = next((e for e in plugins.entries if e.name == owner), None)
+        package = (entry.distribution, entry.version) if entry else (owner, "")
+        found.append(Installed(component.name, summary, component.paper, recipes, *package, page(component)))
+    return found
 
 
 def page(method: Any) -> str:
@@ -118,19 +111,13 @@ def find(kind: str, name: str, *, plugins: Plugins | None = None) -> Location:
     if kind not in KINDS:
         raise ConfigError(f"kind: there is no '{kind}'.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
     component = plugins.get(kind, name)
-    written = next(c for c in component.__mro__ if c.__module__ == component.__module__ and _has_source(c))
-    _, line = inspect.getsourcelines(written)
+    for written in component.__mro__:
+        if written.__module__ == component.__module__:
+            with suppress(OSError, TypeError):  # what an open family makes on the fly has no source; its base has
+                _, line = inspect.getsourcelines(written)
+                break
     root = component.__module__.partition(".")[0]
     owners = {entry.value.partition(":")[0].partition(".")[0]: entry.distribution for entry in plugins.entries}
     distribution = "akssl-core" if root == __package__.partition(".")[0] else owners.get(root, "")
     file = inspect.getsourcefile(written) or "?"
     return Location(written.__module__, file, line, distribution or "-", version(distribution) if distribution else "-")
-
-
-def _has_source(component: type) -> bool:
-    """A class that an open family makes on the fly has none; the class it derives from has."""
-    try:
-        inspect.getsourcelines(component)
-    except (OSError, TypeError):
-        return False
-    return True

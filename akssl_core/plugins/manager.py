@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, cast
 
 import pluggy
@@ -26,24 +25,22 @@ from ..config.registry import STAND_IN, Registry, check_component
 from ..config.schema import Component
 from ..console import say
 from ..errors import AksslError, PluginError, UnknownComponent, did_you_mean, plain, suggest
-from .first_party import PROVIDERS
+from .first_party import PACKAGES, PROVIDERS
 from .installed import Entry, canonical, entries
 
-BUILT_IN = ("augment", "backbone", "running.objects", "data", "optim")  # rooms that register components
+BUILT_IN = ("augment", "backbone", "running.layers", "data", "optim")  # rooms that register components
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an installed plugin cannot be used: it did not import, or what it registers is not complete."""
 
-    name: str
-    distribution: str
-    version: str
+    entry: Entry
     error: BaseException
     status: Literal["broken", "invalid"]
 
     def __str__(self) -> str:
-        return f"{self.distribution} {self.version} is installed but did not load: {self.error!r}"
+        return f"{self.entry.distribution} {self.entry.version} is installed but did not load: {self.error!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +65,6 @@ def _unknown_hook(plugin: object) -> str:
 def _family(name: str) -> str:
     """The plain form of what stands before the slash ("timm/vit_tiny"), or of the whole name."""
     return plain(name.partition("/")[0])
-
-
-def _is_no_method(entry: Entry) -> bool:
-    """Whether our own table knows that a plugin provides something else (a plugin of a stranger may be a method)."""
-    return any(
-        entry.distribution in table.values() for kind, table in PROVIDERS.items() if kind not in ("method", "loss")
-    )
 
 
 def _provider(kind: str, name: str) -> str | None:
@@ -155,7 +145,7 @@ class Plugins:
 
     def _failed(self, entry: Entry, error: BaseException, status: Literal["broken", "invalid"]) -> None:
         """Keep why a plugin cannot be used; in strict mode that is an error at once."""
-        failure = Failure(entry.name, entry.distribution, entry.version, error, status)
+        failure = Failure(entry, error, status)
         self.failures[entry.name] = failure
         _trace(f"failed: {failure}")
         if self._strict:
@@ -240,7 +230,8 @@ class Plugins:
         names = set(self.registry.names(kind)) - {STAND_IN}
         if kind == "method":
             unseen = [e for e in self.entries if e.status == "installed" and e.name not in self._tried]
-            names |= {entry.name for entry in unseen if not _is_no_method(entry)}
+            # A plugin of a stranger may be a method; of ours it is known.
+            names |= {entry.name for entry in unseen if "method" in PACKAGES.get(entry.distribution, ("method",))}
         return sorted(names)
 
     def _load_built_in(self) -> None:
@@ -248,7 +239,7 @@ class Plugins:
         for room in BUILT_IN:
             if room not in self._tried:
                 self._tried.add(room)
-                self.register(_import_room(room), f"akssl_core.{room}")
+                self.register(importlib.import_module(f"akssl_core.{room}"), f"akssl_core.{room}")
 
     def _by_likelihood(self, kind: str, name: str) -> list[Entry]:
         """Entries in the order in which they are worth importing.
@@ -268,7 +259,7 @@ class Plugins:
                     return PluginError(f"{kind} '{name}': {entry.distribution} {entry.version}: {entry.reason}.")
         if provider := _provider(kind, name):
             for failure in self.failures.values():
-                if canonical(failure.distribution) == provider:
+                if canonical(failure.entry.distribution) == provider:
                     return _unusable(kind, name, failure)
             return PluginError(f"no {kind} named '{name}' is installed. Install it with: pip install {provider}")
         known = self.names(kind)
@@ -279,13 +270,9 @@ class Plugins:
 
 
 def _unusable(kind: str, name: str, failure: Failure) -> PluginError:
-    error = PluginError(f"{kind} '{name}': {failure}. Mend it with: pip install -U {failure.distribution}")
+    error = PluginError(f"{kind} '{name}': {failure}. Mend it with: pip install -U {failure.entry.distribution}")
     error.__cause__ = failure.error
     return error
-
-
-def _import_room(room: str) -> ModuleType:
-    return importlib.import_module(f"akssl_core.{room}")
 
 
 def _trace(message: str) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from typing import Any
 
 from .installed import Entry, version
-from .manager import Failure, Plugins
+from .manager import Plugins
 
 COLUMNS = ("name", "distribution", "version", "api", "status", "provides", "reason", "cure", "file", "seconds")
+CURES = {
+    "other API": "pip install -U akssl-core {0}",
+    "blocked": "unset AKSSL_PLUGINS, or name it there",
+    "clash": "pip uninstall all but one",
+    "broken": "pip install -U {0}, or pip uninstall {0}",
+    "invalid": "pip install -U {0}, or pip uninstall {0}",
+}  # by status; {0} is the distribution
 DEPENDENCIES = ("akssl-core", "torch", "torchvision", "pluggy", "pydantic", "safetensors", "numpy", "pillow")
 
 
@@ -28,47 +36,27 @@ def plugin_table(plugins: Plugins) -> list[dict[str, str]]:
 
 
 def _row(entry: Entry, plugins: Plugins) -> dict[str, str]:
-    facts = {**entry.record(), "cure": _cure(entry)}
-    facts.pop("value")
+    facts = asdict(entry)
+    del facts["value"]
     if failure := plugins.failures.get(entry.name):
-        facts |= {"status": failure.status, "reason": _first_line(failure.error), "cure": _mend(failure)}
+        error = failure.error
+        facts |= {"status": failure.status, "reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     elif entry.status == "installed" and (loaded := plugins.loaded.get(entry.name)):
         provides = _provides(plugins, loaded.owner)
         facts |= {"provides": provides, "file": loaded.file, "seconds": f"{loaded.seconds:.1f}", "status": "ok"}
         if not provides:
             facts |= {"status": "invalid", "reason": "has no hook that akssl calls", "cure": "tell its author"}
-    return {**dict.fromkeys(COLUMNS, ""), **facts}
+    cure = CURES.get(facts["status"], "").format(entry.distribution)
+    return {**dict.fromkeys(COLUMNS, ""), "cure": cure, **facts}
 
 
 def _provides(plugins: Plugins, owner: str) -> str:
     """Kinds and names of what a plugin registered, and the hooks by which it answers or watches."""
     components = [f"{component.kind} {component.name}" for component in plugins.registry.owned(owner)]
-    hooks = {
-        "akssl_resolve": "names by family",
-        "akssl_run_started": "watches runs",
-        "akssl_run_finished": "watches runs",
-    }
+    hooks = {"akssl_resolve": "names by family"}
+    hooks |= dict.fromkeys(("akssl_run_started", "akssl_run_finished"), "watches runs")
     other = dict.fromkeys(text for hook, text in hooks.items() if plugins.answers(owner, hook))
     return ", ".join([*components, *other])
-
-
-def _cure(entry: Entry) -> str:
-    """The way to mend a plugin that is not loaded, by its metadata."""
-    cures = {
-        "other API": f"pip install -U akssl-core {entry.distribution}",
-        "blocked": "unset AKSSL_PLUGINS, or name it there",
-        "clash": "pip uninstall all but one",
-    }
-    return cures.get(entry.status, "")
-
-
-def _mend(failure: Failure) -> str:
-    return f"pip install -U {failure.distribution}, or pip uninstall {failure.distribution}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}"
 
 
 def environment(plugins: Plugins) -> dict[str, Any]:

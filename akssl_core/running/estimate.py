@@ -8,7 +8,6 @@ import statistics
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,11 +17,9 @@ from ..nn import EMA
 from ..optim import OptimizerConfig
 from ..schedule import Now
 from ..training.callback import Callback
+from ..training.engine import Engine, Terms
 from .fit import length
 from .plan import Plan
-
-if TYPE_CHECKING:
-    from ..training.engine import Engine, Terms
 
 WARM_STEPS, MEASURED_STEPS = 2, 5
 MIB = 2**20

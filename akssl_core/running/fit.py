@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import dist
 from ..augment import Augmentation
 from ..backbone import Backbone, TokenBackbone
+from ..config.describe import count
 from ..errors import ConfigError
 from ..method import Facts, Method
 from ..optim import Optimizer, OptimizerConfig
@@ -78,9 +79,8 @@ def offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
     for name, need in method.views.items():
         allowed = need if isinstance(need, range) else range(need, need + 1)
         if have.get(name, 0) not in allowed:
-            wanted = f"{need}" if isinstance(need, int) else f"{need.start} to {need.stop - 1}"
             raise ConfigError(
-                f"augmentation: {method.name} takes {wanted} '{name}' views; "
+                f"augmentation: {method.name} takes {count(need)} '{name}' views; "
                 f"{augmentation.name} offers {_counts(have)}. Choose another augmentation or its counts."
             )
     if extra := sorted(have.keys() - method.views.keys()):
@@ -92,7 +92,7 @@ def offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
 
 
 def _counts(groups: Mapping[str, int]) -> str:
-    return " and ".join(f"{count} {name}" for name, count in groups.items()) or "none"
+    return " and ".join(f"{many} {name}" for name, many in groups.items()) or "none"
 
 
 def optimizer_warnings(spec: RunSpec, origin: Mapping[str, str], backbone: Backbone, images: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def resume(
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)
-        return _train(folder, plan, plugins, checkpoint, with_report=report)
+        return Training(folder, plan, plugins, checkpoint).run(with_report=report)
 
 
 # -- the parts of a run ---------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_re
         except CannotWrite as error:
             run_dir.clear()
             raise cannot_start(path, error) from error
-        return _train(run_dir, plan, plugins, None, with_report=with_report)
+        return Training(run_dir, plan, plugins, None).run(with_report=with_report)
     except AksslError:
         if dist.is_main() and not existed and not run_dir.history:
             run_dir.remove()
@@ -190,14 +191,14 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     """The files that exist from the start."""
     if not dist.is_main():
         return
-    spec, image = plan.spec, plan.image
+    spec = plan.spec
     run_dir.write_config(spec.table(), plan.provenance)
     run_dir.write_text("metrics.jsonl", "")
     manifest = Manifest(
         status="running",
         method=spec.method.name,
         seed=spec.seed,
-        image={"size": image.size, "channels": image.channels, "mean": image.mean, "std": image.std},
+        image=asdict(plan.image),
         data=plan.fingerprint(),
         notes=plan.notes,
         repeatable=not plan.has_objects,
@@ -206,14 +207,6 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
         **environment(plugins),
     )
     run_dir.update_manifest(manifest)
-
-
-def _train(
-    run_dir: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, *, with_report: bool
-) -> Result:
-    """Train from the checkpoint, or from the start, to the end."""
-    training = Training(run_dir, plan, plugins, checkpoint)
-    return training.lead(with_report=with_report) if dist.is_main() else training.follow()
 
 
 def _new_path(plan: Plan) -> Path:

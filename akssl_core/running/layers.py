@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from ..backbone import Backbone, TokenBackbone
-from ..config.registry import STAND_IN
-from ..config.schema import leaves, user_path, validate
+from ..config.registry import STAND_IN, Registry
+from ..config.schema import Component, Schema, leaves, user_path, validate
 from ..config.yaml import read_yaml
 from ..data import DEFAULT_SOURCE
 from ..data.opening import data_table
 from ..errors import ConfigError, PluginError, did_you_mean
+from ..hookspecs import hookimpl
 from ..method import Method
 from ..plugins.manager import Plugins
 from ..settings import CORE, OBJECTS, Given, Layers, RunSpec, sections
@@ -62,6 +65,30 @@ def asked(settings: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
     """Keywords as sections, with the source that `data` means."""
     table = sections(settings)
     return {**table, "data": data_table(table["data"], plugins)} if "data" in table else table
+
+
+class StandIn(Component):
+    """A part of a run that was passed as a Python object: named in the settings, never built from them."""
+
+    name = STAND_IN
+
+    class Config(Schema):
+        """The class of the object, as far as it is known."""
+
+        type: str = Field("object", description="class of the object that was passed")
+
+    def __init__(self, config: Any, *args: Any) -> None:
+        raise ConfigError(
+            f"{self.kind}: this run was started from Python with an object ({config.type}) that has no name. "
+            f"Pass it again: akssl_core.run(..., {self.kind}=...) or akssl_core.resume(run_dir, {self.kind}=...)."
+        )
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Register a stand-in for each kind of object, which cannot be rebuilt by a name."""
+    for kind in OBJECTS:
+        registry.add(type(f"{StandIn.__name__}-{kind}", (StandIn,), {"kind": kind}))
 
 
 def layer(given: Given, plugins: Plugins) -> Layers:

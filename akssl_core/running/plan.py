@@ -115,16 +115,16 @@ class Plan(Sight):
 
     def fingerprint(self) -> dict[str, Any]:
         """Size, channels and classes of the data, and a hash over a sample of it."""
-        count = len(self.images)
+        images = len(self.images)
         digest = hashlib.blake2b(digest_size=16)
-        for place in sorted({i * count // 16 for i in range(16)}):
+        for place in sorted({i * images // 16 for i in range(16)}):
             image, label = self.images[place]
             digest.update(f"{tuple(image.shape)} {label}".encode())
             digest.update(image.numpy().tobytes())
         labels = self.images.labels
         classes = None if labels is None else int((labels[labels >= 0].bincount() > 0).sum())
         return {
-            "images": count,
+            "images": images,
             "channels": self.image.channels,
             "classes": classes,
             "class_names": self.images.classes,
@@ -162,7 +162,11 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
     if spec.train.image_size is None:
         source.asked_size = size.value  # photos are decoded about that large
     images = source.train()
-    image = _image_spec(source, images, spec.train.image_size or size.value)
+    mean, std = source.mean, source.std
+    if mean is None or std is None:
+        mean, std = measure(images)
+        source.notes.append(f"normalisation measured on a sample of the data: mean {mean}, std {std}")
+    image = ImageSpec(spec.train.image_size or size.value, images.channels, mean, std)
     return Sight(hardware, source, size, images, image, _augmentation(spec, image, given))
 
 
@@ -173,7 +177,10 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, sight.image, given)
-        method = _method(spec, backbone)
+        if not isinstance(backbone, spec.method_class.accepts):
+            kind = type(backbone).__name__
+            raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
+        method: Method = spec.method.build(backbone)
     warnings += fit.batch_norms(method, facts, spec.train)
     warnings += fit.optimizer_warnings(spec, origin, backbone, facts.images)
     if isinstance(backbone, TokenBackbone):
@@ -199,14 +206,6 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
 
 
 # -- parts ----------------------------------------------------------------------------------------
-def _image_spec(source: DatasetSource, images: ImageSet, size: int) -> ImageSpec:
-    if source.mean is not None and source.std is not None:
-        return ImageSpec(size, images.channels, source.mean, source.std)
-    mean, std = measure(images)
-    source.notes.append(f"normalisation measured on a sample of the data: mean {mean}, std {std}")
-    return ImageSpec(size, len(mean), mean, std)
-
-
 def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
     module = given.objects.get("backbone")
     if isinstance(module, Backbone):
@@ -217,15 +216,6 @@ def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
         raise ConfigError(f"backbone: expected a registered name or an nn.Module, got a {type(module).__name__}.")
     assert spec.backbone is not None
     result: Backbone = spec.backbone.build(image)
-    return result
-
-
-def _method(spec: RunSpec, backbone: Backbone) -> Method:
-    if not isinstance(backbone, spec.method_class.accepts):
-        raise ConfigError(
-            f"backbone: {spec.method.name} needs a backbone over patch tokens; {type(backbone).__name__} is not one."
-        )
-    result: Method = spec.method.build(backbone)
     return result
 
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +15,7 @@ from ..backbone import Backbone
 from ..exporting.backbone_file import export_backbone
 from ..method import Landmark
 from ..metrics import Diagnosis, diagnose, of_views, sample
+from ..plugins.manager import Plugins
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.folder import RunDir
@@ -34,9 +34,6 @@ from .plan import Plan
 from .result import Result, read_result
 from .samples import sample_tensors, view_features
 
-if TYPE_CHECKING:
-    from ..plugins.manager import Plugins
-
 
 @dataclass
 class Training:
@@ -54,6 +51,10 @@ class Training:
         refs = self.plan.spec.callbacks
         self.chosen: list[Callback] = [ref.build() for ref in refs if not issubclass(ref.component, Logger)]
         self.observers = Observers.built([ref for ref in refs if issubclass(ref.component, Logger)])
+
+    def run(self, *, with_report: bool) -> Result:
+        """Train from the checkpoint, or from the start, to the end."""
+        return self.lead(with_report=with_report) if dist.is_main() else self.follow()
 
     def lead(self, *, with_report: bool) -> Result:
         """Train in the main process; the manifest says how it went."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbone import Backbone, TokenBackbone
-from ..data import ImageSet
+from ..data import ImageSet, Pixels
 from ..draws import Draws
 from ..metrics import embed, neighbours, sample, spread
 from .plan import Plan
@@ -25,13 +25,14 @@ def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
     `attention` (R, 1 + heads, C, S, S) where the backbone has heads. Beside them the places `map` (M, 2) in [0, 1] of
     the mapped images, and the `spectrum` of their features.
     """
-    return {**_views(plan), **_attention(plan, encoder), **_neighbours(plan, encoder), **_map(plan, encoder)}
-
-
-def _views(plan: Plan) -> dict[str, Tensor]:
-    """The first epoch's views of some training images."""
     index = spread(len(plan.images), min(IMAGES, len(plan.images)))
     pixels = plan.images.fetch(index.tolist())
+    shown = {**_views(plan, index, pixels), **_attention(plan, encoder, pixels)}
+    return {**shown, **_neighbours(plan, encoder), **_map(plan, encoder)}
+
+
+def _views(plan: Plan, index: Tensor, pixels: Pixels) -> dict[str, Tensor]:
+    """The first epoch's views of the images at `index`."""
     views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index))
     shown = {name: [_pictures(plan, view) for view in group] for name, group in views.items() if group}
     originals = {"originals": _pictures(plan, plan.preprocess.pixels(pixels))}
@@ -39,12 +40,11 @@ def _views(plan: Plan) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _attention(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
-    """Training images, each followed by itself as bright as each head of the last block attends to its patches."""
+def _attention(plan: Plan, encoder: Backbone, pixels: Pixels) -> dict[str, Tensor]:
+    """The images, each followed by itself as bright as each head of the last block attends to its patches."""
     if not isinstance(encoder, TokenBackbone):
         return {}
-    index = spread(len(plan.images), min(IMAGES, len(plan.images)))
-    images = plan.preprocess.pixels(plan.images.fetch(index.tolist()))
+    images = plan.preprocess.pixels(pixels)
     weights = encoder.attention(images)
     if weights is None:
         return {}

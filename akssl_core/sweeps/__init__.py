@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.changes import changes
-from ..config.schema import user_path
+from ..config.schema import changes, user_path
 from ..config.yaml import read_yaml
 from ..errors import AksslError, ConfigError, RunDirError
 from ..plugins.lookup import methods as installed_methods
 from ..plugins.manager import Plugins, installed
 from ..reporting.comparison import Summary, compared
 from ..reporting.comparison.page import comparison_page
-from ..rundir.files import write_atomic
+from ..rundir.files import json_bytes, write_atomic
 from ..rundir.folder import RunDir
 from ..running.launch import resume, run
 from ..running.layers import check, collect, layer, set_aside
@@ -64,8 +63,8 @@ def sweep(
     plugins = plugins or installed()
     planned = combinations(_names(methods, plugins), list(seeds), {k: list(v) for k, v in (varied or {}).items()})
     _refuse_own(common)
-    for one in planned:
-        _check(one, config, common, plugins)
+    for one in planned:  # mistakes in settings are told before anything is trained
+        check(layer(collect(None, config, one.keywords(common), plugins), plugins), plugins)
     folder = user_path(out)
     _begin(folder, config, common)
     failed: dict[str, str] = {}
@@ -100,11 +99,6 @@ def _refuse_own(common: Mapping[str, Any]) -> None:
             raise ConfigError(f"sweep: '{name}' is not for a sweep; use {instead}.")
 
 
-def _check(one: Combination, config: Any, common: Mapping[str, Any], plugins: Plugins) -> None:
-    """Mistakes in settings are told before anything is trained."""
-    check(layer(collect(None, config, one.keywords(common), plugins), plugins), plugins)
-
-
 def _begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
     """`sweep.json` holds what all runs have in common; runs that are there were made with the same.
 
@@ -131,7 +125,7 @@ def _begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, _json({"format": FORMAT, "common": asked}))
+    write_atomic(file, json_bytes({"format": FORMAT, "common": asked}))
 
 
 def _named(value: Any) -> Any:
@@ -182,10 +176,6 @@ def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]
         beside.runs, beside.settings, title=f"Sweep {folder.resolve().name}", first=[found.section()]
     )
     write_atomic(folder / "results.md", found.markdown.encode())
-    write_atomic(folder / "results.json", _json(found.record()))
+    write_atomic(folder / "results.json", json_bytes(found.record()))
     write_atomic(folder / "compare.html", page.encode())
     return found
-
-
-def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

@@ -129,12 +129,8 @@ class Sweep:
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, fit for JSON."""
-        return {
-            "format": FORMAT,
-            "rows": [row.record() for row in self.rows],
-            "failed": dict(self.failed),
-            "runs": [path.name for path in self.runs],
-        }
+        rows, runs = [row.record() for row in self.rows], [path.name for path in self.runs]
+        return {"format": FORMAT, "rows": rows, "failed": dict(self.failed), "runs": runs}
 
     def section(self) -> Html:
         """The table for the page."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import dist
-from ..config.changes import changes, is_harmless
+from ..config.schema import changes, is_harmless
 from ..dist.sharding import gathered, share_as, share_of
 from ..errors import ConfigError
 from ..optim import load_state_by_name, state_by_name

@@ -140,7 +140,7 @@ def test_stopping_by_hand_leaves_no_file(here, photos, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("akssl_core.data.prepare._reduced", stop)
+    monkeypatch.setattr("akssl_core.rundir.files.TensorStream.append", stop)
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert (code, out, err) == (1, "", "akssl: stopped; p.safetensors was not written.\n")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

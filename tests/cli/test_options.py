@@ -9,7 +9,7 @@ import click
 import pytest
 
 from akssl_core.cli.base import akssl
-from akssl_core.config.changes import is_harmless
+from akssl_core.config.schema import is_harmless
 from akssl_core.plugins.manager import installed
 from akssl_core.running.launch import run
 from akssl_core.running.layers import check, collect, layer

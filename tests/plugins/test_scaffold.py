@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import akssl_core.plugins.scaffold as room
 from akssl_core.config import describe
 from akssl_core.errors import ConfigError, PluginError
-from akssl_core.plugins.scaffold import KINDS, create
-from akssl_core.plugins.scaffold import files as room
-from akssl_core.plugins.scaffold.names import named
+from akssl_core.plugins.scaffold import KINDS, create, named
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -164,12 +163,14 @@ def test_a_folder_that_cannot_be_written_is_said_in_words(tmp_path):
 
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
-    def full(folder, files):
-        folder.mkdir()
-        (folder / "README.md").write_text("half of it")
-        raise OSError(28, "No space left on device")
+    write = Path.write_text
 
-    monkeypatch.setattr(room, "_write", full)
+    def full(path, text, **more):
+        if path.name == "CHANGELOG.md":
+            raise OSError(28, "No space left on device")
+        return write(path, text, **more)
+
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         create("mine", parent=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from akssl_core.plugins.first_party import METHODS, OTHERS
+import akssl_core
+from akssl_core.plugins.first_party import METHODS, PROVIDERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +21,12 @@ PLUGINS = sorted((ROOT / "plugins").iterdir())
 
 def project(folder):
     return tomllib.loads((folder / "pyproject.toml").read_text())
+
+
+def test_every_public_name_is_imported_on_first_use():
+    assert len(set(akssl_core.__all__)) == len(akssl_core.__all__)
+    assert {*akssl_core.__all__, "sklearn"} == {*akssl_core._ROOM_OF, *akssl_core._MODULES}
+    assert all(getattr(akssl_core, name) is not None for name in akssl_core.__all__)
 
 
 def test_development_requirements_name_the_core_first_and_every_plugin():
@@ -44,7 +51,7 @@ def test_each_plugin_is_complete(folder):
     assert core == "akssl-core>=0.1,<0.2"
     assert not others or folder.name not in METHODS.values(), "a method needs the core alone"
     module = folder.name.replace("-", "_")
-    provided = {name: owner for table in (METHODS, *OTHERS.values()) for name, owner in table.items()}
+    provided = {name: owner for kind, table in PROVIDERS.items() if kind != "loss" for name, owner in table.items()}
     for name, value in plugin["project"]["entry-points"]["akssl.v1"].items():
         assert provided[name] == folder.name
         assert value == module

@@ -363,7 +363,7 @@ def manager():
 
 def kit(component, manager):
     """The checks of a method that takes the place of the right one."""
-    manager.registry._components["method", "right"] = component
+    manager.registry._added["method", "right"] = component, "tests"
     return checks("right", plugins=manager)
 
 
