@@ -70,7 +70,7 @@ def _family(name: str) -> str:
     return plain(name.partition("/")[0])
 
 
-def _is_no_method(entry: Entry) -> bool:
+def is_no_method(entry: Entry) -> bool:
     """Whether our own table knows that a plugin provides something else (a plugin of a stranger may be a method)."""
     return any(
         entry.distribution in table.values() for kind, table in PROVIDERS.items() if kind not in ("method", "loss")
@@ -240,7 +240,7 @@ class Plugins:
         names = set(self.registry.names(kind)) - {STAND_IN}
         if kind == "method":
             unseen = [e for e in self.entries if e.status == "installed" and e.name not in self._tried]
-            names |= {entry.name for entry in unseen if not _is_no_method(entry)}
+            names |= {entry.name for entry in unseen if not is_no_method(entry)}
         return sorted(names)
 
     def _load_built_in(self) -> None:
