@@ -69,12 +69,18 @@ WAYS: dict[str, Sequence[str]] = {
 }
 PLACES: dict[str, Sequence[str]] = {
     "a command-line flag, of commands that train": ("settings.py",),
-    "a command-line flag, of another command": ("cli/judge.py", "cli/runs.py"),
+    "a command-line flag, of another command": (
+        "cli/judge.py",
+        "cli/runs.py",
+        "cli/sweeps.py",
+        "cli/data.py",
+        "cli/plugins.py",
+    ),
     "a command": ("cli/runs.py", "__init__.py"),
     "a setting of a run": ("settings.py",),
     "a setting of the optimizer": ("optim.py",),
     "a rule that fills a setting": ("running/rules.py",),
-    "a metric in the rows": ("training/rows.py", "training/recorder.py"),
+    "a metric in the rows": ("training/watch.py", "training/rows.py"),
     "a health number": ("metrics/health.py",),
     "a verdict": ("metrics/diagnosis.py",),
     "a data format": ("data/opening.py", "data/__init__.py"),
@@ -105,7 +111,7 @@ def page() -> str:
         ),
         "\nMethods, losses and loggers are plugins: [write a method](write_a_method.md), [hooks and kinds](hooks.md).",
         "A term that a method's step returns is a metric in the rows by itself.",
-        "`python -m pytest tests/ROOM` runs the tests of a room.\n",
+        "After a flag or a setting, `make docs`. `python -m pytest tests/ROOM` runs the tests of a room.\n",
         "## Rooms\n",
         "Each imports from rooms in lower layers alone.\n",
         describe.markdown(["layer", "room", "what it is", "imports"], _rooms()),
@@ -118,7 +124,7 @@ def page() -> str:
 def _files(files: Sequence[str]) -> str:
     """Links to files of the core, all of which exist."""
     assert all((CORE / file).is_file() for file in files), files
-    return " and ".join(f"[`{file}`](../akssl_core/{file})" for file in files)
+    return ", ".join(f"[`{file}`](../akssl_core/{file})" for file in files)
 
 
 def _rooms() -> list[list[str]]:

@@ -35,8 +35,12 @@ def main() -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        status = akssl.main([a for a in arguments if a != "--debug"], prog_name="akssl", standalone_mode=False)
+        words = [word for word in arguments if word != "--debug"] or ["--help"]
+        status = akssl.main(words, prog_name="akssl", standalone_mode=False)
         _leave(status if isinstance(status, int) else 0)
+    except click.MissingParameter as error:
+        page = error.ctx.command_path if error.ctx else "akssl"
+        _fail(f"{error.format_message()} Its meaning: {page} --help", 2, debug, once=True)
     except (AksslError, click.UsageError) as error:
         _fail(error.format_message() if isinstance(error, click.UsageError) else str(error), 2, debug, once=True)
     except RunStopped as error:

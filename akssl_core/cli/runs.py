@@ -12,6 +12,7 @@ import click
 
 from ..console import drop_stdout, say
 from ..plugins.installed import entries
+from ..plugins.manager import is_no_method
 from ..settings import TrainSpec
 from .base import (
     PATH,
@@ -59,8 +60,9 @@ def run(
             click.echo("\n" + page(plugins_with(plugin_file).get("method", method)))
         return
     if method is None and config is None:
-        names = ", ".join(entry.name for entry in entries()) or "none; pip install akssl-plugin-simsiam"
-        raise click.UsageError(f"missing METHOD. Installed: {names}.")
+        names = [entry.name for entry in entries() if not is_no_method(entry)]
+        known = ", ".join(names) or "none; pip install akssl-plugin-simsiam"
+        raise click.UsageError(f"missing METHOD. Installed: {known}.")
     settings = settings_of(options, assignments, method)
     _share_among_processes(settings, config)
     from ..running.launch import run as run_method

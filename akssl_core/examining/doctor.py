@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.schema import user_path
+from ..errors import UnknownComponent
 from ..plugins.manager import Plugins, installed
 from ..running.layers import collect
 from . import Finding, examine_install, examine_plan, examine_run
@@ -68,12 +70,22 @@ def doctor(
             return examine_run(user_path(target))
         asked = {name: value for name, value in settings.items() if name not in ("overwrite", "report")}
         if target is not None:
+            _refuse_unknown(str(target), plugins)
             own = asked.get("method")
             asked["method"] = {**(own if isinstance(own, Mapping) else {}), "name": str(target)}
         return examine_plan(collect(None, config, asked, plugins, who=who), plugins, out=user_path(out))
 
     whole = "the settings" if isinstance(config, Mapping) or "method" in settings else str(config or INSTALLED)
     return Examined({str(target or whole): tuple(examine(target)) for target in targets or (None,)})
+
+
+def _refuse_unknown(target: str, plugins: Plugins) -> None:
+    """Refuse a name that is neither a method's nor a folder's, telling what it could have been of both."""
+    try:
+        plugins.get("method", target)
+    except UnknownComponent as error:
+        near = f"Did you mean 'runs/{target}'?" if os.path.isdir(f"runs/{target}") else "A run is named as runs/NAME."
+        raise UnknownComponent(f"{error} Nor is there a folder '{target}'. {near}") from error
 
 
 def _told(name: str, findings: tuple[Finding, ...]) -> str:

@@ -67,6 +67,11 @@ def _family(name: str) -> str:
     return plain(name.partition("/")[0])
 
 
+def is_no_method(entry: Entry) -> bool:
+    """Whether our own table knows that a plugin provides something else (a plugin of a stranger may be a method)."""
+    return "method" not in PACKAGES.get(entry.distribution, ("method",))
+
+
 def _provider(kind: str, name: str) -> str | None:
     """Our own distribution that provides a component or the open family it belongs to."""
     return PROVIDERS.get(kind, {}).get(_family(name))
@@ -230,8 +235,7 @@ class Plugins:
         names = set(self.registry.names(kind)) - {STAND_IN}
         if kind == "method":
             unseen = [e for e in self.entries if e.status == "installed" and e.name not in self._tried]
-            # A plugin of a stranger may be a method; of ours it is known.
-            names |= {entry.name for entry in unseen if "method" in PACKAGES.get(entry.distribution, ("method",))}
+            names |= {entry.name for entry in unseen if not is_no_method(entry)}
         return sorted(names)
 
     def _load_built_in(self) -> None:

@@ -76,7 +76,8 @@ class RunDir:
         if not any(os.path.isfile(path / name) for name in ("manifest.json", "config.yaml")):
             beside = path.parent.glob("*/manifest.json") if os.path.isdir(path.parent) else ()
             siblings = [found.parent.name for found in beside]
-            raise RunDirError(f"{path} holds no run (no manifest.json).{did_you_mean(path.name, siblings)}")
+            hint = did_you_mean(path.name, siblings) or " Give the folder that 'akssl run' has named or --out has made."
+            raise RunDirError(f"{path} holds no run (no manifest.json).{hint}")
         run = cls(path)
         run.history = _rows(path / "metrics.jsonl")
         return run

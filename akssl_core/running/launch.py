@@ -27,6 +27,7 @@ from ..rundir.folder import RunDir, cannot_start, refuse_folder
 from ..rundir.schemas import Manifest
 from ..settings import Given
 from ..training.checkpoint import accept
+from .estimate import steps
 from .layers import asked, collect, set_aside
 from .plan import Plan, make_plan
 from .process import Training
@@ -137,7 +138,8 @@ def resume(
         given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        notes = [*problems, *accept(folder, plan.spec, checkpoint), *_other_data(folder, plan)]
+        end = steps(plan).total_steps
+        notes = [*problems, *accept(folder, plan.spec, checkpoint, end), *_other_data(folder, plan)]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)

@@ -60,6 +60,7 @@ class Result:
                 f"\nVerdict: {self.diagnosis.words if self.diagnosis else ''}",
                 *(f"  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)),
                 f"Run folder: {self.run_dir}",
+                *([f"Look at it: {self.run_dir / 'report.html'}"] if (self.run_dir / "report.html").exists() else []),
                 f"Judge it, with intervals: akssl eval {shlex.quote(str(self.run_dir))}",
                 "Use it:",
                 "  import akssl_core",

@@ -55,8 +55,14 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.go_to(checkpoint.state.step)
 
 
-def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None) -> list[str]:
+def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: int) -> list[str]:
     """The settings that were changed since the checkpoint, in words.
+
+    Args:
+        folder: of the run.
+        spec: the settings to go on with.
+        checkpoint: where it stands; None before the first one.
+        end: the step at which the run ends with these settings and data.
 
     Raises:
         ConfigError: a run cannot go on with some of it.
@@ -66,5 +72,10 @@ def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None) -> list
         raise ConfigError(
             f"{folder.path}: a run goes on with the settings it began with, and these differ: {'; '.join(harmful)}. "
             f"Put them back, or start a new run: akssl run --config {folder.path / 'config.yaml'} --out NEW_DIR."
+        )
+    if checkpoint and checkpoint.state.step > end:
+        raise ConfigError(
+            f"{folder.path}: step {checkpoint.state.step} is reached, and with these epochs and data the run would end "
+            f"at step {end}. Give more epochs, or the data that it began with."
         )
     return [f"resumed with other settings: {'; '.join(map(str, found))}"] if found else []

@@ -317,13 +317,17 @@ def test_the_command_prints_json(here, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["simsiamm"], "simsiam"),
+        (["simsiamm"], "Did you mean 'simsiam'"),
+        (["nowhere"], "Nor is there a folder 'nowhere'. A run is named as runs/NAME."),
+        (["first"], "Did you mean 'runs/first'?"),
+        (["simsiam", "--backbone", "resnet81"], "no backbone named 'resnet81'. Did you mean 'resnet18'?"),
         (["no/such/folder"], "holds no run"),
         (["simsiam", "--set", "nothing"], "--set"),
         (["simsiam", "--set", "train.epoch=3"], "epoch"),
     ],
 )
-def test_wrong_input_exits_with_2(arguments, said, here):
+def test_wrong_input_exits_with_2(arguments, said, here, tmp_path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
     code, _, err = here("doctor", *arguments)
     assert code == 2
     assert said in err

@@ -75,6 +75,15 @@ def test_a_finished_run_trains_on_for_more_epochs(start, go_on):
     assert any("train.epochs: 2 -> 4" in note for note in told["notes"])
 
 
+def test_a_run_does_not_end_before_the_step_it_has_reached(start, go_on):
+    done = start(epochs=2)
+    before = {name: (done.run_dir / name).read_bytes() for name in ("config.yaml", "manifest.json", "metrics.jsonl")}
+    step = done.history[-1]["step"]
+    with pytest.raises(ConfigError, match=rf"step {step} is reached, .* would end at step {step // 2}\. Give more"):
+        go_on(done.run_dir, epochs=1)
+    assert {name: (done.run_dir / name).read_bytes() for name in before} == before
+
+
 @pytest.mark.parametrize(
     ("settings", "difference"),
     [
