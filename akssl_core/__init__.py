@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from .errors import AksslError, ConfigError, DataError, PluginError, RunDirError, RunStopped, did_you_mean
     from .evaluation import Evaluation, evaluate
     from .evaluation.embedding import Embedded, embed
-    from .examining.base import Finding
-    from .examining.doctor import Examined, doctor
+    from .examining import Examined, Finding, doctor
     from .exporting import Exported, export
     from .exporting.backbone_file import load_backbone
     from .hookspecs import hookimpl
@@ -60,8 +59,7 @@ _ROOMS = {
     "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
     "evaluation": "Evaluation evaluate",
     "evaluation.embedding": "Embedded embed",
-    "examining.base": "Finding",
-    "examining.doctor": "Examined doctor",
+    "examining": "Examined Finding doctor",
     "exporting": "Exported export",
     "exporting.backbone_file": "load_backbone",
     "hookspecs": "hookimpl",

@@ -27,7 +27,10 @@ import torch
 import akssl_core
 from akssl_core import Backbone, ImageSpec, Preprocess
 from akssl_core.config import describe
-from akssl_core.metrics import embed, knn, linear_probe, pixels_as_features, sample, spectrum
+from akssl_core.metrics.features import embed, pixels_as_features, sample
+from akssl_core.metrics.health import spectrum
+from akssl_core.metrics.linear import linear_probe
+from akssl_core.metrics.nearest import knn
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import Plugins
 

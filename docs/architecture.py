@@ -20,7 +20,7 @@ WAYS: dict[str, Sequence[str]] = {
         "training/engine.py: Engine._step",
         "method.py: Method.step",
         "loss.py: Loss",
-        "dist/collectives.py: gather",
+        "dist/__init__.py: gather",
         "optim.py: clip",
         "method.py: Method.after_step",
     ),

@@ -25,7 +25,7 @@ SHOWN = {  # what lies outside of this folder -> the page that shows it
 }
 UNNAMED = (  # types that public names hold and that have no public name of their own
     r"augment\.base\.Transform",
-    r"reporting\.comparison\.summary\.Summary",
+    r"reporting\.comparison\.Summary",
     r"plugins\.installed\.Entry",
     r"evaluation\.result\.(Score|Comparison)",
     r"reporting\.html\.Html",

@@ -137,7 +137,7 @@ def doctor(
     Without either: the installed plugins. Exit code 0: nothing was found; 1: something was; 2: wrong input.
     """
     plugins, settings = plugins_with(plugin_file), settings_of(options, assignments)
-    from ..examining.doctor import doctor as look_for_faults
+    from ..examining import doctor as look_for_faults
 
     found = look_for_faults(*targets, config=config, out=out or "runs", plugins=plugins, who="command line", **settings)
     show(found, as_json)

@@ -19,7 +19,7 @@ from ..console import Progress
 from ..data import ImageSet, StoredImages
 from ..data.prepare import named
 from ..errors import ConfigError, DataError, did_you_mean
-from ..metrics import features_of
+from ..metrics.features import features_of
 from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from ..backbone import Backbone
 from ..data import ImageSet, Preprocess
 from ..errors import DataError
-from ..metrics import LARGE, embed, knn_guesses, linear_guesses, linear_guesses_sgd, pixels_as_features
+from ..metrics.features import embed, pixels_as_features
+from ..metrics.linear import LARGE, linear_guesses, linear_guesses_sgd
+from ..metrics.nearest import knn_guesses
 from .split import Split
 
 IMAGES_A_STEP = 64  # of the fine-tuning

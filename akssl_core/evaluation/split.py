@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import DatasetSource, HoldOutSource, ImageSet, Prepared
 from ..draws import fold
 from ..errors import DataError
-from ..metrics import sample
+from ..metrics.features import sample
 
 HASHED_TOGETHER = 64  # images looked at together
 NAMED = 5  # images that a message names

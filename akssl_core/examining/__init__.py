@@ -2,32 +2,95 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import AksslError, ConfigError, RunDirError
+from ..config.schema import user_path
+from ..errors import AksslError, ConfigError, RunDirError, UnknownComponent
 from ..plugins.installed import version
+from ..plugins.manager import Plugins, installed
 from ..plugins.table import DEPENDENCIES, plugin_table
 from ..reporting.files import RunFiles
 from ..rundir.folder import RunDir
-from ..running.layers import check, layer
+from ..running.layers import check, collect, layer
 from ..running.plan import make_plan
 from ..settings import Given
 from . import data as data
 from . import folder as folder
 from . import machine as machine
 from . import settings as settings
-from .base import RULES, Finding, FinishedRun, Machine, PlannedRun, Rule
+from .base import RULES, Finding, FinishedRun, Machine, PlannedRun
 
-if TYPE_CHECKING:
-    from ..plugins.manager import Plugins
-
-__all__ = ["RULES", "Finding", "Machine", "Rule", "examine_install", "examine_plan", "examine_run"]
+__all__ = ["RULES", "Examined", "Finding", "Machine", "doctor", "examine_install", "examine_plan", "examine_run"]
 
 REFUSED = Finding("refused", "", "a run would refuse these settings or this data.", "do what the sentence says.")
+INSTALLED = "the installation"
 BROKEN = ("broken", "invalid", "clash", "other API")
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The places that were looked at, and the faults that were found."""
+
+    findings: Mapping[str, tuple[Finding, ...]]
+    """By what was looked at; empty where nothing was found."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found at all."""
+        return not any(self.findings.values())
+
+    @property
+    def text(self) -> str:
+        """Each fault with evidence, cause and cure, as `akssl doctor` prints it."""
+        return "\n".join(_told(name, findings) for name, findings in self.findings.items())
+
+    def record(self) -> list[dict[str, str]]:
+        """Everything as plain values, fit for JSON."""
+        return [{"target": name, **asdict(one)} for name, findings in self.findings.items() for one in findings]
+
+
+def doctor(
+    *targets: str | Path,
+    config: str | Path | Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    plugins: Plugins | None = None,
+    who: str = "user",
+    **settings: Any,
+) -> Examined:
+    """Look for faults without training, each with evidence, cause and cure.
+
+    Args:
+        *targets: names of methods, each to be run with these settings, and run folders. Default: the run that
+            `config` or `method` describes; without them, the installed plugins.
+        config: a YAML file or a table with any of these settings.
+        out: where the run folder is to lie.
+        plugins: another plugin manager than the process-wide one.
+        who: the origin of `settings`.
+        **settings: every other keyword of `run`.
+
+    Raises:
+        AksslError: there is no such method or run, or a setting is wrong by itself.
+    """
+    plugins = plugins or installed()
+
+    def examine(target: str | Path | None) -> list[Finding]:
+        if target is None and config is None and "method" not in settings:
+            return examine_install(plugins)
+        if target is not None and ("/" in str(target) or user_path(target).is_dir()):
+            return examine_run(user_path(target))
+        asked = {name: value for name, value in settings.items() if name not in ("overwrite", "report")}
+        if target is not None:
+            _refuse_unknown(str(target), plugins)
+            own = asked.get("method")
+            asked["method"] = {**(own if isinstance(own, Mapping) else {}), "name": str(target)}
+        return examine_plan(collect(None, config, asked, plugins, who=who), plugins, out=user_path(out))
+
+    whole = "the settings" if isinstance(config, Mapping) or "method" in settings else str(config or INSTALLED)
+    return Examined({str(target or whole): tuple(examine(target)) for target in targets or (None,)})
 
 
 def examine_plan(
@@ -86,3 +149,22 @@ def _without_processes(given: Given) -> tuple[Given, int]:
             table = {**table, "train": {name: value for name, value in train.items() if name != "devices"}}
         layers.append((who, table))
     return Given(layers, given.objects), devices
+
+
+def _refuse_unknown(target: str, plugins: Plugins) -> None:
+    """Refuse a name that is neither a method's nor a folder's, telling what it could have been of both."""
+    try:
+        plugins.get("method", target)
+    except UnknownComponent as error:
+        near = f"Did you mean 'runs/{target}'?" if os.path.isdir(f"runs/{target}") else "A run is named as runs/NAME."
+        raise UnknownComponent(f"{error} Nor is there a folder '{target}'. {near}") from error
+
+
+def _told(name: str, findings: tuple[Finding, ...]) -> str:
+    """One target's findings for people."""
+    if not findings:
+        return f"{name}: nothing was found."
+    lines = [f"{name}: {len(findings)} {'finding' if len(findings) == 1 else 'findings'}"]
+    for one in findings:
+        lines += [f"- {one.rule}: {one.evidence}", f"  cause: {one.cause}", f"  cure: {one.cure}"]
+    return "\n".join(lines)

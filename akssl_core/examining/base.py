@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..metrics import sample
+from ..metrics.features import sample
 from ..reporting.files import RunFiles
 from ..rundir.folder import RunDir
 from ..running.plan import Plan

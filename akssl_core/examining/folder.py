@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping
 
-from ..metrics import GAIN_MORE, NO_GAIN
+from ..metrics.diagnosis import GAIN_MORE, NO_GAIN
 from .base import Evidence, FinishedRun, after_run
 
 ENOUGH_ROWS = 8

@@ -21,8 +21,7 @@ from ..plugins.manager import Plugins, installed
 from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
 from .backbone_file import FILE, file_of, load_backbone, read_backbone_file
-from .check import TOLERANCE, ExportFailed, Loader, compare, here
-from .formats import FORMATS, Format
+from .formats import FORMATS, TOLERANCE, ExportFailed, Format, Loader, compare, here
 
 __all__ = ["ExportFailed", "Exported", "export"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..metrics import collapse_bound
+from ..metrics.diagnosis import collapse_bound
 from .files import RunFiles, drawable
 from .html import Html, details, section, table, tag
 from .svg import line_chart, short

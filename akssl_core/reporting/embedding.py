@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .files import RunFiles
 from .html import Html, section, tag
-from .images import channel_note, data_uri
+from .pictures import channel_note, data_uri
 from .svg import line_chart
 
 HUES = 10  # classes with a colour of their own; further ones share them

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.schema import leaves
 from ..config.yaml import read_yaml
 from ..errors import RunDirError
-from ..metrics import Diagnosis, read_diagnosis
+from ..metrics.diagnosis import Diagnosis, read_diagnosis
 from ..rundir.folder import RunDir, read_tensors
 from ..rundir.schemas import Origins, Row, checked, read_start
 

@@ -14,7 +14,9 @@ from .. import dist
 from ..backbone import Backbone
 from ..exporting.backbone_file import export_backbone
 from ..method import Landmark
-from ..metrics import Diagnosis, diagnose, of_views, sample
+from ..metrics.diagnosis import Diagnosis, diagnose
+from ..metrics.features import sample
+from ..metrics.health import of_views
 from ..plugins.manager import Plugins
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint

@@ -10,7 +10,7 @@ from typing import Any, cast
 from ..backbone import Backbone
 from ..config import describe
 from ..data import Preprocess
-from ..metrics import Diagnosis, read_diagnosis
+from ..metrics.diagnosis import Diagnosis, read_diagnosis
 from ..rundir.folder import RunDir
 
 

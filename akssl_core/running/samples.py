@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from ..backbone import Backbone, TokenBackbone
 from ..data import ImageSet, Pixels
 from ..draws import Draws
-from ..metrics import embed, neighbours, sample, spread
+from ..metrics.features import embed, sample, spread
+from ..metrics.nearest import neighbours
 from .plan import Plan
 
 IMAGES = 6  # rows of views

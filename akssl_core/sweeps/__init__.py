@@ -14,7 +14,6 @@ from ..errors import AksslError, ConfigError, RunDirError
 from ..plugins.lookup import methods as installed_methods
 from ..plugins.manager import Plugins, installed
 from ..reporting.comparison import Summary, compared
-from ..reporting.comparison.page import comparison_page
 from ..rundir.files import json_bytes, write_atomic
 from ..rundir.folder import RunDir
 from ..running.launch import resume, run
@@ -171,10 +170,7 @@ def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]
         groups.setdefault(key, []).append((one, summary))
     rows = sorted((row_of(members) for members in groups.values()), key=lambda row: row.rank)
     found = Sweep(folder, tuple(rows), failed, tuple(runs))
-    beside = compared(found.runs)
-    page = comparison_page(
-        beside.runs, beside.settings, title=f"Sweep {folder.resolve().name}", first=[found.section()]
-    )
+    page = compared(found.runs).page(f"Sweep {folder.resolve().name}", first=[found.section()])
     write_atomic(folder / "results.md", found.markdown.encode())
     write_atomic(folder / "results.json", json_bytes(found.record()))
     write_atomic(folder / "compare.html", page.encode())

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ..data import DEFAULT_SOURCE
-from ..metrics import spectrum, verdict
+from ..metrics.diagnosis import verdict
+from ..metrics.health import spectrum
 from ..running.launch import run
 from .check import expect, rule
 from .subject import BATCH, IMAGES, MethodSubject, patterns

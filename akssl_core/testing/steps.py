@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import dist
 from ..data import Batch, Views
-from ..dist.batch_norm import shared_statistics
 from ..method import Method
 from ..nn import EMA, StepState
 from ..optim import parameter_groups
@@ -174,7 +173,7 @@ def two_processes_are_one(subject: MethodSubject) -> None:
     whole = _several_steps(method, batches, middle(plan))
 
     def of_rank(rank: ThreadRank) -> dict[str, Tensor]:
-        with shared_statistics(copies[rank.rank]):
+        with dist.shared_statistics(copies[rank.rank]):
             return _several_steps(copies[rank.rank], [_half(batch, rank.rank) for batch in batches], middle(plan))
 
     halves = on_ranks(2, of_rank)

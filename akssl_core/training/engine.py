@@ -15,7 +15,6 @@ from .. import dist
 from ..backbone.base import Backbone
 from ..data.base import Batch, Pixels, Views
 from ..data.loader import Loader
-from ..dist.batch_norm import shared_statistics
 from ..dist.sharding import gathered, is_sharded, sync_gradients
 from ..method import Method
 from ..nn import StepState
@@ -127,7 +126,7 @@ class Engine:
 
     def fit(self) -> None:
         """Train from `now` to the end."""
-        norms = shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
+        norms = dist.shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
         with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
             self._call("on_start")
             self.method.train()

@@ -12,7 +12,10 @@ from torch import Tensor
 from .. import dist
 from ..data.base import ImageSet
 from ..data.preprocess import Preprocess
-from ..metrics import Verdict, embed, knn, of_features, pixels_as_features, spectrum, verdict
+from ..metrics.diagnosis import Verdict, verdict
+from ..metrics.features import embed, pixels_as_features
+from ..metrics.health import of_features, spectrum
+from ..metrics.nearest import knn
 from ..settings import EvaluateSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dist
 from ..errors import RunStopped
 from ..method import Landmark
-from ..metrics import Diagnosis, diagnose
+from ..metrics.diagnosis import Diagnosis, diagnose
 from ..nn import EMA, relative_distance
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Manifest

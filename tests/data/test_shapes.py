@@ -8,7 +8,8 @@ import torch
 from akssl_core import ConfigError, build
 from akssl_core.data.preprocess import Preprocess
 from akssl_core.data.shapes import CLASSES, SHAPES, TEST, TRAIN, DrawnImages, draw
-from akssl_core.metrics import knn, pixels_as_features
+from akssl_core.metrics.features import pixels_as_features
+from akssl_core.metrics.nearest import knn
 
 
 def source(side=None, **settings):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from akssl_core.dist.batch_norm import shared_statistics
+from akssl_core.dist import shared_statistics
 from akssl_core.testing.ranks import on_ranks
 
 SHAPES = {nn.BatchNorm1d: (12, 5), nn.BatchNorm2d: (12, 5, 3, 2), nn.BatchNorm3d: (12, 5, 2, 3, 2)}

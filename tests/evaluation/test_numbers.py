@@ -10,7 +10,7 @@ import torch
 import akssl_core
 from akssl_core.evaluation import Comparison, Score, interval, stratified
 from akssl_core.evaluation.result import sentence, student
-from akssl_core.metrics import linear_guesses, linear_guesses_sgd
+from akssl_core.metrics.linear import linear_guesses, linear_guesses_sgd
 
 
 # -- labels ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from akssl_core.backbone import WrappedBackbone
 from akssl_core.backbone.vit import torchvision_key
 from akssl_core.config.registry import STAND_IN
 from akssl_core.errors import ConfigError, RunDirError
-from akssl_core.exporting import ExportFailed, check, formats
+from akssl_core.exporting import ExportFailed, formats
 from akssl_core.exporting.backbone_file import header
 from akssl_core.rundir.files import tensor_bytes
 
@@ -229,9 +229,9 @@ def test_not_a_number_is_no_proof():
     backbone = akssl_core.build("backbone", "resnet_tiny", ImageSpec(16, 3, (0.0,) * 3, (1.0,) * 3)).eval()
     backbone.preprocess = Preprocess.of(backbone.image)
     with pytest.raises(ExportFailed, match="nan"):
-        check.compare(backbone, Path("x"), lambda *_: torch.full((check.IMAGES, 128), torch.nan))
+        formats.compare(backbone, Path("x"), lambda *_: torch.full((formats.IMAGES, 128), torch.nan))
 
 
 def test_a_process_that_fails_says_why(tmp_path):
     with pytest.raises(ExportFailed, match="could not use the file.*ZeroDivisionError: division by zero"):
-        check.elsewhere("features = 1 / 0", torch.zeros(1), as_array=True)
+        formats.elsewhere("features = 1 / 0", torch.zeros(1), as_array=True)

@@ -10,12 +10,15 @@ from torch.nn import functional as F
 
 from akssl_core import Backbone, Features, ImageSet, ImageSpec, Pixels, Preprocess, TensorImages
 from akssl_core.errors import DataError
-from akssl_core.metrics import Spectrum, embed, knn, neighbours, pixels_as_features, sample, spectrum, spread, verdict
+from akssl_core.metrics.diagnosis import verdict
+from akssl_core.metrics.features import embed, pixels_as_features, sample, spread
+from akssl_core.metrics.health import Spectrum, spectrum
+from akssl_core.metrics.nearest import knn, neighbours
 
 SPEC = ImageSpec(8, 3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 PREPROCESS = Preprocess.of(SPEC)
 CPU = torch.device("cpu")
-NEIGHBOURS = import_module("akssl_core.metrics.nearest")  # the package's own `neighbours` is the function
+NEIGHBOURS = import_module("akssl_core.metrics.nearest")
 
 
 class Net(Backbone):

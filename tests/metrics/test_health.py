@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from akssl_core import Now, Schedule
-from akssl_core.metrics import TooFewSamples, alignment, alpha_req, lidar, of_features, of_views, uniformity
+from akssl_core.metrics.health import TooFewSamples, alignment, alpha_req, lidar, of_features, of_views, uniformity
 from akssl_core.nn import EMA, entropy
 
 

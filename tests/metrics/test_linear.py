@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from akssl_core.errors import DataError
-from akssl_core.metrics import LinearScore, linear_probe
+from akssl_core.metrics.linear import LinearScore, linear_probe
 
 LINEAR = import_module("akssl_core.metrics.linear")
 

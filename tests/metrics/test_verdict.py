@@ -13,8 +13,7 @@ from synthetic_run import FINAL, ROWS, row, write_run
 
 import akssl_core
 from akssl_core.examining import examine_run
-from akssl_core.metrics import Diagnosis, diagnose, read_diagnosis
-from akssl_core.metrics.diagnosis import margin
+from akssl_core.metrics.diagnosis import Diagnosis, diagnose, margin, read_diagnosis
 from akssl_core.reporting import render
 from akssl_core.rundir.folder import RunDir
 from akssl_core.running.process import read_result

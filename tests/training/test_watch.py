@@ -11,7 +11,7 @@ import pytest
 
 import akssl_core
 from akssl_core import Landmark
-from akssl_core.metrics import diagnose
+from akssl_core.metrics.diagnosis import diagnose
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import Plugins
 
