@@ -92,12 +92,10 @@ def acting_in(group: Group) -> Iterator[None]:
         del _thread.group
 
 
-def _group() -> Group | None:
-    """The group this thread is in, or None where a process trains alone."""
+def _group() -> Group:
+    """The group this thread is in; a process that trains alone is one by itself."""
     stand_in: Group | None = getattr(_thread, "group", None)
-    if stand_in is None and _grouped():
-        return _Torch()
-    return stand_in
+    return stand_in or (_Torch() if _grouped() else Imagined(1))
 
 
 def _grouped() -> bool:
@@ -106,14 +104,12 @@ def _grouped() -> bool:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    group = _group()
-    return group.rank if group else 0
+    return _group().rank
 
 
 def world() -> int:
     """How many processes train together."""
-    group = _group()
-    return group.world if group else 1
+    return _group().world
 
 
 def is_main() -> bool:
@@ -131,13 +127,11 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        group = _group()
-        assert group is not None
-        return torch.cat(group.all_gather(x.detach()))
+        return torch.cat(_group().all_gather(x.detach()))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _summed(grads[0]).chunk(world())[rank()]
+        return _group().all_sum(grads[0].detach()).chunk(world())[rank()]
 
 
 class _Sum(torch.autograd.Function):
@@ -145,17 +139,11 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _summed(x)
+        return _group().all_sum(x.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _summed(grads[0])
-
-
-def _summed(x: Tensor) -> Tensor:
-    group = _group()
-    assert group is not None
-    return group.all_sum(x.detach())
+        return _group().all_sum(grads[0].detach())
 
 
 def gather(x: Tensor) -> Tensor:
@@ -176,10 +164,7 @@ def mean(x: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Whether any process says yes. The answer travels from CPU to CPU, so that no GPU is waited for."""
-    if world() == 1:
-        return flag
-    said = torch.tensor([float(flag)])
-    return bool(gather(said).any())
+    return flag if world() == 1 else bool(gather(torch.tensor([float(flag)])).any())
 
 
 def from_main(text: str) -> str:
@@ -230,16 +215,13 @@ def wrap(module: nn.Module) -> nn.Module:
     if world() == 1:
         return module
     model = DistributedDataParallel(module)
-    # The argument of this name is deprecated since torch 2.13; the attribute works in all versions.
-    model.broadcast_buffers = False
+    model.broadcast_buffers = False  # the argument is deprecated since torch 2.13; this works in all versions
     return model
 
 
 def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     """Inside this context a wrapped module keeps its gradients to itself: for all but the last micro-batch."""
-    if isinstance(module, DistributedDataParallel):
-        return module.no_sync()
-    return nullcontext()
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
