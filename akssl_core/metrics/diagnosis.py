@@ -176,7 +176,8 @@ def _fault(
     rows: Rows, landmarks: Sequence[Landmark], *, features: Verdict, learned: bool, ended: bool
 ) -> Diagnosis | None:
     """The first fault that a run shows; spreads tell nothing where it has learned."""
-    if rows and _gone(rows[-1].get(LOSS, 0.0)):
+    last = rows[-1].get(LOSS, 0.0) if rows else 0.0
+    if last is None or not math.isfinite(last):
         return Diagnosis(
             "not learning",
             f"the loss of step {rows[-1]['step']} is not a finite number.",
@@ -214,7 +215,8 @@ def spreads(rows: Rows, *, ended: bool) -> list[Landmark]:
     for name in dict.fromkeys(name for row in rows for name in row):
         if name == "std_ratio":
             found.append(_alike(name, COLLAPSED_STD, f"the features of {ALIKE}", after=100))
-        elif name.endswith("std_ratio") and (start := _first(rows, name)) is not None:
+        elif name.endswith("std_ratio") and (told := [row[name] for row in rows if row.get(name) is not None]):
+            start = told[0]
             if ended or start >= 2 * COLLAPSED_PROJECTION:
                 found.append(_alike(name, COLLAPSED_PROJECTION, f"the projections of {ALIKE}", after=20))
             shrunk = f"the projections shrink together, from {start:.3g} at first"
@@ -226,10 +228,6 @@ def _alike(name: str, bound: float, meaning: str, after: int) -> Landmark:
     return Landmark("collapsed", {name: (0.0, bound)}, meaning, f"{USUAL}.", LOOK, after)
 
 
-def _first(rows: Rows, name: str) -> float | None:
-    return next((row[name] for row in rows if row.get(name) is not None), None)
-
-
 def _at(landmark: Landmark, rows: Rows) -> str:
     """The evidence that the last rows are at a landmark; nothing where they are not."""
     told = [row for row in rows if all(name in row for name in landmark.where)]
@@ -238,14 +236,11 @@ def _at(landmark: Landmark, rows: Rows) -> str:
     last = told[-1]["step"]
     recent = [row for row in told if landmark.throughout or row["step"] > last - STEPS]
     recent = recent if len(recent) >= FEWEST_ROWS else told[-FEWEST_ROWS:]
-    if len(recent) < FEWEST_ROWS or not all(_between(row[n], *b) for row in recent for n, b in landmark.where.items()):
+    known = [(row[name], *bounds) for row in recent for name, bounds in landmark.where.items()]
+    if len(recent) < FEWEST_ROWS or any(value is None or not low <= value <= high for value, low, high in known):
         return ""
     values = ", ".join(f"{name} {told[-1][name]:.4g} ({_bounds(*b)})" for name, b in landmark.where.items())
     return f"{landmark.meaning}: {values} in {len(recent)} rows up to step {last}."
-
-
-def _between(value: float | None, low: float, high: float) -> bool:
-    return value is not None and low <= value <= high
 
 
 def _bounds(low: float, high: float) -> str:
@@ -254,7 +249,3 @@ def _bounds(low: float, high: float) -> str:
     if high == math.inf:
         return f"bound: above {low:.4g}"
     return f"bound: below {high:.4g}" if low in (0.0, -math.inf) else f"bounds: {low:.4g} to {high:.4g}"
-
-
-def _gone(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)

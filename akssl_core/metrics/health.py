@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,48 +46,40 @@ def spectrum(features: Tensor) -> Spectrum:
     if not rows.isfinite().all():
         return Spectrum(math.nan, math.nan, count, dim)
     std = F.normalize(rows, dim=1).std(dim=0, correction=0)
-    return Spectrum(float(std.mean()) * math.sqrt(dim), _rankme(rows), count, dim)
-
-
-def _rankme(rows: Tensor) -> float:
-    """exp(-sum p log p) with p = singular values / their sum + 1e-7."""
     singular = torch.linalg.eigvalsh(_gram(rows)).clamp(min=0).sqrt()
-    p = singular / singular.sum().clamp(min=torch.finfo(rows.dtype).tiny) + 1e-7
-    return float((-(p * p.log()).sum()).exp())
+    p = singular / singular.sum().clamp(min=torch.finfo(rows.dtype).tiny) + 1e-7  # as in the paper of RankMe
+    rankme = float((-(p * p.log()).sum()).exp())
+    return Spectrum(float(std.mean()) * math.sqrt(dim), rankme, count, dim)
 
 
 class TooFewSamples(ValueError):
     """A number of health would be wrong; the message says what it takes."""
 
 
-@dataclass
-class Health:
+class Health(NamedTuple):
     """The numbers that the samples allow, and why the others are missing."""
 
-    numbers: dict[str, float] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def measure(self, name: str, function: Callable[..., float], *samples: Tensor) -> None:
-        """Add one number, or the reason why there is none."""
-        try:
-            self.numbers[name] = function(*samples)
-        except TooFewSamples as reason:
-            self.missing[name] = str(reason)
+    numbers: dict[str, float]
+    missing: dict[str, str]
 
 
 def of_features(features: Tensor) -> Health:
     """alpha-ReQ and uniformity of features (N, D), one row an image."""
-    health = Health()
-    health.measure("alpha_req", alpha_req, features)
-    health.measure("uniformity", uniformity, features)
-    return health
+    return _health(features, alpha_req, uniformity)
 
 
 def of_views(views: Tensor) -> Health:
     """LiDAR and alignment of features (N, V, D) of V views of each of N images."""
-    health = Health()
-    health.measure("lidar", lidar, views)
-    health.measure("alignment", alignment, views)
+    return _health(views, lidar, alignment)
+
+
+def _health(samples: Tensor, *measures: Callable[[Tensor], float]) -> Health:
+    health = Health({}, {})
+    for measure in measures:
+        try:
+            health.numbers[measure.__name__] = measure(samples)
+        except TooFewSamples as reason:
+            health.missing[measure.__name__] = str(reason)
     return health
 
 
@@ -107,7 +100,9 @@ def alpha_req(features: Tensor) -> float:
         raise TooFewSamples(
             f"alpha-ReQ takes {least * IMAGES_PER_RANK} images and {least} features; these are {count} and {dim}"
         )
-    values = _eigenvalues(features)[FIRST_RANK - 1 : last]
+    centred = features.double() - features.double().mean(0)
+    eigenvalues = torch.linalg.eigvalsh(_gram(centred)).flip(0).clamp(min=0) / count  # the largest first
+    values = eigenvalues[FIRST_RANK - 1 : last]
     ranks = torch.arange(FIRST_RANK, last + 1, dtype=values.dtype)
     used = values > values.new_tensor(1e-12) * values.max().clamp(min=1e-30)
     if int(used.sum()) < FITTED_RANKS:
@@ -178,13 +173,6 @@ def uniformity(features: Tensor) -> float:
     return math.log(
         (near - float((4 * unit.square().sum(1) - 4).exp().sum())) / (count * (count - 1))
     )  # |x - y|^2 = 2 - 2 cos, and each row meets itself
-
-
-def _eigenvalues(features: Tensor) -> Tensor:
-    """Those of the covariance of features (N, D), the largest first."""
-    rows = features.double()
-    values: Tensor = torch.linalg.eigvalsh(_gram(rows - rows.mean(0))).flip(0).clamp(min=0) / len(rows)
-    return values
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -64,16 +64,13 @@ def linear_probe(
 def linear_guesses(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, seed: int = 0) -> tuple[Tensor, float, float]:
     """The labels (Q,) that `linear_probe` judges by, its penalty and its accuracy on the held-out images.
 
-    `bank_labels` (N,) are all known and the features finite.
-
-    Raises:
-        DataError: as `linear_probe`.
+    `bank_labels` (N,) are all known and the features finite. Raises the errors of `held_out_split`.
     """
     classes, targets, held_out = held_out_split(bank_labels, seed)
     rows, query_rows = _standardised(bank, queries)
     l2, validation_accuracy, start = _choose(rows, targets, held_out)
     weights = _Problem.of(rows, targets, len(classes)).solve(l2, start, FINAL)
-    return classes[_guesses(query_rows, weights)], l2, validation_accuracy
+    return classes[(weights @ query_rows.T).argmax(0)], l2, validation_accuracy
 
 
 def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,14 +133,10 @@ def _choose(rows: Tensor, targets: Tensor, held_out: Tensor) -> tuple[float, flo
     judged, truth = rows[held_out], targets[held_out]
     for l2 in PENALTIES:
         weights = problem.solve(l2, weights, SEARCH)
-        accuracy = _accuracy(_guesses(judged, weights), truth)
+        accuracy = _accuracy((weights @ judged.T).argmax(0), truth)
         if accuracy > best[1]:
             best = (l2, accuracy, weights)
     return best
-
-
-def _guesses(rows: Tensor, weights: Tensor) -> Tensor:
-    return (weights @ rows.T).argmax(0)
 
 
 def _accuracy(guesses: Tensor, labels: Tensor) -> float:
@@ -227,10 +220,8 @@ def linear_guesses_sgd(
     Multinomial logistic regression from zero weights: momentum 0.9, batches of 256, a cosine to zero, no penalty but
     the short schedule. Features are standardised as in `linear_probe`. The learning rate is the one of `RATES` with
     the best accuracy on a fifth of each class of the bank, held out by `seed`; then all of the bank is fitted. The
-    memory is the float32 features and one batch. `bank_labels` (N,) are all known and the features finite.
-
-    Raises:
-        DataError: as `linear_probe`.
+    memory is the float32 features and one batch. `bank_labels` (N,) are all known and the features finite. Raises the
+    errors of `held_out_split`.
     """
     classes, targets, held_out = held_out_split(bank_labels, seed)
     prepare = _standardiser(bank)

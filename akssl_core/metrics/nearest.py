@@ -50,7 +50,8 @@ def knn_guesses(
     result = {}
     for k in ks:
         weights = torch.softmax(similarity[:, :k] / temperature, dim=1)  # exp(sim / T) up to a factor, without overflow
-        result[k] = torch.cat([_vote(labels[part, :k], weights[part]) for part in _blocks(len(queries))])
+        blocks = zip(*(torch.split(of, QUERIES_AT_ONCE) for of in (labels[:, :k], weights)), strict=True)
+        result[k] = torch.cat([_vote(*block) for block in blocks])
     return result
 
 
@@ -72,13 +73,8 @@ def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     The memory does not grow with N x Q: the best k so far are merged with those of each block of the bank.
     """
     k = min(k, len(bank))
-    keys = torch.cat([_best_keys(bank, queries[part], k) for part in _blocks(len(queries))])
+    keys = torch.cat([_best_keys(bank, block, k) for block in torch.split(queries, QUERIES_AT_ONCE)])
     return keys.div(_INDICES, rounding_mode="floor").double() / _STEPS, _INDICES - 1 - keys % _INDICES
-
-
-def _blocks(count: int) -> list[slice]:
-    """Blocks of queries."""
-    return [slice(start, start + QUERIES_AT_ONCE) for start in range(0, count, QUERIES_AT_ONCE)]
 
 
 def _best_keys(bank: Tensor, queries: Tensor, k: int) -> Tensor:
