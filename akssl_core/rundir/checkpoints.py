@@ -84,8 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if digest((path / name).read_bytes()) != table["checksums"][name]:
             raise ValueError(f"{name} has changed since it was written")
     state = CheckpointState(**{one.name: table[one.name] for one in fields(CheckpointState) if one.name in table})
-    model, _ = read_tensors(path / "model.safetensors")
-    optimizer, _ = read_tensors(path / "optimizer.safetensors")
+    model, optimizer = (read_tensors(path / f"{name}.safetensors")[0] for name in ("model", "optimizer"))
     return Checkpoint(path, model, optimizer, state)
 
 

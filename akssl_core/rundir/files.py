@@ -45,7 +45,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             with draft.open("wb") as file:
                 yield file
-                _flush(file)
+                flush(file)
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -69,11 +69,7 @@ def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write a file into a CannotWrite that says how to mend it.
-
-    Raises:
-        CannotWrite: the disk is full, read-only or gone.
-    """
+    """Turn the system's refusal to write a file into a CannotWrite that says how to mend it."""
     try:
         yield
     except CannotWrite:
@@ -241,20 +237,15 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def sync(path: Path) -> None:
-    """Flush a file to the disk; no file is made where there is none."""
-    with suppress(FileNotFoundError), path.open("r+b") as file:
-        _flush(file)
-
-
 def write_flushed(path: Path, data: bytes) -> None:
     """A file whose bytes have reached the disk."""
     with path.open("wb") as file:
         file.write(data)
-        _flush(file)
+        flush(file)
 
 
-def _flush(file: IO[bytes]) -> None:
+def flush(file: IO[bytes]) -> None:
+    """Bring what was written to a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..config.yaml import read_yaml
 from ..errors import RunDirError, did_you_mean, visible
 from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
-from .files import CannotWrite, explain_write_errors, json_bytes, jsonable, sync, take_lock, tensor_bytes, write_atomic
+from .files import CannotWrite, explain_write_errors, flush, json_bytes, jsonable, take_lock, tensor_bytes, write_atomic
 from .files import read_tensors as read_tensors
 from .schemas import Evaluations, Manifest, checked
 
@@ -104,10 +104,9 @@ class RunDir:
     @property
     def in_use(self) -> bool:
         """Whether a process trains in this folder."""
-        if not (self.path / ".lock").is_file():
-            return False
         try:
-            os.close(take_lock(self.path / ".lock"))
+            if (self.path / ".lock").is_file():
+                os.close(take_lock(self.path / ".lock"))
         except BlockingIOError:
             return True
         return False
@@ -205,8 +204,8 @@ class RunDir:
     ) -> Path:
         """A checkpoint, complete or absent; the last `keep` and the best by score stay."""
         rows = self.path / "metrics.jsonl"
-        with explain_write_errors(rows):
-            sync(rows)  # rows must not be younger than the checkpoint they belong to
+        with explain_write_errors(rows), suppress(FileNotFoundError), rows.open("r+b") as file:
+            flush(file)  # rows must not be younger than the checkpoint they belong to
         return save_checkpoint(self.path / "checkpoints", model, optimizer, state, keep=keep)
 
     def checkpoints(self) -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -122,14 +123,6 @@ class Origins(RootModel[dict[str, str]]):
 T = TypeVar("T", bound=BaseModel)
 
 
-def _first(error: ValidationError) -> str:
-    """The first mistake, without the value, which may be of any length."""
-    try:
-        return visible(first_mistake(error))
-    except UnicodeEncodeError:  # half a character in a name
-        return "a name is not valid Unicode"
-
-
 def read_start(path: Path) -> bytes:
     """A small file, or the start of one that should be small.
 
@@ -152,6 +145,9 @@ def checked(model: type[T], path: Path, table: Mapping[str, Any] | None = None) 
     try:
         return model.model_validate(json.loads(read_start(path)) if table is None else table, strict=True)
     except ValidationError as error:
-        raise RunDirError(f"{path} is damaged: {_first(error)}.") from error
+        said = "a name is not valid Unicode"  # half a character in it
+        with suppress(UnicodeEncodeError):
+            said = visible(first_mistake(error))  # without the value, which may be of any length
+        raise RunDirError(f"{path} is damaged: {said}.") from error
     except (ValueError, RecursionError) as error:
         raise RunDirError(f"{path} is damaged: it is not valid JSON: {error!s:.100}.") from error
