@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from ..plugins.manager import Plugins, installed
 from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
 from .backbone_file import FILE, file_of, load_backbone, read_backbone_file
-from .formats import FORMATS, TOLERANCE, ExportFailed, Format, Loader, compare, here
+from .formats import FORMATS, IMAGES, TOLERANCE, ExportFailed, Format, Loader, compare, here
 
 __all__ = ["ExportFailed", "Exported", "export"]
 
@@ -90,10 +91,9 @@ def export(
     """
     plugins = plugins or installed()
     chosen = _format(to)
-    chosen.need_packages()
     source = user_path(run_dir)
     target = _target(source, user_path(out) if out is not None else None, chosen, overwrite=overwrite)
-    _, header = read_backbone_file(file_of(source))
+    _, header, _ = read_backbone_file(file_of(source))
     backbone = _load(source, header, module, plugins)
     if not chosen.takes(backbone):
         working = ", ".join(one.name for one in FORMATS if one.takes(backbone))
@@ -106,29 +106,34 @@ def export(
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / target.name
         write_atomic(draft, file_with({**header, **facts}))
-        found = compare(backbone, draft, _load_again(chosen, backbone, module, plugins))
+        difference, largest = compare(backbone, draft, _load_again(chosen, backbone, module, plugins))
     code = chosen.snippet(backbone, target)
     metadata = {
         **(header if chosen.needs_akssl else {}),
         **facts,
-        "max_difference": f"{found.difference:.3g}",
+        "max_difference": f"{difference:.3g}",
         "tolerance": f"{TOLERANCE:g}",
-        "compared_images": str(found.images),
-        "largest_feature": f"{found.largest:.3g}",
+        "compared_images": str(IMAGES),
+        "largest_feature": f"{largest:.3g}",
         "load": code,
     }
     write_atomic(target, file_with(metadata))
     assert backbone.preprocess is not None
-    return Exported(target, chosen.name, code, found.difference, TOLERANCE, found.images, backbone.preprocess, metadata)
+    return Exported(target, chosen.name, code, difference, TOLERANCE, IMAGES, backbone.preprocess, metadata)
 
 
 def _format(to: str) -> Format:
-    """The format of this name."""
-    for one in FORMATS:
-        if one.name == to.strip().lower():
-            return one
-    names = [one.name for one in FORMATS]
-    raise ConfigError(f"to: there is no format '{to}'.{did_you_mean(to, names)} Formats: {', '.join(names)}.")
+    """The format of this name, whose packages are there."""
+    known = {one.name: one for one in FORMATS}
+    found = known.get(to.strip().lower())
+    if found is None:
+        raise ConfigError(f"to: there is no format '{to}'.{did_you_mean(to, known)} Formats: {', '.join(known)}.")
+    if missing := [name for name in found.packages if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"to: {found.name} needs {', '.join(missing)}, which this environment lacks. "
+            "Install what all formats need: pip install 'akssl-core[export]'"
+        )
+    return found
 
 
 def _target(source: Path, out: Path | None, chosen: Format, *, overwrite: bool) -> Path:

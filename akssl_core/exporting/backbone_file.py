@@ -55,8 +55,8 @@ def file_of(path: Path | str) -> Path:
     return given / FILE if given.is_dir() else given
 
 
-def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights and the header, whose tables have been checked.
+def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str], _Header]:
+    """The weights and the header, as it is and as it was parsed, since a file may come from anywhere.
 
     Raises:
         RunDirError: there is no such file, it is not one of ours, or it is damaged.
@@ -67,8 +67,11 @@ def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != BACKBONE_FORMAT:
         raise RunDirError(f"{file} was not written by akssl: its header lacks format = {BACKBONE_FORMAT}.")
-    _check_header(file, metadata)
-    return tensors, metadata
+    try:
+        parsed = _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})
+    except ValidationError as error:
+        raise RunDirError(f"{file} is damaged: its header is wrong: {first_mistake(error)}.") from error
+    return tensors, metadata, parsed
 
 
 def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins: Plugins | None = None) -> Backbone:
@@ -82,8 +85,7 @@ def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins:
         ConfigError: the run trained your own module and none was given, or its weights do not fit.
     """
     file = file_of(path)
-    tensors, metadata = read_backbone_file(file)
-    known = _check_header(file, metadata)
+    tensors, _, known = read_backbone_file(file)
     with torch.random.fork_rng(devices=[]):
         if module is None:
             _refuse_misfit(file, tensors, known.backbone, known.image, plugins or installed())
@@ -120,18 +122,6 @@ class _Header(Schema):
         if not isinstance(self.backbone.get("name"), str):
             raise ValueError("it names no backbone")
         return self
-
-
-def _check_header(file: Path, metadata: Mapping[str, str]) -> _Header:
-    """Parse the header of a file that comes from anywhere.
-
-    Raises:
-        RunDirError: an entry is missing or wrong.
-    """
-    try:
-        return _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})
-    except ValidationError as error:
-        raise RunDirError(f"{file} is damaged: its header is wrong: {first_mistake(error)}.") from error
 
 
 def _refuse_misfit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,22 +35,9 @@ class Format(ABC):
     takes_arrays: ClassVar[bool] = False  # its snippet takes numpy's arrays, others take tensors
     suffix: ClassVar[str] = ".safetensors"
 
-    def need_packages(self) -> None:
-        """See that everything is there.
-
-        Raises:
-            ConfigError: a package is missing.
-        """
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ConfigError(
-                f"to: {self.name} needs {', '.join(missing)}, which this environment lacks. "
-                "Install what all formats need: pip install 'akssl-core[export]'"
-            )
-
-    @abstractmethod
     def takes(self, backbone: Backbone) -> bool:
-        """Whether this backbone has this format."""
+        """Whether this backbone has this format: every one has weights, and is taken to be one that torch can trace."""
+        return True
 
     @abstractmethod
     def make(self, backbone: Backbone) -> Content:
@@ -63,11 +48,7 @@ class Format(ABC):
         """Python code that loads a file and computes `features`."""
 
     def features(self, backbone: Backbone, file: Path, pictures: Tensor) -> Tensor:
-        """The features (N, D) of pictures (N, C, H, W) uint8 by the snippet, in a fresh process.
-
-        Raises:
-            ExportFailed: it cannot load the file.
-        """
+        """The features (N, D) of pictures (N, C, H, W) uint8 by the snippet, run `elsewhere`."""
         assert backbone.preprocess is not None
         images = pictures if self.needs_akssl else backbone.preprocess(pictures)
         return elsewhere(self.snippet(backbone, file), images, as_array=self.takes_arrays)
@@ -77,10 +58,6 @@ class Safetensors(Format):
     """The weights under the architecture's own key names, for akssl."""
 
     name, packages, needs_akssl = "safetensors", ("safetensors",), True
-
-    def takes(self, backbone: Backbone) -> bool:
-        """Every backbone has weights."""
-        return True
 
     def make(self, backbone: Backbone) -> Content:
         """The state dict."""
@@ -122,10 +99,6 @@ class Onnx(Format):
 
     name, suffix, takes_arrays = "onnx", ".onnx", True
     packages = ("onnx", "onnxscript", "onnxruntime")
-
-    def takes(self, backbone: Backbone) -> bool:
-        """Every network that torch can trace."""
-        return True
 
     def make(self, backbone: Backbone) -> Content:
         """The traced network: `images` (N, C, H, W) to `features` (N, D) for any N; its texts are `metadata_props`.
@@ -199,17 +172,8 @@ class ExportFailed(RunStopped):
     """The exported file does not do what the backbone does; it was not written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How far the features of a file are from the backbone's: the largest difference, beside the largest feature."""
-
-    difference: float
-    largest: float
-    images: int
-
-
-def compare(backbone: Backbone, file: Path, load: Loader) -> Difference:
-    """The features of a few pictures by the file beside those of the backbone.
+def compare(backbone: Backbone, file: Path, load: Loader) -> tuple[float, float]:
+    """How far the features of `IMAGES` pictures by a file are from the backbone's, and the backbone's largest feature.
 
     Raises:
         ExportFailed: they differ.
@@ -218,14 +182,14 @@ def compare(backbone: Backbone, file: Path, load: Loader) -> Difference:
     own, other = here(backbone, pictures), load(file, pictures)
     if own.shape != other.shape:
         raise ExportFailed(f"export: the file gives features {tuple(other.shape)}, the backbone {tuple(own.shape)}.")
-    found = Difference(float((own - other).abs().max()), float(own.abs().max()), len(own))
-    allowed = TOLERANCE * max(1.0, found.largest)
-    if not found.difference <= allowed:  # NaN is no proof either
+    difference, largest = float((own - other).abs().max()), float(own.abs().max())
+    allowed = TOLERANCE * max(1.0, largest)
+    if not difference <= allowed:  # NaN is no proof either
         raise ExportFailed(
-            f"export: features differ by up to {found.difference:.3g}, allowed is {allowed:.3g}; nothing was written. "
+            f"export: features differ by up to {difference:.3g}, allowed is {allowed:.3g}; nothing was written. "
             "Please report this with the versions of torch and of the library."
         )
-    return found
+    return difference, largest
 
 
 def pictures_for(backbone: Backbone) -> Tensor:
