@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .charts import curves, scores, times
-from .embedding import embedding_map, spectrum
+from .charts import curves, scores, spectrum, times
 from .evaluations import evaluation
 from .files import RunFiles
 from .html import Html, page, tag
-from .pictures import attention, nearest, views
+from .pictures import attention, embedding_map, nearest, views
 from .records import environment, notes, settings, unreadable, use
 from .svg import short
 

@@ -1,4 +1,4 @@
-"""The sections of numbers: final scores as bars, curves, and where the time went."""
+"""The sections of numbers: final scores as bars, curves, how much of the space features fill, where the time went."""
 
 from __future__ import annotations
 
@@ -114,12 +114,23 @@ def _numbers(run: RunFiles) -> Html:
     columns = [*NOT_DRAWN, *(name for name in [*CURVES, *_terms(run)] if any(name in row for row in run.rows))]
     every = math.ceil(len(run.rows) / MOST_ROWS)
     shown = run.rows[::-1][::every][::-1]
-    cells = [[_cell(row.get(name)) for name in columns] for row in shown]
+    cells = [["" if row.get(name) is None else short(row[name]) for name in columns] for row in shown]
     return details("The numbers behind the curves", table(columns, cells, kind="numbers"))
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else short(value)
+def spectrum(run: RunFiles) -> list[Html]:
+    """The variances along the principal directions of the features, on a logarithmic scale."""
+    variances = run.samples.get("spectrum")
+    if variances is None or not (variances > 0).any():
+        return []
+    points = [(float(i + 1), math.log10(v) if v > 0 else math.nan) for i, v in enumerate(variances.tolist())]
+    title = "log10 of the share of variance"
+    chart = tag("figure", tag("h3", title), line_chart(points, title=title, x_label="principal direction"))
+    said = (
+        "Features that use their space fall slowly; a cliff after a few directions is dimensional collapse "
+        "(Jing et al. 2022, arXiv 2110.09348)."
+    )
+    return [section("Spectrum", tag("p", said, class_="quiet"), tag("div", chart, class_="charts"))]
 
 
 # -- time -----------------------------------------------------------------------------------------

@@ -59,11 +59,7 @@ class Summary:
 
     @classmethod
     def read(cls, path: Path, name: str) -> Summary:
-        """A run from its folder.
-
-        Raises:
-            AksslError: the folder holds no run, or a file of it is damaged.
-        """
+        """A run from its folder; raises what `RunFiles.read` does."""
         run = RunFiles.read(path)
         final = {key: Measured(value) for key, value in run.final.items() if key != "seconds"}
         return cls(
@@ -139,10 +135,12 @@ class Compared:
         """Three tables, as `akssl compare` prints them: settings that differ, final numbers, cost."""
         names = [run.name for run in self.runs]
         chosen = [[path, *(_narrow(text_of(value)) for value in values)] for path, values in self.settings.items()]
-        costs = [[run.name, *(number(run.cost.get(key)) for key in COSTS)] for run in self.runs]
         parts = [describe.table(["setting", *names], chosen) if chosen else "All settings are the same."]
         parts += [describe.table(*_score_table(self.runs))]
-        parts += [describe.table(["run", *COSTS.values()], costs), *([f"The page: {self.file}"] if self.file else [])]
+        parts += [
+            describe.table(["run", *COSTS.values()], _costs(self.runs)),
+            *([f"The page: {self.file}"] if self.file else []),
+        ]
         return "\n\n".join(parts)
 
     def record(self) -> dict[str, Any]:
@@ -155,9 +153,9 @@ class Compared:
     def page(self, title: str = "Comparison of runs", *, first: Sequence[Html] = ()) -> str:
         """Everything and the curves as one self-contained HTML document; `first` stands before them."""
         runs, header = self.runs, tag("header", tag("h1", title), tag("div", f"{len(self.runs)} runs", class_="quiet"))
-        return page(
-            title, header, *first, *_scores(runs), *_curves(runs), *_costs(runs), *_settings(runs, self.settings)
-        )
+        scores = section("Scores", table(*_score_table(runs), kind="numbers"))
+        costs = section("Cost", table(["Run", *COSTS.values()], _costs(runs), kind="numbers"))
+        return page(title, header, *first, scores, *_curves(runs), costs, *_settings(runs, self.settings))
 
 
 def compare(*run_dirs: str | Path, out: str | Path | None = None) -> Compared:
@@ -209,10 +207,6 @@ def number(value: Measured | float | None) -> str:
     return "-" if value is None else str(value) if isinstance(value, Measured) else short(value)
 
 
-def _scores(runs: Sequence[Summary]) -> list[Html]:
-    return [section("Scores", table(*_score_table(runs), kind="numbers"))]
-
-
 def _curves(runs: Sequence[Summary]) -> list[Html]:
     """One chart for each number that any of the runs has, with all runs in it; a run keeps its colour in all charts."""
     figures = []
@@ -233,9 +227,8 @@ def _swatch(place: int) -> Html:
     return tag("svg", line, viewBox="0 0 28 10", aria_hidden="true")
 
 
-def _costs(runs: Sequence[Summary]) -> list[Html]:
-    rows = [[run.name, *(number(run.cost.get(key)) for key in COSTS)] for run in runs]
-    return [section("Cost", table(["Run", *COSTS.values()], rows, kind="numbers"))]
+def _costs(runs: Sequence[Summary]) -> list[list[str]]:
+    return [[run.name, *(number(run.cost.get(key)) for key in COSTS)] for run in runs]
 
 
 def _settings(runs: Sequence[Summary], settings: Mapping[str, Sequence[Any]]) -> list[Html]:

@@ -6,12 +6,13 @@ The file is another command's: one of another form is passed over.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..rundir.files import digest
 from ..rundir.folder import RunDir
-from ..rundir.schemas import Evaluations, Judged, Judgement
+from ..rundir.schemas import Judged, Judgement
 from .files import RunFiles
 from .html import Html, section, table, tag
 
@@ -34,9 +35,10 @@ class Share:
 
 def judgements(run_dir: Path) -> list[Share]:
     """All that `evaluation.json` says of the weights that the folder holds now; nothing where it cannot be read."""
-    known = RunDir(run_dir).evaluations
-    if _outdated(run_dir, known):
-        return []
+    known, weights = RunDir(run_dir).evaluations, run_dir / "backbone.safetensors"
+    with suppress(OSError):
+        if known.backbone not in ("", digest(weights.read_bytes())):  # they have changed since they were judged
+            return []
     return [
         Share(protocol, data, labels, found)
         for protocol, by_data in known.results.items()
@@ -84,11 +86,3 @@ def _percent(labels: str) -> str:
         return f"{100 * float(labels):g} %"
     except ValueError:
         return labels
-
-
-def _outdated(run_dir: Path, known: Evaluations) -> bool:
-    """Whether the weights have changed since they were judged."""
-    try:
-        return known.backbone not in ("", digest((run_dir / "backbone.safetensors").read_bytes()))
-    except OSError:
-        return False

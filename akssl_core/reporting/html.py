@@ -49,13 +49,11 @@ def details(title: str, *children: str) -> Html:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", kind: str = "") -> Html:
     """A table whose first column names the rows; it scrolls sideways where the page is too narrow."""
     head = tag("thead", tag("tr", *(tag("th", column, scope="col") for column in columns)))
-    body = tag("tbody", *(tag("tr", _first(row[0]), *(tag("td", cell) for cell in row[1:])) for row in rows))
+    body = tag(
+        "tbody", *(tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows)
+    )
     label = [tag("caption", caption)] if caption else []
     return tag("div", tag("table", *label, head, body, class_=kind or None), class_="scroll")
-
-
-def _first(cell: str) -> Html:
-    return tag("th", cell, scope="row")
 
 
 def page(title: str, *children: str) -> Html:

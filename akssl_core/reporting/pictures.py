@@ -1,10 +1,12 @@
-"""The sections of pictures: what the method sees, and what the backbone finds alike."""
+"""The sections of pictures: what the method sees, what the backbone finds alike, and a map of its features."""
 
 from __future__ import annotations
 
 import base64
+import math
 from io import BytesIO
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,13 +15,16 @@ from .files import RunFiles
 from .html import Html, section, table, tag
 
 VIEWS = "views."
+HUES = 10  # classes with a colour of their own; further ones share them
 LARGEST = 128  # pixels a side; a larger picture is averaged down, so that the page stays small
 COARSE = 64  # up to this side a picture is enlarged with its pixels kept sharp
 
 
 def views(run: RunFiles) -> list[Html]:
     """Some training images with the views that the augmentation makes of them."""
-    groups = {name.removeprefix(VIEWS): run.samples[name] for name in _view_names(run)}
+    names = [name for name in run.samples if name.startswith(VIEWS)]
+    names.sort(key=lambda name: (name != f"{VIEWS}global", name))  # a safetensors file keeps no order
+    groups = {name.removeprefix(VIEWS): run.samples[name] for name in names}
     if not groups:
         return []
     columns = ["", *(f"{name} {v + 1}" for name, group in groups.items() for v in range(group.shape[1]))]
@@ -30,12 +35,6 @@ def views(run: RunFiles) -> list[Html]:
     rows = [_view_row(i, originals, groups) for i in range(count)]
     said = f"Each row is one training image and the views of it in the first epoch.{channel_note(channels)}"
     return [section("Sample views", tag("p", said, class_="quiet"), table(columns, rows, kind="pictures"))]
-
-
-def _view_names(run: RunFiles) -> list[str]:
-    """The groups of views, the global ones first: a safetensors file keeps no order."""
-    names = [name for name in run.samples if name.startswith(VIEWS)]
-    return sorted(names, key=lambda name: (name != f"{VIEWS}global", name))
 
 
 def _view_row(i: int, originals: Tensor | None, groups: dict[str, Tensor]) -> list[str]:
@@ -105,6 +104,58 @@ def _shown(image: Tensor, what: str, name: str, kind: str) -> Html:
     return tag("div", picture(image, alt), *mate, class_=kind or None)
 
 
+def embedding_map(run: RunFiles) -> list[Html]:
+    """Images where their features lie in the plane that shows most of them; a dot shows its image under the pointer.
+
+    It needs no script: the pictures are one image, of which each dot shows its part.
+    """
+    places, images = run.samples.get("map"), run.samples.get("map_images")
+    if places is None or images is None:
+        return []
+    labels = run.samples.get("map_labels", torch.full((len(places),), -1))
+    columns = math.ceil(math.sqrt(len(images)))
+    sprite = f"--sprite: url({data_uri(_sheet(images, columns), largest=None)}); --columns: {columns}"
+    side = 100 / max(columns - 1, 1)
+    dots = [
+        _dot(place, (i % columns * side, i // columns * side), run.class_name(label), label)
+        for i, (place, label) in enumerate(zip(places.tolist(), labels.tolist(), strict=True))
+    ]
+    share = float(run.samples["map_share"])
+    said = (
+        f"{len(places)} of {int(run.samples['map_total'])} images by their two first principal components, which hold "
+        f"{100 * share:.0f} % of the variance. Point at a dot, or move to it with the Tab key, to see its image."
+    )
+    text = tag("p", said, channel_note(images.shape[1]), class_="quiet")
+    return [section("Map of features", text, _legend(run, labels), tag("div", *dots, class_="map", style=sprite))]
+
+
+def _dot(place: list[float], part: tuple[float, float], name: str, label: int) -> Html:
+    """One image: where it lies in percent, which part of the pictures is its own, and its colour."""
+    x, y = 2 + 96 * place[0], 2 + 96 * (1 - place[1])
+    colour = f"; --hue: {label % HUES * 36}" if label >= 0 else ""
+    style = f"left: {x:.1f}%; top: {y:.1f}%; --at: {part[0]:.4g}% {part[1]:.4g}%{colour}"
+    return tag("span", class_="point" if label >= 0 else "point plain", style=style, tabindex=0, title=name or None)
+
+
+def _legend(run: RunFiles, labels: Tensor) -> Html:
+    """The classes with their colours, as far as these tell them apart."""
+    present = sorted({label for label in labels.tolist() if label >= 0})
+    if not present or len(present) > HUES:
+        return Html("")
+    keys = [tag("span", run.class_name(label), class_="key", style=f"--hue: {label % HUES * 36}") for label in present]
+    return tag("div", *keys, class_="legend")
+
+
+def _sheet(images: Tensor, columns: int) -> Tensor:
+    """Pictures (N, C, S, S) side by side, row after row: (C, rows * S, columns * S)."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    sheet = torch.zeros(rows * columns, channels, height, width, dtype=images.dtype)
+    sheet[:count] = images
+    grid = sheet.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
+
+
 # -- pictures inside the page: uint8 tensors as PNG data URIs ---------------------------------------
 def picture(image: Tensor, alt: str) -> Html:
     """An <img> of one picture (C, H, W) uint8."""
@@ -113,7 +164,8 @@ def picture(image: Tensor, alt: str) -> Html:
 
 def data_uri(image: Tensor, largest: int | None = LARGEST) -> str:
     """A picture (C, H, W) uint8 as a PNG inside a URI, averaged down to `largest` pixels a side."""
-    planes = _fit(_visible(image), largest).permute(1, 2, 0).numpy()
+    visible = image[:3] if image.shape[0] >= 3 else image[:1]  # one or three channels of any number
+    planes = _fit(visible, largest).permute(1, 2, 0).numpy()
     png = BytesIO()
     Image.fromarray(planes[:, :, 0] if planes.shape[2] == 1 else planes).save(png, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
@@ -125,11 +177,6 @@ def channel_note(channels: int) -> str:
         return ""
     shown = "the first is shown as grey" if channels == 2 else "the first three are shown as red, green and blue"
     return f" The images have {channels} channels; {shown}."
-
-
-def _visible(image: Tensor) -> Tensor:
-    """One or three channels of a picture that may have any number."""
-    return image[:3] if image.shape[0] >= 3 else image[:1]
 
 
 def _fit(image: Tensor, largest: int | None) -> Tensor:

@@ -35,7 +35,8 @@ def settings(run: RunFiles) -> list[Html]:
     """Every setting with who decided it: what somebody decided in the open, defaults on request."""
     if not run.config:
         return []
-    rows = [[path, _value(value), _origin(run, path)] for path, value in leaves(run.config)]
+    undecided = DEFAULT if run.provenance else "not recorded"
+    rows = [[path, _value(value), run.provenance.get(path, undecided)] for path, value in leaves(run.config)]
     columns = ["Setting", "Value", "Decided by"]
     decided = [row for row in rows if row[2] != DEFAULT]
     defaults = [row for row in rows if row[2] == DEFAULT]
@@ -48,10 +49,6 @@ def settings(run: RunFiles) -> list[Html]:
 
 def _value(value: Any) -> Html:
     return tag("span", text_of(value), class_="value")
-
-
-def _origin(run: RunFiles, path: str) -> str:
-    return run.provenance.get(path, "not recorded" if not run.provenance else DEFAULT)
 
 
 def environment(run: RunFiles) -> list[Html]:

@@ -27,16 +27,12 @@ def line_chart(points: Sequence[Point], *, title: str, x_label: str, marks: Sequ
     finite = [y for piece in parts for _, y in piece]
     frame = Frame((min(x for x, _ in shown), max(x for x, _ in shown)), [*finite, *(y for _, y in marks)])
     label = f"{title} over {x_label}: from {short(finite[0])} to {short(finite[-1])}"
-    return tag(
-        "svg",
-        tag("title", label),
-        frame.axes(x_label),
-        join(frame.mark(name, y) for name, y in marks),
-        join(frame.line(piece) for piece in parts if len(piece) > 1),
-        join(frame.dot(*point) for piece in parts for point in piece if len(piece) == 1 or len(shown) <= FEW_POINTS),
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=label,
+    return frame.chart(
+        label,
+        x_label,
+        *(frame.mark(name, y) for name, y in marks),
+        *(frame.line(piece) for piece in parts if len(piece) > 1),
+        *(frame.dot(*point) for piece in parts for point in piece if len(piece) == 1 or len(shown) <= FEW_POINTS),
     )
 
 
@@ -51,15 +47,7 @@ def overlay_chart(curves: Sequence[tuple[str, Sequence[Point]]], *, title: str, 
     xs = [x for _, points in shown for x, _ in points]
     frame = Frame((min(xs), max(xs)), finite)
     label = f"{title} over {x_label}, {len(curves)} curves"
-    return tag(
-        "svg",
-        tag("title", label),
-        frame.axes(x_label),
-        join(_one_of_many(frame, name, number, pieces_of) for name, number, pieces_of in parts),
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=label,
-    )
+    return frame.chart(label, x_label, *(_one_of_many(frame, *of) for of in parts))
 
 
 def _one_of_many(frame: Frame, name: str, number: int, parts: Sequence[Sequence[Point]]) -> Html:
@@ -93,6 +81,11 @@ class Frame:
         """The vertical place of a value."""
         share = (value - self.y_low) / (self.y_high - self.y_low)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+    def chart(self, label: str, x_label: str, *drawn: Html) -> Html:
+        """The whole picture, with `label` for who does not see it, over `axes`."""
+        size = f"0 0 {WIDTH} {HEIGHT}"
+        return tag("svg", tag("title", label), self.axes(x_label), *drawn, viewBox=size, role="img", aria_label=label)
 
     def axes(self, x_label: str) -> Html:
         """Grid lines with their values, and what the horizontal axis counts."""
