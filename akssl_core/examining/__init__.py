@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,11 @@ from ..running.plan import make_plan
 from ..settings import Given
 from . import data as data
 from . import folder as folder
-from . import machine as machine
 from . import settings as settings
 from .base import RULES, Finding, FinishedRun, Machine, PlannedRun
 
 __all__ = ["RULES", "Examined", "Finding", "Machine", "doctor", "examine_install", "examine_plan", "examine_run"]
 
-REFUSED = Finding("refused", "", "a run would refuse these settings or this data.", "do what the sentence says.")
 INSTALLED = "the installation"
 BROKEN = ("broken", "invalid", "clash", "other API")
 
@@ -107,7 +105,8 @@ def examine_plan(
     try:
         plan = make_plan(alone, plugins)
     except AksslError as error:
-        return [replace(REFUSED, evidence=str(error))]
+        cause = "a run would refuse these settings or this data."
+        return [Finding("refused", str(error), cause, "do what the sentence says.")]
     machine = found or Machine.here(plan.hardware.device, out)
     return _findings("plan", PlannedRun(plan, machine, devices))
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -61,17 +61,8 @@ LOOKED_AT = 1000  # images of a sample
 RULES: list[Rule] = []
 
 
-def before_run(*, cause: str, cure: str) -> Callable[[Function], Function]:
-    """Make a function of a `PlannedRun` a rule; its docstring says what it looks for."""
-    return _rule("plan", cause, cure)
-
-
-def after_run(*, cause: str, cure: str) -> Callable[[Function], Function]:
-    """The same for a function of a `FinishedRun`."""
-    return _rule("run", cause, cure)
-
-
-def _rule(kind: Kind, cause: str, cure: str) -> Callable[[Function], Function]:
+def _rule(kind: Kind, *, cause: str, cure: str) -> Callable[[Function], Function]:
+    """Make a function a rule; its docstring says what it looks for."""
 
     def register(function: Function) -> Function:
         name = function.__name__.replace("_", "-")
@@ -79,6 +70,10 @@ def _rule(kind: Kind, cause: str, cure: str) -> Callable[[Function], Function]:
         return function
 
     return register
+
+
+before_run = partial(_rule, "plan")  # for a function of a `PlannedRun`
+after_run = partial(_rule, "run")  # for a function of a `FinishedRun`
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,10 +159,9 @@ def unbalanced_classes(run: PlannedRun) -> Evidence:
     if counts is None or len(counts) < 2:
         return None
     share, ratio = float(counts.max() / counts.sum()), float(counts.max() / counts.min())
-    unlike = share > MOST_OF_A_CLASS or ratio > UNLIKE
-    return (
-        f"the largest class has {100 * share:.0f} % of the labels, {ratio:.0f} times the smallest." if unlike else None
-    )
+    if share <= MOST_OF_A_CLASS and ratio <= UNLIKE:
+        return None
+    return f"the largest class has {100 * share:.0f} % of the labels, {ratio:.0f} times the smallest."
 
 
 @before_run(

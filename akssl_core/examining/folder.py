@@ -27,10 +27,6 @@ def _judged(run: FinishedRun) -> Evidence:
     return f"{found.words}: {found.evidence}", found.cause, found.cure
 
 
-def _ended(run: FinishedRun) -> bool:
-    return run.files.status in ("finished", "collapsed")
-
-
 @after_run(
     cause="its process ended without a word: it was killed, or the machine went down.",
     cure="go on with: akssl resume RUN_DIR.",
@@ -90,7 +86,7 @@ def no_checkpoint(run: FinishedRun) -> Evidence:
 @after_run(cause="they were deleted, or not copied along.", cure="put them back, or run it again from config.yaml.")
 def missing_files(run: FinishedRun) -> Evidence:
     """Files that a run at this point has written, and that are not there."""
-    names = (*ALWAYS, *(WRITTEN_AT_THE_END if _ended(run) else ()))
+    names = (*ALWAYS, *(WRITTEN_AT_THE_END if run.files.status in ("finished", "collapsed") else ()))
     missing = [name for name in names if not (run.files.path / name).exists()]
     return f"{', '.join(missing)}." if missing else None
 
@@ -122,9 +118,8 @@ def plateau(run: FinishedRun) -> Evidence:
     if len(score) >= 4:
         half = len(score) // 2
         early, late = max(score[:half]), max(score[half:])
-        return (
-            f"best k-NN accuracy {early:.1f} % in the first half, {late:.1f} % after." if late < early + 0.5 else None
-        )
+        said = f"best k-NN accuracy {early:.1f} % in the first half, {late:.1f} % after."
+        return said if late < early + 0.5 else None
     third = len(loss) // 3
     first, middle, last = (statistics.mean(part) for part in (loss[:third], loss[third : 2 * third], loss[-third:]))
     flat = middle - last < 0.02 * abs(first - middle) or first <= last
@@ -148,11 +143,8 @@ def loss_rises(run: FinishedRun) -> Evidence:
 def rank_falls(run: FinishedRun) -> Evidence:
     """An effective rank that ends below half of its highest."""
     ranks = _column(run, "rankme")
-    return (
-        f"RankMe was {max(ranks):.4g} and ends at {ranks[-1]:.4g}."
-        if len(ranks) > 2 and ranks[-1] < max(ranks) / 2
-        else None
-    )
+    fallen = len(ranks) > 2 and ranks[-1] < max(ranks) / 2
+    return f"RankMe was {max(ranks):.4g} and ends at {ranks[-1]:.4g}." if fallen else None
 
 
 @after_run(

@@ -1,14 +1,12 @@
-"""Rules about the settings of a run, before it starts."""
+"""Rules about the settings of a run, and what it needs of the machine, before it starts."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..optim import OptimizerConfig
-from ..running.estimate import averages, steps
+from ..running.estimate import averages, memory, steps
 from ..running.fit import TRIAL, recipe_notes
 from ..schedule import Schedule
 from .base import Evidence, PlannedRun, before_run
@@ -16,10 +14,92 @@ from .base import Evidence, PlannedRun, before_run
 SMALL_BATCH_NORM = 16  # images; below, the statistics are mostly noise (Wu and He 2018, arXiv 1803.08494, figure 1)
 LARGE_BATCH = 1024
 SMALL_IMAGE = 64
+LARGE_IMAGE = 128  # px
 HIGHEST_LR = {"adamw": 0.02, "lars": 20.0, "sgd": 3.0}
 HIGHEST_DECAY = {"adamw": 0.5, "lars": 0.01, "sgd": 0.02}
+GIB = 2**30
 
 
+@before_run(
+    cause="the run would stop within its first steps.",
+    cure="use a smaller batch, smaller images, a smaller backbone, or --precision bf16.",
+)
+def memory_too_small(run: PlannedRun) -> Evidence:
+    """An estimate of memory (see `akssl explain`) beyond what is free."""
+    need = memory(run.plan, devices=run.devices).total
+    if run.plan.hardware.device.type == "cpu":
+        need *= run.devices
+    free = run.machine.memory
+    return f"about {need / GIB:.1f} GiB of {free / GIB:.1f} GiB that are free." if free and need > free else None
+
+
+@before_run(cause="a checkpoint that cannot be written ends the run.", cure="free some space, or lower train.keep.")
+def disk_too_small(run: PlannedRun) -> Evidence:
+    """Checkpoints that do not fit on the disk."""
+    state = memory(run.plan)
+    kept = run.plan.spec.train.keep + 2  # the best, and the one that is being written
+    need, free = kept * (state.weights + state.training), run.machine.disk
+    return f"{kept} checkpoints take {need / GIB:.2f} GiB, {free / GIB:.2f} GiB are free." if need > free else None
+
+
+@before_run(
+    cause="processes that share a core wait for each other.",
+    cure="use at most as many train.workers as there are cores left by the training processes.",
+)
+def more_workers_than_cores(run: PlannedRun) -> Evidence:
+    """More worker processes than cores."""
+    workers = (run.plan.spec.train.workers or 0) * run.devices
+    return f"{workers} workers on {run.machine.cores} cores." if workers > run.machine.cores else None
+
+
+@before_run(cause="these images are not read by worker processes.", cure="leave --workers out.")
+def workers_without_use(run: PlannedRun) -> Evidence:
+    """Worker processes for images that are read in memory or by threads."""
+    workers, loading = run.plan.spec.train.workers, run.plan.images.loading
+    how = "directly" if loading == "direct" else "by threads"
+    return f"{workers} workers, and images that are read {how}." if workers and loading != "process" else None
+
+
+@before_run(cause="each process needs a GPU, or a core, of its own.", cure="use at most as many --devices.")
+def more_processes_than_devices(run: PlannedRun) -> Evidence:
+    """More processes than GPUs, or than cores on a CPU."""
+    cuda = run.plan.hardware.device.type == "cuda"
+    most = run.machine.gpus if cuda else run.machine.cores
+    return f"{run.devices} processes for {most} {'GPUs' if cuda else 'cores'}." if run.devices > most else None
+
+
+@before_run(
+    cause="CPUs compute in fp16 slowly or not at all, and its narrow range makes small gradients zero.",
+    cure="use --precision auto, bf16 or fp32.",
+)
+def fp16_on_a_cpu(run: PlannedRun) -> Evidence:
+    """fp16 without a GPU."""
+    hardware = run.plan.hardware
+    return "precision fp16 on a CPU." if hardware.precision == "fp16" and hardware.device.type == "cpu" else None
+
+
+@before_run(
+    cause="the run was sent to the CPU, torch was built without CUDA, or it finds no GPU: the finding says which.",
+    cure="use a smaller --image-size, or what the finding says.",
+)
+def large_images_on_a_cpu(run: PlannedRun) -> Evidence:
+    """Views of more than 128 px without a GPU: days for what a GPU does in an hour."""
+    size, machine = run.plan.image.size, run.machine
+    if run.plan.hardware.device.type != "cpu" or size <= LARGE_IMAGE:
+        return None
+    if run.plan.spec.train.device == "cpu":
+        cause = f"train.device is cpu ({run.plan.provenance['train.device']})."
+        cure = "leave it out, for torch sees a GPU" if machine.gpus else "take a machine with a GPU"
+    elif machine.cuda is None:
+        cause, cure = "this torch was built without CUDA.", "install a torch with CUDA where there is a GPU"
+    else:
+        why = "there is none, its driver is missing or too old, or CUDA_VISIBLE_DEVICES hides it."
+        cause = f"torch was built with CUDA {machine.cuda} and finds no GPU: {why}"
+        cure = "see that nvidia-smi lists a GPU"
+    return f"views of {size} px on a CPU.", cause, f"{cure}, or use a smaller --image-size."
+
+
+# -- settings --------------------------------------------------------------------------------------
 def rates(run: PlannedRun) -> OptimizerConfig:
     """The settings of the optimizer."""
     config = run.plan.spec.optimizer.config
@@ -116,15 +196,6 @@ def no_warmup(run: PlannedRun) -> Evidence:
     return f"a batch of {batch(run)} starts at the full learning rate." if bare else None
 
 
-def _schedules(run: PlannedRun) -> Iterator[tuple[str, Schedule]]:
-    sections = {"method": run.plan.spec.method.config, "optimizer": run.plan.spec.optimizer.config}
-    for section, config in sections.items():
-        for name in type(config).model_fields:
-            value = getattr(config, name)
-            if isinstance(value, Schedule):
-                yield f"{section}.{name}", value
-
-
 @before_run(
     cause="the schedule was made for a longer run.",
     cure="use more epochs, or set the schedule's 'over' to the epochs of the run.",
@@ -132,10 +203,12 @@ def _schedules(run: PlannedRun) -> Iterator[tuple[str, Schedule]]:
 def schedule_longer_than_the_run(run: PlannedRun) -> Evidence:
     """A schedule whose end lies behind the run's."""
     epochs = steps(run.plan).epochs
+    sections = {"method": run.plan.spec.method.config, "optimizer": run.plan.spec.optimizer.config}
     late = [
-        f"{name} takes {schedule.over + schedule.warmup:g} epochs"
-        for name, schedule in _schedules(run)
-        if schedule.over is not None and schedule.over + schedule.warmup > epochs + 1
+        f"{section}.{name} takes {value.over + value.warmup:g} epochs"
+        for section, config in sections.items()
+        for name, value in config
+        if isinstance(value, Schedule) and value.over is not None and value.over + value.warmup > epochs + 1
     ]
     return f"{', '.join(late)}; the run has {epochs:.3g}." if late else None
 
