@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from .data.stored import ImageStore, StoredImages
     from .draws import Draws
     from .errors import AksslError, ConfigError, DataError, PluginError, RunDirError, RunStopped, did_you_mean
-    from .evaluation import Evaluation, evaluate
     from .evaluation.embedding import Embedded, embed
+    from .evaluation.judging import evaluate
+    from .evaluation.result import Evaluation
     from .examining import Examined, Finding, doctor
     from .exporting import Exported, export
     from .exporting.backbone_file import load_backbone
@@ -57,8 +58,9 @@ _ROOMS = {
     "data.prepare": "PreparedData",
     "draws": "Draws",
     "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
-    "evaluation": "Evaluation evaluate",
     "evaluation.embedding": "Embedded embed",
+    "evaluation.judging": "evaluate",
+    "evaluation.result": "Evaluation",
     "examining": "Examined Finding doctor",
     "exporting": "Exported export",
     "exporting.backbone_file": "load_backbone",

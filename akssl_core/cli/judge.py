@@ -64,7 +64,7 @@ def judge(
     shares = _numbers("labels", labels, float)
     ks = None if k is None else _numbers("k", k, int)
     source = data_of(data, assignments, run_dir)
-    from ..evaluation import evaluate
+    from ..evaluation.judging import evaluate
 
     try:
         found = evaluate(run_dir, data=source, labels=shares, k=ks, plugins=plugins_with(plugin_file), **options)

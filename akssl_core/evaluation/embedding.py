@@ -102,10 +102,7 @@ def embed(
     """
     work = _work(run_dir, data, backbone, batch_size, device, plugins)
     with torch.random.fork_rng(devices=[]):
-        features, rows = work.features()
-    result = Embedded(features, work.ids(rows), work.labels(rows))
-    result.classes, result.unreadable = work.images.classes, dict(work.images.unreadable)
-    return result
+        return work.embedded()
 
 
 def embed_to_file(
@@ -166,11 +163,7 @@ class _Work:
     device: torch.device
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (b, D) float32 on the CPU, and the positions (b,) of their images; those unreadable are left out.
-
-        Raises:
-            DataError: none can be read.
-        """
+        """Features (b, D) float32 on the CPU, and the positions (b,) of their images; those unreadable are left out."""
         done = 0
         self.trained.backbone.to(self.device)
         with Progress(len(self.images), "image") as progress:
@@ -187,17 +180,18 @@ class _Work:
         if not done:
             raise DataError(f"data: none of the {len(self.images)} images in {self.data} can be read.")
 
-    def features(self) -> tuple[Tensor, Tensor]:
-        """All features (N, D), laid out once, and the positions (N,) of their images."""
-        result, count = torch.empty(0, 0), 0
-        rows: list[Tensor] = []
-        for block, kept in self.blocks():
-            if not rows:
-                result = torch.empty(len(self.images), block.shape[1])
-            result[count : count + len(block)] = block
-            rows.append(kept)
+    def embedded(self) -> Embedded:
+        """All features, laid out once, and what belongs to them."""
+        features, count = torch.empty(len(self.images), self.trained.backbone.embed_dim), 0
+        kept = []
+        for block, rows in self.blocks():
+            features[count : count + len(block)] = block
+            kept.append(rows)
             count += len(block)
-        return result[:count], torch.cat(rows)
+        places = torch.cat(kept)
+        result = Embedded(features[:count], self.ids(places), self.labels(places))
+        result.classes, result.unreadable = self.images.classes, dict(self.images.unreadable)
+        return result
 
     def ids(self, rows: Tensor) -> Ids:
         """Names of files, or numbers where images have no names."""
@@ -231,30 +225,23 @@ def _work(
 
 # -- files ----------------------------------------------------------------------------------------
 def _safetensors(work: _Work, file: IO[bytes]) -> int:
-    features, rows = work.features()
-    ids, labels = work.ids(rows), work.labels(rows)
-    tensors = {"features": features}
-    if work.numbered:
-        tensors["ids"] = torch.tensor(ids)
-    else:
-        text = "\0".join(map(str, ids)).encode("utf-8", "replace")
-        tensors["names"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    if labels is not None:
-        tensors["labels"] = labels
-    classes = work.images.classes
-    metadata = {"format": "akssl-features-1", **({} if classes is None else {"classes": json.dumps(list(classes))})}
-    file.write(tensor_bytes(tensors, metadata))
-    return len(features)
+    found = work.embedded()
+    text = "\0".join(map(str, found.ids)).encode("utf-8", "replace")
+    names = {} if work.numbered else {"names": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+    tensors = {"features": found.features, **(names or {"ids": torch.tensor(found.ids)})}
+    tensors |= {} if found.labels is None else {"labels": found.labels}
+    classes = {} if found.classes is None else {"classes": json.dumps(list(found.classes))}
+    file.write(tensor_bytes(tensors, {"format": "akssl-features-1", **classes}))
+    return len(found.ids)
 
 
 def _npz(work: _Work, file: IO[bytes]) -> int:
-    features, rows = work.features()
-    labels, classes = work.labels(rows), work.images.classes
-    arrays = {"features": features.numpy(), "ids": np.array(work.ids(rows))}
-    arrays |= {} if labels is None else {"labels": labels.numpy()}
-    arrays |= {} if classes is None else {"classes": np.array(classes)}
+    found = work.embedded()
+    arrays = {"features": found.features.numpy(), "ids": np.array(found.ids)}
+    arrays |= {} if found.labels is None else {"labels": found.labels.numpy()}
+    arrays |= {} if found.classes is None else {"classes": np.array(found.classes)}
     np.savez(file, **arrays)  # type: ignore[arg-type] # numpy takes arrays by any name; none holds objects
-    return len(features)
+    return len(found.ids)
 
 
 def _csv(work: _Work, file: IO[bytes]) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import describe
+from ..rundir.files import jsonable
 
 TRAINED, RANDOM, PIXELS, GIVEN = "trained", "random init", "raw pixels", "given weights"
 NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
@@ -20,6 +21,7 @@ _STUDENT = (
     2.0452, 2.0423,
 )  # fmt: skip # the 97.5 % quantiles of Student's t with 1, 2, .. 30 degrees of freedom
 
+RECORDED = "protocol meaning interval data split labels k answer metrics scores comparisons notes"  # in this order
 HOW = (
     "mean over the draws; 95 % interval: Student's t over the draws and the normal approximation over the test images "
     "(to which one right and one wrong are added), independent, so added in quadrature; differences are paired by draw "
@@ -181,20 +183,9 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, fit for JSON."""
-        return {
-            "protocol": self.protocol,
-            "meaning": self.meaning,
-            "interval": self.interval,
-            "data": self.data,
-            "split": dict(self.split),
-            "labels": list(self.labels),
-            "k": self.k,
-            "answer": self.answer,
-            "metrics": self.metrics,
-            "scores": [{**asdict(score), "draws": list(score.draws)} for score in self.scores],
-            "comparisons": [asdict(one) for one in self.comparisons],
-            "notes": list(self.notes),
-        }
+        known = asdict(self) | {name: getattr(self, name) for name in ("labels", "answer", "metrics")}
+        found: dict[str, Any] = jsonable({name: known[name] for name in RECORDED.split()})
+        return found
 
     def _headline(self) -> dict[str, Score]:
         most = max(self.labels)
@@ -227,10 +218,8 @@ def sentence(scores: Sequence[Score], comparisons: Sequence[Comparison], k: int 
 
 def _word(comparisons: Sequence[Comparison]) -> str:
     against = {one.against: one for one in comparisons}
-    if against[RANDOM].high < 0:
-        return "no"
     if against[RANDOM].low <= 0:
-        return "cannot be told"
+        return "no" if against[RANDOM].high < 0 else "cannot be told"
     if against[PIXELS].low > 0:
         return "yes"
     worse = against[PIXELS].high < 0

@@ -15,9 +15,9 @@ from torch import nn
 
 import akssl_core
 from akssl_core import ConfigError, DataError, RunDirError
-from akssl_core.evaluation import Split
 from akssl_core.evaluation.opened import Trained, open_trained
 from akssl_core.evaluation.protocols import FineTune, System
+from akssl_core.evaluation.split import Split
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import installed
 from akssl_core.rundir.files import CannotWrite

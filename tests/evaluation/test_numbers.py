@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import akssl_core
-from akssl_core.evaluation import Comparison, Score, interval, stratified
-from akssl_core.evaluation.result import sentence, student
+from akssl_core.evaluation.result import Comparison, Score, interval, sentence, student
+from akssl_core.evaluation.split import stratified
 from akssl_core.metrics.linear import linear_guesses, linear_guesses_sgd
 
 
