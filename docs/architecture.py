@@ -42,7 +42,7 @@ WAYS: dict[str, Sequence[str]] = {
         "method.py: Method.step",
         "training/recorder.py: Recorder.on_step",
         "training/rows.py: Rows.add",
-        "training/probe.py: Probe.scores",
+        "training/watch.py: Probe.scores",
         "metrics/nearest.py: knn",
         "training/rows.py: Rows.write",
         "rundir/folder.py: RunDir.log",

@@ -22,16 +22,14 @@ from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Manifest
-from ..settings import EvaluateSpec
 from ..training.callback import Callback, Logger, Observers
 from ..training.checkpoint import Checkpoints, restore
 from ..training.engine import Engine
 from ..training.faults import explain_faults
 from ..training.interrupt import Signals
-from ..training.probe import Probe, ProbeData
 from ..training.recorder import Recorder
 from ..training.rows import Rows
-from ..training.watch import Collapsed, Vitals, Watch
+from ..training.watch import Collapsed, Probe, Vitals, Watch
 from .plan import Plan
 from .result import Result, read_result
 from .samples import sample_tensors, view_features
@@ -95,15 +93,15 @@ class Training:
         """Train, then score and export the encoder; the final numbers, and whether it has learned or collapsed."""
         started = time.perf_counter()
         run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
-        probe = _probe_data(plan, evaluate.queries, evaluate.bank)
+        probe = _probe(plan, evaluate.queries, evaluate.bank)
         engine = self._engine()
         with explain_faults(engine):
             if self.checkpoint is None:
-                baselines = _baselines(probe, engine.encoder(), engine.device, evaluate)
+                baselines = _baselines(probe, engine.encoder(), engine.device)
                 run_dir.update_manifest(Manifest(baselines=baselines))
             self._train()
             trained = engine.encoder()
-            scores, spread, missing = probe.encoder_scores(trained, engine.device, evaluate)
+            scores, spread, missing = probe.encoder_scores(trained, engine.device)
             self.product = encoder = _product(trained, plan)
             health = of_views(view_features(plan, encoder))
             if missing := {**missing, **health.missing}:
@@ -149,11 +147,9 @@ class Training:
         train, evaluate = self.plan.spec.train, self.plan.spec.evaluate
         assert train.log_every is not None
         assert train.checkpoint_every is not None
-        assert evaluate.every is not None
-        data = _probe_data(self.plan, evaluate.online_queries, evaluate.online_bank)
         return Recorder(
             callbacks=self.chosen,
-            probe=Probe(data, evaluate, evaluate.every),
+            probe=_probe(self.plan, evaluate.online_queries, evaluate.online_bank),
             vitals=Vitals(),
             rows=Rows(self.run_dir, self.observers),
             watch=Watch(self.run_dir, self._landmarks(), stops=train.stop_on_collapse),
@@ -164,19 +160,19 @@ class Training:
         )
 
 
-def _baselines(probe: ProbeData, encoder: Backbone, device: torch.device, evaluate: EvaluateSpec) -> dict[str, float]:
+def _baselines(probe: Probe, encoder: Backbone, device: torch.device) -> dict[str, float]:
     """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, (untrained, *_) = probe.pixel_scores(evaluate), probe.encoder_scores(encoder, device, evaluate)
+    raw, (untrained, *_) = probe.pixel_scores(), probe.encoder_scores(encoder, device)
     named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _probe_data(plan: Plan, queries: int, bank: int) -> ProbeData:
+def _probe(plan: Plan, queries: int, bank: int) -> Probe:
     """Labelled bank and queries where the source has them, else a sample of the training images."""
-    pair = plan.source.probe()
+    pair, spec = plan.source.probe(), plan.spec.evaluate
     if pair is None:
-        return ProbeData(sample(plan.images, queries), None, plan.preprocess)
-    return ProbeData(sample(pair[1], queries), sample(pair[0], bank), plan.preprocess)
+        return Probe(sample(plan.images, queries), None, plan.preprocess, spec)
+    return Probe(sample(pair[1], queries), sample(pair[0], bank), plan.preprocess, spec)
 
 
 def _product(encoder: Backbone, plan: Plan) -> Backbone:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .callback import Callback
 from .checkpoint import Checkpoints
 from .interrupt import Interrupted, Signals
-from .probe import Probe
 from .rows import Rows
-from .watch import Vitals, Watch
+from .watch import Probe, Vitals, Watch
 
 if TYPE_CHECKING:
     from .engine import Engine, Terms
@@ -94,11 +93,7 @@ class Recorder:
         return ends or step % self.log_every == 0 or step % self.checkpoint_every == 0
 
     def _save(self, engine: Engine, *, due: bool, score: float | None = None) -> None:
-        """Save where it is due, or where the run is asked to stop.
-
-        Raises:
-            Interrupted: it was asked to, and all is saved.
-        """
+        """Save where it is due, or where the run is asked to stop: then it is Interrupted, once all is saved."""
         asked = self.signals.asked()
         if due or asked:
             self.rows.check(engine.now.step)

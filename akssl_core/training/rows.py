@@ -97,11 +97,7 @@ class Rows:
             raise Diverged(f"the loss of step {first or step} is not a finite number. {CURE}")
 
     def write(self, engine: Engine) -> None:
-        """A row of the steps since the last one.
-
-        Raises:
-            Diverged: the loss of one of them is NaN or infinite.
-        """
+        """A row of the steps since the last one, after a `check` of them."""
         self.check(engine.now.step)
         seconds = max(time.perf_counter() - self._since, 1e-6)  # a coarse clock may not have moved
         means = {name: value / self._count for name, value in self._over_processes().items()}

@@ -1,24 +1,78 @@
-"""Watches a run: how far its backbone and its slow copies move, and whether it has collapsed."""
+"""Looks at a run while it trains: how good its encoder is, how far weights move, and whether it has collapsed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import dist
+from ..data.base import ImageSet
+from ..data.preprocess import Preprocess
 from ..errors import RunStopped
 from ..method import Landmark
-from ..metrics.diagnosis import Diagnosis, diagnose
+from ..metrics.diagnosis import Diagnosis, Verdict, diagnose, verdict
+from ..metrics.features import embed, pixels_as_features
+from ..metrics.health import of_features, spectrum
+from ..metrics.nearest import knn
 from ..nn import EMA, relative_distance
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Manifest
+from ..settings import EvaluateSpec
 
 if TYPE_CHECKING:
+    from ..backbone import Backbone
     from .engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The images that an encoder is probed with, every so many epochs and at the end, without touching it."""
+
+    queries: ImageSet
+    bank: ImageSet | None  # None: no labels, so no k-NN
+    preprocess: Preprocess
+    spec: EvaluateSpec
+
+    def score(self, features: Callable[[ImageSet], Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Features of the queries and the k-NN accuracy in percent, where labels exist."""
+        queries = features(self.queries)
+        if self.bank is None or self.bank.labels is None or self.queries.labels is None:
+            return queries, {}
+        known = features(self.bank), self.bank.labels, queries, self.queries.labels
+        return queries, {"knn_top1": knn(*known, k=self.spec.k, temperature=self.spec.temperature)}
+
+    def encoder_scores(
+        self, encoder: Backbone, device: torch.device
+    ) -> tuple[dict[str, float], Verdict, dict[str, str]]:
+        """k-NN accuracy and health numbers of an encoder, whether it has collapsed, and why a number is missing."""
+
+        def features(images: ImageSet) -> Tensor:
+            return embed(encoder, images, self.preprocess, batch_size=self.spec.batch_size, device=device)
+
+        queries, scores = self.score(features)
+        shape = spectrum(queries)
+        health = of_features(queries)
+        known = {"std_ratio": shape.std_ratio, "rankme": shape.rankme, **health.numbers}
+        return {**scores, **known}, verdict(shape), health.missing
+
+    def pixel_scores(self) -> dict[str, float]:
+        """The same k-NN on raw pixels."""
+        return self.score(lambda images: pixels_as_features(images, self.preprocess))[1]
+
+    def due(self, epoch: float) -> bool:
+        """Whether a multiple of `evaluate.every` epochs was passed in the last one."""
+        every = self.spec.every
+        assert every is not None
+        return epoch // every > max(epoch - 1, 0) // every
+
+    def scores(self, engine: Engine) -> dict[str, float]:
+        """The numbers of the encoder as it stands: in the main process, while all must ask for them together."""
+        encoder = engine.encoder()
+        return self.encoder_scores(encoder, engine.device)[0] if dist.is_main() else {}
 
 
 class Collapsed(RunStopped):

@@ -20,7 +20,7 @@ from akssl_core.running.launch import resume, run
 from akssl_core.schedule import Now
 from akssl_core.training.faults import explain_faults
 from akssl_core.training.interrupt import Interrupted
-from akssl_core.training.probe import ProbeData
+from akssl_core.training.watch import Probe
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_what_runs_out_is_named_wherever_it_does(start, spoil, monkeypatch, case
     if place == "training":
         spoil(1, fail)
     else:
-        monkeypatch.setattr(ProbeData, "encoder_scores", fail)
+        monkeypatch.setattr(Probe, "encoder_scores", fail)
     with pytest.raises(RunStopped, match=f"{message}.*'akssl resume RUN_DIR' goes on"):
         start()
 

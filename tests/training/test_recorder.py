@@ -7,9 +7,8 @@ import pytest
 from akssl_core.running.launch import run
 from akssl_core.training.callback import Callback
 from akssl_core.training.checkpoint import Checkpoints
-from akssl_core.training.probe import Probe
 from akssl_core.training.rows import Rows
-from akssl_core.training.watch import Vitals, Watch
+from akssl_core.training.watch import Probe, Vitals, Watch
 
 PARTS = {
     "probe": (Probe, "scores"),
