@@ -149,7 +149,7 @@ def test_streams_hold_one_batch_at_a_time(finished, tmp_path, monkeypatch):
     def refuse(self):
         raise AssertionError("all features at once")
 
-    monkeypatch.setattr("akssl_core.evaluation.embedding._Work.features", refuse)
+    monkeypatch.setattr("akssl_core.evaluation.embedding._Work.embedded", refuse)
     embed_to_file(finished, tmp_path / "f.csv", batch_size=8)
     with pytest.raises(AssertionError, match="all features"):
         embed_to_file(finished, tmp_path / "f.npz", batch_size=8)
