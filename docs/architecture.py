@@ -73,7 +73,6 @@ PLACES: dict[str, Sequence[str]] = {
         "cli/judge.py",
         "cli/runs.py",
         "cli/sweeps.py",
-        "cli/data.py",
         "cli/plugins.py",
     ),
     "a command": ("cli/runs.py", "__init__.py"),
