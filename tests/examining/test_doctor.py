@@ -169,9 +169,23 @@ def test_files_that_are_no_images_are_found(plugins, tmp_path):
     assert "bad.png" in rules["unreadable-images"].evidence
 
 
+@pytest.mark.parametrize("backbone", [None, "resnet18", "vit_tiny"])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_nothing_is_found_in_the_default_recipes(method, plugins):
-    assert found(plugins, method) == []
+def test_nothing_is_found_in_the_default_recipes(method, backbone, plugins):
+    assert found(plugins, method, backbone=backbone) == []
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Unlike images of 224 px."""
+    return noise(1200, side=14).repeat_interleave(16, 2).repeat_interleave(16, 3)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_at_224_px_nothing_is_found_but_the_missing_gpu(method, backbone, plugins, large):
+    settings = {"data": large, "image_size": 224, "recipe": "default", "backbone": backbone, "epochs": 40}
+    assert [one.rule for one in found(plugins, method, **settings)] == ["large-images-on-a-cpu"]
 
 
 def test_every_rule_before_a_run_has_a_planted_fault():
