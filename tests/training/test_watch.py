@@ -48,7 +48,7 @@ def train(out, method, file=None, options=None, steps=200, **more):
     return result, json.loads((out / "manifest.json").read_text())
 
 
-@pytest.mark.filterwarnings("ignore:method.teacher_temperature", "ignore:collapsed")
+@pytest.mark.filterwarnings("ignore:method.teacher_temperature", "ignore:collapsed", "ignore:train.batch_size")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_run_is_called_so_within_200_steps(fault, tmp_path):
     method, file, options, verdict, cause = FAULTS[fault]
