@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from .backbone.base import Backbone
-from .config.schema import Component
+from .config.schema import Component, shown
 from .data.base import Batch
+from .errors import PluginError
 from .schedule import Now
 
 
@@ -166,8 +167,18 @@ class Method(nn.Module, Component, ABC):
         """The terms of one step: "loss" (a scalar) is minimised, the others are logged."""
 
     def forward(self, batch: Batch, now: Now) -> dict[str, Tensor]:
-        """`step`, under the name by which DDP sees one forward."""
-        return self.step(batch, now)
+        """`step`, under the name by which DDP sees one forward.
+
+        Raises:
+            PluginError: what the step returns are no terms.
+        """
+        terms: Any = self.step(batch, now)
+        if not isinstance(terms, Mapping) or not isinstance(terms.get("loss"), Tensor):
+            raise PluginError(
+                f"method {self.name}: its step returned {shown(terms)}; expected tensors by name with one 'loss', as "
+                "{'loss': loss}."
+            )
+        return terms  # type: ignore[return-value]
 
     def param_rules(self) -> Sequence[ParamRule]:
         """Exceptions from "every parameter is trained alike"; later rules multiply onto earlier ones."""

@@ -93,7 +93,7 @@ class RunSpec(Schema):
     callbacks: Harmless[tuple[CallbackRef, ...]] = ()
     train: TrainSpec = TrainSpec()
     evaluate: Harmless[EvaluateSpec] = EvaluateSpec()
-    seed: Flag[int] = Field(0, ge=0, description="decides weights, batches and views")
+    seed: Flag[int] = Field(0, ge=0, lt=2**63, description="decides weights, batches and views")
     recipe: Flag[str] = Field("default", description="the method's preset: default, cifar, imagenet, ...")
 
     @property
@@ -141,18 +141,23 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
         if key in FLAT:
             result.setdefault("train", {})[key] = value
         elif key in ("options", *TABLES):
-            result.setdefault("method" if key == "options" else key, {}).update(_table(key, value))
+            result.setdefault("method" if key == "options" else key, {}).update(table_of(key, value))
         elif key == "method":
-            result.setdefault(key, {}).update({"name": value} if isinstance(value, str) else _table(key, value))
+            result.setdefault(key, {}).update({"name": value} if isinstance(value, str) else table_of(key, value))
         elif key in (*COMPONENTS, *PLAIN):
             result[key] = value
         else:
-            hint = did_you_mean(key, allowed)
+            hint = did_you_mean(str(key), allowed)
             raise ConfigError(f"run: unknown setting '{key}'.{hint} Settings here: {', '.join(sorted(allowed))}.")
     return result
 
 
-def _table(key: str, value: Any) -> Mapping[str, Any]:
+def table_of(key: str, value: Any) -> Mapping[str, Any]:
+    """The value of a setting that must be a table.
+
+    Raises:
+        ConfigError: it is none.
+    """
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}: expected a table of settings (name: value), got {shown(value)}.")
     return value
@@ -214,7 +219,7 @@ class Layers:
 
     def _merge(self, base: dict[str, Any], new: Mapping[str, Any], path: tuple[str, ...], who: str) -> None:
         for key, value in new.items():
-            here, old = (*path, key), base.get(key)
+            here, old = (*path, str(key)), base.get(key)
             if here == ("optimizer", "lr") and isinstance(old, dict) and isinstance(value, int | float):
                 value = {"start": value}  # a number is the peak; the recipe's warm-up and decay stay
             if isinstance(value, Mapping):

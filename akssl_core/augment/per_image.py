@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from ..config.schema import Schema
+from ..config.schema import Schema, shown
 from ..data.base import ImageSpec, Pixels
 from ..draws import Draws
 from ..errors import ConfigError
@@ -83,7 +83,11 @@ class PerImageAugmentation(Augmentation):
 
     def __init__(self, callables: ImageCallable | Sequence[ImageCallable], image: ImageSpec) -> None:
         super().__init__(Schema(), image)
-        functions = (callables, callables) if callable(callables) else tuple(callables)
+        functions = (callables, callables) if callable(callables) else callables
+        if not isinstance(functions, Sequence) or not functions or not all(map(callable, functions)):
+            raise ConfigError(
+                f"augmentation: expected a registered name, a callable or a list of them, got {shown(callables)}."
+            )
         self._group = ViewGroup("global", image.size, tuple(PerImage(function, image) for function in functions))
 
     def groups(self) -> Sequence[ViewGroup]:

@@ -24,7 +24,9 @@ class UserPath(click.Path):
     """A path, with `~` expanded wherever it stands."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path that a text names."""
+        """The path that a text names; an empty one, of a shell's variable that is not set, names none."""
+        if value == "":
+            self.fail("it is empty; expected the path of a file or a folder.", param, ctx)
         return super().convert(user_path(value), param, ctx)  # type: ignore[return-value] # path_type says what it is
 
 
@@ -131,7 +133,11 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str], method: 
     pairs = [parsed(text) for text in assignments]
     given = sections({key: value for key, value in options.items() if value is not None})
     settings = merged(given, sections(dotted(pairs)))
-    return settings if method is None else merged(settings, {"method": {"name": method}})
+    if method is None:
+        return settings
+    if (other := settings.get("method", {}).get("name", method)) != method:
+        raise ConfigError(f"METHOD: '{method}' was named, and with --set '{other}'. Leave one out.")
+    return merged(settings, {"method": {"name": method}})
 
 
 def parsed(assignment: str) -> tuple[str, Any]:

@@ -153,7 +153,7 @@ def data() -> None:
 @click.option("--out", type=PATH, required=True, help="file to write, NAME.safetensors")
 @click.option(
     "--size",
-    type=click.IntRange(8, 8192),
+    type=int,
     help="shorter side in pixels that larger images are reduced to  [default: what runs keep at the size that suits "
     "the images, as 256 for views of 224]",
 )

@@ -32,7 +32,13 @@ it is what people resume for."""
 
 
 def user_path(path: str | Path) -> Path:
-    """A path with `~` expanded, which a shell leaves as it is in `--out=~/runs`."""
+    """A path with `~` expanded, which a shell leaves as it is in `--out=~/runs`.
+
+    Raises:
+        ConfigError: it is no path, or an empty text, which would mean the current folder.
+    """
+    if not isinstance(path, str | Path) or path == "":
+        raise ConfigError(f"expected the path of a file or a folder, got {shown(path)}.")
     return Path(os.path.expanduser(path))
 
 
@@ -122,7 +128,7 @@ class Ref(Schema):
         if isinstance(raw, str):
             raw = {"name": raw}
         if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
-            message = f"expected the name of a {cls.kind} or a table with a 'name', got {shown(raw)}"
+            message = f"expected a name or a table with a 'name', got {shown(raw)}"
             raise PydanticCustomError("akssl", "{message}", {"message": message})
         settings = {key: value for key, value in raw.items() if key != "name"}
         registry: Lookup = (info.context or {})["registry"]
@@ -208,9 +214,8 @@ def readable(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
-        if item["type"] != "akssl":
-            message = f"{message}, got {shown(item['input'])}"
+        got = "" if item["type"] in ("akssl", "missing") else f", got {shown(item['input'])}"
+        message = f"{_plain_words(item)}{got}"
         lines.append(f"{path:.300}: {message}" if path else message)
     more = [f"and {len(lines) - MOST_LINES} more."] if len(lines) > MOST_LINES + 1 else []
     return [*lines[:MOST_LINES], *more] if more else lines
@@ -219,8 +224,20 @@ def readable(error: ValidationError) -> list[str]:
 def first_mistake(error: ValidationError) -> str:
     """Where the first mistake is and what is wrong, without the value, which may be of any length."""
     item = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(map(str, item['loc'])):.60} {message:.100}".strip()
+    return f"{'.'.join(map(str, item['loc'])):.60} {_plain_words(item):.100}".strip()
+
+
+TABLE, LIST = "should be a table (name: value)", "should be a list"
+WORDS = {
+    "missing": "is missing", "dict_type": TABLE, "model_type": TABLE, "mapping_type": TABLE, "dataclass_type": TABLE,
+    "tuple_type": LIST, "list_type": LIST, "path_type": "should be a path", "string_type": "should be a text",
+}  # fmt: skip
+
+
+def _plain_words(mistake: Mapping[str, Any]) -> str:
+    """What pydantic found to be wrong, in words that know nothing of Python."""
+    text: str = mistake["msg"]
+    return WORDS.get(mistake["type"]) or text.replace("Input should", "should").replace("Value error, ", "")
 
 
 # -- settings that were changed before a run is resumed ------------------------------------------

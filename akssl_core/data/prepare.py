@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.schema import validate
+from ..config.schema import shown, validate
 from ..console import Progress
 from ..errors import ConfigError, DataError
 from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file, refuse_file
@@ -22,6 +22,7 @@ from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, Prepared
 from .stored import first_few
 
 Pools = list[tuple[int, ImageSet]]  # images, and the row at which they begin
+SIDES = 8, 8192  # pixels that the shorter side of images can be reduced to
 BATCH = 32  # images decoded at a time, fewer where they are large
 BATCH_BYTES = 2**26
 
@@ -71,9 +72,11 @@ def prepare(
     Raises:
         AksslError: the target or the source cannot be used, or too many images cannot be read.
     """
-    text = str(data["name"] if isinstance(data, Mapping) else data)
     _refuse(path, overwrite=overwrite)
+    if size is not None and not (isinstance(size, int) and SIDES[0] <= size <= SIDES[1]):
+        raise ConfigError(f"size: expected a whole number from {SIDES[0]} to {SIDES[1]}, got {shown(size)}.")
     spec = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins)
+    text = str(data["name"] if isinstance(data, Mapping) else data)
     source = open_source(spec.data, plugins, size)
     source.asked_side = size
     try:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 
+from ..config.schema import leaves
+from ..errors import RunDirError
 from ..metrics.diagnosis import GAIN_MORE, NO_GAIN
+from ..rundir.files import read_tensors
 from .base import Evidence, FinishedRun, after_run
 
 ENOUGH_ROWS = 8
+SHOWN = 5  # settings that a finding names
 LOAD, EVALUATE = 0.3, 0.5  # shares of the time
 WRITTEN_AT_THE_END = ("backbone.safetensors", "samples.safetensors")
 ALWAYS = ("config.yaml", "provenance.json", "metrics.jsonl", "checkpoints")
@@ -75,6 +80,34 @@ def not_a_number(run: FinishedRun) -> Evidence:
 def damaged_checkpoint(run: FinishedRun) -> Evidence:
     """Checkpoints whose files are not as they were written."""
     return "; ".join(run.folder.damaged()) or None
+
+
+@after_run(
+    cause="a disk fault, or a copy that was cut short.",
+    cure="delete the file: akssl resume RUN_DIR then writes it again from the last checkpoint.",
+)
+def damaged_backbone(run: FinishedRun) -> Evidence:
+    """A trained backbone that cannot be read."""
+    try:
+        if run.files.has_backbone:
+            read_tensors(run.files.path / WRITTEN_AT_THE_END[0])
+    except RunDirError as error:
+        return str(error)
+    return None
+
+
+@after_run(
+    cause="config.yaml was edited, or a copy of it was cut short.",
+    cure="put them back as in `settings` of the last checkpoint's state.json.",
+)
+def lost_settings(run: FinishedRun) -> Evidence:
+    """Settings that the last checkpoint was saved with and that config.yaml does not have."""
+    with suppress(RunDirError):
+        checkpoint, _ = run.folder.latest()
+        kept = dict(leaves(run.files.config))
+        lost = [path for path, _ in leaves(checkpoint.state.settings) if path not in kept] if checkpoint else []
+        return f"{', '.join(lost[:SHOWN])}{', ...' if len(lost) > SHOWN else ''}." if lost else None
+    return None
 
 
 @after_run(cause="it ended before its first one, or they were deleted.", cure="start again, or put them back.")

@@ -125,9 +125,9 @@ def export(
 def _format(to: str) -> Format:
     """The format of this name, whose packages are there."""
     known = {one.name: one for one in FORMATS}
-    found = known.get(to.strip().lower())
+    found = known.get(str(to).strip().lower())
     if found is None:
-        raise ConfigError(f"to: there is no format '{to}'.{did_you_mean(to, known)} Formats: {', '.join(known)}.")
+        raise ConfigError(f"to: there is no format '{to}'.{did_you_mean(str(to), known)} Formats: {', '.join(known)}.")
     if missing := [name for name in found.packages if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"to: {found.name} needs {', '.join(missing)}, which this environment lacks. "

@@ -62,7 +62,9 @@ def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str], _
         RunDirError: there is no such file, it is not one of ours, or it is damaged.
     """
     if not file.is_file():
-        hint = " The run has not finished yet." if (file.parent / "manifest.json").is_file() else ""
+        run = RunDir(file.parent)
+        state = "is finished, and its file was lost" if run.begun and run.manifest.final else "has not finished yet"
+        hint = f" The run {state}. Go on with it: akssl resume {file.parent}." if run.begun else ""
         raise RunDirError(f"{file} does not exist.{hint}")
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != BACKBONE_FORMAT:

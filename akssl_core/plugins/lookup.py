@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from ..config import describe
-from ..config.registry import ALIASES, KINDS
+from ..config.registry import ALIASES
 from ..config.schema import validate
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
 from ..method import Method
 from .installed import version
 from .manager import Plugins, installed
@@ -72,11 +72,16 @@ def build(kind: str, name: str, *args: Any, plugins: Plugins | None = None, **se
 
     Raises:
         PluginError: no such component is installed (with the package to install, or the nearest name).
-        ConfigError: a setting is unknown or out of range.
+        ConfigError: a setting is unknown or out of range, or `args` are not what the component takes.
     """
     plugins = plugins or installed()
     component: Any = plugins.get(kind, name)
-    return component(validate(component.Config, settings, registry=plugins), *args)
+    config = validate(component.Config, settings, registry=plugins)
+    try:
+        inspect.signature(component).bind(config, *args)
+    except TypeError as error:
+        raise ConfigError(f"build: {kind} '{name}' takes more than its settings, or less: {error}.") from error
+    return component(config, *args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +112,7 @@ def find(kind: str, name: str, *, plugins: Plugins | None = None) -> Location:
         ConfigError: there is no such kind.
         PluginError: there is no such component.
     """
-    plugins, kind = plugins or installed(), ALIASES.get(kind, kind)
-    if kind not in KINDS:
-        raise ConfigError(f"kind: there is no '{kind}'.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
+    plugins, kind = plugins or installed(), ALIASES.get(str(kind), kind)
     component = plugins.get(kind, name)
     for written in component.__mro__:
         if written.__module__ == component.__module__:

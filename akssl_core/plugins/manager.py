@@ -21,10 +21,10 @@ from typing import Any, Literal, cast
 import pluggy
 
 from .. import hookspecs
-from ..config.registry import STAND_IN, Registry, check_component
-from ..config.schema import Component
+from ..config.registry import KINDS, STAND_IN, Registry, check_component
+from ..config.schema import Component, shown
 from ..console import say
-from ..errors import AksslError, PluginError, UnknownComponent, did_you_mean, plain, suggest
+from ..errors import AksslError, ConfigError, PluginError, UnknownComponent, did_you_mean, plain, suggest
 from .first_party import PACKAGES, PROVIDERS
 from .installed import Entry, canonical, entries
 
@@ -195,8 +195,14 @@ class Plugins:
         """The component, importing the one plugin that carries its name, then the others if they must be asked.
 
         Raises:
+            ConfigError: there is no such kind, or the name is no text.
             PluginError: not installed (with the package to install), misspelt, or its plugin did not load.
         """
+        if kind not in KINDS:
+            hint = did_you_mean(str(kind), KINDS)
+            raise ConfigError(f"kind: there is no {shown(kind)}.{hint} Kinds: {', '.join(KINDS)}.")
+        if not isinstance(name, str):
+            raise ConfigError(f"{kind}: expected a name, got {shown(name)}.")
         self._load_built_in()
         for entry in [None, *self._by_likelihood(kind, name)]:
             if entry is not None:

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -21,7 +22,7 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError, Safet
 class CheckpointState:
     """The small part of a checkpoint, `state.json`; a new field has a default, for checkpoints without it."""
 
-    step: int
+    step: Annotated[int, Field(ge=0)]
     score: float | None = None  # of the probe after this step; the checkpoint with the best is kept
     settings: Mapping[str, Any] = field(default_factory=dict)  # all of the run, to be compared with a resume's
     callbacks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # name and state of what has one
@@ -83,7 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name in ("model.safetensors", "optimizer.safetensors"):
         if digest((path / name).read_bytes()) != table["checksums"][name]:
             raise ValueError(f"{name} has changed since it was written")
-    state = CheckpointState(**{one.name: table[one.name] for one in fields(CheckpointState) if one.name in table})
+    state = TypeAdapter(CheckpointState).validate_python(table)
     model, optimizer = (read_tensors(path / f"{name}.safetensors")[0] for name in ("model", "optimizer"))
     return Checkpoint(path, model, optimizer, state)
 

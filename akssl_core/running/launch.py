@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from .. import dist
-from ..config.schema import user_path
+from ..config.schema import leaves, user_path
 from ..errors import AksslError
-from ..exporting.backbone_file import load_backbone
+from ..exporting.backbone_file import file_of, load_backbone
 from ..plugins.manager import Plugins, installed
 from ..plugins.table import environment
 from ..reporting import render
@@ -26,9 +26,9 @@ from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir, cannot_start, refuse_folder
 from ..rundir.schemas import Manifest
 from ..settings import Given
-from ..training.checkpoint import accept
+from ..training.checkpoint import accept, refuse_misfit
 from .estimate import steps
-from .layers import asked, collect, set_aside
+from .layers import asked, collect, set_aside, stand_ins
 from .plan import Plan, make_plan
 from .process import Training
 from .result import Result, read_result
@@ -123,23 +123,26 @@ def resume(
     plugins = plugins or installed()
     folder = RunDir.open(user_path(run_dir))
     settings, objects = set_aside({**settings, "data": data, "backbone": backbone, "augmentation": augmentation})
-    if folder.begun and folder.manifest.final and not settings.keys() - {"data"}:
+    ended = folder.begun and folder.manifest.final and file_of(folder.path).exists()
+    if ended and not settings.keys() - {"data"}:
         if report and dist.is_main() and not (folder.path / "report.html").exists():  # killed before it was written
             with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
                 folder.write_text("report.html", render(folder.path))
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
     stored = folder.read_config()
-    with _surroundings(stored.get("train", {}).get("device")), ExitStack() as at_end:
+    with _surroundings(dict(leaves(stored)).get("train.device")), ExitStack() as at_end:
         at_end.callback(folder.unlock)
         if dist.is_main():
             folder.lock()
         processes = {"train": {"devices": dist.world()}}
-        told = ("resume", asked(settings, plugins))
+        told = ("resume", asked({**settings, **stand_ins(objects)}, plugins))
         given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
-        end = steps(plan).total_steps
-        notes = [*problems, *accept(folder, plan.spec, checkpoint, end), *_other_data(folder, plan)]
+        same_images, other = _compare_data(folder, plan)
+        changed = accept(folder, plan.spec, checkpoint, steps(plan).total_steps, same_images=same_images)
+        refuse_misfit(plan.method, checkpoint)
+        notes = [*problems, *changed, *other]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         _go_on(folder, plan, plugins, checkpoint, notes)
@@ -147,11 +150,12 @@ def resume(
 
 
 # -- the parts of a run ---------------------------------------------------------------------------
-def _other_data(folder: RunDir, plan: Plan) -> list[str]:
-    """The differences between these data and those which the run began with, in words."""
+def _compare_data(folder: RunDir, plan: Plan) -> tuple[bool, list[str]]:
+    """Whether these images are known to be those which the run began with, and the differences in words."""
     before, now = folder.manifest.data.table() if folder.begun else {}, plan.fingerprint()
     found = [f"{name}: {before[name]} -> {now[name]}" for name in DATA if name in before and before[name] != now[name]]
-    return [f"resumed with other data than the run began with: {'; '.join(found)}"] if found else []
+    other = [f"resumed with other data than the run began with: {'; '.join(found)}"] if found else []
+    return "sample" in before and not found, other
 
 
 def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint | None, notes: Sequence[str]) -> None:
@@ -165,8 +169,11 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     folder.write_config(plan.spec.table(), plan.provenance)
     notes = [*folder.manifest.notes, *notes]
     folder.update_manifest(
-        Manifest(status="running", final=None, verdict=None, diagnosis=None, error=None, resumed_at=step, notes=notes)
-    )
+        Manifest(
+            status="running", final=None, verdict=None, diagnosis=None, error=None, resumed_at=step, notes=notes,
+            repeatable=not plan.has_objects,
+        )
+    )  # fmt: skip
 
 
 def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_report: bool) -> Result:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import changes, user_path
+from ..config.schema import changes, shown, user_path
 from ..config.yaml import read_yaml
 from ..errors import AksslError, ConfigError, RunDirError
 from ..plugins.lookup import methods as installed_methods
@@ -18,7 +18,7 @@ from ..rundir.files import json_bytes, write_atomic
 from ..rundir.folder import RunDir
 from ..running.launch import resume, run
 from ..running.layers import check, collect, layer, set_aside
-from ..settings import merged, sections
+from ..settings import Layers, dotted, merged, sections, table_of
 from .grid import Combination, combinations
 from .result import FORMAT, Row, Spread, Sweep, row_of
 
@@ -60,9 +60,11 @@ def sweep(
         AksslError: a setting is wrong, or `out` holds a sweep with other settings; nothing has been trained then.
     """
     plugins = plugins or installed()
-    planned = combinations(_names(methods, plugins), list(seeds), {k: list(v) for k, v in (varied or {}).items()})
+    values = {str(path): _listed(str(path), given) for path, given in table_of("varied", varied or {}).items()}
+    planned = combinations(_names(methods, plugins), _listed("seeds", seeds), values)
     _refuse_own(common)
     for one in planned:  # mistakes in settings are told before anything is trained
+        _refuse_own(dotted(list(one.settings.items())))
         check(layer(collect(None, config, one.keywords(common), plugins), plugins), plugins)
     folder = user_path(out)
     _begin(folder, config, common)
@@ -79,22 +81,35 @@ def sweep(
 
 def _names(methods: str | Sequence[str], plugins: Plugins) -> list[str]:
     """The methods by their right names."""
-    asked = [methods] if isinstance(methods, str) else list(methods)
+    asked = [methods] if isinstance(methods, str) else _listed("methods", methods)
     if asked == [EVERY]:
         return [one.name for one in installed_methods(plugins=plugins)]
     return [plugins.get("method", name).name for name in asked]
 
 
+def _listed(name: str, values: Any) -> list[Any]:
+    """Values of which each is tried.
+
+    Raises:
+        ConfigError: it is one value, not several.
+    """
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: expected a list of values, got {shown(values)}.")
+    return list(values)
+
+
 def _refuse_own(common: Mapping[str, Any]) -> None:
     """Refuse settings that the sweep itself decides, or cannot vary."""
-    devices = common.get("devices") or (common.get("train") or {}).get("devices")
+    known = Layers()
+    known.put(common)
+    devices = known.get("devices") or known.get("train", "devices")
     if devices not in (None, 1):
         raise ConfigError(
             f"devices: {devices} processes are not possible here, where runs follow each other in one process. "
             "Start such runs one by one: akssl run METHOD --devices N."
         )
     for name, instead in {"seed": "seeds", "method": "methods", "overwrite": "another out"}.items():
-        if name in common:
+        if known.get(*((name, "name") if name == "method" else (name,))) is not None:
             raise ConfigError(f"sweep: '{name}' is not for a sweep; use {instead}.")
 
 
@@ -106,7 +121,7 @@ def _begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
         RunDirError: the folder is something else.
     """
     file = folder / "sweep.json"
-    table = config if isinstance(config, Mapping) or config is None else read_yaml(Path(config))
+    table = config if isinstance(config, Mapping) or config is None else read_yaml(user_path(config))
     named = {key: _named(value) for key, value in common.items() if value is not None}
     asked = json.loads(json.dumps({"config": dict(table or {}), **sections(named)}, default=str))
     if (folder / "config.yaml").is_file() or folder.is_file():

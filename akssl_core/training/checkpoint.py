@@ -11,6 +11,7 @@ from .. import dist
 from ..config.schema import changes, is_harmless
 from ..dist.sharding import gathered, share_as, share_of
 from ..errors import ConfigError
+from ..method import Method
 from ..optim import load_state_by_name, state_by_name
 from ..rundir.checkpoints import Checkpoint, CheckpointState
 from ..rundir.folder import RunDir
@@ -55,7 +56,24 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.go_to(checkpoint.state.step)
 
 
-def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: int) -> list[str]:
+def refuse_misfit(method: Method, checkpoint: Checkpoint | None) -> None:
+    """Compare the weights of a checkpoint with the method that is to take them, before a file of the run changes.
+
+    Raises:
+        ConfigError: they are of another network, as a module given from Python can be.
+    """
+    if checkpoint is None:
+        return
+    tables = checkpoint.model, method.state_dict()
+    before, after = ({name: tuple(value.shape) for name, value in table.items()} for table in tables)
+    if odd := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+        raise ConfigError(
+            f"{checkpoint.path}: it was saved of another network: '{odd[0]}' is of shape {before.get(odd[0], 'none')}, "
+            f"here {after.get(odd[0], 'none')}. Give the backbone that the run began with."
+        )
+
+
+def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: int, *, same_images: bool) -> list[str]:
     """The settings that were changed since the checkpoint, in words.
 
     Args:
@@ -63,15 +81,21 @@ def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: in
         spec: the settings to go on with.
         checkpoint: where it stands; None before the first one.
         end: the step at which the run ends with these settings and data.
+        same_images: whether the images are those that the run began with; then another source of them is harmless.
 
     Raises:
         ConfigError: a run cannot go on with some of it.
     """
     found = changes(checkpoint.state.settings, spec.table()) if checkpoint else []
-    if harmful := [str(change) for change in found if not is_harmless(change.path, spec)]:
+    other_source = any(change.path == "data.name" for change in found)
+    here = ("data.",) if other_source and same_images else ()
+    if harmful := [str(one) for one in found if not (is_harmless(one.path, spec) or one.path.startswith(here))]:
+        refused = other_source and not same_images
+        why = " (of another source, images must be the same to the bit, and these are not)" if refused else ""
         raise ConfigError(
-            f"{folder.path}: a run goes on with the settings it began with, and these differ: {'; '.join(harmful)}. "
-            f"Put them back, or start a new run: akssl run --config {folder.path / 'config.yaml'} --out NEW_DIR."
+            f"{folder.path}: a run goes on with the settings it began with, and these differ{why}: "
+            f"{'; '.join(harmful)}. Put them back, or start a new run: "
+            f"akssl run --config {folder.path / 'config.yaml'} --out NEW_DIR."
         )
     if checkpoint and checkpoint.state.step > end:
         raise ConfigError(

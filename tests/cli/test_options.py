@@ -102,3 +102,8 @@ def test_what_a_run_can_be_resumed_with_is_said_by_the_fields():
 def test_values_that_are_none_are_wrong_input_everywhere(here, command, value):
     code, _, err = here(*command, "--set", f"train.epochs={value}")
     assert (code, "train.epochs" in err, "Traceback" in err) == (2, True, False)
+
+
+def test_two_methods_are_one_too_many(here):
+    code, _, err = here("explain", "simsiam", "--set", "method.name=byol")
+    assert (code, "METHOD: 'simsiam' was named, and with --set 'byol'. Leave one out." in err) == (2, True), err

@@ -13,7 +13,8 @@ from prepared_files import opened, save
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from akssl_core.errors import DataError
+from akssl_core.errors import ConfigError, DataError
+from akssl_core.running.outputs import prepare
 
 
 @pytest.fixture
@@ -44,6 +45,15 @@ def assert_refused(path, message):
 def test_the_parts_are_a_good_file(parts, tmp_path):
     save_file(parts[0], tmp_path / "x.safetensors", parts[1])
     assert len(opened(tmp_path / "x.safetensors").all()) == 6
+
+
+@pytest.mark.parametrize("size", ["x", 7, 10**9, 8.5])
+def test_a_size_out_of_range_is_refused_before_anything_is_read(tmp_path, size):
+    with pytest.raises(ConfigError, match="size: expected a whole number from 8 to 8192, got"):
+        prepare("shapes", tmp_path / "x.safetensors", size=size)
+    with pytest.raises(ConfigError, match="data: expected a name or a table with a 'name', got {}"):
+        prepare({}, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def u8(text):

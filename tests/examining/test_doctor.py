@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from synthetic_run import FINAL, MANIFEST, ROWS, pictures, row, write_run
+from synthetic_run import CONFIG, FINAL, MANIFEST, ROWS, pictures, row, write_run
 from torch import nn
 
 from akssl_core.errors import PluginError, RunDirError
@@ -211,7 +211,7 @@ def whole(path, **changes):
     from akssl_core.rundir.checkpoints import CheckpointState
     from akssl_core.rundir.folder import RunDir
 
-    state = CheckpointState(30)
+    state = CheckpointState(30, settings=CONFIG)
     (folder / "checkpoints").mkdir()
     RunDir.open(folder).save_checkpoint({"w": torch.zeros(1)}, {"w": torch.zeros(1)}, state, keep=2)
     return folder
@@ -251,6 +251,8 @@ FOLDERS = {
     "collapsed-or-stuck: by its rows": {"rows": rows(backbone_step=0.0), "status": "finished"},
     "not-a-number": {"rows": [*ROWS[:-1], {**ROWS[-1], "loss": None}]},
     "damaged-checkpoint": damage,
+    "damaged-backbone": lambda folder: (folder / "backbone.safetensors").write_bytes(b"cut"),
+    "lost-settings": lambda folder: (folder / "config.yaml").write_text("seed: 7\n"),
     "no-checkpoint": forget,
     "missing-files": remove("backbone.safetensors"),
     "missing-files: origins": remove("provenance.json"),

@@ -9,10 +9,11 @@ import pytest
 
 from akssl_core.config.registry import Registry
 from akssl_core.config.schema import Component, Schema
-from akssl_core.errors import PluginError
+from akssl_core.errors import ConfigError, PluginError
 from akssl_core.hookspecs import hookimpl
 from akssl_core.plugins import manager as room
 from akssl_core.plugins.installed import entries
+from akssl_core.plugins.lookup import build, find
 from akssl_core.plugins.manager import Plugins
 
 GOOD = """
@@ -279,3 +280,22 @@ def test_registry_refuses_a_taken_name_and_gives_it_back():
     assert registry.names("loss") == ["one"]
     registry.drop("first")
     assert registry.names("loss") == []
+
+
+@pytest.mark.parametrize("kind", [None, 3, {}, "los"])
+def test_what_is_no_kind_is_told_with_all_kinds(kind):
+    for function in (build, find):
+        with pytest.raises(ConfigError, match=r"kind: there is no .* Kinds: method, backbone"):
+            function(kind, "byol")
+
+
+@pytest.mark.parametrize("name", [None, 3, {}])
+def test_what_is_no_name_is_told(name):
+    for function in (build, find):
+        with pytest.raises(ConfigError, match="loss: expected a name, got"):
+            function("loss", name)
+
+
+def test_a_component_that_takes_more_than_its_settings_says_what():
+    with pytest.raises(ConfigError, match="method 'simsiam' takes more than its settings, or less: .*'backbone'"):
+        build("method", "simsiam")

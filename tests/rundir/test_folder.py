@@ -89,6 +89,50 @@ def test_a_checkpoint_of_another_version_is_read(run):
     assert run.latest()[0].state == CheckpointState(3)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("step", "x"),
+        ("step", -1),
+        ("settings", []),
+        ("callbacks", 3),
+        ("callbacks", [3]),
+        ("scaler", 3),
+        ("score", "x"),
+    ],
+)
+def test_a_checkpoint_of_another_form_is_damaged(run, field, value):
+    save(run, 2)
+    file = save(run, 3) / "state.json"
+    table = {**json.loads(file.read_text()), field: value}
+    del table["digest"]
+    file.write_bytes(json_bytes({**table, "digest": digest(json_bytes(table))}))
+    checkpoint, problems = run.latest()
+    assert checkpoint.state.step == 2
+    assert "00000003 is damaged" in problems[0]
+
+
+@pytest.mark.parametrize("row", ["{}", '{"step": "a"}', '{"step": null}', "[]", "null"])
+def test_rows_without_a_step_end_the_rows(run, row):
+    (run.path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{row}\n{{"step": 3}}\n')
+    again = RunDir.open(run.path)
+    again.rewind(5)
+    assert again.history == [{"step": 1}]
+
+
+def test_damage_is_told_in_plain_words(run):
+    for text, words in (
+        ('{"data": 3}', "data should be a table (name: value)"),
+        ('{"notes": "x"}', "notes should be a list"),
+        ('{"curves": {"loss": 3}}', "curves.loss should be a table (name: value)"),
+        ('{"verdict": 3}', "verdict should be a text"),
+    ):
+        (run.path / "manifest.json").write_text(text)
+        with pytest.raises(RunDirError) as caught:
+            run.update_manifest(Manifest(status="running"))
+        assert str(caught.value).endswith(f"manifest.json is damaged: {words}.")
+
+
 def test_metrics_come_back_in_order_and_a_cut_line_is_left_out(run):
     for step in (1, 2, 3):
         run.log({"step": step, "loss": 0.5})
@@ -110,7 +154,7 @@ def test_what_is_no_number_is_null_in_json(run):
 def test_what_is_no_number_is_null_inside_of_lists_too(run):
     folder = run.save_checkpoint({}, {}, CheckpointState(1, callbacks=[("Own", {"sum": float("nan")})]), keep=1)
     assert json.loads((folder / "state.json").read_text())["callbacks"] == [["Own", {"sum": None}]]
-    assert run.latest()[0].state.callbacks == [["Own", {"sum": None}]]
+    assert run.latest()[0].state.callbacks == [("Own", {"sum": None})]
 
 
 def test_none_takes_a_field_out_of_the_manifest(run):

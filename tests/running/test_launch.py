@@ -334,3 +334,30 @@ def test_a_curve_that_cannot_be_drawn_is_told_before_anything_happens(start, toy
         assert "\n" not in str(told.value)
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "earlier" / "metrics.jsonl").read_bytes() == kept
+
+
+@pytest.mark.parametrize("terms", [None, 3, {}, {"loss": 0.5}, [1]], ids=repr)
+def test_a_step_that_returns_no_terms_is_told(start, toys, tmp_path, monkeypatch, terms):
+    monkeypatch.setattr(toys.get("method", "toy"), "step", lambda self, batch, now: terms)
+    with pytest.raises(PluginError, match="method toy: its step returned .*; expected tensors by name with one 'loss'"):
+        start()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [3, [], [3], ()], ids=repr)
+def test_what_is_no_augmentation_is_told(start, value):
+    with pytest.raises(ConfigError, match="augmentation: expected a registered name, a callable or a list of them"):
+        start(augmentation=value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 2**70}, "seed: should be less than"),
+        ({"options": {3: 4}}, "method: unknown setting '3'"),
+        ({"config": {3: 4}}, "unknown setting '3'"),
+    ],
+)
+def test_keys_and_numbers_of_another_kind_are_told(start, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        start(**settings)

@@ -12,11 +12,13 @@ from typing import Union, get_args, get_origin
 import pytest
 import torch
 from PIL import Image
+from whole_runs import same
 
 import akssl_core
 from akssl_core.config.registry import KINDS
 from akssl_core.config.schema import Schema, absolute_path, validate
 from akssl_core.config.yaml import read_yaml
+from akssl_core.errors import ConfigError
 from akssl_core.plugins.manager import Plugins
 from akssl_core.settings import RunSpec
 
@@ -112,6 +114,54 @@ def test_moved_data_is_told_anew(here, photos, tmp_path, name):
     assert result.history[-1]["epoch"] == 3
     assert here("eval", "run", "--seeds", "1")[0] == 0
     assert here("embed", "run", "--data", f"moved-{name}", "--out", "f.npz")[0] == 0
+
+
+def test_a_run_goes_on_with_a_prepared_file_of_the_same_images(here, photos, tmp_path):
+    assert here("run", "simsiam", "--data", "photos", *SMALL, "--out", "run")[0] == 0
+    for name in ("again", "other"):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+    assert here("resume", "run", "--epochs", "2", "--no-report")[0] == 0
+    code, _, err = here("resume", "again", "--data", "p.safetensors", "--epochs", "2", "--no-report")
+    assert code == 0, err
+    assert 'data.name: "folder" -> "prepared"' in err
+    assert same(tmp_path / "run", tmp_path / "again")
+    akssl_core.prepare(photos, tmp_path / "small.safetensors", size=8)
+    code, _, err = here("resume", "other", "--data", "small.safetensors", "--epochs", "2", "--no-report")
+    assert (code, "images must be the same to the bit, and these are not" in err) == (2, True), err
+
+
+TAKES_A_PATH = {
+    "report": akssl_core.report,
+    "resume": akssl_core.resume,
+    "evaluate": akssl_core.evaluate,
+    "embed": lambda path: akssl_core.embed(path, data="shapes"),
+    "export": lambda path: akssl_core.export(path, to="safetensors"),
+    "load_backbone": akssl_core.load_backbone,
+    "compare": akssl_core.compare,
+    "doctor": lambda path: akssl_core.doctor("simsiam", out=path),
+    "run": lambda path: akssl_core.run("simsiam", out=path),
+    "sweep": lambda path: akssl_core.sweep("simsiam", out=path),
+    "prepare": lambda path: akssl_core.prepare("shapes", path),
+    "config": lambda path: akssl_core.explain("simsiam", config=path),
+}
+
+
+@pytest.mark.parametrize("value", ["", 3, [], b"x"], ids=repr)
+@pytest.mark.parametrize("name", TAKES_A_PATH)
+def test_what_is_no_path_is_wrong_input_and_nothing_is_written(tmp_path, monkeypatch, name, value):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"expected the path of a file or a folder, got"):
+        TAKES_A_PATH[name](value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_path_on_the_command_line_is_told_with_its_option(here, tmp_path):
+    for arguments in (("run", "simsiam", "--out", ""), ("sweep", "--methods", "simsiam", "--out", "")):
+        code, _, err = here(*arguments)
+        assert (code, "'--out': it is empty" in err) == (2, True), err
+    code, _, err = here("explain", "simsiam", "--data", "")
+    assert (code, "expected the path" in err) == (2, True), err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_data_in_its_place_is_warned_of(here, photos, tmp_path):

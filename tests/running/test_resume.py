@@ -10,14 +10,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
+from torch import nn
 from whole_runs import Stop, losses, same, timeless
 
 import akssl_core
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.reporting import render
 from akssl_core.rundir import folder as rundir
-from akssl_core.rundir.folder import RunDir
+from akssl_core.rundir.folder import RunDir, read_tensors
 from akssl_core.running.launch import resume
 
 EVERY_STEP = {"train": {"checkpoint_every": 1, "log_every": 2}}
@@ -82,6 +84,47 @@ def test_a_run_does_not_end_before_the_step_it_has_reached(start, go_on):
     with pytest.raises(ConfigError, match=rf"step {step} is reached, .* would end at step {step // 2}\. Give more"):
         go_on(done.run_dir, epochs=1)
     assert {name: (done.run_dir / name).read_bytes() for name in before} == before
+
+
+def test_python_objects_in_place_of_named_parts_are_refused(start, go_on):
+    folder = start().run_dir
+    with pytest.raises(ConfigError, match='augmentation.name: "pair" -> "custom"'):
+        go_on(folder, epochs=4, augmentation=[lambda image: image] * 2)
+    with pytest.raises(ConfigError, match='backbone.name: "toy" -> "custom"'):
+        go_on(folder, epochs=4, backbone=network(4))
+
+
+def network(width):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_a_network_of_another_shape_is_told(start, go_on):
+    folder = start(backbone=network(8)).run_dir
+    before = manifest(folder)
+    with pytest.raises(ConfigError, match=r"saved of another network: '.*' is of shape .*, here .*\. Give the"):
+        go_on(folder, epochs=4, backbone=network(4))
+    assert manifest(folder) == before
+
+
+def test_a_lost_backbone_is_written_again(start, go_on):
+    file = start().run_dir / "backbone.safetensors"
+    before = read_tensors(file)[0]
+    file.unlink()
+    with pytest.raises(RunDirError, match=r"is finished, and its file was lost\. Go on with it: akssl resume"):
+        akssl_core.load_backbone(file.parent)
+    go_on(file.parent)
+    after = read_tensors(file)[0]
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("text", ["train: 3", "train: []", "train:\n  device: 3"])
+def test_a_config_of_another_form_is_wrong_input(start, go_on, text):
+    folder = start().run_dir
+    rest = yaml.safe_load((folder / "config.yaml").read_text())
+    del rest["train"]
+    (folder / "config.yaml").write_text(f"{yaml.safe_dump(rest)}{text}\n")
+    with pytest.raises(ConfigError, match=r"train\.(precision|device)"):
+        go_on(folder, epochs=4)
 
 
 @pytest.mark.parametrize(
@@ -275,4 +318,4 @@ def test_a_callback_of_the_users_own_takes_its_state_back(start, toys, killed, g
     go_on(folder)
     assert heard == [(0, 0.0), (5, 1.0 + 2 + 3 + 4 + 5)]
     newest = RunDir.open(folder).latest()[0]
-    assert ["Sum", {"total": sum(range(13))}] in newest.state.callbacks
+    assert ("Sum", {"total": sum(range(13))}) in newest.state.callbacks

@@ -186,12 +186,29 @@ def test_names_cannot_become_markup(toys, tmp_path, monkeypatch):
         ("toy", {"epoch": 2}, ConfigError, "unknown setting 'epoch'"),
         ("toy", {"devices": 2}, ConfigError, "2 processes are not possible here"),
         ("toy", {"seed": 2}, ConfigError, "'seed' is not for a sweep; use seeds"),
+        ("toy", {"varied": {"seed": [2]}}, ConfigError, "'seed' is not for a sweep; use seeds"),
+        ("toy", {"varied": {"method.name": ["other"]}}, ConfigError, "'method' is not for a sweep; use methods"),
+        ("toy", {"varied": {"method": ["other"]}}, ConfigError, "'method' is not for a sweep; use methods"),
+        ("toy", {"varied": {"train.devices": [2]}}, ConfigError, "2 processes are not possible here"),
+        ("toy", {"varied": {"optimizer.lr": "0.1"}}, ConfigError, "optimizer.lr: expected a list of values, got '0.1'"),
+        ("toy", {"varied": 3}, ConfigError, "varied: expected a table"),
+        ("toy", {"seeds": 3}, ConfigError, "seeds: expected a list of values, got 3"),
+        (None, {}, ConfigError, "methods: expected a list of values, got None"),
+        ([3], {}, ConfigError, "method: expected a name, got 3"),
     ],
 )
 def test_mistakes_are_told_first(toys, tmp_path, methods, settings, error, message):
     with pytest.raises(error, match=message):
         sweep(methods, out=tmp_path / "s", plugins=toys, **settings)
     assert not (tmp_path / "s").exists()
+
+
+def test_settings_of_the_method_are_common_to_all_runs(toys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("train: {log_every: 4}\n")
+    found = sweep("toy", out=tmp_path / "s", plugins=toys, config="~/c.yaml", method={"out_dim": 6}, **SMALL)
+    settings = read_yaml(found.runs[0] / "config.yaml")
+    assert (settings["method"]["out_dim"], settings["train"]["log_every"]) == (6, 4)
 
 
 def test_a_run_is_no_sweep(toys, tmp_path):
