@@ -36,25 +36,26 @@ class Unreadable(Exception):
         return cls(" ".join(str(error).split()) or type(error).__name__)
 
 
-def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: int) -> Tensor:
-    """An image as (channels, h, w) uint8, upright, its shorter side at most `side` and never enlarged.
+def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: int | None) -> Tensor:
+    """An image as (channels, h, w) uint8, upright: the whole of it, or its shorter side at most `side`.
 
-    It comes as the bytes of a file, an open file, or a Pillow image of any mode. The longer side is cut to at
-    most 4 times the shorter. JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is
-    large enough.
+    It comes as the bytes of a file, an open file, or a Pillow image of any mode. With a `side`, the longer one is cut
+    to at most 4 times the shorter, and JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is
+    large enough. Nothing is enlarged.
 
     Args:
         image: what is decoded.
         channels: 1 for gray, 3 for colour.
-        side: in pixels.
+        side: in pixels; None: every pixel of the original.
 
     Raises:
         Unreadable: empty, truncated, no image, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
         opened = _opened(image)
-        factor = min(1.0, side / min(opened.size))
-        opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
+        if side is not None and side < min(opened.size):
+            factor = side / min(opened.size)
+            opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
         return pil_to_tensor(opened, channels, side)
     except MemoryError:
         raise  # which says nothing of the image
@@ -75,7 +76,7 @@ def image_header(image: bytes | IO[bytes] | Image.Image) -> tuple[int, int]:
         raise Unreadable.because(error) from error
 
 
-def read_image(path: Path, channels: int, side: int) -> Tensor:
+def read_image(path: Path, channels: int, side: int | None) -> Tensor:
     """The image in a file, as `decode_image` makes it.
 
     Raises:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config.schema import HARMLESS, FilePath, Schema
-from .base import HoldOutSource, ImageSet
+from .base import LARGEST, STORED_SIDE, HoldOutSource, ImageSet
 from .decode import read_image, shorter_side
 from .labels import encode_labels
 from .scan import ScannedFolder, class_folders, printable, scan
@@ -29,6 +29,7 @@ class FolderConfig(Schema):
         description="share of the files that may be unreadable, rounded up to whole files (25 of 500); past it the "
         "run stops. A run also stops at once when none of 64 files spread over the folder can be read",
     )
+    stored_side: int | None = Field(None, ge=8, le=LARGEST, description=STORED_SIDE)
     cache_gb: Annotated[float, HARMLESS] = Field(
         2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
     )
@@ -61,8 +62,8 @@ class ImageFiles(ImageStore):
         """(channels that were asked for, shorter side) of one file."""
         return self.channels, shorter_side(cell)
 
-    def decode(self, cell: Path, side: int) -> Tensor:
-        """One file as a small image."""
+    def decode(self, cell: Path, side: int | None) -> Tensor:
+        """One file as a small image, or the whole of it."""
         return read_image(cell, self.channels, side)
 
 
@@ -78,6 +79,7 @@ class Folder(HoldOutSource):
 
     def __init__(self, config: FolderConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
+        self.asked_side = config.stored_side
         found = scan(config.path)
         self._store = ImageFiles(config, found)
         _, self.shorter = self._store.look()

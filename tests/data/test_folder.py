@@ -191,8 +191,8 @@ def test_large_images_are_reduced_and_small_ones_are_not(tmp_path):
     for name, size in (("a.jpg", (2000, 1500)), ("b.png", (400, 300)), ("c.png", (20, 30)), ("d.png", (300, 20))):
         save(tmp_path / name, size)
     pixels = folder(tmp_path, 56).train().fetch(range(4))
-    assert pixels.sizes.tolist() == [[64, 85], [64, 85], [30, 20], [20, 80]]
-    assert pixels.images.shape == (4, 3, 64, 85)
+    assert pixels.sizes.tolist() == [[96, 127], [96, 128], [30, 20], [20, 80]]
+    assert pixels.images.shape == (4, 3, 96, 128)
 
 
 def test_a_reduced_jpeg_shows_what_the_whole_one_shows(tmp_path):
@@ -374,4 +374,6 @@ def test_the_size_that_the_run_decides_is_used(tmp_path):
     save(tmp_path / "1.png", (500, 400))
     source = folder(tmp_path)
     source.asked_size = 28  # the run decides after it has seen the natural size
-    assert source.train().fetch([0]).images.shape == (1, 3, 32, 40)
+    assert source.train().fetch([0]).images.shape == (1, 3, 48, 60)
+    chosen = folder(tmp_path, 28, stored_side=100)
+    assert chosen.train().fetch([0]).images.shape == (1, 3, 100, 125)
