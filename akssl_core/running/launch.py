@@ -16,7 +16,7 @@ import torch
 
 from .. import dist
 from ..config.schema import user_path
-from ..errors import AksslError
+from ..errors import AksslError, ConfigError
 from ..exporting.backbone_file import load_backbone
 from ..plugins.manager import Plugins, installed
 from ..plugins.table import environment
@@ -29,7 +29,7 @@ from ..settings import Given
 from ..training.checkpoint import accept
 from .estimate import steps
 from .layers import asked, collect, set_aside
-from .plan import Plan, make_plan
+from .plan import GIVEN_WEIGHTS, Plan, make_plan
 from .process import Training
 from .result import Result, read_result
 
@@ -138,6 +138,11 @@ def resume(
         given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
+        if checkpoint is None and folder.begun and GIVEN_WEIGHTS in folder.manifest.notes and not backbone:
+            raise ConfigError(
+                f"backbone: {folder.path} stopped before its first checkpoint, and {GIVEN_WEIGHTS}. "
+                f"Pass it again: akssl_core.resume({str(folder.path)!r}, backbone=...)."
+            )
         end = steps(plan).total_steps
         notes = [*problems, *accept(folder, plan.spec, checkpoint, end), *_other_data(folder, plan)]
         for note in notes if dist.is_main() else ():

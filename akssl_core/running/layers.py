@@ -44,7 +44,7 @@ def collect(
 ) -> Given:
     """Config file and keywords as layers; objects that have no name are set aside."""
     given, objects = set_aside({**settings, "method": settings.get("method") if method is None else method})
-    given |= {key: {"name": STAND_IN, "type": type(value).__name__} for key, value in objects.items()}
+    given |= {key: _table_of(key, value, plugins) for key, value in objects.items()}
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
         table = config if isinstance(config, Mapping) else read_yaml(user_path(config))
@@ -59,6 +59,13 @@ def set_aside(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     given = {key: value for key, value in settings.items() if value is not None}
     names = [key for key in OBJECTS if key in given and not isinstance(given[key], str | Mapping | Path)]
     return given, {key: given.pop(key) for key in names}
+
+
+def _table_of(kind: str, part: Any, plugins: Plugins) -> dict[str, Any]:
+    """What stands for an object in the settings: the name and settings of a registered backbone, else its class."""
+    if isinstance(part, Backbone) and plugins.provides(kind, part.name) and plugins.get(kind, part.name) is type(part):
+        return {"name": part.name, **part.config.model_dump(mode="json")}
+    return {"name": STAND_IN, "type": type(part).__name__}
 
 
 def asked(settings: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
