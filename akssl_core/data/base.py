@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -142,6 +143,10 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         """The name of image i for people: a file's path where there is one, else its number."""
         return str(i)
 
+    def file_of(self, i: int) -> Path | None:
+        """The file that image i lies in alone, where there is one."""
+        return None
+
     @property
     def unreadable(self) -> Mapping[str, str]:
         """The images that could not be read so far: id -> reason. It grows while images are fetched."""
@@ -185,6 +190,10 @@ class Subset(ImageSet):
         """The name that the image has in the whole set."""
         return self.whole.id_of(int(self.rows[i]))
 
+    def file_of(self, i: int) -> Path | None:
+        """That of the image in the whole set."""
+        return self.whole.file_of(int(self.rows[i]))
+
     @property
     def unreadable(self) -> Mapping[str, str]:
         """The images of the whole set that could not be read so far."""
@@ -208,6 +217,7 @@ class DatasetSource(Component, ABC):
         self.config = config
         self.asked_size = image_size
         self.notes: list[str] = []  # what was decided or found, for the user to read
+        self.warnings: list[str] = []  # what the user may not have meant, said before the run begins
 
     @property
     @abstractmethod
@@ -256,9 +266,14 @@ class HoldOutSource(DatasetSource):
     def _images(self) -> ImageSet:
         return self.make_images()
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether queries are kept out of training; a source with test images of its own, or none, says no."""
+        return True
+
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor] | None:
-        return None if self.labels is None else hold_out(self.labels)
+        return hold_out(self.labels) if self.labels is not None and self.holds_out else None
 
     def note_split(self) -> None:
         """Tell the user what is held out."""

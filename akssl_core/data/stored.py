@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -91,6 +92,10 @@ class ImageStore(ABC):
     def id_of(self, row: int) -> str:
         """The name of an image for people: a file's path where there is one, else its number."""
         return str(row)
+
+    def file_of(self, row: int) -> Path | None:
+        """The file that an image lies in alone, where there is one."""
+        return None
 
     def look(self, count: int | None = None) -> tuple[int, int]:
         """(most channels, median shorter side) of 64 images spread over the first `count`, by their headers.
@@ -279,6 +284,10 @@ class StoredImages(ImageSet):
     def id_of(self, i: int) -> str:
         """The name that the store has for the image."""
         return self.store.id_of(self.rows[i])
+
+    def file_of(self, i: int) -> Path | None:
+        """The file that the store has it from."""
+        return self.store.file_of(self.rows[i])
 
     @property
     def unreadable(self) -> Mapping[str, str]:

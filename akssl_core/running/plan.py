@@ -172,7 +172,7 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
 def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given) -> Plan:
     """The parts that are trained, checked against the facts, and the plan of them all."""
     origin, augmentation = provenance(spec, layers), sight.augmentation
-    warnings = list(spec.method_class.check(spec.method.config, facts))
+    warnings = [*sight.source.warnings, *spec.method_class.check(spec.method.config, facts)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, sight.image, given)

@@ -377,3 +377,55 @@ def test_the_size_that_the_run_decides_is_used(tmp_path):
     assert source.train().fetch([0]).images.shape == (1, 3, 48, 60)
     chosen = folder(tmp_path, 28, stored_side=100)
     assert chosen.train().fetch([0]).images.shape == (1, 3, 100, 125)
+
+
+# -- what sub-folders mean ------------------------------------------------------------------------
+def split_root(path):
+    for i in range(40):
+        save(path / ("train" if i < 30 else "test") / ("cat" if i % 2 else "dog") / f"{i:02}.png", (12, 12), seed=i)
+    return path
+
+
+def test_a_root_with_parts_is_told_with_both_ways_to_go_on(tmp_path):
+    root = split_root(tmp_path)
+    source = folder(root)
+    assert len(source.train()) == 40
+    assert len(source.warnings) == 1
+    assert f"--data {root / 'train'}" in source.warnings[0]
+    assert f"data.test={root / 'test'}" in source.warnings[0]
+
+
+def test_a_test_folder_of_ones_own_is_the_queries_and_nothing_is_held_out(tmp_path):
+    root = split_root(tmp_path)
+    source = folder(root / "train", 12, test=root / "test")
+    bank, queries = source.probe()
+    assert (len(source.train()), len(bank), len(queries)) == (30, 30, 10)
+    assert queries.classes == ("cat", "dog")
+    assert [queries.classes[label] for label in queries.labels] == [queries.id_of(i).split("/")[0] for i in range(10)]
+    assert not source.warnings
+    assert any("10 images in" in note and "queries" in note for note in source.notes)
+    (root / "test" / "cat").rename(root / "test" / "horse")
+    with pytest.raises(DataError, match="'horse'; expected each in one of cat, dog"):
+        folder(root / "train", test=root / "test")
+    with pytest.raises(DataError, match="has none by sub-folder"):
+        folder(root / "train", test=root / "test", labels="none")
+
+
+@pytest.mark.parametrize(
+    "names", [("2019", "2020"), ("2019-05-01", "2019-06"), ("100CANON", "101CANON"), ("Album A", "x")]
+)
+def test_sub_folders_that_look_like_dates_are_asked_about(tmp_path, names):
+    for i in range(20):
+        save(tmp_path / names[i % 2] / f"{i}.png", (12, 12), seed=i)
+    assert ("data.labels=none" in "".join(folder(tmp_path).warnings)) == (names[1] != "x")
+    source = folder(tmp_path, labels="none")
+    assert (source.labels, source.probe(), len(source.train()), source.warnings) == (None, None, 20, [])
+
+
+def test_nothing_is_held_out_where_the_user_says_so(tmp_path):
+    for i in range(20):
+        save(tmp_path / ("cat" if i % 2 else "dog") / f"{i}.png", (12, 12), seed=i)
+    source = folder(tmp_path, hold_out=False)
+    assert (len(source.train()), source.probe(), source.warnings) == (20, None, [])
+    assert source.all().labels is not None
+    assert any("hold_out=false" in note for note in source.notes)

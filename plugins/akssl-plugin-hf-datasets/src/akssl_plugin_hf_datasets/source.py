@@ -153,6 +153,11 @@ class HfDatasets(HoldOutSource):
         if self.classes:
             self.notes.append(f"{len(self.classes)} classes: {listed(self.classes, 5)}")
 
+    @property
+    def holds_out(self) -> bool:
+        """Unless a split of the data set tests."""
+        return self._test_labels is None
+
     def note_split(self) -> None:
         """Tell the user which images are the queries."""
         if self._test_labels is None:
