@@ -17,6 +17,7 @@ from ..errors import DataError
 
 Layout = Literal["CHW", "HWC"]
 
+WHITE = 65535  # of 16-bit gray that uses all of its bits
 MAX_ASPECT = 4  # a longer image keeps its middle: one panorama must not blow up the canvas of its whole batch
 NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
 _CHUNK = 1024  # images converted at a time, so that a large float array is never doubled
@@ -31,7 +32,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_EIGHT_OF_SIXTEEN = np.round(np.arange(65536) / 257).astype(np.uint8)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -226,10 +226,11 @@ def pil_channels(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "F", *_SIXTEEN_BIT) else 3
 
 
-def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None) -> Tensor:
+def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None, white: int = WHITE) -> Tensor:
     """A Pillow image of any mode, turned upright by its EXIF tag, as (channels, H, W) uint8.
 
-    With `side`, the shorter side is at most that and the longer at most 4 times the shorter.
+    With `side`, the shorter side is at most that and the longer at most 4 times the shorter. `white` is the value of
+    16-bit gray that becomes 255.
 
     Raises:
         ValueError: a float image outside [0, 1], or a mode that Pillow cannot convert.
@@ -241,7 +242,7 @@ def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None) ->
         top, left, height, width = middle(image.height, image.width)
         image = image.crop((left, top, left + width, top + height)) if top or left else image
         image = _reduced(image, side) if _can_resize(image) else image
-    image = _to_mode(image, "L" if channels == 1 else "RGB")
+    image = _to_mode(image, "L" if channels == 1 else "RGB", white)
     image = image if side is None else _reduced(image, side)
     if turn is not None:
         image = image.transpose(turn)  # last, on the small image
@@ -273,12 +274,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image: Image.Image, mode: str, white: int) -> Image.Image:
     """Any Pillow mode as "L" or "RGB": transparency over white, 16 bits scaled to 8."""
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode in _SIXTEEN_BIT:
-        image = _eight_bits(image)
+        image = _eight_bits(image, white)
     elif image.mode == "F":
         image = _from_float(image)
     elif image.has_transparency_data:
@@ -287,12 +288,15 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray by the fixed scale 255 / 65535, so that two images stay comparable."""
-    values = np.asarray(image)
-    if values.dtype != np.uint16:
-        values = values.clip(0, 65535).astype(np.uint16)
-    return Image.fromarray(_EIGHT_OF_SIXTEEN[values])
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
+    """16-bit gray by one fixed scale, so that two images stay comparable."""
+    values = np.asarray(image).clip(0, white)
+    return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
+
+
+def largest_of_sixteen(image: Image.Image) -> int | None:
+    """The largest value of 16-bit gray; None for any other image."""
+    return int(np.asarray(image).max()) if image.mode in _SIXTEEN_BIT else None
 
 
 def _from_float(image: Image.Image) -> Image.Image:

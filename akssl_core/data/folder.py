@@ -14,10 +14,13 @@ from torch import Tensor
 from ..config.schema import HARMLESS, FilePath, Schema
 from ..errors import DataError
 from .base import LARGEST, STORED_SIDE, HoldOutSource, ImageSet
-from .decode import read_image, shorter_side
+from .convert import WHITE
+from .decode import look_inside, read_image, shorter_side
 from .labels import encode_labels
 from .scan import SPLITS, ScannedFolder, class_folders, printable, scan
 from .stored import ImageStore, StoredImages
+
+LOOKED_INTO = 16  # files decoded to learn how many bits and pages they have
 
 
 class FolderConfig(Schema):
@@ -34,6 +37,12 @@ class FolderConfig(Schema):
         True, description="keep one labelled image in five out of training, to judge by; false: every image trains"
     )
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: every image is turned gray")
+    white: int | None = Field(
+        None,
+        ge=1,
+        le=WHITE,
+        description="value of 16-bit gray shown as white; null: that of the bits which a sample uses, 4095 for 12",
+    )
     max_unreadable: Annotated[float, HARMLESS] = Field(
         0.05,
         ge=0,
@@ -54,6 +63,7 @@ class ImageFiles(ImageStore):
 
     def __init__(self, config: FolderConfig, found: ScannedFolder) -> None:
         self.root, self.files, self.channels = config.path, found.files, config.channels
+        self.white = config.white or WHITE
         super().__init__(
             len(found.files),
             str(self.root),
@@ -80,7 +90,28 @@ class ImageFiles(ImageStore):
 
     def decode(self, cell: Path, side: int | None) -> Tensor:
         """One file as a small image, or the whole of it."""
-        return read_image(cell, self.channels, side)
+        return read_image(cell, self.channels, side, self.white)
+
+    def look_inside(self, white: int | None) -> list[str]:
+        """Notes on what a sample of the files holds beside its first page and the usual eight bits.
+
+        Where nobody said which value of 16-bit gray is white, it is that of the bits in use.
+        """
+        step = max(1, len(self.files) // LOOKED_INTO)
+        inside = [look_inside(self.file_of(row)) for row in range(0, len(self.files), step)]
+        largest = max((value for _, value in inside if value is not None), default=None)
+        notes = []
+        if largest is not None and white is None:
+            bits = min((bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits), default=16)
+            self.white = 2**bits - 1
+            if bits < 16:
+                notes.append(
+                    f"16-bit images that use {bits} bits (up to {largest} in a sample): {self.white} is shown as "
+                    f"white; data.white sets another value"
+                )
+        if several := sum(pages > 1 for pages, _ in inside):
+            notes.append(f"{several} of {len(inside)} files looked into have several pages, of which the first is used")
+        return notes
 
 
 class Folder(HoldOutSource):
@@ -99,6 +130,7 @@ class Folder(HoldOutSource):
         found = scan(config.path)
         self._store = ImageFiles(config, found)
         _, self.shorter = self._store.look()
+        self.notes += self._store.look_inside(config.white)
         tops = class_folders(found.files) if config.labels == "folders" else None
         names: tuple[str, ...] = ()
         if tops is not None:
@@ -128,6 +160,7 @@ class Folder(HoldOutSource):
         numbers = {name: number for number, name in enumerate(classes)}
         store = ImageFiles(self.config.model_copy(update={"path": root}), found)
         store.look()
+        store.white = self._store.white
         return store, torch.tensor([numbers[top] for top in tops])
 
     @property
@@ -160,12 +193,15 @@ class Folder(HoldOutSource):
             )
         elif self.classes and sum(map(_is_no_class, self.classes)) * 2 > len(self.classes):
             self.warnings.append(
-                f"data: the sub-folders {_few(self.classes)} look like dates or albums, and they are taken for classes: "
+                f"data: the sub-folders {_few(self.classes)} look like dates or albums, and are taken for classes: "
                 f"one image in five is held out to tell them apart. If they are none: --set data.labels=none"
             )
 
     def _note_files(self, found: ScannedFolder) -> None:
         self.notes.append(f"{len(found.files)} image files in {printable(str(self.config.path))}")
+        if found.others:
+            kinds = [f"{count} {suffix or 'without suffix'}" for suffix, count in found.others.most_common()]
+            self.notes.append(f"{found.others.total()} files of other kinds are left out: {_few(kinds)}")
         if self.classes:
             self.notes.append(f"{len(self.classes)} classes by sub-folder: {_few(self.classes)}")
         else:

@@ -218,7 +218,8 @@ def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
         return module if isinstance(module, Backbone) else WrappedBackbone(module, image)
     if module is not None:
         raise ConfigError(f"backbone: expected a registered name or an nn.Module, got a {type(module).__name__}.")
-    return spec.backbone.build(image)  # the stand-in says what it needs
+    needed: Backbone = spec.backbone.build(image)  # the stand-in says what it needs
+    return needed
 
 
 def _begun_from(given: Backbone, fresh: Backbone) -> Backbone:

@@ -343,7 +343,7 @@ def test_the_cache_keeps_to_its_budget(tmp_path, monkeypatch):
         save(tmp_path / f"{i}.png", (30, 20), seed=i)
     original, read = folder_module.read_image, []
 
-    def counted(path, channels, side):
+    def counted(path, channels, side, white):
         read.append(path.name)
         return original(path, channels, side)
 
@@ -429,3 +429,46 @@ def test_nothing_is_held_out_where_the_user_says_so(tmp_path):
     assert (len(source.train()), source.probe(), source.warnings) == (20, None, [])
     assert source.all().labels is not None
     assert any("hold_out=false" in note for note in source.notes)
+
+
+# -- what files hold ------------------------------------------------------------------------------
+@pytest.mark.parametrize(("bits", "suffix"), [(10, "png"), (12, "tif"), (14, "png"), (16, "tif")])
+def test_the_bits_that_sixteen_bit_files_use_are_measured_said_and_kept(tmp_path, bits, suffix):
+    values = np.linspace(0, 2**bits - 1, 48 * 48).round().astype(np.uint16).reshape(48, 48)
+    for i in range(3):
+        Image.fromarray(values).save(tmp_path / f"{i}.{suffix}")
+    source = folder(tmp_path, 48, channels=1)
+    shown = source.all().fetch([0]).image(0)
+    assert (int(shown.min()), int(shown.max()), len(shown.unique())) == (0, 255, 256)
+    assert any(f"use {bits} bits" in note and "data.white" in note for note in source.notes) == (bits < 16)
+    dark = folder(tmp_path, 48, channels=1, white=65535).all().fetch([0]).image(0)
+    assert int(dark.max()) == round(255 * (2**bits - 1) / 65535)
+
+
+def test_every_file_that_can_be_decoded_is_read_and_the_rest_is_counted_by_kind(tmp_path):
+    picture = Image.effect_noise((12, 12), 50).convert("RGB")
+    known = ("a.png", "b.tga", "c.jfif", "d.jp2", "e.pbm", "f.ico")
+    for name in known:
+        picture.save(tmp_path / name, {"c.jfif": "JPEG"}.get(name))
+    picture.save(tmp_path / "bare", "PNG")
+    for name in ("x.svg", "y.svg", "z.txt", "README"):
+        (tmp_path / name).write_text("<svg/>")
+    picture.save(tmp_path / "pages.tif", save_all=True, append_images=[picture, picture])
+    source = folder(tmp_path, 12)
+    images = source.all()
+    assert [images.id_of(i) for i in range(len(images))] == [*known[:1], *sorted([*known[1:], "bare", "pages.tif"])]
+    images.fetch(range(len(images)))
+    assert images.unreadable == {}
+    told = next(note for note in source.notes if note.startswith("4 files of other kinds are left out: 2 .svg, "))
+    assert all(kind in told for kind in ("1 .txt", "1 without suffix"))
+    assert any("1 of 8 files looked into have several pages" in note for note in source.notes)
+
+
+def test_a_tiff_that_pillow_does_not_read_is_told_as_such(tmp_path):
+    tags = [(256, 4, 1, 2), (257, 4, 1, 2), (258, 3, 5, 200), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 220),
+            (277, 3, 1, 5), (278, 4, 1, 2), (279, 4, 1, 20)]  # fmt: skip
+    head = struct.pack("<4sIH", b"II*\0", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    bits = struct.pack("<5H", *[8] * 5)
+    (tmp_path / "bands.tif").write_bytes(head.ljust(200, b"\0") + bits.ljust(20, b"\0") + bytes(20))
+    with pytest.raises(DataError, match="a TIFF of a kind that Pillow does not read, as with 5 bands"):
+        folder(tmp_path)
