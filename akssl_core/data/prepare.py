@@ -225,9 +225,7 @@ class _Squares:
         return torch.cat([square(images).flatten(1) for square in self.of], 1)[:, None, None]
 
 
-def _write_pixels(
-    stream: TensorStream, pools: Pools, record: Record, sizes: Tensor, reduced: Tensor
-) -> dict[int, str]:
+def _write_pixels(stream: TensorStream, pools: Pools, record: Record, sizes: Tensor, reduced: Tensor) -> dict[int, str]:
     """The pixels of every image, its size into `sizes`, and the reasons of those that cannot be read, by row.
 
     Behind an image that was reduced stand its squares, and `reduced` says so.

@@ -42,7 +42,7 @@ def _views(plan: Plan, index: Tensor, pixels: Pixels) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _attention(plan: Plan, encoder: Backbone, index: Tensor) -> dict[str, Tensor]:
-    """The images at `index`, each followed by itself as bright as each head of the last block attends to its patches."""
+    """Images, each followed by itself as bright as each head of the last block attends to its patches."""
     if not isinstance(encoder, TokenBackbone):
         return {}
     images = plan.preprocess.pixels(plan.preprocess.fetch(plan.images, index.tolist()))

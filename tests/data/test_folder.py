@@ -345,7 +345,7 @@ def test_the_cache_keeps_to_its_budget(tmp_path, monkeypatch):
 
     def counted(path, channels, side, white):
         read.append(path.name)
-        return original(path, channels, side)
+        return original(path, channels, side, white)
 
     monkeypatch.setattr(folder_module, "read_image", counted)
     images = folder(tmp_path, cache_gb=4 * 30 * 20 * 3 / 2**30).train()
