@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from .backbone.base import Backbone
-from .config.schema import Component, shown
+from .config.schema import Component
 from .data.base import Batch
-from .errors import PluginError
+from .errors import PluginError, shown
 from .schedule import Now
 
 

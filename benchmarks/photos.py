@@ -55,8 +55,7 @@ def sides(method: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     """Ours and lightly on the files of a folder."""
     batch, size, cache = arguments.batch, arguments.size, folder / "cache.safetensors"
     if not cache.exists():
-        side = size * 8 // 7  # what a run keeps for views of this size
-        prepare(folder, cache, size=side)
+        prepare(folder, cache, image_size=size)
     plan = plan_for(method, str(cache), "fp32", batch, size)
     return {
         "ours": ours(method, str(cache), "auto", batch, size),

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from ..config.schema import Schema, shown
+from ..config.schema import Schema
 from ..data.base import ImageSpec, Pixels
 from ..draws import Draws
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from .base import Augmentation, ViewGroup
 from .color import Normalize
 

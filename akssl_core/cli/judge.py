@@ -155,7 +155,12 @@ def data() -> None:
     "--size",
     type=int,
     help="shorter side in pixels that larger images are reduced to  [default: what runs keep at the size that suits "
-    "the images, as 256 for views of 224]",
+    "the images, as 384 for views of 224]",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(8, 2048),
+    help="side of view of the runs to come, where another than suits the images",
 )
 @overwrite_option("replace the file that --out names")
 @set_option("a setting of the source: data.channels=1")

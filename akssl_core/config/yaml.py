@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,28 @@ from ..errors import ConfigError
 MOST_BYTES = 2**17  # of a file; resolved settings are some thousand bytes
 MOST_VALUES = 5000  # with every alias written out: nine lines of aliases to aliases stand for a billion values
 DEEPEST = 40
+_NUMBERS = {  # of YAML 1.2, JSON and Python, which PyYAML takes for texts: 1e-3, 0o17
+    "float": r"[-+]?(\.\d+|\d[\d_]*(\.[\d_]*)?)[eE][-+]?\d+$|[-+]\.\d+$",
+    "int": r"[-+]?0o[0-7]+$",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, with all numbers."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that `_Loader` would take for a number."""
+
+
+for _side in (_Loader, _Dumper):
+    for _kind, _form in _NUMBERS.items():
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), [*"-+.0123456789"])
+
+
+def dump_yaml(data: Any) -> str:
+    """The text that `parse_yaml` reads back."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -46,8 +69,8 @@ def parse_yaml(text: str) -> Any:
         ValueError: where and why it is none; the words follow the name of what was read.
     """
     try:
-        _refuse_too_much(yaml.parse(text, yaml.SafeLoader))
-        data = yaml.safe_load(text)
+        _refuse_too_much(yaml.parse(text, _Loader))
+        data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" line {place.line + 1}, column {place.column + 1}" if place else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -14,10 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config.schema import Component
-from .convert import stored_side
+from .convert import Cut, stored_side
 from .labels import hold_out, without
 
 LARGEST = 2048  # side of an image that a file may ask for, in pixels: somebody makes memory for it
+
+STORED_SIDE = (
+    "shorter side in pixels to which larger images are reduced before crops are taken of them; null: 12/7 of the "
+    "views, 384 for 224, at which crops are enlarged no more often than in published runs. More shows finer detail in "
+    "small crops, and takes memory and time"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Pixels:
     """Raw images of one batch. Ragged ones lie in the top left corner of a common canvas."""
 
     images: Tensor
-    """(B, C, H, W) uint8."""
+    """(B, C, H, W) uint8; float32 in 0..255 once they are squares."""
     sizes: Tensor | None = None
     """(B, 2) int64, height and width of each image; None: all fill the canvas."""
     unreadable: tuple[tuple[int, str], ...] = ()
@@ -65,6 +72,11 @@ class Pixels:
             return self.images[i]
         height, width = self.sizes[i].tolist()
         return self.images[i, :, :height, :width]
+
+    def squares(self, square: Cut) -> Pixels:
+        """The same images as a backbone sees them, (B, channels, size, size) float32 in 0..255 without a canvas."""
+        images = [self.images] if self.sizes is None else [self.image(i)[None] for i in range(len(self))]
+        return Pixels(torch.cat([square(image) for image in images]), None, self.unreadable)
 
     @classmethod
     def stack(cls, images: Sequence[Tensor], unreadable: tuple[tuple[int, str], ...] = ()) -> Pixels:
@@ -121,11 +133,19 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def fetch(self, index: Sequence[int]) -> Pixels:
-        """The images at these positions, in this order."""
+        """The images at these positions, in this order, to make views of: they may have been reduced."""
+
+    def squares(self, index: Sequence[int], square: Cut) -> Pixels:
+        """The same as a backbone sees them. A set whose `fetch` reduces its images starts from the originals here."""
+        return self.fetch(index).squares(square)
 
     def id_of(self, i: int) -> str:
         """The name of image i for people: a file's path where there is one, else its number."""
         return str(i)
+
+    def file_of(self, i: int) -> Path | None:
+        """The file that image i lies in alone, where there is one."""
+        return None
 
     @property
     def unreadable(self) -> Mapping[str, str]:
@@ -154,14 +174,25 @@ class Subset(ImageSet):
 
     def fetch(self, index: Sequence[int]) -> Pixels:
         """The images at these positions of the subset, in this order."""
+        return self._renamed(index, self.whole.fetch)
+
+    def squares(self, index: Sequence[int], square: Cut) -> Pixels:
+        """The same as a backbone sees them."""
+        return self._renamed(index, lambda rows: self.whole.squares(rows, square))
+
+    def _renamed(self, index: Sequence[int], fetch: Callable[[list[int]], Pixels]) -> Pixels:
         rows = self.rows[torch.as_tensor(index, dtype=torch.int64)].tolist()
-        pixels = self.whole.fetch(rows)
+        pixels = fetch(rows)
         place = dict(zip(rows, index, strict=True))
         return replace(pixels, unreadable=tuple((int(place[row]), reason) for row, reason in pixels.unreadable))
 
     def id_of(self, i: int) -> str:
         """The name that the image has in the whole set."""
         return self.whole.id_of(int(self.rows[i]))
+
+    def file_of(self, i: int) -> Path | None:
+        """That of the image in the whole set."""
+        return self.whole.file_of(int(self.rows[i]))
 
     @property
     def unreadable(self) -> Mapping[str, str]:
@@ -186,6 +217,7 @@ class DatasetSource(Component, ABC):
         self.config = config
         self.asked_size = image_size
         self.notes: list[str] = []  # what was decided or found, for the user to read
+        self.warnings: list[str] = []  # what the user may not have meant, said before the run begins
 
     @property
     @abstractmethod
@@ -194,7 +226,7 @@ class DatasetSource(Component, ABC):
 
     @property
     def stored_side(self) -> int:
-        """The shorter side to which images may be reduced: 8/7 of that of the views, as 256 is for 224."""
+        """The shorter side to which images to train on may be reduced: 12/7 of that of the views, 384 for 224."""
         return self.asked_side or stored_side(self.asked_size or self.natural_size)
 
     @abstractmethod
@@ -234,9 +266,14 @@ class HoldOutSource(DatasetSource):
     def _images(self) -> ImageSet:
         return self.make_images()
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether queries are kept out of training; a source with test images of its own, or none, says no."""
+        return True
+
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor] | None:
-        return None if self.labels is None else hold_out(self.labels)
+        return hold_out(self.labels) if self.labels is not None and self.holds_out else None
 
     def note_split(self) -> None:
         """Tell the user what is held out."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from ..errors import DataError
 
 Layout = Literal["CHW", "HWC"]
 
+WHITE = 65535  # of 16-bit gray that uses all of its bits
 MAX_ASPECT = 4  # a longer image keeps its middle: one panorama must not blow up the canvas of its whole batch
+NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
 _CHUNK = 1024  # images converted at a time, so that a large float array is never doubled
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" uses
+_LUMA = (19595, 38470, 7471)  # ITU-R BT.601 in 2^16, as Pillow's "L" has it to the bit
+_AT_ONCE = 2**24  # values of an image that are resized together; a photo's channels take turns
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,7 +32,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_EIGHT_OF_SIXTEEN = np.round(np.arange(65536) / 257).astype(np.uint8)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -107,7 +110,7 @@ def to_uint8(images: Tensor, what: str = "images") -> Tensor:
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """uint8 (.., c, H, W) with another number of channels: gray repeated, RGB to luma, alpha over white.
+    """(.., c, H, W) in 0..255 with another number of channels: gray repeated, RGB to luma, alpha over white.
 
     Raises:
         DataError: there is no usual way from the one number to the other.
@@ -120,8 +123,9 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     if have in (2, 4) and channels in (1, 3):
         return to_channels(_over_white(images), channels)
     if have == 3 and channels == 1:
-        weights = images.new_tensor(_LUMA, dtype=torch.float32)[:, None, None]
-        return (images * weights).sum(-3, keepdim=True).round_().to(torch.uint8)
+        weights = torch.tensor(_LUMA, dtype=torch.int32, device=images.device)[:, None, None]
+        luma = (images * weights).sum(-3, keepdim=True)
+        return luma / 2**16 if images.is_floating_point() else ((luma + 2**15) >> 16).to(torch.uint8)
     raise DataError(f"images: cannot turn {have} channels into {channels}. Pass images with {channels} channels.")
 
 
@@ -155,14 +159,66 @@ def scaled(height: int, width: int, side: int) -> tuple[int, int]:
     return side * height // shorter, side * width // shorter
 
 
-def stored_side(view: int) -> int:
-    """The shorter side at which images are kept for views of this side: 8/7 of it (256 for 224)."""
+Cut: TypeAlias = Callable[[Tensor], Tensor]  # what a `Square` does to (N, c, H, W); it can be hashed
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """The one rule by which an original image becomes what a backbone sees, whatever way it comes in."""
+
+    size: int
+    """The side in pixels. An image of exactly this size stays as it is."""
+    channels: int
+    """Of the result; they are converted first."""
+    resize: int
+    """The shorter side before the centre is cut out."""
+
+    @classmethod
+    def of(cls, size: int, channels: int) -> Square:
+        """The usual rule of evaluation: 256 then 224, no margin below 96 px."""
+        return cls(size, channels, size if size < NO_MARGIN else with_margin(size))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 images (N, c, H, W) as (N, channels, size, size) float32 in 0..255; what is a square stays as it is."""
+        images = to_channels(images, self.channels)
+        height, width = images.shape[-2:]
+        if (height, width) == (self.size, self.size):
+            return images.float()
+        size = scaled(height, width, self.resize)
+        parts = images.unsqueeze(2).unbind(1) if images[0].numel() > _AT_ONCE else (images,)
+        small = [F.interpolate(part.float(), size, mode="bilinear", antialias=True) for part in parts]
+        top, left = (round((side - self.size) / 2) for side in size)
+        return torch.cat(small, 1)[..., top : top + self.size, left : left + self.size]
+
+
+def with_margin(view: int) -> int:
+    """The shorter side from which the centre of this side is cut to judge a backbone: 8/7 of it (256 for 224)."""
     return round(view * 8 / 7)
 
 
+def stored_side(view: int) -> int:
+    """The shorter side at which images are kept to train on views of this side: 12/7 of it (384 for 224).
+
+    Published recipes crop the originals, and the photos of ImageNet have about 375 px. With 8/7, 72 % of their
+    crops at a scale from 0.08 would be enlarged; with 12/7 it is 28 %, as in the originals.
+    """
+    return round(view * 12 / 7)
+
+
 def largest_view(side: int) -> int:
-    """The largest side of view for which images are kept at this shorter side or less; the reverse of `stored_side`."""
+    """The largest side of view that can be judged at this shorter side or less; the reverse of `with_margin`."""
     return (14 * side + 6) // 16  # the largest v with 8 v / 7 < side + 1/2
+
+
+def trained_view(side: int) -> int:
+    """The side of view for which images are kept at this shorter side; the reverse of `stored_side`."""
+    return round(side * 7 / 12)
+
+
+def is_whole(image: Tensor, side: int) -> bool:
+    """Whether an image (C, h, w) that may have been reduced to this shorter side certainly was not."""
+    shorter, longer = sorted(image.shape[-2:])
+    return shorter < side and longer < MAX_ASPECT * shorter
 
 
 def pil_channels(image: Image.Image) -> int:
@@ -170,10 +226,11 @@ def pil_channels(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "F", *_SIXTEEN_BIT) else 3
 
 
-def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None) -> Tensor:
+def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None, white: int = WHITE) -> Tensor:
     """A Pillow image of any mode, turned upright by its EXIF tag, as (channels, H, W) uint8.
 
-    With `side`, the shorter side is at most that and the longer at most 4 times the shorter.
+    With `side`, the shorter side is at most that and the longer at most 4 times the shorter. `white` is the value of
+    16-bit gray that becomes 255.
 
     Raises:
         ValueError: a float image outside [0, 1], or a mode that Pillow cannot convert.
@@ -185,7 +242,7 @@ def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None) ->
         top, left, height, width = middle(image.height, image.width)
         image = image.crop((left, top, left + width, top + height)) if top or left else image
         image = _reduced(image, side) if _can_resize(image) else image
-    image = _to_mode(image, "L" if channels == 1 else "RGB")
+    image = _to_mode(image, "L" if channels == 1 else "RGB", white)
     image = image if side is None else _reduced(image, side)
     if turn is not None:
         image = image.transpose(turn)  # last, on the small image
@@ -217,12 +274,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image: Image.Image, mode: str, white: int) -> Image.Image:
     """Any Pillow mode as "L" or "RGB": transparency over white, 16 bits scaled to 8."""
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode in _SIXTEEN_BIT:
-        image = _eight_bits(image)
+        image = _eight_bits(image, white)
     elif image.mode == "F":
         image = _from_float(image)
     elif image.has_transparency_data:
@@ -231,12 +288,15 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray by the fixed scale 255 / 65535, so that two images stay comparable."""
-    values = np.asarray(image)
-    if values.dtype != np.uint16:
-        values = values.clip(0, 65535).astype(np.uint16)
-    return Image.fromarray(_EIGHT_OF_SIXTEEN[values])
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
+    """16-bit gray by one fixed scale, so that two images stay comparable."""
+    values = np.asarray(image).clip(0, white)
+    return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
+
+
+def largest_of_sixteen(image: Image.Image) -> int | None:
+    """The largest value of 16-bit gray; None for any other image."""
+    return int(np.asarray(image).max()) if image.mode in _SIXTEEN_BIT else None
 
 
 def _from_float(image: Image.Image) -> Image.Image:

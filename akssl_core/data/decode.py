@@ -7,17 +7,19 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .convert import pil_channels, pil_to_tensor
+from .convert import WHITE, largest_of_sixteen, pil_channels, pil_to_tensor
 
 # Pillow reads more formats, among them PostScript, which runs programs. A renamed file must not reach those.
-PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "QOI", "TGA")
+_SUFFIXES = "jpg jpeg jpe jfif mpo png webp bmp dib tif tiff gif ppm pgm pbm pnm avif jp2 j2k jpx ico qoi tga"
+SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
 MOST_BYTES = 2**30  # of a file; more than the pixels that Pillow allows take in any format
 
 
@@ -36,26 +38,28 @@ class Unreadable(Exception):
         return cls(" ".join(str(error).split()) or type(error).__name__)
 
 
-def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: int) -> Tensor:
-    """An image as (channels, h, w) uint8, upright, its shorter side at most `side` and never enlarged.
+def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: int | None, white: int = WHITE) -> Tensor:
+    """An image as (channels, h, w) uint8, upright: the whole of it, or its shorter side at most `side`.
 
-    It comes as the bytes of a file, an open file, or a Pillow image of any mode. The longer side is cut to at
-    most 4 times the shorter. JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is
-    large enough.
+    It comes as the bytes of a file, an open file, or a Pillow image of any mode. With a `side`, the longer one is cut
+    to at most 4 times the shorter, and JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is
+    large enough. Nothing is enlarged.
 
     Args:
         image: what is decoded.
         channels: 1 for gray, 3 for colour.
-        side: in pixels.
+        side: in pixels; None: every pixel of the original.
+        white: the value of 16-bit gray that becomes 255.
 
     Raises:
         Unreadable: empty, truncated, no image, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
         opened = _opened(image)
-        factor = min(1.0, side / min(opened.size))
-        opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
-        return pil_to_tensor(opened, channels, side)
+        if side is not None and side < min(opened.size):
+            factor = side / min(opened.size)
+            opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
+        return pil_to_tensor(opened, channels, side, white)
     except MemoryError:
         raise  # which says nothing of the image
     except Exception as error:  # decoders raise nearly anything on damaged bytes
@@ -75,14 +79,14 @@ def image_header(image: bytes | IO[bytes] | Image.Image) -> tuple[int, int]:
         raise Unreadable.because(error) from error
 
 
-def read_image(path: Path, channels: int, side: int) -> Tensor:
+def read_image(path: Path, channels: int, side: int | None, white: int = WHITE) -> Tensor:
     """The image in a file, as `decode_image` makes it.
 
     Raises:
         Unreadable: no such file, or as `decode_image`.
     """
     with _open_file(path) as file:
-        return decode_image(file, channels, side)
+        return decode_image(file, channels, side, white)
 
 
 def shorter_side(path: Path) -> int:
@@ -93,6 +97,24 @@ def shorter_side(path: Path) -> int:
     """
     with _open_file(path) as file:
         return image_header(file)[1]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file without a suffix begins like an image."""
+    try:
+        return shorter_side(path) > 0
+    except Unreadable:
+        return False
+
+
+def look_inside(path: Path) -> tuple[int, int | None]:
+    """(pages, largest value where it is 16-bit gray) of the image in a file; one page where it cannot be read."""
+    try:
+        with _open_file(path) as file:
+            image = _opened(file)
+            return int(getattr(image, "n_frames", 1)), largest_of_sixteen(image)
+    except Exception:  # as above; whoever decodes it tells why
+        return 1, None
 
 
 @contextmanager
@@ -122,13 +144,23 @@ def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
         return image
     file = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
-        opened = Image.open(file, formats=PILLOW_FORMATS)
+        opened = Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:
         if file.seek(0, io.SEEK_END) == 0:
             raise Unreadable("an empty file") from error
+        file.seek(0)
+        if file.read(4) in (b"II*\0", b"MM\0*"):
+            raise Unreadable("a TIFF of a kind that Pillow does not read, as with 5 bands; pass an array") from error
         raise
     _refuse_bomb(opened)
     return opened
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that the installed Pillow knows."""
+    Image.init()
+    return tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
 
 
 def _refuse_bomb(image: Image.Image) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -64,14 +67,14 @@ class Loader:
         share = self.batch_size // self.world
         steps = self.order(epoch)[: self.steps_per_epoch * self.batch_size].view(-1, self.world, share)
         index = steps[start:, self.rank]  # (steps, b)
-        with closing(self._fetched(index)) as fetched:
+        with closing(self._fetched(index, epoch)) as fetched:
             for row, pixels in zip(index, fetched, strict=True):
                 yield pixels, row, None if self.images.labels is None else self.images.labels[row]
 
-    def _fetched(self, index: Tensor) -> Generator[Pixels, None, None]:
+    def _fetched(self, index: Tensor, epoch: int) -> Generator[Pixels, None, None]:
         """The pixels of each row of `index` (steps, b) in turn, in the way that suits the images."""
         if self.images.loading == "process" and self.workers > 0:
-            return _by_workers(self.images, index, self.workers)
+            return _by_workers(self.images, index, self.workers, f"{self.seed} {epoch} {self.rank}")
         if self.images.loading == "thread":
             return _ahead(self.images.fetch, index)
         return (self.images.fetch(row.tolist()) for row in index)
@@ -121,7 +124,7 @@ class _Parts(Dataset["Pixels | AksslError"]):
             return error
 
 
-def _by_workers(images: ImageSet, index: Tensor, workers: int) -> Generator[Pixels, None, None]:
+def _by_workers(images: ImageSet, index: Tensor, workers: int, key: str) -> Generator[Pixels, None, None]:
     """Fetch in worker processes, in order."""
     batches: Iterator[Pixels | AksslError] = iter(
         DataLoader(
@@ -129,7 +132,7 @@ def _by_workers(images: ImageSet, index: Tensor, workers: int) -> Generator[Pixe
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_say_nothing,
+            worker_init_fn=partial(_begin, key),
             generator=torch.Generator(),  # its own, so that starting workers draws nothing from the run's
         )
     )
@@ -142,9 +145,16 @@ def _by_workers(images: ImageSet, index: Tensor, workers: int) -> Generator[Pixe
         del batches  # its end is that of the workers; a traceback must not keep them
 
 
-def _say_nothing(worker: int) -> None:
-    """In a worker: its own errors travel to the main process, and a pipe that breaks since another died is no news."""
+def _begin(key: str, worker: int) -> None:
+    """In a worker: a data set's own draws are new in each epoch, and the same in each run with this seed.
+
+    Errors travel to the main process, and a pipe that breaks since another worker died is no news.
+    """
     sys.excepthook = lambda *_: None
+    seed = int.from_bytes(hashlib.blake2b(f"{key} {worker}".encode(), digest_size=4).digest(), "big")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _as_it_is(batch: Any) -> Any:

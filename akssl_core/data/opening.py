@@ -57,6 +57,11 @@ def open_source(data: Any, plugins: Sources, image_size: int | None = None) -> D
         return Arrays(data[0], data[1], image_size=image_size)
     if isinstance(data, str | Path | Mapping):
         data = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins).data
+    if type(data).__module__.partition(".")[0] == "datasets":
+        raise DataError(
+            f"data: a {type(data).__name__} of Hugging Face is read from its files: dataset.save_to_disk('DIR'), then "
+            f"data={{'name': 'hf', 'path': 'DIR'}}, with akssl-plugin-hf-datasets installed."
+        )
     if not isinstance(data, DataRef):
         raise DataError(
             f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, a torch "
@@ -77,6 +82,11 @@ def data_table(data: Any, plugins: Sources) -> Any:
     more = dict(data) if isinstance(data, Mapping) else {"name": data}
     text = more.pop("name", None)
     if not isinstance(text, str | Path):
+        if any(isinstance(part, Tensor | np.ndarray) for part in more.values()):
+            raise DataError(
+                f"data: a table ({', '.join(map(str, more))}) with arrays is no data source. Pass the images, or "
+                f"images and labels as a pair: data=(images, labels)."
+            )
         return data
     if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
         return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.schema import shown, validate
+from ..config.schema import validate
 from ..console import Progress
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, shown
 from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file, refuse_file
 from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
-from .convert import largest_view, shrink, stored_side
+from .convert import Square, is_whole, largest_view, shrink, trained_view, with_margin
 from .opening import DataSpec, Sources, data_table, open_source
 from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
 from .stored import first_few
@@ -65,9 +65,19 @@ def named(unreadable: Mapping[str, str]) -> str:
 
 
 def prepare(
-    data: str | Path | Mapping[str, Any], path: Path, *, size: int | None, overwrite: bool, plugins: Sources
+    data: str | Path | Mapping[str, Any],
+    path: Path,
+    *,
+    size: int | None,
+    views: Sequence[int],
+    image_size: int | None,
+    overwrite: bool,
+    plugins: Sources,
 ) -> PreparedData:
     """Decode every image of a source once and write one file; it appears whole or not at all.
+
+    It also holds what a backbone is shown of images that had to be reduced, for views of `image_size`, `views` and the
+    sizes that suit them.
 
     Raises:
         AksslError: the target or the source cannot be used, or too many images cannot be read.
@@ -77,12 +87,12 @@ def prepare(
         raise ConfigError(f"size: expected a whole number from {SIDES[0]} to {SIDES[1]}, got {shown(size)}.")
     spec = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins)
     text = str(data["name"] if isinstance(data, Mapping) else data)
-    source = open_source(spec.data, plugins, size)
-    source.asked_side = size
+    source = open_source(spec.data, plugins, image_size or size)
+    source.asked_side = size or source.asked_side
     try:
         with alone_with(path):
             _refuse(path, overwrite=overwrite)  # another process may have made it by now
-            return _write(source, path, text)
+            return _write(source, path, text, views)
     except BlockingIOError as other:
         raise ConfigError(
             f"--out: another process (pid {other}) is writing {path}. Wait for it, or choose another name."
@@ -105,7 +115,7 @@ def _refuse(path: Path, *, overwrite: bool) -> None:
     refuse_file(path, overwrite=overwrite)
 
 
-def _write(source: DatasetSource, path: Path, text: str) -> PreparedData:
+def _write(source: DatasetSource, path: Path, text: str, views: Sequence[int]) -> PreparedData:
     train = source.train()
     trains_on_all = type(source).all is DatasetSource.all  # which would make the same images once more
     parts = {"all": train if trains_on_all else source.all(), "train": train}
@@ -113,16 +123,16 @@ def _write(source: DatasetSource, path: Path, text: str) -> PreparedData:
         parts |= {"bank": pair[0], "queries": pair[1]}
     pools, rows = _union(parts)
     count = sum(len(pool) for _, pool in pools)
-    record = _record(source, parts, text)
-    sizes = torch.zeros(count, 2, dtype=torch.int32)
+    record = _record(source, parts, text, views)
+    sizes, reduced = torch.zeros(count, 2, dtype=torch.int32), torch.zeros(count, dtype=torch.uint8)
     labels = _labels(parts, rows, count)
     every = torch.arange(count)  # "all" and "train" are written down where they are not this
     differing = {name: own for name, own in rows.items() if name in ("bank", "queries") or not torch.equal(own, every)}
-    fixed = {**labels, **differing, "sizes": sizes}
+    fixed = {**labels, **differing, "sizes": sizes, "reduced": reduced}
     metadata = {"format": FORMAT, "version": VERSION, "record": record.model_dump_json()}
     with atomic_file(path) as file:
         stream = TensorStream(file, fixed, ("pixels", "names", "unreadable"), metadata)
-        reasons = _write_pixels(stream, pools, record, sizes)
+        reasons = _write_pixels(stream, pools, record, sizes, reduced)
         ids = _write_names(stream, pools, reasons)
         others = {name: why for part in parts.values() for name, why in part.unreadable.items() if name not in ids}
         unread = Unread(rows=reasons, others={_plain(name): _plain(why) for name, why in others.items()})
@@ -187,17 +197,19 @@ def _labels(parts: Mapping[str, ImageSet], rows: Mapping[str, Tensor], count: in
     return {"labels": labels} if given else {}
 
 
-def _record(source: DatasetSource, parts: Mapping[str, ImageSet], text: str) -> Record:
+def _record(source: DatasetSource, parts: Mapping[str, ImageSet], text: str, views: Sequence[int]) -> Record:
     side, natural = source.stored_side, min(max(source.natural_size, VIEWS[0]), VIEWS[1])
     channels = sorted({images.channels for images in parts.values()})
     if len(channels) > 1:
         raise DataError(f"data: the parts of {text} have {channels} channels; expected one number for all of them.")
     classes = next((images.classes for images in parts.values() if images.classes is not None), None)
+    natural = natural if with_margin(natural) <= side else suitable_size(largest_view(side))
     return Record(
         source=_plain(text),
         channels=channels[0],
         side=side,
-        natural_size=natural if stored_side(natural) <= side else suitable_size(largest_view(side)),
+        natural_size=natural,
+        views=tuple(sorted({natural, suitable_size(trained_view(side)), *views})),
         classes=None if classes is None else tuple(map(_plain, classes)),
         mean=source.mean,
         std=source.std,
@@ -205,27 +217,44 @@ def _record(source: DatasetSource, parts: Mapping[str, ImageSet], text: str) -> 
 
 
 # -- what is written of them ----------------------------------------------------------------------
-def _write_pixels(stream: TensorStream, pools: Pools, record: Record, sizes: Tensor) -> dict[int, str]:
-    """The pixels of every image, its size into `sizes`, and the reasons of those that cannot be read, by row."""
+@dataclass(frozen=True)
+class _Squares:
+    """What a backbone sees of an image at several sizes, one after the other."""
+
+    of: tuple[Square, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, c, H, W) uint8 as (N, 1, 1, values) float32."""
+        return torch.cat([square(images).flatten(1) for square in self.of], 1)[:, None, None]
+
+
+def _write_pixels(stream: TensorStream, pools: Pools, record: Record, sizes: Tensor, reduced: Tensor) -> dict[int, str]:
+    """The pixels of every image, its size into `sizes`, and the reasons of those that cannot be read, by row.
+
+    Behind an image that was reduced stand its squares, and `reduced` says so.
+    """
     reasons: dict[int, str] = {}
     step = max(1, min(BATCH, BATCH_BYTES // (record.channels * record.side**2)))
     batches = (
-        (first + start, pool, range(start, min(start + step, len(pool))))
+        (first, pool, range(start, min(start + step, len(pool))))
         for first, pool in pools
         for start in range(0, len(pool), step)
     )
+    cut = _Squares(tuple(Square.of(view, record.channels) for view in record.views))
     with Progress(len(sizes), "image") as progress:
-        for row, pool, index in batches:
+        for first, pool, index in batches:
             pixels = pool.fetch(index)
-            bad = {row + i - index.start: _plain(reason) for i, reason in pixels.unreadable}
-            reasons |= bad
-            for i in range(len(pixels)):
-                if row + i not in bad:
-                    image = pixels.image(i)
-                    if min(image.shape[1:]) > record.side:  # its source has not reduced it: a data set in memory
-                        image = shrink(image, record.side)
-                    stream.append("pixels", image.numpy().tobytes())  # in the order of its axes, whatever its strides
-                    sizes[row + i] = torch.tensor(image.shape[1:])
+            bad = {i: _plain(reason) for i, reason in pixels.unreadable}
+            reasons |= {first + i: reason for i, reason in bad.items()}
+            for i in [i for i in index if i not in bad]:
+                image = pixels.image(i - index.start)
+                if min(image.shape[1:]) > record.side:  # its source has not reduced it: a data set in memory
+                    image = shrink(image, record.side)
+                stream.append("pixels", image.numpy().tobytes())  # in the order of its axes, whatever its strides
+                sizes[first + i] = torch.tensor(image.shape[1:])
+                if not is_whole(image, record.side):
+                    reduced[first + i] = 1
+                    stream.append("pixels", pool.squares([i], cut).images.numpy().tobytes())
             progress.update(len(index))
     return reasons
 

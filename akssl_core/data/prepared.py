@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config.schema import HARMLESS, FilePath, Schema
 from .base import DatasetSource, ImageSet
+from .convert import Cut, Square
 from .prepared_file import SUFFIX as SUFFIX
 from .prepared_file import PreparedFile
 from .scan import printable
@@ -65,7 +66,19 @@ class PreparedImages(ImageStore):
         self.file.check()
         return super().read(rows, side)
 
-    def decode(self, cell: int, side: int) -> Tensor:
+    def squares(self, rows: Sequence[int], side: int, square: Cut) -> dict[int, Tensor]:
+        """As a backbone sees them: from the file where the images were reduced and it holds squares of this size.
+
+        Raises:
+            DataError: the file was changed since it was opened.
+        """
+        self.file.check()
+        made = {
+            row: one for row in rows if isinstance(square, Square) if (one := self.file.square(row, square)) is not None
+        }
+        return made | super().squares([row for row in rows if row not in made], side, square)
+
+    def decode(self, cell: int, side: int | None) -> Tensor:
         """One image as it lies in the file, larger than `side` or not."""
         return self.file.image(cell)
 
@@ -102,7 +115,14 @@ class Prepared(DatasetSource):
         """Say where the images are not those that the source would show at this size of view."""
         have, wanted, size = self._file.record.side, self.stored_side, self.asked_size or self.natural_size
         again = f"'akssl data prepare SRC --size {wanted}' makes a file for them"
-        if not self._file.is_reduced or have == wanted:
+        if not self._file.reduced.any():
+            return
+        if size not in self._file.record.views:
+            self.notes.append(
+                f"images that were reduced are judged at {size} px by what is left of them, so that their features are "
+                f"not quite those of the originals; add --image-size {size} to 'akssl data prepare'"
+            )
+        if have == wanted:
             return
         if have < wanted:
             self.notes.append(

@@ -9,16 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config.schema import S, Schema, first_mistake
 from ..errors import DataError
+from .base import LARGEST
+from .convert import Square
 from .scan import MOVED, nearest_path
 
 SUFFIX = ".safetensors"
-FORMAT, VERSION = "akssl-images", "1"
+FORMAT, VERSION = "akssl-images", "2"
+READABLE = ("1", VERSION)  # the first had no squares
 PARTS = ("all", "train", "bank", "queries")  # rows of each part, (n,) int64; without "all" or "train" it is every row
 LONGEST = 65535  # side of an image in pixels
 VIEWS = (8, 512)  # smallest and largest side of view that a file may ask for
@@ -29,9 +33,11 @@ _DTYPES = {
     "pixels": "U8",
     "names": "U8",
     "unreadable": "U8",
+    "reduced": "U8",
     "sizes": "I32",
     **dict.fromkeys(("labels", *PARTS), "I64"),
 }
+_FLOAT = 4  # bytes of a value of a square
 _NEEDED = ("pixels", "sizes", "names", "unreadable")
 
 
@@ -42,6 +48,9 @@ class Record(Schema):
     channels: int = Field(ge=1, le=1024, description="of every image")
     side: int = Field(ge=1, le=LONGEST, description="the shorter side that larger images were reduced to")
     natural_size: int = Field(ge=VIEWS[0], le=VIEWS[1], description="the side of view that suits them")
+    views: tuple[Annotated[int, Field(ge=1, le=LARGEST)], ...] = Field(
+        (), max_length=8, description="sides of the squares behind each image that was reduced, cut from the original"
+    )
     classes: tuple[str, ...] | None = Field(None, description="names of the classes")
     mean: tuple[FiniteFloat, ...] | None = Field(None, description="known statistics per channel")
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
@@ -75,6 +84,7 @@ class PreparedFile:
     record: Record
     pixels: Tensor  # (bytes,) uint8: the images (C, h, w), one after the other
     sizes: Tensor  # (N, 2) int32: height and width; 0, 0 for an image that could not be read
+    reduced: Tensor  # (N,) bool: the original was larger or longer
     starts: Tensor  # (N,) int64: where in `pixels` each begins
     labels: Tensor | None  # (N,) int64, -1 for "unknown"
     names: Tensor  # uint8: the ids as UTF-8, a zero between two
@@ -112,12 +122,13 @@ class PreparedFile:
         if int((tensors["names"] == 0).sum()) != count - 1:
             raise NotPrepared(f"is damaged: its names are not those of {count} images")
         _check_rows(tensors, record, count)
-        amounts = _amounts(tensors["sizes"], record.channels)
+        amounts = _amounts(tensors, record)
         return cls(
             path=path,
             record=record,
             pixels=tensors["pixels"],
             sizes=tensors["sizes"],
+            reduced=_reduced(tensors, record),
             starts=amounts.cumsum(0) - amounts,
             labels=tensors.get("labels"),
             names=tensors["names"],
@@ -156,15 +167,22 @@ class PreparedFile:
         start, channels = int(self.starts[row]), self.record.channels
         return self.pixels[start : start + channels * height * width].view(channels, height, width)
 
+    def square(self, row: int, square: Square) -> Tensor | None:
+        """What a backbone sees of one image, where the file has it from the original."""
+        views, channels = self.record.views, self.record.channels
+        if not self.reduced[row] or square.size not in views or square.resize != Square.of(square.size, 1).resize:
+            return None
+        amounts = [_FLOAT * channels * view**2 for view in views]
+        place = views.index(square.size)
+        height, width = self.sizes[row].tolist()
+        start = int(self.starts[row]) + channels * height * width + sum(amounts[:place])
+        values = self.pixels[start : start + amounts[place]].clone().view(torch.float32)  # a copy lies aligned
+        return square(values.view(1, channels, square.size, square.size))[0]
+
     @cached_property
     def ids(self) -> list[str]:
         """The name of each image."""
         return self.names.numpy().tobytes().decode("utf-8", "replace").split("\0")
-
-    @cached_property
-    def is_reduced(self) -> bool:
-        """Whether an image is as large as the side allows, so that it may have been larger before."""
-        return int(self.sizes.amin(1).max()) == self.record.side
 
 
 def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str], os.stat_result]:
@@ -181,8 +199,10 @@ def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str], os.stat_resu
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise NotPrepared("is a safetensors file without prepared images")
-            if metadata.get("version") != VERSION:
-                raise NotPrepared(f"is of version {metadata.get('version')!r:.20}, and this akssl reads {VERSION}")
+            if metadata.get("version") not in READABLE:
+                raise NotPrepared(
+                    f"is of version {metadata.get('version')!r:.20}, and this akssl reads {' and '.join(READABLE)}"
+                )
             names = set(file.keys())
             if lacking := [name for name in _NEEDED if name not in names]:
                 raise NotPrepared(f"is damaged: it lacks {', '.join(lacking)}")
@@ -223,9 +243,15 @@ def _unread(tensors: Mapping[str, Tensor], count: int) -> Unread:
     return unread
 
 
-def _amounts(sizes: Tensor, channels: int) -> Tensor:
-    """Bytes of each image, (N,) int64."""
-    return sizes.long().prod(1) * channels
+def _amounts(tensors: Mapping[str, Tensor], record: Record) -> Tensor:
+    """Bytes of each image with its squares, (N,) int64."""
+    squares = _FLOAT * sum(view**2 for view in record.views)
+    return (tensors["sizes"].long().prod(1) + squares * _reduced(tensors, record)) * record.channels
+
+
+def _reduced(tensors: Mapping[str, Tensor], record: Record) -> Tensor:
+    """(N,) bool: which images were larger before, by the file's own word; by their size where it has none."""
+    return tensors["reduced"] != 0 if "reduced" in tensors else tensors["sizes"].amin(1) == record.side
 
 
 def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:
@@ -238,18 +264,21 @@ def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:
         raise NotPrepared(f"is damaged: sides of images run from {low} to {high} px, not from 0 to {LONGEST}")
     if bool(((sizes[:, 0] == 0) != (sizes[:, 1] == 0)).any()):
         raise NotPrepared("is damaged: an image has a height without a width, or the reverse")
-    amounts = _amounts(sizes, record.channels)
-    # In float64, which cannot overflow and is exact below 2^53: a larger sum is no file's length.
-    total = float(amounts.double().sum())
-    if total != pixels.numel():
-        raise NotPrepared(f"is damaged: its sizes add up to {total:.0f} bytes of pixels, and it holds {pixels.numel()}")
     shorter = int(sizes.amin(1).max())
     if shorter > record.side:
         raise NotPrepared(
             f"is damaged: an image has a shorter side of {shorter} px, more than the {record.side} it states"
         )
+    reduced = _reduced(tensors, record)
+    if reduced.shape != (len(sizes),) or bool((reduced & (sizes[:, 0] == 0)).any()):
+        raise NotPrepared("is damaged: it does not say which of its images were reduced")
+    amounts = _amounts(tensors, record)
+    # In float64, which cannot overflow and is exact below 2^53: a larger sum is no file's length.
+    total = float(amounts.double().sum())
+    if total != pixels.numel():
+        raise NotPrepared(f"is damaged: its sizes add up to {total:.0f} bytes of pixels, and it holds {pixels.numel()}")
     height, width = sizes.amax(0).tolist()
-    largest = int(amounts.max()) // record.channels
+    largest = int(sizes.long().prod(1).max())
     if height * width > ROOMIEST * largest:
         raise NotPrepared(f"is damaged: sides of up to {height} x {width} px do not go with images of {largest} pixels")
     return len(sizes)

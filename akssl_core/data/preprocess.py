@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -11,14 +11,12 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import DataError
 from . import convert
 from .base import LARGEST, ImageSet, ImageSpec, Pixels
-from .convert import Layout
+from .convert import Layout, Square
 
-NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
 SAMPLE = 512  # images; the mean of so many is good to about a percent of the standard deviation
 _TOGETHER = 32  # images fetched at a time
 
@@ -38,7 +36,7 @@ class Preprocess(ImageSpec):
     @classmethod
     def of(cls, image: ImageSpec) -> Preprocess:
         """The usual evaluation transform for a backbone's input: 256 then 224, no margin below 96 px."""
-        resize = image.size if image.size < NO_MARGIN else convert.stored_side(image.size)
+        resize = Square.of(image.size, image.channels).resize
         return cls(image.size, image.channels, image.mean, image.std, resize)
 
     def __call__(self, images: Any) -> Tensor:
@@ -52,12 +50,18 @@ class Preprocess(ImageSpec):
             raise DataError("preprocess: expected at least one image, got an empty list.")
         return torch.cat(parts)
 
+    @property
+    def square(self) -> Square:
+        """The part before the values are normalised."""
+        return Square(self.size, self.channels, self.resize)
+
+    def fetch(self, images: ImageSet, index: Sequence[int]) -> Pixels:
+        """The images at these positions as `pixels` would cut them out of the originals, (N, channels, size, size)."""
+        return images.squares(index, self.square)
+
     def pixels(self, pixels: Pixels) -> Tensor:
         """A batch of raw pixels, ragged or not, as (N, channels, size, size) float32 on the same device."""
-        if pixels.sizes is None:
-            return self._normalise(self._fit(convert.to_channels(pixels.images, self.channels)))
-        images = [convert.to_channels(pixels.image(i)[None], self.channels) for i in range(len(pixels))]
-        return self._normalise(torch.cat([self._fit(image) for image in images]))
+        return self._normalise(pixels.squares(self.square).images)
 
     def _batches(self, images: Any) -> Iterator[Pixels]:
         """Split the images that the caller gave into batches of pixels."""
@@ -82,17 +86,6 @@ class Preprocess(ImageSpec):
         if first != last:
             return "CHW" if first else "HWC"
         return convert.find_layout(images.shape)
-
-    def _fit(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) of one size to float32 in 0..255, resized and cut to size x size."""
-        floats = images.float()
-        height, width = images.shape[-2:]
-        if (height, width) == (self.size, self.size):
-            return floats
-        height, width = convert.scaled(height, width, self.resize)
-        resized = F.interpolate(floats, (height, width), mode="bilinear", antialias=True)
-        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        return resized[..., top : top + self.size, left : left + self.size]
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean = images.new_tensor(self.mean)[:, None, None]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.schema import user_path
 from ..errors import DataError, suggest
-from .decode import SUFFIXES
+from .decode import SUFFIXES, is_image
 
 DEEPEST = 100  # folders within folders
 MOVED = "Data that was moved is named by its new place: --data NEW, in Python data=..."
@@ -22,6 +23,7 @@ class ScannedFolder:
 
     files: list[str] = field(default_factory=list)  # sorted
     broken: dict[str, str] = field(default_factory=dict)  # path -> reason
+    others: Counter[str] = field(default_factory=Counter)  # suffix -> files that are no images
 
 
 def scan(root: Path) -> ScannedFolder:
@@ -77,6 +79,12 @@ def _visit(entry: os.DirEntry[str], prefix: str, found: ScannedFolder, seen: set
     elif is_named_image:
         lost = entry.is_symlink() and not os.path.exists(entry.path)
         found.broken[printable(path)] = "a link to nothing" if lost else "not a regular file"
+    elif _is(entry.is_file):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if not suffix and is_image(Path(entry.path)):
+            found.files.append(path)
+        else:
+            found.others[printable(suffix)] += 1
 
 
 def _is(kind: Callable[[], bool]) -> bool:

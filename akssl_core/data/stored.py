@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, visible
 from .base import ImageSet, Pixels
+from .convert import Cut, is_whole
 from .decode import Unreadable
 
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes without the interpreter lock
+Form: TypeAlias = int | Cut  # reduced to this shorter side, or as a backbone sees it
 SAMPLE = 64  # headers read to learn the usual size and the channels
 
 
@@ -59,7 +62,7 @@ class ImageStore(ABC):
         self.reasons: dict[int, str] = {}  # by row: two names that are no text may look alike when printed
         self.total = count + len(self.unreadable)
         self.room = int(cache_gb * 2**30)
-        self._small: dict[int, Tensor] = {}
+        self._kept: dict[tuple[Form, int], Tensor] = {}
 
     def __len__(self) -> int:
         return self.count
@@ -77,8 +80,10 @@ class ImageStore(ABC):
         """
 
     @abstractmethod
-    def decode(self, cell: Any, side: int) -> Tensor:
+    def decode(self, cell: Any, side: int | None) -> Tensor:
         """One image as (channels, h, w) uint8, its shorter side at most `side`. Several threads call it at once.
+
+        None asks for the original, of which a backbone is shown its part; `decode_image` knows both.
 
         Raises:
             Unreadable: with the reason.
@@ -87,6 +92,10 @@ class ImageStore(ABC):
     def id_of(self, row: int) -> str:
         """The name of an image for people: a file's path where there is one, else its number."""
         return str(row)
+
+    def file_of(self, row: int) -> Path | None:
+        """The file that an image lies in alone, where there is one."""
+        return None
 
     def look(self, count: int | None = None) -> tuple[int, int]:
         """(most channels, median shorter side) of 64 images spread over the first `count`, by their headers.
@@ -139,23 +148,52 @@ class ImageStore(ABC):
         Raises:
             DataError: too many images cannot be read.
         """
+        found = self._read(rows, side, lambda cell: (side, self.decode(cell, side)))
+        return {row: image for row, (_, image) in found.items()}
+
+    def squares(self, rows: Sequence[int], side: int, square: Cut) -> dict[int, Tensor]:
+        """The same as a backbone sees them, cut out of the originals; `side` is that of the sets which train.
+
+        An original that is no larger is kept for both uses.
+
+        Raises:
+            DataError: too many images cannot be read.
+        """
+
+        def one(cell: Any) -> tuple[Form, Tensor]:
+            image = self.decode(cell, None)
+            return (side, image) if is_whole(image, side) else (square, square(image[None])[0])
+
+        kept = {row: self._kept[side, row] for row in rows if (side, row) in self._kept}
+        found: dict[int, tuple[Form, Tensor]] = {
+            row: (side, image) for row, image in kept.items() if is_whole(image, side)
+        }
+        found |= self._read([row for row in rows if row not in found], square, one)
+        return {row: square(image[None])[0] if form == side else image for row, (form, image) in found.items()}
+
+    def _read(
+        self, rows: Sequence[int], form: Form, decode: Callable[[Any], tuple[Form, Tensor]]
+    ) -> dict[int, tuple[Form, Tensor]]:
+        """The images that are kept in this form, and the others decoded, which say in which form they may be kept."""
         wanted = dict.fromkeys(rows)
-        missing = [row for row in wanted if row not in self._small and row not in self.reasons]
-        images = {row: self._small[row] for row in wanted if row in self._small}
-        for row, result in zip(missing, self._decoded(missing, side), strict=True):
+        images = {row: (form, self._kept[form, row]) for row in wanted if (form, row) in self._kept}
+        missing = [row for row in wanted if row not in images and row not in self.reasons]
+        for row, result in zip(missing, self._decoded(missing, decode), strict=True):
             if isinstance(result, Unreadable):
                 self.mark(row, str(result))
             else:
                 images[row] = result
-                self._keep(row, result)
+                self._keep((result[0], row), result[1])
         return images
 
-    def _decoded(self, rows: Sequence[int], side: int) -> list[Tensor | Unreadable]:
+    def _decoded(
+        self, rows: Sequence[int], decode: Callable[[Any], tuple[Form, Tensor]]
+    ) -> list[tuple[Form, Tensor] | Unreadable]:
         """Decode in `threads` threads; they live for one batch alone."""
 
-        def one(cell: Any) -> Tensor | Unreadable:
+        def one(cell: Any) -> tuple[Form, Tensor] | Unreadable:
             try:
-                return self.decode(cell, side)
+                return decode(cell)
             except Unreadable as error:
                 return error
 
@@ -165,11 +203,11 @@ class ImageStore(ABC):
         with ThreadPoolExecutor(self.threads, thread_name_prefix="akssl-decode") as pool:
             return list(pool.map(one, cells))
 
-    def _keep(self, row: int, image: Tensor) -> None:
+    def _keep(self, key: tuple[Form, int], image: Tensor) -> None:
         """Keep an image while there is room. Nothing is dropped: every image is as likely to come next."""
-        if image.numel() <= self.room:
-            self._small[row] = image
-            self.room -= image.numel()
+        if image.nbytes <= self.room:
+            self._kept[key] = image
+            self.room -= image.nbytes
 
 
 class StoredImages(ImageSet):
@@ -202,21 +240,32 @@ class StoredImages(ImageSet):
         return len(self.rows)
 
     def fetch(self, index: Sequence[int]) -> Pixels:
-        """The images at these positions, in this order, reduced to about the size of the views.
+        """The images at these positions, in this order, reduced to a little more than the size of the views.
 
         Raises:
             DataError: too many images cannot be read.
         """
+        return self._stacked(index, lambda rows: self.store.read(rows, self.side))
+
+    def squares(self, index: Sequence[int], square: Cut) -> Pixels:
+        """The same as a backbone sees them, cut out of the originals.
+
+        Raises:
+            DataError: too many images cannot be read.
+        """
+        return self._stacked(index, lambda rows: self.store.squares(rows, self.side, square))
+
+    def _stacked(self, index: Sequence[int], read: Callable[[list[int]], dict[int, Tensor]]) -> Pixels:
         index = [int(i) for i in index]
-        images = self.store.read([self.rows[i] for i in index], self.side)
+        images = read([self.rows[i] for i in index])
         bad = tuple((i, self.store.reasons[self.rows[i]]) for i in index if self.rows[i] not in images)
-        stand_ins = {i: self._stand_in(i) for i, _ in bad}
+        stand_ins = {i: self._stand_in(i, read) for i, _ in bad}
         return Pixels.stack([stand_ins[i] if i in stand_ins else images[self.rows[i]] for i in index], bad)
 
-    def _stand_in(self, i: int) -> Tensor:
+    def _stand_in(self, i: int, read: Callable[[list[int]], dict[int, Tensor]]) -> Tensor:
         """The image shown instead of image i: always the same one, found once."""
         for j in [self._instead[i]] if i in self._instead else self._after(i):
-            for image in self.store.read([self.rows[j]], self.side).values():
+            for image in read([self.rows[j]]).values():
                 self._instead[i] = j
                 return image
         store = self.store
@@ -235,6 +284,10 @@ class StoredImages(ImageSet):
     def id_of(self, i: int) -> str:
         """The name that the store has for the image."""
         return self.store.id_of(self.rows[i])
+
+    def file_of(self, i: int) -> Path | None:
+        """The file that the store has it from."""
+        return self.store.file_of(self.rows[i])
 
     @property
     def unreadable(self) -> Mapping[str, str]:

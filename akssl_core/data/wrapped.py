@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, TensorDataset
@@ -90,15 +91,19 @@ class WrappedImages(ImageSet):
         Raises:
             DataError: an item is not an image, or its values are neither uint8 nor in [0, 1].
         """
-        return Pixels.stack([self._image(int(i)) for i in index])
+        return Pixels.stack([self._image(int(i), self.side) for i in index])
 
-    def _image(self, i: int) -> Tensor:
+    def squares(self, index: Sequence[int], square: convert.Cut) -> Pixels:
+        """The same as a backbone sees them, cut out of the items as they are."""
+        return Pixels(torch.cat([square(self._image(int(i))[None]) for i in index]))
+
+    def _image(self, i: int, side: int | None = None) -> Tensor:
         image = Item.read(self.data, i).image
         if isinstance(image, Image.Image):
-            return convert.pil_to_tensor(image, self.channels, self.side)
+            return convert.pil_to_tensor(image, self.channels, side)
         what = f"data: item {i}"
-        pixels = convert.to_uint8(_planes(image, what), what)
-        return convert.shrink(convert.to_channels(pixels, self.channels), self.side)
+        pixels = convert.to_channels(convert.to_uint8(_planes(image, what), what), self.channels)
+        return pixels if side is None else convert.shrink(pixels, side)
 
 
 class Wrapped(HoldOutSource):

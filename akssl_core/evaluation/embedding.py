@@ -169,7 +169,7 @@ class _Work:
         with Progress(len(self.images), "image") as progress:
             for start in range(0, len(self.images), self.batch_size):
                 index = range(start, min(start + self.batch_size, len(self.images)))
-                pixels = self.images.fetch(index)
+                pixels = self.trained.preprocess.fetch(self.images, index)
                 bad = {i for i, _ in pixels.unreadable}
                 features = features_of(self.trained.backbone, pixels, self.trained.preprocess, device=self.device)
                 kept = torch.tensor([i for i in index if i not in bad], dtype=torch.int64)

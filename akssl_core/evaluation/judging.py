@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config.schema import user_path, validate
 from ..console import Progress
-from ..errors import ConfigError, did_you_mean
+from ..errors import AksslError, ConfigError, did_you_mean
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Evaluations
@@ -23,7 +23,7 @@ from ..training.hardware import choose_hardware
 from .opened import Trained, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
 from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
-from .split import Split, stratified
+from .split import Split, also_trained, stratified
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,6 +92,7 @@ def evaluate(
     systems, notes = _systems(trained, weights)
     source, name = trained.source(data)
     split = Split.of(source, name, train_images, test_images)
+    notes += _seen(trained, split) if data is not None else []
     draws = {share: _draws(split.labels, share, seeds, way) for share in shares}
     right = _all_right(way, systems, split, draws)
     found = _evaluation(way, name, split, draws, right, notes)
@@ -223,6 +224,18 @@ def _comparisons(right: Right, shares: list[float], k: int | None) -> Iterator[C
         for other in others:
             found = interval(right[TRAINED, share, k] - right[other, share, k], least=-100, most=100)
             yield Comparison(other, share, k, found.mean, found.low, found.high)
+
+
+def _seen(trained: Trained, split: Split) -> list[str]:
+    """A warning of test images that the run has trained on, as far as its own data are still there."""
+    try:
+        seen = also_trained(split.test, trained.source()[0].train())
+    except AksslError:  # they were moved, or came from Python
+        return []
+    if not seen:
+        return []
+    named = f"{', '.join(seen[:3])}{', ...' if len(seen) > 3 else ''}"
+    return [f"this run has trained on {len(seen)} of the {len(split.test)} test images, without their labels ({named})"]
 
 
 def _warnings(split: Split) -> list[str]:

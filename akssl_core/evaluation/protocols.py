@@ -189,7 +189,7 @@ class FineTune(Protocol):
             if step % per_epoch == 0:
                 order = torch.randperm(len(train), generator=generator)
             index = order[step % per_epoch * batch :][:batch]
-            images = feed.pixels(train.fetch(index.tolist()).to(self.device))
+            images = feed.pixels(feed.fetch(train, index.tolist()).to(self.device))
             for group in optimizer.param_groups:
                 group["lr"] = RATE * _course(step, total)
             optimizer.zero_grad(set_to_none=True)
@@ -203,7 +203,7 @@ class FineTune(Protocol):
         with torch.no_grad():
             for start in range(0, len(test), self.batch_size):
                 index = range(start, min(start + self.batch_size, len(test)))
-                found.append(model(feed.pixels(test.fetch(index).to(self.device))).argmax(1).cpu())
+                found.append(model(feed.pixels(feed.fetch(test, index).to(self.device))).argmax(1).cpu())
         return torch.cat(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,6 +113,30 @@ def _how(source: DatasetSource) -> str:
     """Where the split comes from."""
     if isinstance(source, Prepared):
         return "the split that the file was prepared with"
-    if isinstance(source, HoldOutSource):
-        return "held out: one labelled image in five of each class tests, which runs on this data do not train on"
+    if isinstance(source, HoldOutSource) and source.holds_out:
+        return "held out: one labelled image in five of each class tests, which runs on these data do not train on"
     return "the source's own training and test images"
+
+
+def also_trained(test: ImageSet, train: ImageSet) -> list[str]:
+    """The ids of test images that a run has trained on: the same file, or another with the same bytes."""
+    files = [(test.id_of(i), file) for i in range(len(test)) if (file := test.file_of(i)) is not None]
+    sizes = {size for _, file in files if (size := _bytes_in(file)) is not None}
+    trained = [file for i in range(len(train)) if files and (file := train.file_of(i)) is not None]
+    known = {_digest(file) for file in trained if _bytes_in(file) in sizes}
+    return [name for name, file in files if _bytes_in(file) is not None and _digest(file) in known]
+
+
+def _bytes_in(file: Path) -> int | None:
+    """The length of a file; None where it cannot be found out."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+def _digest(file: Path) -> bytes:
+    try:
+        return hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return b""

@@ -5,7 +5,7 @@ Probing leaves no trace: the encoder's mode, its statistics and the random state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,11 @@ def embed(
     The encoder stands on `device`. It runs in eval mode and without gradients; afterwards each of its modules
     is back in the mode it was in.
     """
-    return _rows(lambda batch: features_of(encoder, batch, preprocess, device=device), images, batch_size)
+
+    def features(index: Sequence[int]) -> Tensor:
+        return features_of(encoder, preprocess.fetch(images, index), preprocess, device=device)
+
+    return _rows(features, len(images), batch_size)
 
 
 def features_of(encoder: Backbone, batch: Pixels, preprocess: Preprocess, *, device: torch.device) -> Tensor:
@@ -50,10 +54,11 @@ def pixels_as_features(images: ImageSet, preprocess: Preprocess, *, batch_size: 
     """
     side = min(preprocess.size, RAW_SIDE)
 
-    def features(batch: Pixels) -> Tensor:
-        return F.interpolate(preprocess.pixels(batch), size=(side, side), mode="area").flatten(1)
+    def features(index: Sequence[int]) -> Tensor:
+        batch = preprocess.pixels(preprocess.fetch(images, index))
+        return F.interpolate(batch, size=(side, side), mode="area").flatten(1)
 
-    return _rows(features, images, batch_size)
+    return _rows(features, len(images), batch_size)
 
 
 def sample(images: ImageSet, count: int) -> ImageSet:
@@ -86,14 +91,13 @@ def labelled(features: Tensor, labels: Tensor, protocol: str, what: str) -> tupl
     return (features, labels) if known.all() else (features[known], labels[known])
 
 
-def _rows(features: Callable[[Pixels], Tensor], images: ImageSet, batch_size: int) -> Tensor:
+def _rows(features: Callable[[Sequence[int]], Tensor], count: int, batch_size: int) -> Tensor:
     """The features of all images; the result is laid out once, so that its memory is never doubled."""
     result = torch.empty(0, 0)
-    for start in range(0, len(images), batch_size):
-        index = range(start, min(start + batch_size, len(images)))
-        rows = features(images.fetch(index))
+    for start in range(0, count, batch_size):
+        rows = features(range(start, min(start + batch_size, count)))
         if start == 0:
-            result = torch.empty(len(images), rows.shape[1])
+            result = torch.empty(count, rows.shape[1])
         result[start : start + len(rows)] = rows
     return result
 

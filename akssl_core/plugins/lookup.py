@@ -7,11 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import yaml
-
 from ..config import describe
 from ..config.registry import ALIASES
 from ..config.schema import validate
+from ..config.yaml import dump_yaml
 from ..errors import ConfigError
 from ..method import Method
 from .installed import version
@@ -60,7 +59,7 @@ def page(method: Any) -> str:
     parts += [f"Views: {views}", "Settings (--set method.NAME=VALUE):"]
     parts += [describe.table(describe.HEADER, describe.cells(method.Config))]
     for recipe, settings in method.recipes.items():
-        parts.append(f"Recipe '{recipe}':\n" + yaml.safe_dump(dict(settings), sort_keys=False).rstrip())
+        parts.append(f"Recipe '{recipe}':\n" + dump_yaml(dict(settings)).rstrip())
     return "\n\n".join(parts)
 
 

@@ -22,9 +22,9 @@ import pluggy
 
 from .. import hookspecs
 from ..config.registry import KINDS, STAND_IN, Registry, check_component
-from ..config.schema import Component, shown
+from ..config.schema import Component
 from ..console import say
-from ..errors import AksslError, ConfigError, PluginError, UnknownComponent, did_you_mean, plain, suggest
+from ..errors import AksslError, ConfigError, PluginError, UnknownComponent, did_you_mean, plain, shown, suggest
 from .first_party import PACKAGES, PROVIDERS
 from .installed import Entry, canonical, entries
 

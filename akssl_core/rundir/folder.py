@@ -15,10 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
-from ..config.yaml import read_yaml
+from ..config.yaml import dump_yaml, read_yaml
 from ..errors import RunDirError, did_you_mean, visible
 from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
 from .files import CannotWrite, explain_write_errors, flush, json_bytes, jsonable, take_lock, tensor_bytes, write_atomic
@@ -114,8 +113,7 @@ class RunDir:
     # -- small files ------------------------------------------------------------------------------
     def write_config(self, config: Mapping[str, Any], provenance: Mapping[str, str]) -> None:
         """`config.yaml` (running it again repeats the run) and who decided each of its values."""
-        text = yaml.safe_dump(dict(config), sort_keys=False)
-        write_atomic(self.path / "config.yaml", text.encode())
+        write_atomic(self.path / "config.yaml", dump_yaml(dict(config)).encode())
         write_atomic(self.path / "provenance.json", json_bytes(provenance))
 
     def read_config(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from .. import dist
 from ..config import describe
 from ..config.schema import leaves
-from ..errors import ConfigError
+from ..errors import ConfigError, visible
 from ..plugins.manager import Plugins, installed
 from ..settings import RunSpec
 from .estimate import forecast, time_steps
@@ -37,7 +37,10 @@ class Explained:
     @property
     def text(self) -> str:
         """Three parts, as `akssl explain` prints them: settings, what follows, notes."""
-        lines = [(path, json.dumps(value), self.origins[path]) for path, value in self.settings.items()]
+        lines = [
+            (path, visible(json.dumps(value, ensure_ascii=False)), self.origins[path])
+            for path, value in self.settings.items()
+        ]
         parts = [describe.table(("setting", "value", "decided by"), lines)]
         parts += [describe.table(("what follows", ""), self.forecast)]
         return "\n\n".join([*parts, "\n".join(f"- {note}" for note in self.notes)])

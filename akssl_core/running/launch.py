@@ -16,7 +16,7 @@ import torch
 
 from .. import dist
 from ..config.schema import leaves, user_path
-from ..errors import AksslError
+from ..errors import AksslError, ConfigError
 from ..exporting.backbone_file import file_of, load_backbone
 from ..plugins.manager import Plugins, installed
 from ..plugins.table import environment
@@ -29,7 +29,7 @@ from ..settings import Given
 from ..training.checkpoint import accept, refuse_misfit
 from .estimate import steps
 from .layers import asked, collect, set_aside, stand_ins
-from .plan import Plan, make_plan
+from .plan import GIVEN_WEIGHTS, Plan, make_plan
 from .process import Training
 from .result import Result, read_result
 
@@ -135,10 +135,15 @@ def resume(
         if dist.is_main():
             folder.lock()
         processes = {"train": {"devices": dist.world()}}
-        told = ("resume", asked({**settings, **stand_ins(objects)}, plugins))
+        told = ("resume", asked({**settings, **stand_ins(objects, plugins)}, plugins))
         given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
+        if checkpoint is None and folder.begun and GIVEN_WEIGHTS in folder.manifest.notes and not backbone:
+            raise ConfigError(
+                f"backbone: {folder.path} stopped before its first checkpoint, and {GIVEN_WEIGHTS}. "
+                f"Pass it again: akssl_core.resume({str(folder.path)!r}, backbone=...)."
+            )
         same_images, other = _compare_data(folder, plan)
         changed = accept(folder, plan.spec, checkpoint, steps(plan).total_steps, same_images=same_images)
         refuse_misfit(plan.method, checkpoint)

@@ -44,7 +44,7 @@ def collect(
 ) -> Given:
     """Config file and keywords as layers; objects that have no name are set aside."""
     given, objects = set_aside({**settings, "method": settings.get("method") if method is None else method})
-    given |= stand_ins(objects)
+    given |= stand_ins(objects, plugins)
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
         table = config if isinstance(config, Mapping) else read_yaml(user_path(config))
@@ -61,9 +61,15 @@ def set_aside(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return given, {key: given.pop(key) for key in names}
 
 
-def stand_ins(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """What settings say of Python objects without a name."""
-    return {key: {"name": STAND_IN, "type": type(value).__name__} for key, value in objects.items()}
+def stand_ins(objects: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """What settings say of Python objects: the name and settings of a registered backbone, else the class."""
+    return {key: _table_of(key, value, plugins) for key, value in objects.items()}
+
+
+def _table_of(kind: str, part: Any, plugins: Plugins) -> dict[str, Any]:
+    if isinstance(part, Backbone) and plugins.provides(kind, part.name) and plugins.get(kind, part.name) is type(part):
+        return {"name": part.name, **part.config.model_dump(mode="json")}
+    return {"name": STAND_IN, "type": type(part).__name__}
 
 
 def asked(settings: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..data.prepare import prepare as prepare_file
 from ..plugins.manager import Plugins, installed
 from ..reporting import render
 from ..rundir.folder import RunDir
+from .rules import CPU_IMAGE_SIZE
 
 
 def prepare(
@@ -20,6 +21,7 @@ def prepare(
     out: str | Path,
     *,
     size: int | None = None,
+    image_size: int | None = None,
     overwrite: bool = False,
     plugins: Plugins | None = None,
 ) -> PreparedData:
@@ -30,13 +32,23 @@ def prepare(
         out: the file to write, NAME.safetensors; it appears whole or not at all.
         size: the shorter side that larger images are reduced to. Default: what the source keeps for training at
             the size that suits its images.
+        image_size: the side of view of the runs to come, where another than suits the images: what a backbone is
+            shown of reduced images at that size is written too.
         overwrite: replace a file that is there.
         plugins: another plugin manager than the process-wide one.
 
     Raises:
         AksslError: the target or the source cannot be used, or too many images cannot be read.
     """
-    return prepare_file(data, user_path(out), size=size, overwrite=overwrite, plugins=plugins or installed())
+    return prepare_file(
+        data,
+        user_path(out),
+        size=size,
+        views=(CPU_IMAGE_SIZE,) if image_size is None else (CPU_IMAGE_SIZE, image_size),
+        image_size=image_size,
+        overwrite=overwrite,
+        plugins=plugins or installed(),
+    )
 
 
 @dataclass(frozen=True, slots=True)

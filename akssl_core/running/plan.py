@@ -28,12 +28,14 @@ from ..method import Choice, Facts, Method
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
 from ..rundir.schemas import Described
-from ..settings import OBJECTS, Given, Layers, RunSpec, TrainSpec
+from ..settings import Given, Layers, RunSpec, TrainSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware
 from . import fit
 from .layers import check, layer, provenance
 from .rules import core_rules, view_size
+
+GIVEN_WEIGHTS = "the run begins from the weights of the backbone that was passed from Python"
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Plan(Sight):
     facts: Facts
     notes: list[str]
     warnings: list[str]
+    has_objects: bool
+    """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
 
     def engine(self, callbacks: Sequence[Hook]) -> Engine:
         """The engine over these parts."""
@@ -91,11 +95,6 @@ class Plan(Sight):
         size, workers = self.spec.train.batch_size, self.spec.train.workers or 0
         assert size is not None
         return Loader(self.images, size, seed=self.spec.seed, world=dist.world(), rank=dist.rank(), workers=workers)
-
-    @property
-    def has_objects(self) -> bool:
-        """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
-        return any(ref and ref.name == STAND_IN for ref in (getattr(self.spec, name) for name in OBJECTS))
 
     def curves(self) -> dict[str, Described]:
         """How the method's terms move in a healthy run.
@@ -173,7 +172,7 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
 def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given) -> Plan:
     """The parts that are trained, checked against the facts, and the plan of them all."""
     origin, augmentation = provenance(spec, layers), sight.augmentation
-    warnings = list(spec.method_class.check(spec.method.config, facts))
+    warnings = [*sight.source.warnings, *spec.method_class.check(spec.method.config, facts)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         backbone = _backbone(spec, sight.image, given)
@@ -189,6 +188,7 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
     notes = [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
     notes += [*sight.source.notes, *backbone.notes, *augmentation.notes, *fit.padding(backbone, augmentation)]
     notes += fit.recipe_notes(spec, origin, sight.source.natural_size)
+    notes += [GIVEN_WEIGHTS] if "backbone" in given.objects and backbone.name != STAND_IN else []
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
         **vars(sight),
@@ -200,6 +200,7 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
         facts=facts,
         notes=notes,
         warnings=warnings,
+        has_objects=bool(given.objects),
     )
     plan.loader()  # the batch size must fit the data
     return plan
@@ -208,15 +209,35 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
 # -- parts ----------------------------------------------------------------------------------------
 def _backbone(spec: RunSpec, image: ImageSpec, given: Given) -> Backbone:
     module = given.objects.get("backbone")
-    if isinstance(module, Backbone):
-        return module
-    if isinstance(module, nn.Module):
-        return WrappedBackbone(module, image)
+    assert spec.backbone is not None
+    if spec.backbone.name != STAND_IN:
+        result: Backbone = spec.backbone.build(image)
+        return result if module is None else _begun_from(module, result)
+    if isinstance(module, nn.Module):  # a copy is trained, and the caller's stays as it is
+        module = copy.deepcopy(module)
+        return module if isinstance(module, Backbone) else WrappedBackbone(module, image)
     if module is not None:
         raise ConfigError(f"backbone: expected a registered name or an nn.Module, got a {type(module).__name__}.")
-    assert spec.backbone is not None
-    result: Backbone = spec.backbone.build(image)
-    return result
+    needed: Backbone = spec.backbone.build(image)  # the stand-in says what it needs
+    return needed
+
+
+def _begun_from(given: Backbone, fresh: Backbone) -> Backbone:
+    """A backbone of this run, with the weights of one that was passed.
+
+    Raises:
+        ConfigError: they do not fit, as at another size of view.
+    """
+    try:
+        fresh.load_state_dict(given.state_dict())
+    except RuntimeError as error:
+        has, takes = given.image, fresh.image
+        raise ConfigError(
+            f"backbone: the weights of the {given.name} that was passed, made for {has.channels} x {has.size} x "
+            f"{has.size} px, do not fit this run's {takes.channels} x {takes.size} x {takes.size}. "
+            f"Use image_size={has.size} and images of {has.channels} channels."
+        ) from error
+    return fresh
 
 
 def _augmentation(spec: RunSpec, image: ImageSpec, given: Given) -> Augmentation:

@@ -14,7 +14,7 @@ from ..metrics.diagnosis import Diagnosis, read_diagnosis
 from ..rundir.folder import RunDir
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The results of a run. In all but the main process of several there is the backbone alone."""
 
@@ -30,6 +30,12 @@ class Result:
     """The run's folder."""
     diagnosis: Diagnosis | None
     """Health and outcome with evidence, cause and cure."""
+
+    def __repr__(self) -> str:
+        scores = ", ".join(
+            f"{name} {value:.4g}" for name, value in self.metrics.items() if name in ("loss", "knn_top1")
+        )
+        return f"Result({scores or 'no scores'}; {self.verdict or 'no verdict'}; run_dir={str(self.run_dir)!r})"
 
     @property
     def verdict(self) -> str:

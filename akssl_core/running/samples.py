@@ -28,7 +28,7 @@ def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
     """
     index = spread(len(plan.images), min(IMAGES, len(plan.images)))
     pixels = plan.images.fetch(index.tolist())
-    shown = {**_views(plan, index, pixels), **_attention(plan, encoder, pixels)}
+    shown = {**_views(plan, index, pixels), **_attention(plan, encoder, index)}
     return {**shown, **_neighbours(plan, encoder), **_map(plan, encoder)}
 
 
@@ -36,16 +36,16 @@ def _views(plan: Plan, index: Tensor, pixels: Pixels) -> dict[str, Tensor]:
     """The first epoch's views of the images at `index`."""
     views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index))
     shown = {name: [_pictures(plan, view) for view in group] for name, group in views.items() if group}
-    originals = {"originals": _pictures(plan, plan.preprocess.pixels(pixels))}
+    originals = {"originals": _shown(plan, plan.images, index.tolist())}
     return originals | {f"views.{name}": torch.stack(group, dim=1) for name, group in shown.items()}
 
 
 @torch.no_grad()
-def _attention(plan: Plan, encoder: Backbone, pixels: Pixels) -> dict[str, Tensor]:
-    """The images, each followed by itself as bright as each head of the last block attends to its patches."""
+def _attention(plan: Plan, encoder: Backbone, index: Tensor) -> dict[str, Tensor]:
+    """Images, each followed by itself as bright as each head of the last block attends to its patches."""
     if not isinstance(encoder, TokenBackbone):
         return {}
-    images = plan.preprocess.pixels(pixels)
+    images = plan.preprocess.pixels(plan.preprocess.fetch(plan.images, index.tolist()))
     weights = encoder.attention(images)
     if weights is None:
         return {}
@@ -115,7 +115,7 @@ def _map(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
 
 
 def _shown(plan: Plan, images: ImageSet, index: list[int]) -> Tensor:
-    return _pictures(plan, plan.preprocess.pixels(images.fetch(index)))
+    return _pictures(plan, plan.preprocess.pixels(plan.preprocess.fetch(images, index)))
 
 
 def _pictures(plan: Plan, images: Tensor) -> Tensor:

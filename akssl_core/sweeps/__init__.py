@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import changes, shown, user_path
+from ..config.schema import changes, user_path
 from ..config.yaml import read_yaml
-from ..errors import AksslError, ConfigError, RunDirError
+from ..errors import AksslError, ConfigError, RunDirError, shown
 from ..plugins.lookup import methods as installed_methods
 from ..plugins.manager import Plugins, installed
 from ..reporting.comparison import Summary, compared

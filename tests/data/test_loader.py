@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -204,3 +206,30 @@ def test_workers_leave_talking_to_the_main_process():
     images = Spoken(8, "process")
     assert all(pixels.all() for pixels, _, _ in epoch(Loader(images, 4)))
     assert not any(pixels.any() for pixels, _, _ in epoch(Loader(images, 4, workers=1)))
+
+
+class Drawing(Dataset):
+    """A data set of a user's, whose items are drawn by three generators."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        drawn = [np.random.randint(256), random.randrange(256), int(torch.randint(256, ()))]
+        return torch.tensor(drawn, dtype=torch.uint8)[:, None, None].expand(3, 8, 8).contiguous()
+
+
+def test_workers_draw_anew_in_each_epoch_and_alike_in_each_run():
+    images = Wrapped(Drawing()).train()
+
+    def drawn(seed, epoch):
+        loader = Loader(images, 2, seed=seed, workers=2)
+        return torch.cat([pixels.images[:, :, 0, 0] for pixels, *_ in loader.epoch(epoch)])
+
+    first, second, other = drawn(1, 0), drawn(1, 1), drawn(2, 0)
+    assert torch.equal(first, drawn(1, 0))
+    for channel in range(3):
+        rows = [set(part[:, channel].tolist()) for part in (first, second, other)]
+        assert rows[0] != rows[1]
+        assert rows[0] != rows[2]
+        assert len(rows[0]) > 4, "two workers draw the same"

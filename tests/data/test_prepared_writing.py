@@ -25,11 +25,11 @@ def photos(tmp_path):
 def test_an_error_midway_leaves_what_was_there(photos, prepared, tmp_path, monkeypatch):
     original, read = folder_module.read_image, []
 
-    def fails(path, channels, side):
+    def fails(path, channels, side, white):
         read.append(path)
         if len(read) > 35:
             raise RuntimeError("boom")
-        return original(path, channels, side)
+        return original(path, channels, side, white)
 
     monkeypatch.setattr(folder_module, "read_image", fails)
     for content in (None, b"before"):

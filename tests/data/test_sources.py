@@ -201,7 +201,7 @@ def test_photos_are_decoded_like_a_folder(root, monkeypatch):
     bank, queries = source.probe()
     assert (len(source.train()), len(queries)) == (4, 2)
     assert bank.labels.tolist() == [0, 0, 1, 1]
-    assert bank.fetch([0]).images.shape == (1, 3, 32, 40)
+    assert bank.fetch([0]).images.shape == (1, 3, 48, 60)
 
 
 def test_a_download_happens_only_when_the_files_are_missing(root, monkeypatch):

@@ -129,10 +129,10 @@ def test_a_source_of_a_few_lines_holds_out_and_reduces():
     assert (len(source.all()), len(source.train()), len(bank), len(queries)) == (12, 10, 9, 2)
     assert source.all().classes == ("a", "b")
     assert source.natural_size == akssl_core.suitable_size(70) == 64
-    assert source.train().fetch([0]).images.shape == (1, 3, 70, 80), "smaller than 8/7 of the views"
+    assert source.train().fetch([0]).images.shape == (1, 3, 70, 80), "smaller than 12/7 of the views"
     assert any("2 of 11 labelled images (one in five of each class) are held out" in note for note in source.notes)
     small = PackedSource([png(i, (80, 70)) for i in range(12)], ["a", "b"] * 6, image_size=28)
-    assert small.all().fetch([0]).images.shape == (1, 3, 32, 36)
+    assert small.all().fetch([0]).images.shape == (1, 3, 48, 54)
 
 
 def test_the_nearest_names_are_public(tmp_path):

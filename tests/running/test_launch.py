@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from whole_runs import Stop, losses, same
 import akssl_core
 from akssl_core.errors import AksslError, ConfigError, DataError, PluginError, RunDirError
 from akssl_core.method import Curve
+from akssl_core.plugins.manager import installed
 from akssl_core.rundir.folder import read_tensors
 from akssl_core.running.launch import resume, run
+from akssl_core.running.layers import collect
+from akssl_core.running.plan import make_plan
 from akssl_core.schedule import Now
 
 FILES = {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "backbone.safetensors", "report.html"}
@@ -162,7 +166,8 @@ def test_a_module_of_the_users_own(start, toys, photos):
     before = {k: v.clone() for k, v in module.state_dict().items()}
     result = start(backbone=module, epochs=1)
     assert result.backbone.embed_dim == 6
-    assert any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items()), "a copy is trained"
+    assert any(not torch.equal(v, before[k]) for k, v in result.backbone.module.state_dict().items())
     stored, _header = read_tensors(result.run_dir / "backbone.safetensors")
     assert stored.keys() == module.state_dict().keys()
     with pytest.raises(ConfigError, match=r"your own Sequential: load_backbone\(path, module=Sequential"):
@@ -173,6 +178,41 @@ def test_a_module_of_the_users_own(start, toys, photos):
     torch.testing.assert_close(loaded(x), result.backbone(x))
     with pytest.raises(ConfigError, match="do not fit"):
         akssl_core.load_backbone(result.run_dir, module=nn.Conv2d(3, 7, 3), plugins=toys)
+
+
+@pytest.mark.parametrize("name", ["resnet_tiny", "vit_tiny"])
+def test_a_run_goes_on_from_the_backbone_of_another(tmp_path, photos, name):
+    settings = {"data": photos, "epochs": 1, "batch_size": 8, "report": False}
+    first = run("simsiam", **settings, backbone=name, out=tmp_path / "a")
+    given = akssl_core.load_backbone(first.run_dir)
+    before = {key: value.clone() for key, value in given.state_dict().items()}
+    second = run("simsiam", **settings, backbone=given, out=tmp_path / "b", train={"checkpoint_every": 1})
+    assert all(torch.equal(value, before[key]) for key, value in given.state_dict().items()), "a copy is trained"
+    plan = make_plan(collect("simsiam", None, {"data": photos, "backbone": given}, installed()), installed())
+    assert all(torch.equal(value, before[key]) for key, value in plan.backbone.state_dict().items())
+    manifest = json.loads((second.run_dir / "manifest.json").read_text())
+    assert manifest["repeatable"] is False
+    assert any("begins from the weights" in note for note in manifest["notes"])
+    loaded = akssl_core.load_backbone(second.run_dir)
+    trained = second.backbone.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in loaded.state_dict().items())
+    assert any(not torch.equal(value, trained[key]) for key, value in before.items())
+    assert len(akssl_core.embed(second.run_dir, data=photos)[0]) == len(photos[0])
+    assert akssl_core.evaluate(second.run_dir, data=photos).text
+    akssl_core.export(second.run_dir, to="safetensors", out=tmp_path / "b.safetensors")
+    with pytest.warns(UserWarning, match="epochs: 1 -> 2"):
+        assert resume(second.run_dir, data=photos, epochs=2, report=False).history[-1]["epoch"] == 2
+    for checkpoint in (second.run_dir / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
+    with pytest.raises(ConfigError, match="begins from the weights .*Pass it again"):
+        resume(second.run_dir, data=photos, epochs=3, report=False)
+
+
+def test_weights_that_do_not_fit_the_views_are_told_with_the_cure(tmp_path, photos):
+    first = run("simsiam", data=photos, epochs=1, batch_size=8, backbone="vit_tiny", out=tmp_path / "a", report=False)
+    given = akssl_core.load_backbone(first.run_dir)
+    with pytest.raises(ConfigError, match=rf"do not fit .*Use image_size={given.image.size}"):
+        run("simsiam", data=photos, backbone=given, image_size=40, out=tmp_path / "b")
 
 
 def test_per_image_callables_as_augmentation(start, photos):

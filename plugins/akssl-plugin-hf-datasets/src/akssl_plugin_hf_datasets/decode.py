@@ -22,8 +22,8 @@ def look(cell: Any, folders: Sequence[Path]) -> tuple[int, int]:
     return image_header(_image(cell, folders))
 
 
-def decode(cell: Any, folders: Sequence[Path], channels: int, side: int) -> Tensor:
-    """The image in a cell as (channels, h, w) uint8, upright, its shorter side at most `side`, never enlarged.
+def decode(cell: Any, folders: Sequence[Path], channels: int, side: int | None) -> Tensor:
+    """The image in a cell as (channels, h, w) uint8, upright, its shorter side at most `side`; None: the original.
 
     Raises:
         Unreadable: no image in the cell, damaged bytes, a missing file, or more pixels than Pillow's limit.

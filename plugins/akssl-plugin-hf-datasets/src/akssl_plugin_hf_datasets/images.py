@@ -66,6 +66,6 @@ class Rows(ImageStore):
         """(channels it is worth, shorter side) of the image in a cell."""
         return look(cell, self.folders)
 
-    def decode(self, cell: Any, side: int) -> Tensor:
-        """The image in a cell, reduced."""
+    def decode(self, cell: Any, side: int | None) -> Tensor:
+        """The image in a cell, reduced or whole."""
         return decode(cell, self.folders, self.channels, side)

@@ -52,6 +52,12 @@ class HfConfig(Schema):
     max_unreadable: Annotated[float, "resume: harmless"] = Field(
         0.05, ge=0, le=1, description="share of the images that may be unreadable; past it the run stops"
     )
+    stored_side: int | None = Field(
+        None,
+        ge=8,
+        le=2048,
+        description="shorter side to which larger images are reduced before crops; null: as `folder`",
+    )
     cache_gb: Annotated[float, "resume: harmless"] = Field(
         2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
     )
@@ -71,6 +77,7 @@ class HfDatasets(HoldOutSource):
 
     def __init__(self, config: HfConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
+        self.asked_side = config.stored_side
         splits = open_splits(config.path, config.config)
         main = pick(splits, config.split, config.path, "split")
         self._image, self._label = image_column(main, config.image), label_column(main, config.label, self.notes)
@@ -145,6 +152,11 @@ class HfDatasets(HoldOutSource):
         self.notes.append(f"{self._count} images of split '{self.config.split}' in column '{self._image}'{labels}")
         if self.classes:
             self.notes.append(f"{len(self.classes)} classes: {listed(self.classes, 5)}")
+
+    @property
+    def holds_out(self) -> bool:
+        """Unless a split of the data set tests."""
+        return self._test_labels is None
 
     def note_split(self) -> None:
         """Tell the user which images are the queries."""

@@ -1,0 +1,66 @@
+"""Numbers are what Python, JSON and YAML 1.2 call numbers, and what is written is read back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+import akssl_core
+from akssl_core.cli.base import parsed
+from akssl_core.config.yaml import dump_yaml, parse_yaml, read_yaml
+
+NUMBERS = [
+    "1e-3",
+    "1E-3",
+    "-1e-06",
+    "+1e5",
+    "1e2",
+    "1.5e3",
+    ".5e1",
+    "1.e2",
+    "0o17",
+    "0x1f",
+    "12",
+    "1.0e+3",
+    "1_000",
+    "-.5",
+]
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_what_python_calls_a_number_is_one(text, tmp_path):
+    number = eval(text)
+    (tmp_path / "settings.yaml").write_text(f"a: {text}\nb: [{text}, '{text}']\n")
+    assert read_yaml(tmp_path / "settings.yaml") == {"a": number, "b": [number, text]}
+    assert parsed(f"optimizer.lr={text}") == ("optimizer.lr", number)
+
+
+@pytest.mark.parametrize("text", ["1e", "e5", "1e-", "1e5x", "v1e3", "1e3-2", "--1e3", "1 e3", "0o8"])
+def test_what_only_looks_like_a_number_is_a_text(text):
+    assert parse_yaml(text) == text
+
+
+def test_what_is_written_is_read_back():
+    values = [1e-06, 1e22, 5e-324, -0.5, 100, *NUMBERS, "no", "1:30"]
+    assert parse_yaml(dump_yaml(values)) == values
+    assert parse_yaml(json.dumps(values)) == values
+
+
+def test_numbers_of_a_run_may_be_written_so_and_what_explain_prints_is_pasted_back(photos, tmp_path):
+    (tmp_path / "settings.yaml").write_text("optimizer: {lr: 1e-4}\ntrain: {log_every: 1e2}\n")
+    plan = akssl_core.explain("simsiam", data=photos, config=tmp_path / "settings.yaml")
+    assert plan.settings["train.log_every"] == 100
+    assert plan.spec.optimizer.config.lr.start == 1e-4
+    for path, value in plan.settings.items():
+        assert parsed(f"{path}={json.dumps(value)}") == (path, value)
+
+
+def test_explain_shows_paths_as_they_are_written(tmp_path):
+    folder = tmp_path / "фото 🐱\nx"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (12, 12), (i, i, i)).save(folder / f"{i}.png")
+    told = akssl_core.explain("simsiam", data=str(folder)).text
+    assert "фото 🐱\\nx" in told
