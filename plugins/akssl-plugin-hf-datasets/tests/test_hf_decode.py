@@ -127,7 +127,7 @@ def test_large_images_are_reduced_and_long_ones_cut(source, noise, encoded):
     sizes = [(60, 100), (20, 400), (400, 20), (300, 300)]
     cells = [encoded(noise(i, size), "JPEG") for i, size in enumerate(sizes)]
     images = source(write(cells), image_size=16).all()
-    assert images.fetch(range(4)).sizes.tolist() == [[18, 30], [18, 72], [72, 18], [18, 18]]
+    assert images.fetch(range(4)).sizes.tolist() == [[27, 45], [20, 80], [80, 20], [27, 27]]
 
 
 def test_the_size_of_views_that_suits(source, noise, encoded):
