@@ -34,7 +34,7 @@ def test_prepare_says_what_it_wrote_and_how_to_use_it(here, photos, tmp_path):
     code, out, err = here("data", "prepare", "photos", "--out", "my photos.safetensors")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "my photos.safetensors: 25 images, 0.1 MB, 2 classes, shorter side at most 32 px, 1 unreadable: "
+        "my photos.safetensors: 25 images, 0.1 MB, 2 classes, shorter side at most 48 px, 1 unreadable: "
         "cat/broken.png (an empty file)",
         "Train from it: akssl run simsiam --data 'my photos.safetensors'",
     ]
@@ -91,7 +91,7 @@ def test_a_source_by_name_keeps_its_split_and_tells_the_recipe(here, tmp_path):
     )
     code, out, err = here("data", "prepare", "mine", "--plugin-file", "mine.py", "--out", "m.safetensors")
     assert code == 0, err
-    assert out.splitlines()[0] == "m.safetensors: 6 images, 0.0 MB, no classes, shorter side at most 9 px, 0 unreadable"
+    assert out.splitlines()[0] == "m.safetensors: 6 images, 0.0 MB, no classes, shorter side at most 14 px, 0 unreadable"
     assert "--recipe imagenet" in out.splitlines()[1]
     code, out, err = here("data", "prepare", "shapes", "--set", "data.size=20", "--set", "data.test_size=10", "--out",
                           "s.safetensors")  # fmt: skip
