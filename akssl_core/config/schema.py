@@ -20,6 +20,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from ..errors import AksslError, ConfigError, did_you_mean, shown
@@ -241,14 +242,25 @@ def _plain_words(mistake: Mapping[str, Any]) -> str:
 
 
 # -- settings that were changed before a run is resumed ------------------------------------------
+def _way_to(path: str, settings: Any) -> Iterator[tuple[FieldInfo, Any]]:
+    """The fields with their values from the top to the one at this path."""
+    for name in path.split("."):
+        held = settings.config if isinstance(settings, Ref) else settings
+        if not isinstance(held, Schema) or name not in type(held).model_fields:
+            return
+        settings = getattr(held, name)
+        yield type(held).model_fields[name], settings
+
+
 def is_harmless(path: str, settings: Schema) -> bool:
     """Whether a run goes on with another value at this path: its field, or that of a table above it, says so."""
-    held = settings.config if isinstance(settings, Ref) else settings
-    name, _, rest = path.partition(".")
-    if (field := type(held).model_fields.get(name)) is None:
-        return False
-    inner = getattr(held, name)
-    return HARMLESS in field.metadata or (isinstance(inner, Schema) and is_harmless(rest, inner))
+    return any(HARMLESS in field.metadata for field, _ in _way_to(path, settings))
+
+
+def is_default(path: str, settings: Schema) -> bool:
+    """Whether the value at this path is the one that its field has where nobody sets it."""
+    way = list(_way_to(path, settings))
+    return len(way) == path.count(".") + 1 and way[-1][1] == way[-1][0].get_default(call_default_factory=True)
 
 
 @dataclass(frozen=True, slots=True)

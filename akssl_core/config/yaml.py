@@ -70,7 +70,7 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         _refuse_too_much(yaml.parse(text, _Loader))
-        data = yaml.load(text, _Loader)
+        data = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" line {place.line + 1}, column {place.column + 1}" if place else ""
