@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs site browser picture bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+wheels: install  ## every distribution as wheel and sources in dist/, checked and installed from there alone
+	$(BIN)/python tests/wheels.py
 
 docs: install  ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py

@@ -18,6 +18,7 @@ from akssl_core.cli.base import akssl
 from akssl_core.config import describe
 from akssl_core.config.registry import KINDS, STAND_IN
 from akssl_core.examining import RULES
+from akssl_core.plugins import first_party
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import installed
 from akssl_core.settings import EvaluateSpec, TrainSpec
@@ -31,6 +32,29 @@ def methods() -> str:
     """The table of installed methods."""
     lines = [[f"`{m.name}`", m.summary, f"[{m.distribution}](plugins/{m.distribution})"] for m in akssl_core.methods()]
     return describe.markdown(["method", "what it does", "package"], lines)
+
+
+def installation(name: str) -> str:
+    """How to install one of our distributions, and the core with it."""
+    if first_party.ON_INDEX:
+        return f"Install: `{first_party.install(name)}`."
+    clone = first_party.install(*dict.fromkeys(["akssl-core", name])).removesuffix(first_party.IN_A_CLONE)
+    return (
+        f"Install, in a clone of the repository: `{clone}`. From wheels: `make wheels` in the clone, then,\n"
+        f"in any folder, `pip install --find-links CLONE/dist {name}`. No package index has it yet."
+    )
+
+
+def core_for_authors() -> str:
+    """Where plugins of others take the core from."""
+    if first_party.ON_INDEX:
+        return "Your users' pip finds `akssl-core`, on which your plugin depends, on the package index."
+    return (
+        "`akssl-core`, on which your plugin depends, is on no package index yet. Until then `make wheels` in a clone\n"
+        "of akssl, put `dist/akssl_core-*.whl` into a folder `wheels` of your repository, and commit it: the workflow\n"
+        "that tests, and the commands of the README, say `pip install --find-links wheels ...`, and so do you below.\n"
+        "You can publish before the core does, but pip will install your plugin only where that wheel, or the core, is."
+    )
 
 
 def plugin_settings(name: str) -> str:
@@ -267,8 +291,14 @@ def pages() -> dict[Path, str]:
     )
     advice = ROOT / "docs" / "doctor.md"
     choice = ROOT / "docs" / "tutorials" / "choosing_a_method.md"
+    first, own = ROOT / "docs" / "tutorials" / "first_run.md", ROOT / "docs" / "write_a_method.md"
+    sharing = ROOT / "docs" / "publish.md"
+    start = filled(readme.read_text(), "install", installation("akssl-plugin-simsiam"))
     result = {
-        readme: filled(filled(readme.read_text(), "methods", methods()), "accuracy", accuracy()),
+        readme: filled(filled(start, "methods", methods()), "accuracy", accuracy()),
+        first: filled(first.read_text(), "install", installation("akssl-plugin-simsiam")),
+        sharing: filled(sharing.read_text(), "core", core_for_authors()),
+        own: filled(own.read_text(), "install", installation("akssl-core")),
         speed: performance(speed.read_text()),
         lasting: runs(lasting.read_text()),
         elsewhere: filled(elsewhere.read_text(), "leaderboard", leaderboard()),
@@ -281,13 +311,13 @@ def pages() -> dict[Path, str]:
     }
     for page in sorted((ROOT / "plugins").glob("*/README.md")):
         names = [name for name, owner in METHODS.items() if owner == page.parent.name]
-        if not names:
-            continue  # its components are no methods, so there is nothing to measure
-        text = page.read_text()
+        text = filled(page.read_text(), "install", installation(page.parent.name))
         for name in names:
             part = "settings" if len(names) == 1 else f"settings {name}"
             text = filled(text, part, plugin_settings(name))
-        result[page] = filled(filled(text, "published", published(names)), "results", learning_results(names))
+        if names:  # what is no method has no recipes, and nothing to measure
+            text = filled(filled(text, "published", published(names)), "results", learning_results(names))
+        result[page] = text
     return result
 
 

@@ -21,8 +21,8 @@ class CleanEnvironment:
     minutes and proves nothing about akssl; editable installs and their import hooks are left out.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.wheels = folder, folder / "wheels"
+    def __init__(self, folder: Path, wheels: Path | None = None) -> None:
+        self.folder, self.wheels = folder, wheels or folder / "wheels"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True, timeout=120)
         self.bin = folder / "env" / "bin"
         dependencies = folder / "dependencies"
@@ -43,15 +43,13 @@ class CleanEnvironment:
         return done.stdout
 
     def build(self, *sources: Path) -> None:
-        """Wheels of some folders; a copy is built, so that nothing is left in the sources."""
-        copies = []
+        """Sources as they are published, and the wheels made of those; a copy is built, so nothing stale gets in."""
         for source in sources:
             copy = self.folder / "sources" / source.name
-            shutil.copytree(
-                source, copy, ignore=shutil.ignore_patterns(".*cache", ".venv", ".git", "build", "*.egg-info")
-            )
-            copies.append(copy)
-        self.pip("wheel", "--no-index", "--no-deps", "--no-build-isolation", "-w", self.wheels, *copies)
+            shutil.copytree(source, copy, ignore=UNBUILT)
+            command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", self.wheels, copy]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
 
     def install(self, *names: str) -> str:
         """Install distributions from the wheels, with what they depend on."""

@@ -12,6 +12,7 @@ import click
 
 from ..config import describe
 from ..config.registry import ALIASES, KINDS
+from ..plugins.first_party import TO_BEGIN, install
 from ..plugins.installed import entries, version
 from ..plugins.manager import Plugins
 from ..plugins.scaffold import KINDS as NEW_KINDS
@@ -46,7 +47,7 @@ def plugins(ctx: click.Context, as_json: bool, imported: bool, plugin_file: Path
         shown = [name for name in columns if any(record[name] for record in records)]
         click.echo(describe.table(shown, [[record[name] for name in shown] for record in records]))
     else:
-        click.echo("No plugins are installed. Try: pip install akssl-plugin-simsiam")
+        click.echo(f"No plugins are installed. Try: {install(TO_BEGIN)}")
 
 
 @plugins.command()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import drop_stdout, say
+from ..plugins.first_party import TO_BEGIN, install
 from ..plugins.installed import entries
 from ..plugins.manager import is_no_method
 from ..settings import TrainSpec
@@ -61,7 +62,7 @@ def run(
         return
     if method is None and config is None:
         names = [entry.name for entry in entries() if not is_no_method(entry)]
-        known = ", ".join(names) or "none; pip install akssl-plugin-simsiam"
+        known = ", ".join(names) or f"none; {install(TO_BEGIN)}"
         raise click.UsageError(f"missing METHOD. Installed: {known}.")
     settings = settings_of(options, assignments, method)
     _share_among_processes(settings, config)

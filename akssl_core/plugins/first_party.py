@@ -1,4 +1,4 @@
-"""Which of our own distributions provides what, so that a missing plugin can be named without being there."""
+"""Which of our own distributions provides what, and how to install it: for a plugin that is not there."""
 
 from __future__ import annotations
 
@@ -22,5 +22,15 @@ PROVIDERS = {
     kind: {name: package for package, kinds in PACKAGES.items() for name in kinds.get(kind, ())}
     for kind in ("method", "loss", "backbone", "callback", "data")
 }
-
 METHODS, LOSSES = PROVIDERS["method"], PROVIDERS["loss"]
+TO_BEGIN = METHODS["simsiam"]  # for who has no plugin yet
+ON_INDEX = False
+"""Whether pip finds our distributions by name; what messages and pages say of installing follows (docs/release.md)."""
+IN_A_CLONE = " (in a clone of the repository)"
+
+
+def install(*distributions: str, newer: bool = False) -> str:
+    """The command that installs distributions: those of strangers by name, ours from a clone until `ON_INDEX`."""
+    ours = {} if ON_INDEX else {"akssl-core": ".", **{name: f"./plugins/{name}" for name in PACKAGES}}
+    words = ["-U"] * newer + [ours.get(name, name) for name in distributions]
+    return f"pip install {' '.join(words)}{IN_A_CLONE if ours.keys() & set(distributions) else ''}"

@@ -25,7 +25,7 @@ from ..config.registry import KINDS, STAND_IN, Registry, check_component
 from ..config.schema import Component
 from ..console import say
 from ..errors import AksslError, ConfigError, PluginError, UnknownComponent, did_you_mean, plain, shown, suggest
-from .first_party import PACKAGES, PROVIDERS
+from .first_party import PACKAGES, PROVIDERS, install
 from .installed import Entry, canonical, entries
 
 BUILT_IN = ("augment", "backbone", "running.layers", "data", "optim")  # rooms that register components
@@ -271,16 +271,16 @@ class Plugins:
             for failure in self.failures.values():
                 if canonical(failure.entry.distribution) == provider:
                     return _unusable(kind, name, failure)
-            return PluginError(f"no {kind} named '{name}' is installed. Install it with: pip install {provider}")
+            return PluginError(f"no {kind} named '{name}' is installed. Install it with: {install(provider)}")
         known = self.names(kind)
         hint = did_you_mean(name, known)
         if not hint and (near := suggest(name, PROVIDERS.get(kind, {}))):
-            hint = f" Did you mean '{near}'? Install it with: pip install {PROVIDERS[kind][near]}."
+            hint = f" Did you mean '{near}'? Install it with: {install(PROVIDERS[kind][near])}."
         return UnknownComponent(f"no {kind} named '{name}'.{hint} Installed: {', '.join(known) or 'none'}.")
 
 
 def _unusable(kind: str, name: str, failure: Failure) -> PluginError:
-    error = PluginError(f"{kind} '{name}': {failure}. Mend it with: pip install -U {failure.entry.distribution}")
+    error = PluginError(f"{kind} '{name}': {failure}. Mend it with: {install(failure.entry.distribution, newer=True)}")
     error.__cause__ = failure.error
     return error
 

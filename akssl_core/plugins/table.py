@@ -6,17 +6,17 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
+from .first_party import install
 from .installed import Entry, version
 from .manager import Plugins
 
 COLUMNS = ("name", "distribution", "version", "api", "status", "provides", "reason", "cure", "file", "seconds")
 CURES = {
-    "other API": "pip install -U akssl-core {0}",
+    "other API": "{1}",
     "blocked": "unset AKSSL_PLUGINS, or name it there",
     "clash": "pip uninstall all but one",
-    "broken": "pip install -U {0}, or pip uninstall {0}",
-    "invalid": "pip install -U {0}, or pip uninstall {0}",
-}  # by status; {0} is the distribution
+    **dict.fromkeys(("broken", "invalid"), "{2}, or pip uninstall {0}"),
+}  # by status; {0} is the distribution, {1} installs it with the core, {2} alone
 DEPENDENCIES = ("akssl-core", "torch", "torchvision", "pluggy", "pydantic", "safetensors", "numpy", "pillow")
 
 
@@ -46,7 +46,8 @@ def _row(entry: Entry, plugins: Plugins) -> dict[str, str]:
         facts |= {"provides": provides, "file": loaded.file, "seconds": f"{loaded.seconds:.1f}", "status": "ok"}
         if not provides:
             facts |= {"status": "invalid", "reason": "has no hook that akssl calls", "cure": "tell its author"}
-    cure = CURES.get(facts["status"], "").format(entry.distribution)
+    commands = [install(*names, entry.distribution, newer=True) for names in (["akssl-core"], [])]
+    cure = CURES.get(facts["status"], "").format(entry.distribution, *commands)
     return {**dict.fromkeys(COLUMNS, ""), "cure": cure, **facts}
 
 

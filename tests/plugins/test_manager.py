@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 
@@ -12,6 +13,7 @@ from akssl_core.config.schema import Component, Schema
 from akssl_core.errors import ConfigError, PluginError
 from akssl_core.hookspecs import hookimpl
 from akssl_core.plugins import manager as room
+from akssl_core.plugins.first_party import install
 from akssl_core.plugins.installed import entries
 from akssl_core.plugins.lookup import build, find
 from akssl_core.plugins.manager import Plugins
@@ -178,9 +180,10 @@ def test_a_family_of_methods_shares_one_module(site):
 
 def test_missing_first_party_methods_name_their_package(monkeypatch):
     monkeypatch.setattr(room, "entries", list)
-    with pytest.raises(PluginError, match="Install it with: pip install akssl-plugin-moco"):
+    with pytest.raises(PluginError, match=re.escape(f"Install it with: {install('akssl-plugin-moco')}")):
         Plugins().get("method", "MoCo-v2")
-    with pytest.raises(PluginError, match="Did you mean 'swav'. Install it with: pip install akssl-plugin-swav"):
+    wanted = f"Did you mean 'swav'? Install it with: {install('akssl-plugin-swav')}."
+    with pytest.raises(PluginError, match=re.escape(wanted)):
         Plugins().get("method", "swaw")
 
 
@@ -262,7 +265,7 @@ def test_a_family_that_fails_is_named_and_its_own_words_are_kept(site):
 
 def test_a_missing_first_party_family_names_its_package(monkeypatch):
     monkeypatch.setattr(room, "entries", list)
-    with pytest.raises(PluginError, match="Install it with: pip install akssl-plugin-timm"):
+    with pytest.raises(PluginError, match=re.escape(f"Install it with: {install('akssl-plugin-timm')}")):
         Plugins().get("backbone", "timm/resnet18")
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from clean_environment import ROOT, CleanEnvironment
+from wheels import faults, not_working
+
+from akssl_core.plugins.first_party import install
 
 TUTORIAL = (ROOT / "docs" / "write_a_method.md").read_text()
 SMALL = ("--image-size", "16", "--epochs", "1", "--set", "data.size=256", "--set", "data.test_size=64")
@@ -34,7 +37,14 @@ def test_only_what_is_installed_is_there(clean):
     assert str(ROOT) not in where, "the repository is not on the path"
     done = clean.run("akssl", "run", "dino")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install akssl-plugin-dino" in done.stderr
+    assert f"Install it with: {install('akssl-plugin-dino')}" in done.stderr
+
+
+def test_what_make_wheels_builds_lacks_nothing_and_works(clean):
+    sources = sorted(file.name.partition("-")[0] for file in clean.wheels.glob("*.tar.gz"))
+    assert sources == ["akssl_core", "akssl_plugin_swav"]
+    assert list(faults(clean.wheels)) == []
+    assert list(not_working(clean, ["akssl-plugin-swav"])) == []
 
 
 def test_the_installed_method_trains(clean):
@@ -131,7 +141,7 @@ EXPECTED = {  # name -> (status, part of the reason, part of the cure)
         "pip install -U pkg-misspelt",
     ),
     "stepless": ("invalid", "lacks step", "pip install -U pkg-stepless"),
-    "future": ("other API", "made for API 2", "pip install -U akssl-core pkg-future"),
+    "future": ("other API", "made for API 2", install("akssl-core", "pkg-future", newer=True)),
     "same": ("clash", "pkg-one 1.0 and pkg-two 1.0", "uninstall all but one"),
     "slow": ("ok", "", ""),
     "swav": ("ok", "", ""),
@@ -162,6 +172,13 @@ def test_every_bad_plugin_is_named_with_reason_and_cure(crowded):
         assert cure in row["cure"], row
         assert (row["distribution"], row["version"]) != ("", "")
     assert float(rows["slow"]["seconds"]) >= 5
+
+
+def test_make_wheels_tells_what_does_not_work(crowded):
+    found = list(not_working(crowded, ["akssl-plugin-swav", "akssl-core"]))
+    assert found[-1] == "akssl-core has no entry point"
+    assert "pkg-raises: broken: ZeroDivisionError: division by zero" in found
+    assert not [fault for fault in found if fault.startswith(("akssl-plugin-swav", "pkg-slow"))]
 
 
 def test_help_and_healthy_methods_import_no_bad_plugin(crowded):

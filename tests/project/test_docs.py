@@ -89,7 +89,7 @@ def test_the_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {m for block in blocks("bash", README) for m in re.findall(r"^make (\w+)", block, re.MULTILINE)}
     assert named == {"demo", "test"}
-    assert {"demo", "test", "lint", "types", "docs", "bench", "slow", "leaderboard"} <= targets
+    assert {"demo", "test", "lint", "types", "wheels", "docs", "bench", "slow", "leaderboard"} <= targets
 
 
 @pytest.mark.usefixtures("photos")

@@ -13,7 +13,7 @@ from string import Template
 
 from ...config.registry import ALIASES
 from ...errors import ConfigError, PluginError, did_you_mean, plain
-from ..first_party import PROVIDERS
+from .. import first_party as own
 
 __all__ = ["KINDS", "create"]
 
@@ -87,6 +87,8 @@ def _rendered(kind: str, names: Names) -> dict[str, str]:
         "kind": kind,
         "a_kind": f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}",
         "registry_kind": ALIASES.get(kind, kind),
+        "pip_install": "pip install" if own.ON_INDEX else "pip install --find-links wheels",
+        "wheels": "" if own.ON_INDEX else "  # akssl-core's, which `make wheels` in its clone writes",
     }
     values |= {part: _filled(kind, f"{part}.md", values).strip() for part in ("use", "settings")}
     files = {target: _filled("common", source, values) for source, target in COMMON.items()}
@@ -156,11 +158,11 @@ def named(name: str) -> Names:
             f"name: '{name}' cannot name a distribution; use at most {LONGEST} letters, digits and '-', and begin with "
             f"a letter.{f' Did you mean {left!r}?' if left else ''}"
         )
-    taken = {plain(one): owner for table in PROVIDERS.values() for one, owner in table.items()}
+    taken = {plain(one): owner for table in own.PROVIDERS.values() for one, owner in table.items()}
     taken |= {plain(owner.removeprefix(PREFIX)): owner for owner in taken.values()}
     if owner := taken.get(plain(component)):
         raise PluginError(
-            f"name: '{component}' is taken by {owner}. Choose another name, or install that one: pip install {owner}"
+            f"name: '{component}' is taken by {owner}. Choose another name, or install that one: {own.install(owner)}"
         )
     words, distribution = component.split("-"), PREFIX + component
     title = "".join(word.capitalize() for word in words)
