@@ -251,6 +251,16 @@ def is_harmless(path: str, settings: Schema) -> bool:
     return HARMLESS in field.metadata or (isinstance(inner, Schema) and is_harmless(rest, inner))
 
 
+def is_default(path: str, settings: Schema) -> bool:
+    """Whether the value at this path is its field's default: for runs before there was the field, what they did."""
+    held = settings.config if isinstance(settings, Ref) else settings
+    name, _, rest = path.partition(".")
+    if (field := type(held).model_fields.get(name)) is None:
+        return False
+    inner = getattr(held, name)
+    return isinstance(inner, Schema) and is_default(rest, inner) if rest else bool(inner == field.default)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One setting that differs."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import dist
-from ..config.schema import changes, is_harmless
+from ..config.schema import changes, is_default, is_harmless, leaves
 from ..dist.sharding import gathered, share_as, share_of
 from ..errors import ConfigError
 from ..method import Method
@@ -87,6 +87,8 @@ def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: in
         ConfigError: a run cannot go on with some of it.
     """
     found = changes(checkpoint.state.settings, spec.table()) if checkpoint else []
+    known = dict(leaves(checkpoint.state.settings)) if checkpoint else {}
+    found = [one for one in found if one.path in known or not is_default(one.path, spec)]
     other_source = any(change.path == "data.name" for change in found)
     here = ("data.",) if other_source and same_images else ()
     if harmful := [str(one) for one in found if not (is_harmless(one.path, spec) or one.path.startswith(here))]:
