@@ -86,11 +86,9 @@ def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: in
     Raises:
         ConfigError: a run cannot go on with some of it.
     """
-    stored = checkpoint.state.settings if checkpoint else {}
-    known = {path for path, _ in leaves(stored)}  # a setting that did not exist yet counts as its default
-    found = (
-        [c for c in changes(stored, spec.table()) if c.path in known or not is_default(c.path, spec)] if stored else []
-    )
+    found = changes(checkpoint.state.settings, spec.table()) if checkpoint else []
+    known = dict(leaves(checkpoint.state.settings)) if checkpoint else {}
+    found = [one for one in found if one.path in known or not is_default(one.path, spec)]
     other_source = any(change.path == "data.name" for change in found)
     here = ("data.",) if other_source and same_images else ()
     if harmful := [str(one) for one in found if not (is_harmless(one.path, spec) or one.path.startswith(here))]:

@@ -105,7 +105,7 @@ BAD = [
     (("prepare", "shaps", "--out", "p.safetensors"), "Did you mean 'shapes'?"),
     (("prepare", "photos", "--out", "p.bin"), "--out: 'p.bin' must end in .safetensors"),
     (("prepare", "photos", "--out", "no/p.safetensors"), "there is no folder 'no'"),
-    (("prepare", "photos", "--out", "p.safetensors", "--size", "4"), "4 is not in the range"),
+    (("prepare", "photos", "--out", "p.safetensors", "--size", "4"), "size: expected a whole number from 8 to 8192, got 4."),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.chanels=1"), "Did you mean 'channels'?"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "--set seed: only settings of the data apply"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),

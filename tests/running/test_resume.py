@@ -19,6 +19,7 @@ import akssl_core
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.reporting import render
 from akssl_core.rundir import folder as rundir
+from akssl_core.rundir.files import digest, json_bytes
 from akssl_core.rundir.folder import RunDir, read_tensors
 from akssl_core.running.launch import resume
 
@@ -115,6 +116,18 @@ def test_a_lost_backbone_is_written_again(start, go_on):
     go_on(file.parent)
     after = read_tensors(file)[0]
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_setting_that_came_after_the_checkpoint_is_at_its_default(start, go_on):
+    folder = start().run_dir
+    for file in (folder / "checkpoints").glob("*/state.json"):
+        table = json.loads(file.read_text())
+        del table["digest"], table["settings"]["method"]["noise"]
+        file.write_bytes(json_bytes({**table, "digest": digest(json_bytes(table))}))
+    with pytest.raises(ConfigError, match=r"these differ: method.noise: null -> 0.5\. Put"):
+        go_on(folder, epochs=3, options={"noise": 0.5})
+    with pytest.warns(UserWarning, match=r"resumed with other settings: train.epochs: 2 -> 3$"):
+        go_on(folder, epochs=3)
 
 
 @pytest.mark.parametrize("text", ["train: 3", "train: []", "train:\n  device: 3"])
