@@ -24,8 +24,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core import ImageSpec, Pixels, ViewPolicy
-from akssl_core.augment.blur import GaussianBlur, kernel_size
-from akssl_core.augment.color import HUE, ColorJitter, Grayscale, Normalize, Solarize
+from akssl_core.augment.color import HUE, ColorJitter, GaussianBlur, Grayscale, Normalize, Solarize, kernel_size
 from akssl_core.augment.crop import RandomResizedCrop
 from akssl_core.augment.policy import PolicyTransform, settle
 from akssl_core.draws import Draws

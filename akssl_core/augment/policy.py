@@ -13,8 +13,7 @@ from ..config.schema import Schema
 from ..data.base import ImageSpec, Pixels
 from ..draws import Draws
 from .base import Operation
-from .blur import GaussianBlur, kernel_size
-from .color import ColorJitter, Grayscale, Normalize, Solarize
+from .color import ColorJitter, GaussianBlur, Grayscale, Normalize, Solarize, kernel_size
 from .crop import Interpolation, RandomResizedCrop
 
 BLUR_FROM = 64  # side in pixels below which published recipes do not blur
