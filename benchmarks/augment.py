@@ -28,7 +28,7 @@ from akssl_core.augment.color import HUE, ColorJitter, GaussianBlur, Grayscale, 
 from akssl_core.augment.crop import RandomResizedCrop
 from akssl_core.augment.policy import PolicyTransform, settle
 from akssl_core.draws import Draws
-from akssl_core.training.allocator import kept_memory
+from akssl_core.training.hardware import kept_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = {32: (32, 256), 96: (96, 64), 224: (256, 32)}  # side of a view: (side of the images, how many)

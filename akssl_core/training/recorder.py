@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .callback import Callback
 from .checkpoint import Checkpoints
+from .engine import Engine, Terms
 from .interrupt import Interrupted, Signals
 from .rows import Rows
 from .watch import Probe, Vitals, Watch
-
-if TYPE_CHECKING:
-    from .engine import Engine, Terms
 
 
 @dataclass

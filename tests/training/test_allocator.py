@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from akssl_core.training import allocator
-from akssl_core.training.allocator import kept_memory
+from akssl_core.training.hardware import kept_memory
 
 glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
 
@@ -18,7 +18,7 @@ glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="th
 FAULTS = """
 import resource
 import torch
-from akssl_core.training.allocator import kept_memory
+from akssl_core.training.hardware import kept_memory
 
 def faults(count=20):  # pages the system had to map while large blocks were taken and freed again and again
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
