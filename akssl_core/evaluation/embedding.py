@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.schema import validate
 from ..console import Progress
@@ -20,15 +20,11 @@ from ..data import ImageSet, StoredImages
 from ..data.prepare import named
 from ..errors import ConfigError, DataError, did_you_mean
 from ..metrics.features import features_of
+from ..plugins.manager import Plugins
 from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .opened import Trained, open_trained
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..plugins.manager import Plugins
 
 FORMATS = (".safetensors", ".npz", ".csv", ".parquet")
 Ids = list[int] | list[str]

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.schema import user_path, validate
 from ..console import Progress
 from ..errors import ConfigError, did_you_mean
+from ..plugins.manager import Plugins
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Evaluations
@@ -24,11 +25,6 @@ from .opened import Trained, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
 from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
 from .split import Split, stratified
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..plugins.manager import Plugins
 
 EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json
 OWN = {"knn": "k", "linear": "solver", "finetune": "epochs"}  # the protocols, and the setting that each alone has
