@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .schedule import LearningRate, Now, Schedule, cosine, linear
     from .sweeps import Sweep, sweep
     from .training.callback import Callback, Logger
-    from .training.interrupt import Interrupted
+    from .training.recorder import Interrupted
 
 _ROOMS = {
     "augment": "Augmentation ViewGroup ViewPolicy",
@@ -78,7 +78,7 @@ _ROOMS = {
     "schedule": "LearningRate Now Schedule cosine linear",
     "sweeps": "Sweep sweep",
     "training.callback": "Callback Logger",
-    "training.interrupt": "Interrupted",
+    "training.recorder": "Interrupted",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 _MODULES = ("dist", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
