@@ -97,7 +97,8 @@ class PolicyTransform:
     def __call__(self, pixels: Pixels, draws: Draws) -> Tensor:
         """(B, C, size, size) float32, normalised."""
         images = pixels.images
-        crops = self.crop.sample(draws, _sizes(pixels, draws))
+        sizes = torch.tensor(images.shape[2:]).expand(len(pixels), 2) if pixels.sizes is None else pixels.sizes
+        crops = self.crop.sample(draws, sizes.to(draws.keys.device))
         drawn = [(operation, operation.sample(draws)) for operation in self.operations]
         shape = (*images.shape[:2], self.size, self.size)
         views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
@@ -142,13 +143,6 @@ def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:
         yield GaussianBlur(policy.blur, kernel_size(size, policy.blur_sigma[1]), policy.blur_sigma)
     if policy.solarize:
         yield Solarize(policy.solarize)
-
-
-def _sizes(pixels: Pixels, draws: Draws) -> Tensor:
-    """Height and width of each image, where the draws are."""
-    if pixels.sizes is not None:
-        return pixels.sizes.to(draws.keys.device)
-    return torch.tensor(pixels.images.shape[2:], device=draws.keys.device).expand(len(pixels), 2)
 
 
 def _chunks(views: Tensor) -> Iterator[slice]:
