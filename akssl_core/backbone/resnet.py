@@ -140,12 +140,6 @@ class Block(nn.Module):
         return out
 
 
-def _stage(width_in: int, width: int, count: int, stride: int, *, zero_init: bool) -> nn.Sequential:
-    """So many blocks, of which the first changes width and side."""
-    first = Block(width_in, width, stride, zero_init=zero_init)
-    return nn.Sequential(first, *(Block(width, width, 1, zero_init=zero_init) for _ in range(count - 1)))
-
-
 Width = Annotated[int, Field(gt=0, le=8192)]
 Count = Annotated[int, Field(gt=0, le=256)]
 
@@ -171,13 +165,14 @@ class ResNetTiny(ConvBackbone):
 
     def __init__(self, config: Config, image: ImageSpec) -> None:
         super().__init__(config, image)
-        width_in = config.widths[0]
+        width_in, zero_init = config.widths[0], config.zero_init_residual
         self.embed_dim = config.widths[-1]
         self.conv1 = new_conv(image.channels, width_in, 3, config.stem_stride)
         self.bn1 = nn.BatchNorm2d(width_in)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity()
         for number, (width, count) in enumerate(zip(config.widths, config.blocks, strict=True), 1):
-            stage = _stage(width_in, width, count, 1 if number == 1 else 2, zero_init=config.zero_init_residual)
-            self.add_module(f"layer{number}", stage)
+            first = Block(width_in, width, 1 if number == 1 else 2, zero_init=zero_init)
+            others = (Block(width, width, 1, zero_init=zero_init) for _ in range(count - 1))
+            self.add_module(f"layer{number}", nn.Sequential(first, *others))
             width_in = width
