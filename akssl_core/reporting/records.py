@@ -62,10 +62,13 @@ def _value(value: Any) -> Html:
 
 
 def environment(run: RunFiles) -> list[Html]:
-    """Hardware, data, versions and plugins."""
+    """Hardware, data, versions, and the plugins with the columns that their rows have."""
     kinds = {"hardware": "Hardware", "data": "Data", "versions": "Versions"}
     facts = join(_facts(run.manifest.get(key, {}), title) for key, title in kinds.items())
-    plugins = _plugins(run)
+    rows: Sequence[Mapping[str, Any]] = run.manifest.get("plugins", [])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[text_of(row[name]) if name in row else "" for name in columns] for row in rows]
+    plugins = table(columns, cells, caption="Plugins") if rows else Html()
     parts = [tag("div", facts, class_="facts")] if facts else []
     return [section("Environment", *parts, plugins)] if facts or plugins else []
 
@@ -74,14 +77,6 @@ def _facts(facts: Mapping[str, Any], title: str) -> Html:
     """Names and values; lists (the names of a thousand classes, say) are left to the manifest."""
     rows = [[name, _value(value)] for name, value in leaves(facts) if not isinstance(value, list)]
     return table([title, ""], rows) if rows else Html()
-
-
-def _plugins(run: RunFiles) -> Html:
-    """The plugin table, with the columns that its rows have."""
-    rows: Sequence[Mapping[str, Any]] = run.manifest.get("plugins", [])
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[text_of(row[name]) if name in row else "" for name in columns] for row in rows]
-    return table(columns, cells, caption="Plugins") if rows else Html()
 
 
 def unreadable(run: RunFiles) -> list[Html]:
