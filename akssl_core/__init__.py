@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from .reporting.comparison import Compared, compare
     from .running.explain import Explained, explain
     from .running.launch import resume, run
-    from .running.outputs import Report, prepare, report
-    from .running.result import Result
+    from .running.result import Report, Result, prepare, report
     from .schedule import LearningRate, Now, Schedule, cosine, linear
     from .sweeps import Sweep, sweep
     from .training.callback import Callback, Logger
@@ -73,8 +72,7 @@ _ROOMS = {
     "reporting.comparison": "Compared compare",
     "running.explain": "Explained explain",
     "running.launch": "resume run",
-    "running.outputs": "Report prepare report",
-    "running.result": "Result",
+    "running.result": "Report Result prepare report",
     "schedule": "LearningRate Now Schedule cosine linear",
     "sweeps": "Sweep sweep",
     "training.callback": "Callback Logger",

@@ -119,7 +119,7 @@ def doctor(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **opt
 @click.argument("run_dir", type=PATH)
 def report(run_dir: Path) -> None:
     """Write RUN_DIR/report.html again from the files of the run."""
-    from ..running.outputs import report as write_report
+    from ..running.result import report as write_report
 
     click.echo(write_report(run_dir).text)
 
