@@ -43,13 +43,8 @@ class Group(Protocol):
 class _Torch:
     """The group of torch.distributed."""
 
-    @property
-    def rank(self) -> int:
-        return distributed.get_rank()
-
-    @property
-    def world(self) -> int:
-        return distributed.get_world_size()
+    def __init__(self) -> None:
+        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.world)]
