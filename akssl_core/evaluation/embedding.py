@@ -24,7 +24,7 @@ from ..plugins.manager import Plugins
 from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
-from .opened import Trained, open_trained
+from .opened import Trained, at_least_one, open_trained
 
 FORMATS = (".safetensors", ".npz", ".csv", ".parquet")
 Ids = list[int] | list[str]
@@ -208,8 +208,7 @@ class _Work:
 def _work(
     run_dir: str | Path, data: Any, backbone: nn.Module | None, batch_size: int, device: str, plugins: Plugins | None
 ) -> _Work:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}.")
+    at_least_one("batch_size", batch_size)
     trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
     source, name = trained.source(data)
