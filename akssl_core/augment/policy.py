@@ -118,18 +118,11 @@ def decisions(transforms: Sequence[PolicyTransform], channels: int) -> list[str]
             notes.append(f"blur: probability 0.5 on views of {size} px, as in published recipes")
         else:
             notes.append(f"blur: none on views of {size} px; published recipes blur from {BLUR_FROM} px up")
-    missing = set[str]().union(*(_left_out(t) for t in transforms))
-    if missing:
+    active = [(t, name) for t in transforms for name in (COLORED if t.asked.jitter else ("grayscale",))]
+    if missing := {name for t, name in active if getattr(t.asked, name) > getattr(t.policy, name)}:
         names = ", ".join(name for name in COLORED if name in missing)
         notes.append(f"left out: {names}; they need 3 channels and the images have {channels}")
     return notes
-
-
-def _left_out(transform: PolicyTransform) -> set[str]:
-    """Colour settings that would have acted on RGB images and do not act on these."""
-    asked, settled = transform.asked, transform.policy
-    active = COLORED if asked.jitter else ("grayscale",)
-    return {name for name in active if getattr(asked, name) > getattr(settled, name)}
 
 
 def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:
