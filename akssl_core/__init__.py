@@ -41,12 +41,11 @@ if TYPE_CHECKING:
     from .reporting.comparison import Compared, compare
     from .running.explain import Explained, explain
     from .running.launch import resume, run
-    from .running.outputs import Report, prepare, report
-    from .running.result import Result
+    from .running.result import Report, Result, prepare, report
     from .schedule import LearningRate, Now, Schedule, cosine, linear
     from .sweeps import Sweep, sweep
     from .training.callback import Callback, Logger
-    from .training.interrupt import Interrupted
+    from .training.recorder import Interrupted
 
 _ROOMS = {
     "augment": "Augmentation ViewGroup ViewPolicy",
@@ -73,12 +72,11 @@ _ROOMS = {
     "reporting.comparison": "Compared compare",
     "running.explain": "Explained explain",
     "running.launch": "resume run",
-    "running.outputs": "Report prepare report",
-    "running.result": "Result",
+    "running.result": "Report Result prepare report",
     "schedule": "LearningRate Now Schedule cosine linear",
     "sweeps": "Sweep sweep",
     "training.callback": "Callback Logger",
-    "training.interrupt": "Interrupted",
+    "training.recorder": "Interrupted",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 _MODULES = ("dist", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`

@@ -47,9 +47,6 @@ class Optimizer(Component, ABC):
     adaptive: ClassVar[bool] = False
     """Whether each weight's step is measured by its own gradients, as transformers need."""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
     @abstractmethod
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
         """An optimizer over the groups that `parameter_groups` has made."""

@@ -24,12 +24,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core import ImageSpec, Pixels, ViewPolicy
-from akssl_core.augment.blur import GaussianBlur, kernel_size
-from akssl_core.augment.color import HUE, ColorJitter, Grayscale, Normalize, Solarize
+from akssl_core.augment.color import HUE, ColorJitter, GaussianBlur, Grayscale, Normalize, Solarize, kernel_size
 from akssl_core.augment.crop import RandomResizedCrop
 from akssl_core.augment.policy import PolicyTransform, settle
 from akssl_core.draws import Draws
-from akssl_core.training.allocator import kept_memory
+from akssl_core.training.hardware import kept_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = {32: (32, 256), 96: (96, 64), 224: (256, 32)}  # side of a view: (side of the images, how many)

@@ -25,9 +25,9 @@ from akssl_core.method import Method
 from akssl_core.nn import StepState
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.running.plan import Plan
-from akssl_core.training.allocator import kept_memory
 from akssl_core.training.convolution import fast_convolutions
 from akssl_core.training.engine import LAYOUT, Engine
+from akssl_core.training.hardware import kept_memory
 
 
 class Bare:

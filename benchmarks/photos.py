@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import akssl_core
-from akssl_core.running.outputs import prepare
+from akssl_core.running.result import prepare
 
 WIDTH, HEIGHT = 500, 375  # the usual size of ImageNet's photos
 

@@ -72,7 +72,6 @@ PLACES: dict[str, Sequence[str]] = {
     "a command-line flag, of another command": (
         "cli/judge.py",
         "cli/runs.py",
-        "cli/sweeps.py",
         "cli/plugins.py",
     ),
     "a command": ("cli/runs.py", "__init__.py"),

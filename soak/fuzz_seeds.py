@@ -21,7 +21,7 @@ from akssl_core.exporting.backbone_file import header
 from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import digest
 from akssl_core.rundir.folder import RunDir
-from akssl_core.running.outputs import prepare
+from akssl_core.running.result import prepare
 
 MARK = b"\n=====\n"  # between the files of one input
 FILES = ("manifest.json", "metrics.jsonl", "config.yaml", "provenance.json", "unreadable.txt", "samples.safetensors",

@@ -33,7 +33,7 @@ from akssl_core.config import describe
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import Plugins, installed
 from akssl_core.rundir.folder import RunDir
-from akssl_core.training.interrupt import Interrupted
+from akssl_core.training.recorder import Interrupted
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BREAK = 5, 3  # steps of a run, and where one is taken over by the other layout

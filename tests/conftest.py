@@ -16,7 +16,7 @@ from akssl_core import Backbone, Features, Method, ParamRule, Schedule, Schema, 
 from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins.manager import Plugins
 from akssl_core.running.launch import run
-from akssl_core.running.outputs import prepare
+from akssl_core.running.result import prepare
 
 
 class ToyBackbone(Backbone):

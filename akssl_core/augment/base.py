@@ -61,13 +61,6 @@ class ViewGroup:
     """One for each view."""
 
 
-def _alike(transform: Transform, pixels: Pixels, draws: Sequence[Draws]) -> Sequence[Tensor]:
-    """Several views by one transform, made in one go where the images are small: calls cost more than pixels there."""
-    if pixels.images.numel() * len(draws) > TOGETHER_UP_TO:
-        return [transform(pixels, of_one) for of_one in draws]
-    return transform(pixels.repeat(len(draws)), Draws.join(draws)).chunk(len(draws))
-
-
 class Augmentation(Component, ABC):
     """Turns a batch of raw pixels into named groups of views, on the device the pixels are on.
 
@@ -88,14 +81,21 @@ class Augmentation(Component, ABC):
         """Told before the first batch that the backbone sees patches of so many pixels, for sizes that are open."""
 
     def __call__(self, pixels: Pixels, draws: Draws) -> Views:
-        """All views of one batch. View v of the run draws from `draws.view(v)`."""
+        """All views of one batch. View v of the run draws from `draws.view(v)`.
+
+        Views by one transform are made in one go where the images are small: calls cost more than pixels there.
+        """
         views, v = Views(), 0
         for group in self.groups():
-            views[group.name] = []
+            made: list[Tensor] = []
             for transform, alike in groupby(group.transforms):
-                of_each = [draws.view(v + i) for i in range(len(list(alike)))]
-                views[group.name] += _alike(transform, pixels, of_each)
-                v += len(of_each)
+                each = [draws.view(v + i) for i in range(len(list(alike)))]
+                if pixels.images.numel() * len(each) > TOGETHER_UP_TO:
+                    made += [transform(pixels, of_one) for of_one in each]
+                else:
+                    made += transform(pixels.repeat(len(each)), Draws.join(each)).chunk(len(each))
+                v += len(each)
+            views[group.name] = made
         return views
 
     @property

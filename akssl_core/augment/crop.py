@@ -33,6 +33,7 @@ class Crops(Parameters):
     flip: Tensor  # (B,) bool: mirrored left to right
 
 
+@dataclass
 class RandomResizedCrop:
     """Cuts a box of random area and aspect out of each image, resizes it (antialiased), may mirror it.
 
@@ -40,19 +41,11 @@ class RandomResizedCrop:
     image), the aspect ratio log-uniform in `ratio`; resizing equals its `resized_crop(antialias=True)`.
     """
 
-    def __init__(
-        self,
-        size: int,
-        scale: tuple[float, float],
-        ratio: tuple[float, float],
-        flip: float,
-        interpolation: Interpolation = "bilinear",
-    ) -> None:
-        self.size = size
-        self.interpolation: Interpolation = interpolation
-        self.scale = scale
-        self.ratio = ratio
-        self.flip = flip
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: float
+    interpolation: Interpolation = "bilinear"
 
     def sample(self, draws: Draws, sizes: Tensor) -> Crops:
         """Boxes inside images of `sizes` (B, 2), height and width in pixels."""

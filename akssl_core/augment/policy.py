@@ -13,8 +13,7 @@ from ..config.schema import Schema
 from ..data.base import ImageSpec, Pixels
 from ..draws import Draws
 from .base import Operation
-from .blur import GaussianBlur, kernel_size
-from .color import ColorJitter, Grayscale, Normalize, Solarize
+from .color import ColorJitter, GaussianBlur, Grayscale, Normalize, Solarize, kernel_size
 from .crop import Interpolation, RandomResizedCrop
 
 BLUR_FROM = 64  # side in pixels below which published recipes do not blur
@@ -98,7 +97,8 @@ class PolicyTransform:
     def __call__(self, pixels: Pixels, draws: Draws) -> Tensor:
         """(B, C, size, size) float32, normalised."""
         images = pixels.images
-        crops = self.crop.sample(draws, _sizes(pixels, draws))
+        sizes = torch.tensor(images.shape[2:]).expand(len(pixels), 2) if pixels.sizes is None else pixels.sizes
+        crops = self.crop.sample(draws, sizes.to(draws.keys.device))
         drawn = [(operation, operation.sample(draws)) for operation in self.operations]
         shape = (*images.shape[:2], self.size, self.size)
         views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
@@ -118,18 +118,11 @@ def decisions(transforms: Sequence[PolicyTransform], channels: int) -> list[str]
             notes.append(f"blur: probability 0.5 on views of {size} px, as in published recipes")
         else:
             notes.append(f"blur: none on views of {size} px; published recipes blur from {BLUR_FROM} px up")
-    missing = set[str]().union(*(_left_out(t) for t in transforms))
-    if missing:
+    active = [(t, name) for t in transforms for name in (COLORED if t.asked.jitter else ("grayscale",))]
+    if missing := {name for t, name in active if getattr(t.asked, name) > getattr(t.policy, name)}:
         names = ", ".join(name for name in COLORED if name in missing)
         notes.append(f"left out: {names}; they need 3 channels and the images have {channels}")
     return notes
-
-
-def _left_out(transform: PolicyTransform) -> set[str]:
-    """Colour settings that would have acted on RGB images and do not act on these."""
-    asked, settled = transform.asked, transform.policy
-    active = COLORED if asked.jitter else ("grayscale",)
-    return {name for name in active if getattr(asked, name) > getattr(settled, name)}
 
 
 def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:
@@ -143,13 +136,6 @@ def _operations(policy: ViewPolicy, size: int) -> Iterator[Operation[Any]]:
         yield GaussianBlur(policy.blur, kernel_size(size, policy.blur_sigma[1]), policy.blur_sigma)
     if policy.solarize:
         yield Solarize(policy.solarize)
-
-
-def _sizes(pixels: Pixels, draws: Draws) -> Tensor:
-    """Height and width of each image, where the draws are."""
-    if pixels.sizes is not None:
-        return pixels.sizes.to(draws.keys.device)
-    return torch.tensor(pixels.images.shape[2:], device=draws.keys.device).expand(len(pixels), 2)
 
 
 def _chunks(views: Tensor) -> Iterator[slice]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..config.registry import Registry
 from ..hookspecs import hookimpl
 from .base import Backbone, Counterpart, Features, TokenBackbone
 from .resnet import SMALL, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNetTiny, ResNeXt50, WideResNet50
 from .vit import ViTSmall, ViTTiny
 from .wrap import WrappedBackbone
-
-if TYPE_CHECKING:
-    from ..config.registry import Registry
 
 __all__ = ["Backbone", "Counterpart", "Features", "TokenBackbone", "WrappedBackbone", "default_backbone"]
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config.schema import Component
 from ..data.base import ImageSpec
-
-if TYPE_CHECKING:
-    from ..data.preprocess import Preprocess
+from ..data.preprocess import Preprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +105,16 @@ class TokenBackbone(Backbone, ABC):
     def attention(self, images: Tensor) -> Tensor | None:
         """How the last block's heads weigh the patches for the pooled features: `(B, heads, *grid)`; None: unknown."""
         return None
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients for a while; each submodule gets its own mode back, for some may be frozen."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad():
+            module.eval()
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -101,46 +101,20 @@ def _stem(channels: int, size: int) -> list[str]:
     return [f"model.conv1 = torch.nn.Conv2d({channels}, 64, {size}, {stride}, {size // 2}, bias=False)"]
 
 
-class ResNet18(ResNet):
-    """18 layers, 512 features, 11.2 M parameters."""
-
-    name = "resnet18"
-
-
-class ResNet34(ResNet):
-    """34 layers, 512 features, 21.3 M parameters."""
-
-    name = "resnet34"
+def _torchvision(kind: str, name: str, about: str) -> type[ResNet]:
+    """The class of the ResNet that torchvision makes under a name."""
+    return type(kind, (ResNet,), {"name": name, "__doc__": about})
 
 
-class ResNet50(ResNet):
-    """50 layers, 2048 features, 23.5 M parameters."""
-
-    name = "resnet50"
-
-
-class ResNet101(ResNet):
-    """101 layers, 2048 features, 42.5 M parameters."""
-
-    name = "resnet101"
-
-
-class ResNet152(ResNet):
-    """152 layers, 2048 features, 58.1 M parameters."""
-
-    name = "resnet152"
-
-
-class WideResNet50(ResNet):
-    """50 layers with bottlenecks twice as wide, 2048 features, 66.8 M parameters (arXiv 1605.07146)."""
-
-    name = "wide_resnet50_2"
-
-
-class ResNeXt50(ResNet):
-    """50 layers of 32 groups 4 wide, 2048 features, 23.0 M parameters (arXiv 1611.05431)."""
-
-    name = "resnext50_32x4d"
+ResNet18 = _torchvision("ResNet18", "resnet18", "18 layers, 512 features, 11.2 M parameters.")
+ResNet34 = _torchvision("ResNet34", "resnet34", "34 layers, 512 features, 21.3 M parameters.")
+ResNet50 = _torchvision("ResNet50", "resnet50", "50 layers, 2048 features, 23.5 M parameters.")
+ResNet101 = _torchvision("ResNet101", "resnet101", "101 layers, 2048 features, 42.5 M parameters.")
+ResNet152 = _torchvision("ResNet152", "resnet152", "152 layers, 2048 features, 58.1 M parameters.")
+_WIDE = "50 layers with bottlenecks twice as wide, 2048 features, 66.8 M parameters (arXiv 1605.07146)."
+WideResNet50 = _torchvision("WideResNet50", "wide_resnet50_2", _WIDE)
+_GROUPED = "50 layers of 32 groups 4 wide, 2048 features, 23.0 M parameters (arXiv 1611.05431)."
+ResNeXt50 = _torchvision("ResNeXt50", "resnext50_32x4d", _GROUPED)
 
 
 class Block(nn.Module):
@@ -164,12 +138,6 @@ class Block(nn.Module):
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out: Tensor = self.relu(y + self.downsample(x))
         return out
-
-
-def _stage(width_in: int, width: int, count: int, stride: int, *, zero_init: bool) -> nn.Sequential:
-    """So many blocks, of which the first changes width and side."""
-    first = Block(width_in, width, stride, zero_init=zero_init)
-    return nn.Sequential(first, *(Block(width, width, 1, zero_init=zero_init) for _ in range(count - 1)))
 
 
 Width = Annotated[int, Field(gt=0, le=8192)]
@@ -197,13 +165,14 @@ class ResNetTiny(ConvBackbone):
 
     def __init__(self, config: Config, image: ImageSpec) -> None:
         super().__init__(config, image)
-        width_in = config.widths[0]
+        width_in, zero_init = config.widths[0], config.zero_init_residual
         self.embed_dim = config.widths[-1]
         self.conv1 = new_conv(image.channels, width_in, 3, config.stem_stride)
         self.bn1 = nn.BatchNorm2d(width_in)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity()
         for number, (width, count) in enumerate(zip(config.widths, config.blocks, strict=True), 1):
-            stage = _stage(width_in, width, count, 1 if number == 1 else 2, zero_init=config.zero_init_residual)
-            self.add_module(f"layer{number}", stage)
+            first = Block(width_in, width, 1 if number == 1 else 2, zero_init=zero_init)
+            others = (Block(width, width, 1, zero_init=zero_init) for _ in range(count - 1))
+            self.add_module(f"layer{number}", nn.Sequential(first, *others))
             width_in = width

@@ -153,7 +153,10 @@ class ViT(TokenBackbone):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, self.width))
         rates = [config.drop_path * i / (self.depth - 1) for i in range(self.depth)]
-        heads = _checked(config.heads or self.heads, self.width)
+        heads = config.heads or self.heads
+        if self.width % heads:
+            possible = ", ".join(str(n) for n in range(1, self.width // 8 + 1) if self.width % n == 0)
+            raise ConfigError(f"backbone.heads: {heads} must divide the width of {self.width}; {possible} do.")
         self.blocks = nn.Sequential(*(Block(self.width, heads, rate) for rate in rates))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         self._initialise()
@@ -298,14 +301,6 @@ def _xavier(layer: nn.Linear | nn.Conv2d, parts: int = 1) -> None:
         nn.init.xavier_uniform_(matrix)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def _checked(heads: int, width: int) -> int:
-    """The number of attention heads, which share the width equally."""
-    if width % heads:
-        possible = ", ".join(str(n) for n in range(1, width // 8 + 1) if width % n == 0)
-        raise ConfigError(f"backbone.heads: {heads} must divide the width of {width}; {possible} do.")
-    return heads
 
 
 def _bicubic(size: int, out: int, like: Tensor) -> Tensor:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from ..config.schema import Schema
 from ..data.base import ImageSpec
 from ..errors import ConfigError
-from .base import Backbone, Features
+from .base import Backbone, Features, evaluating
 from .resnet import map_features
 
 
@@ -63,7 +60,7 @@ def _dry_forward(module: nn.Module, image: ImageSpec) -> Tensor:
     images = torch.zeros(2, image.channels, image.size, image.size, device=first.device)
     tried = f"{type(module).__name__} with images of shape {tuple(images.shape)}"
     try:
-        with _undisturbed(module, first.device):
+        with torch.random.fork_rng([first.device] if first.is_cuda else []), evaluating(module):
             output = module(images)
     except Exception as error:
         raise ConfigError(
@@ -77,16 +74,3 @@ def _dry_forward(module: nn.Module, image: ImageSpec) -> Tensor:
             "wrap it in a module whose forward picks the tensor."
         )
     return output
-
-
-@contextmanager
-def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients; each submodule's mode and the random state are put back at the end."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-            module.eval()
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

@@ -16,10 +16,10 @@ import click
 
 from ..console import fill_closed_streams, say
 from ..errors import AksslError, RunStopped, visible
-from . import judge, plugins, runs, sweeps
+from . import judge, plugins, runs
 from .base import akssl
 
-__all__ = ["akssl", "judge", "main", "plugins", "runs", "sweeps"]
+__all__ = ["akssl", "judge", "main", "plugins", "runs"]
 
 KEEP = "\n\t"  # that lay out what is printed
 

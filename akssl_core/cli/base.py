@@ -140,6 +140,15 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str], method: 
     return merged(settings, {"method": {"name": method}})
 
 
+def keywords(options: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
+    """What `run_options` gives, and METHOD, as the keywords of `akssl_core.run`; what nobody gave is left out."""
+    given = {name: value for name, value in options.items() if value is not None}
+    own: dict[str, Any] = {name: given.pop(name) for name in ("config", "out", "overwrite") if name in given}
+    assignments, plugin_file = given.pop("assignments", ()), given.pop("plugin_file", None)
+    own |= settings_of(given, assignments, method)
+    return {**own, "plugins": plugins_with(plugin_file)} if "plugin_file" in options else own
+
+
 def parsed(assignment: str) -> tuple[str, Any]:
     """`SECTION.KEY=VALUE` as path and value.
 

@@ -171,7 +171,7 @@ def prepare(src: str, out: Path, assignments: tuple[str, ...], plugin_file: Path
     SRC is a folder or a source's name, as in `akssl run --data SRC`. Runs take the file in its place, with the same
     pixels, labels and probes: akssl run METHOD --data FILE.
     """
-    from ..running.outputs import prepare as prepare_data
+    from ..running.result import prepare as prepare_data
 
     source = data_of(src, assignments)
     try:

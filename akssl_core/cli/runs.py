@@ -1,16 +1,18 @@
-"""Commands about one run: explain and doctor before it, run, resume, report."""
+"""Commands about runs: explain and doctor before one, run, resume, report, and sweep, which trains many."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config.yaml import parse_yaml
 from ..console import drop_stdout, say
+from ..errors import ConfigError
 from ..plugins.first_party import TO_BEGIN, install
 from ..plugins.installed import entries
 from ..plugins.manager import is_no_method
@@ -19,6 +21,7 @@ from .base import (
     PATH,
     akssl,
     field_option,
+    keywords,
     overwrite_option,
     plugin_file_option,
     plugins_with,
@@ -39,20 +42,9 @@ if TYPE_CHECKING:
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
 @click.pass_context
-def run(
-    ctx: click.Context,
-    /,
-    method: str | None,
-    assignments: tuple[str, ...],
-    config: Path | None,
-    plugin_file: Path | None,
-    out: Path | None,
-    overwrite: bool,
-    no_report: bool,
-    wants_help: bool,
-    **options: Any,
-) -> None:
+def run(ctx: click.Context, /, method: str | None, no_report: bool, wants_help: bool, **options: Any) -> None:
     """Train a backbone with METHOD and write a run folder."""
+    plugin_file = options.pop("plugin_file")
     if wants_help:
         click.echo(ctx.get_help())
         if method is not None:
@@ -60,17 +52,15 @@ def run(
 
             click.echo("\n" + page(plugins_with(plugin_file).get("method", method)))
         return
-    if method is None and config is None:
+    if method is None and options["config"] is None:
         names = [entry.name for entry in entries() if not is_no_method(entry)]
         known = ", ".join(names) or f"none; {install(TO_BEGIN)}"
         raise click.UsageError(f"missing METHOD. Installed: {known}.")
-    settings = settings_of(options, assignments, method)
-    _share_among_processes(settings, config)
+    asked = keywords(options, method)
+    _share_among_processes(asked, options["config"])
     from ..running.launch import run as run_method
 
-    result = run_method(
-        config=config, out=out, overwrite=overwrite, report=not no_report, plugins=plugins_with(plugin_file), **settings
-    )
+    result = run_method(report=not no_report, plugins=plugins_with(plugin_file), **asked)
     _show(result)
     if options.get("stop_on_collapse") and result.verdict == "collapsed":
         ctx.exit(1)
@@ -99,21 +89,12 @@ def resume(
 @click.argument("method", required=False)
 @run_options()
 @click.option("--measure", is_flag=True, help="train a few steps to estimate the time; nothing of them is kept")
-def explain(
-    method: str | None,
-    measure: bool,
-    assignments: tuple[str, ...],
-    config: Path | None,
-    plugin_file: Path | None,
-    out: Path | None,
-    **options: Any,
-) -> None:
+def explain(method: str | None, measure: bool, **options: Any) -> None:
     """Show every setting of a run and who decided it, without training."""
-    settings = settings_of(options, assignments, method)
-    plugins = plugins_with(plugin_file)
+    asked = keywords(options, method)
     from ..running.explain import explain as explain_run
 
-    click.echo(explain_run(measure=measure, config=config, plugins=plugins, who="command line", **settings).text)
+    click.echo(explain_run(measure=measure, who="command line", **asked).text)
 
 
 @akssl.command()
@@ -121,26 +102,16 @@ def explain(
 @run_options()
 @click.option("--json", "as_json", is_flag=True, help="print JSON: a list of findings")
 @click.pass_context
-def doctor(
-    ctx: click.Context,
-    /,
-    targets: tuple[str, ...],
-    assignments: tuple[str, ...],
-    config: Path | None,
-    plugin_file: Path | None,
-    out: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def doctor(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Look for faults without training, each with evidence, cause and cure.
 
     Of a METHOD with the options of `run`: settings, data and machine. Of a RUN_DIR: how it ended and what it holds.
     Without either: the installed plugins. Exit code 0: nothing was found; 1: something was; 2: wrong input.
     """
-    plugins, settings = plugins_with(plugin_file), settings_of(options, assignments)
+    asked = keywords(options)
     from ..examining import doctor as look_for_faults
 
-    found = look_for_faults(*targets, config=config, out=out or "runs", plugins=plugins, who="command line", **settings)
+    found = look_for_faults(*targets, who="command line", **asked)
     show(found, as_json)
     ctx.exit(0 if found.healthy else 1)
 
@@ -149,9 +120,72 @@ def doctor(
 @click.argument("run_dir", type=PATH)
 def report(run_dir: Path) -> None:
     """Write RUN_DIR/report.html again from the files of the run."""
-    from ..running.outputs import report as write_report
+    from ..running.result import report as write_report
 
     click.echo(write_report(run_dir).text)
+
+
+@akssl.command()
+@click.option("--methods", required=True, metavar="A,B,...", help="methods to train, or all that are installed: all")
+@click.option("--seeds", default="0", metavar="N,M,...", help="seeds, each for every combination  [default: 0]")
+@set_option("a setting with a value for all runs, or with several to try: optimizer.lr=0.1,0.3")
+@click.option("--out", required=True, type=PATH, help="folder of the sweep, a run folder in it each")
+@run_options("out", "seed", "devices", "set")
+@click.option("--no-report", is_flag=True, help="do not write report.html of each run")
+@click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
+@click.pass_context
+def sweep(ctx: click.Context, /, methods: str, seeds: str, no_report: bool, as_json: bool, **options: Any) -> None:
+    """Train every combination of methods, seeds and settings; one table with mean and deviation at the end.
+
+    The same command again goes on with a sweep that was stopped: finished runs are read, stopped ones resumed. A run
+    that fails is reported, the others go on, and the exit code is 1.
+    """
+    varied, single = _varied(options["assignments"])
+    common = keywords({**options, "assignments": single})
+    named, numbers = _listed(methods), [_seed(text) for text in _listed(seeds)]
+    from ..sweeps import sweep as sweep_runs
+
+    def tell(text: str) -> None:
+        click.echo(f"akssl: {text}", err=True)
+
+    try:
+        found = sweep_runs(named, seeds=numbers, varied=varied, report=not no_report, tell=tell, **common)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same sweep command goes on with it") from error
+    show(found, as_json)
+    if as_json:
+        click.echo(f"\n{found.written}", err=True)
+    ctx.exit(1 if found.failed else 0)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--seeds: expected whole numbers with commas between them, got '{text}'.") from None
+
+
+def _varied(assignments: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """Settings with several values by their path, and the assignments that have one.
+
+    Values are YAML with commas between them; lists and tables keep their own: a.b=[1, 2],[3, 4] has two.
+    """
+    varied, single = {}, []
+    for text in assignments:
+        path, _, value = text.partition("=")
+        try:
+            values = parse_yaml(f"[{value}]")
+        except ValueError:  # told with all others, where it is wrong alone too
+            values = []
+        if len(values) > 1:
+            varied[path] = values
+        else:
+            single.append(text)
+    return varied, single
 
 
 def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:

@@ -96,6 +96,9 @@ class Component:
     name: ClassVar[str]  # what a user types
     Config: ClassVar[type[Schema]] = Schema
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
 
 class Lookup(Protocol):
     """The part of a registry that resolving a name needs."""
@@ -146,7 +149,7 @@ class Ref(Schema):
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """The component itself, made from these settings."""
-        return self.component(self.config, *args, **kwargs)  # type: ignore[call-arg]
+        return self.component(self.config, *args, **kwargs)
 
 
 class MethodRef(Ref, kind="method"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -43,13 +43,8 @@ class Group(Protocol):
 class _Torch:
     """The group of torch.distributed."""
 
-    @property
-    def rank(self) -> int:
-        return distributed.get_rank()
-
-    @property
-    def world(self) -> int:
-        return distributed.get_world_size()
+    def __init__(self) -> None:
+        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.world)]
@@ -224,21 +219,25 @@ def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-@contextmanager
-def shared_statistics(module: nn.Module) -> Iterator[None]:
+def shared_statistics(module: nn.Module) -> AbstractContextManager[None]:
     """Every plain batch norm in a module shares its statistics with the other processes, while this lasts.
 
     Two processes with B images each then normalise as one with 2B. Classes are exchanged, nothing else; a class of a
     user's own keeps what it does, and in one process nothing happens at all.
     """
-    parts = [part for part in module.modules() if type(part) in PLAIN] if world() > 1 else []
-    kinds = [type(part) for part in parts]
-    for part in parts:
-        part.__class__ = _Synchronised
+    return exchanged(module, dict.fromkeys(PLAIN, _Synchronised) if world() > 1 else {})
+
+
+@contextmanager
+def exchanged(module: nn.Module, kinds: Mapping[type, type]) -> Iterator[None]:
+    """Parts of a module that are of exactly these classes have the others, while this lasts."""
+    parts = [(part, type(part)) for part in module.modules() if type(part) in kinds]
+    for part, kind in parts:
+        part.__class__ = kinds[kind]
     try:
         yield
     finally:
-        for part, kind in zip(parts, kinds, strict=True):
+        for part, kind in parts:
             part.__class__ = kind
 
 

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.schema import validate
 from ..console import Progress
@@ -20,15 +20,11 @@ from ..data import ImageSet, StoredImages
 from ..data.prepare import named
 from ..errors import ConfigError, DataError, did_you_mean
 from ..metrics.features import features_of
+from ..plugins.manager import Plugins
 from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
-from .opened import Trained, open_trained
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..plugins.manager import Plugins
+from .opened import Trained, at_least_one, open_trained
 
 FORMATS = (".safetensors", ".npz", ".csv", ".parquet")
 Ids = list[int] | list[str]
@@ -212,8 +208,7 @@ class _Work:
 def _work(
     run_dir: str | Path, data: Any, backbone: nn.Module | None, batch_size: int, device: str, plugins: Plugins | None
 ) -> _Work:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size: expected a whole number from 1 on, got {batch_size!r}.")
+    at_least_one("batch_size", batch_size)
     trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
     source, name = trained.source(data)

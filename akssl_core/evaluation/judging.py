@@ -5,30 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.schema import user_path, validate
 from ..console import Progress
 from ..errors import AksslError, ConfigError, did_you_mean
+from ..plugins.manager import Plugins
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Evaluations
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
-from .opened import Trained, open_trained
+from .opened import Trained, at_least_one, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
 from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
 from .split import Split, also_trained, stratified
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..plugins.manager import Plugins
 
 EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json
 OWN = {"knn": "k", "linear": "solver", "finetune": "epochs"}  # the protocols, and the setting that each alone has
@@ -79,10 +75,9 @@ def evaluate(
         AksslError: there is no such run, the data have no labels, or a setting is wrong; nothing is written.
     """
     shares = _shares(labels)
-    for name, value in {"seeds": seeds, "batch_size": batch_size}.items():
-        _at_least_one(name, value)
-    for name, limit in {"train_images": train_images, "test_images": test_images}.items():
-        _at_least_one(name, 1 if limit is None else limit)
+    limits = {"train_images": train_images, "test_images": test_images}
+    for name, value in {"seeds": seeds, "batch_size": batch_size, **limits}.items():
+        at_least_one(name, 1 if value is None and name in limits else value)
     settings = {"k": k, "solver": solver, "epochs": epochs}
     _only_own(protocol, {name for name, value in settings.items() if value is not None})
     trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
@@ -114,11 +109,6 @@ def _shares(labels: Any) -> list[float]:
     return [float(share) for share in dict.fromkeys(shares)]
 
 
-def _at_least_one(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ConfigError(f"{name}: expected a whole number from 1 on, got {value!r}.")
-
-
 def _only_own(protocol: str, given: set[str]) -> None:
     """Refuse an unknown protocol, and settings that belong to another one: they would change nothing."""
     if protocol not in OWN:
@@ -136,14 +126,14 @@ def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: t
         if not ks:
             raise ConfigError("k: expected a number of neighbours, or several; got none.")
         for k in ks:
-            _at_least_one("k", k)
+            at_least_one("k", k)
         return Knn(batch_size, device, sorted({int(k) for k in ks}))
     if name == "linear":
         if own not in (None, "auto", "lbfgs", "sgd"):
             raise ConfigError(f"solver: '{own}' is none of auto, lbfgs, sgd.")
         return Linear(batch_size, device, own or "auto")
     epochs = USUAL_EPOCHS if own is None else own
-    _at_least_one("epochs", epochs)
+    at_least_one("epochs", epochs)
     return FineTune(int(epochs), batch_size, device)
 
 

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,12 @@ def open_trained(run_dir: Path | str, *, backbone: nn.Module | None = None, plug
         RunDir.open(path)
     found = load_backbone(path, module=copy.deepcopy(backbone), plugins=plugins)
     return Trained(path, found, copy.deepcopy(backbone), plugins)
+
+
+def at_least_one(name: str, value: Any) -> None:
+    """Refuse what is no whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{name}: expected a whole number from 1 on, got {value!r}.")
 
 
 def _empty(trained: Trained) -> Backbone:

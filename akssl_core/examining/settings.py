@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..optim import OptimizerConfig
 from ..running.estimate import averages, memory, steps
-from ..running.fit import TRIAL, recipe_notes
+from ..running.rules import TRIAL, recipe_notes
 from ..schedule import Schedule
 from .base import Evidence, PlannedRun, before_run
 

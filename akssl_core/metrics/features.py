@@ -5,20 +5,16 @@ Probing leaves no trace: the encoder's mode, its statistics and the random state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbone.base import Backbone
+from ..backbone.base import Backbone, evaluating
 from ..data.base import ImageSet, Pixels
+from ..data.preprocess import Preprocess
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from ..data.preprocess import Preprocess
 
 RAW_SIDE = 32  # raw pixels are compared at this side at most: 224 px would be 150 528 numbers an image
 
@@ -41,7 +37,7 @@ def embed(
 def features_of(encoder: Backbone, batch: Pixels, preprocess: Preprocess, *, device: torch.device) -> Tensor:
     """Features (B, D) of one batch, on the device that the encoder stands on; it is left as it was."""
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    with _eval_mode(encoder), torch.no_grad():
+    with evaluating(encoder):
         result: Tensor = encoder(preprocess.pixels(batch.to(device)).contiguous(memory_format=layout))
     return result
 
@@ -100,15 +96,3 @@ def _rows(features: Callable[[Sequence[int]], Tensor], count: int, batch_size: i
             result = torch.empty(count, rows.shape[1])
         result[start : start + len(rows)] = rows
     return result
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; each submodule gets its own flag back, for some may be frozen on purpose."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -13,9 +13,9 @@ from ..config.schema import leaves, user_path
 from ..errors import ConfigError, RunDirError
 from ..rundir.files import write_atomic
 from .charts import CURVES
-from .evaluations import TRAINED, judgements
 from .files import RunFiles, text_of
 from .html import Html, join, page, section, table, tag
+from .records import TRAINED, judgements
 from .svg import Point, overlay_chart, series, short
 
 COSTS = {"seconds": "seconds of training", "images_per_s": "images/s", "images_seen": "images seen"}

@@ -165,7 +165,10 @@ def picture(image: Tensor, alt: str) -> Html:
 def data_uri(image: Tensor, largest: int | None = LARGEST) -> str:
     """A picture (C, H, W) uint8 as a PNG inside a URI, averaged down to `largest` pixels a side."""
     visible = image[:3] if image.shape[0] >= 3 else image[:1]  # one or three channels of any number
-    planes = _fit(visible, largest).permute(1, 2, 0).numpy()
+    side = max(visible.shape[1:])
+    if largest is not None and side > largest:
+        visible = F.interpolate(visible[None].float(), scale_factor=largest / side, mode="area")[0].round().byte()
+    planes = visible.permute(1, 2, 0).numpy()
     png = BytesIO()
     Image.fromarray(planes[:, :, 0] if planes.shape[2] == 1 else planes).save(png, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
@@ -177,11 +180,3 @@ def channel_note(channels: int) -> str:
         return ""
     shown = "the first is shown as grey" if channels == 2 else "the first three are shown as red, green and blue"
     return f" The images have {channels} channels; {shown}."
-
-
-def _fit(image: Tensor, largest: int | None) -> Tensor:
-    side = max(image.shape[1:])
-    if largest is None or side <= largest:
-        return image
-    smaller = F.interpolate(image[None].float(), scale_factor=largest / side, mode="area")
-    return smaller[0].round().byte()

@@ -1,16 +1,26 @@
-"""The sections of records: notes, settings with their origin, environment, unreadable files, how to use the result."""
+"""The sections of records: notes, settings with their origin, environment, unreadable files, use, and evaluations.
+
+What `akssl eval` has found is in another command's file: one of another form is passed over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config.schema import leaves
+from ..rundir.files import digest
+from ..rundir.folder import RunDir
+from ..rundir.schemas import Judged, Judgement
 from .files import RunFiles, text_of
 from .html import Html, details, join, section, table, tag
 
 DEFAULT = "default"  # the origin of a value that nobody decided
 MOST_FILES = 200
+TRAINED = "trained"  # the system that is the run's own backbone
 
 
 def use(run: RunFiles) -> list[Html]:
@@ -52,10 +62,13 @@ def _value(value: Any) -> Html:
 
 
 def environment(run: RunFiles) -> list[Html]:
-    """Hardware, data, versions and plugins."""
+    """Hardware, data, versions, and the plugins with the columns that their rows have."""
     kinds = {"hardware": "Hardware", "data": "Data", "versions": "Versions"}
     facts = join(_facts(run.manifest.get(key, {}), title) for key, title in kinds.items())
-    plugins = _plugins(run)
+    rows: Sequence[Mapping[str, Any]] = run.manifest.get("plugins", [])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[text_of(row[name]) if name in row else "" for name in columns] for row in rows]
+    plugins = table(columns, cells, caption="Plugins") if rows else Html()
     parts = [tag("div", facts, class_="facts")] if facts else []
     return [section("Environment", *parts, plugins)] if facts or plugins else []
 
@@ -64,14 +77,6 @@ def _facts(facts: Mapping[str, Any], title: str) -> Html:
     """Names and values; lists (the names of a thousand classes, say) are left to the manifest."""
     rows = [[name, _value(value)] for name, value in leaves(facts) if not isinstance(value, list)]
     return table([title, ""], rows) if rows else Html()
-
-
-def _plugins(run: RunFiles) -> Html:
-    """The plugin table, with the columns that its rows have."""
-    rows: Sequence[Mapping[str, Any]] = run.manifest.get("plugins", [])
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[text_of(row[name]) if name in row else "" for name in columns] for row in rows]
-    return table(columns, cells, caption="Plugins") if rows else Html()
 
 
 def unreadable(run: RunFiles) -> list[Html]:
@@ -83,3 +88,73 @@ def unreadable(run: RunFiles) -> list[Html]:
     more = [tag("p", f"… and {count - MOST_FILES} more in unreadable.txt")] if count > MOST_FILES else []
     said = tag("p", f"{count} file{'' if count == 1 else 's'} could not be read; another image stood in for each.")
     return [section("Unreadable files", said, details("List", listed, *more) if count > 10 else join([listed, *more]))]
+
+
+# -- what `akssl eval` has found ------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The scores of one protocol on some data with a share of the labels."""
+
+    protocol: str
+    data: str
+    labels: str  # 0.1
+    found: Judgement
+
+    def scores(self) -> dict[str, Judged]:
+        """The accuracy of each system, with as many neighbours as the evaluation itself puts first."""
+        return {score.system: score for score in self.found.scores if score.k == self.found.k}
+
+
+def judgements(run_dir: Path) -> list[Share]:
+    """All that `evaluation.json` says of the weights that the folder holds now; nothing where it cannot be read."""
+    known, weights = RunDir(run_dir).evaluations, run_dir / "backbone.safetensors"
+    with suppress(OSError):
+        if known.backbone not in ("", digest(weights.read_bytes())):  # they have changed since they were judged
+            return []
+    return [
+        Share(protocol, data, labels, found)
+        for protocol, by_data in known.results.items()
+        for data, by_share in by_data.items()
+        for labels, found in by_share.items()
+    ]
+
+
+def evaluation(run: RunFiles) -> list[Html]:
+    """A table for each protocol and data: every system's accuracy with its interval, by share of the labels."""
+    found = judgements(run.path)
+    if not found:
+        return []
+    groups: dict[tuple[str, str], list[Share]] = {}
+    for share in found:
+        groups.setdefault((share.protocol, share.data), []).append(share)
+    parts = [part for (protocol, data), shares in groups.items() for part in _group(protocol, data, shares)]
+    interval = next((share.found.interval for share in found if share.found.interval), "")
+    said = [tag("p", f"Interval: {interval}.", class_="quiet")] if interval else []
+    return [section("Evaluation", *parts, *said)]
+
+
+def _group(protocol: str, data: str, shares: list[Share]) -> Iterator[Html]:
+    systems = list(dict.fromkeys(system for share in shares for system in share.scores()))
+    systems.sort(key=lambda system: system != TRAINED)  # stable: the others stay in order
+    rows = [[_percent(share.labels), *(_cell(share.scores().get(system)) for system in systems)] for share in shares]
+    k = next((f", k = {share.found.k}" for share in shares if share.found.k), "")
+    caption = f"{protocol}{k} on {data}: accuracy in percent with its interval"
+    yield table(["Labels", *systems], rows, caption=caption, kind="numbers")
+    answers = [tag("li", share.found.answer) for share in shares if share.found.answer]
+    if answers:
+        yield tag("ul", *answers)
+    yield from (tag("p", note, class_="quiet") for note in dict.fromkeys(n for s in shares for n in s.found.notes))
+
+
+def _cell(score: Judged | None) -> str:
+    if score is None:
+        return ""
+    known = score.low is not None and score.high is not None
+    return f"{score.accuracy:.1f} [{score.low:.1f}, {score.high:.1f}]" if known else f"{score.accuracy:.1f}"
+
+
+def _percent(labels: str) -> str:
+    try:
+        return f"{100 * float(labels):g} %"
+    except ValueError:
+        return labels

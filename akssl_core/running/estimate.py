@@ -18,8 +18,8 @@ from ..optim import OptimizerConfig
 from ..schedule import Now
 from ..training.callback import Callback
 from ..training.engine import Engine, Terms
-from .fit import length
 from .plan import Plan
+from .rules import length
 
 WARM_STEPS, MEASURED_STEPS = 2, 5
 MIB = 2**20

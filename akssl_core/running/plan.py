@@ -31,9 +31,8 @@ from ..rundir.schemas import Described
 from ..settings import Given, Layers, RunSpec, TrainSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware
-from . import fit
+from . import rules
 from .layers import check, layer, provenance
-from .rules import core_rules, view_size
 
 GIVEN_WEIGHTS = "the run begins from the weights of the backbone that was passed from Python"
 
@@ -139,9 +138,9 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     """
     layers = layer(given, plugins)
     spec = check(layers, plugins)  # mistakes are told before data is read
-    fit.refuse(spec)
+    rules.refuse(spec)
     sight = _look(spec, given, plugins)
-    chosen = core_rules(spec, layers, sight.size, len(sight.images), sight.hardware)
+    chosen = rules.core_rules(spec, layers, sight.size, len(sight.images), sight.hardware)
     layers.fill(chosen)
     facts = _facts(spec, chosen, sight)
     choices = spec.method_class.choose(spec.method.config, facts)
@@ -157,7 +156,7 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
     """
     hardware = choose_hardware(spec.train)
     source = open_source(given.objects.get("data", spec.data), plugins, spec.train.image_size)
-    size = view_size(source.natural_size, on_cpu=hardware.device.type == "cpu")
+    size = rules.view_size(source.natural_size, on_cpu=hardware.device.type == "cpu")
     if spec.train.image_size is None:
         source.asked_size = size.value  # photos are decoded about that large
     images = source.train()
@@ -180,14 +179,14 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
             kind = type(backbone).__name__
             raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
         method: Method = spec.method.build(backbone)
-    warnings += fit.batch_norms(method, facts, spec.train)
-    warnings += fit.optimizer_warnings(spec, origin, backbone, facts.images)
+    warnings += rules.batch_norms(method, facts, spec.train)
+    warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
     if isinstance(backbone, TokenBackbone):
         augmentation.fit_patches(backbone.patch_size)
     hardware = sight.hardware
     notes = [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
-    notes += [*sight.source.notes, *backbone.notes, *augmentation.notes, *fit.padding(backbone, augmentation)]
-    notes += fit.recipe_notes(spec, origin, sight.source.natural_size)
+    notes += [*sight.source.notes, *backbone.notes, *augmentation.notes, *rules.padding(backbone, augmentation)]
+    notes += rules.recipe_notes(spec, origin, sight.source.natural_size)
     notes += [GIVEN_WEIGHTS] if "backbone" in given.objects and backbone.name != STAND_IN else []
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
@@ -262,9 +261,10 @@ def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
             f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {shares}; "
             f"{train.batch_size // shares * shares or shares} is."
         )
-    views, images, rates = fit.offered(spec.method_class, sight.augmentation), len(sight.images), spec.optimizer.config
+    views, images = rules.offered(spec.method_class, sight.augmentation), len(sight.images)
+    rates = spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)
     if "lr.start" in decided:
         rates = rates.model_copy(update={"lr": rates.lr.model_copy(update={"start": decided["lr.start"]})})
-    peak = rates.lr.peak(fit.length(train, images).epochs) * rates.scale(train.batch_size)
+    peak = rates.lr.peak(rules.length(train, images).epochs) * rates.scale(train.batch_size)
     return Facts(images, train.batch_size, train.batch_size // shares, sight.image.size, train.epochs, views, peak)

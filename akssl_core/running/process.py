@@ -26,8 +26,7 @@ from ..training.callback import Callback, Logger, Observers
 from ..training.checkpoint import Checkpoints, restore
 from ..training.engine import Engine
 from ..training.faults import explain_faults
-from ..training.interrupt import Signals
-from ..training.recorder import Recorder
+from ..training.recorder import Recorder, Signals
 from ..training.rows import Rows
 from ..training.watch import Collapsed, Probe, Vitals, Watch
 from .plan import Plan

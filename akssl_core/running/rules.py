@@ -1,20 +1,35 @@
-"""Rules for what nobody decided: pure functions of the settings and of facts, in the form of `Method.choose`."""
+"""Rules of the core: choices for what nobody decided, and settings that go badly together, whatever the method.
+
+Choices are pure functions of the settings and of facts, in the form of `Method.choose`. What goes badly together is
+refused, or told before the run starts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 
-from ..backbone import default_backbone
-from ..method import Choice
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import dist
+from ..augment import Augmentation
+from ..backbone import Backbone, TokenBackbone, default_backbone
+from ..config.describe import count
+from ..errors import ConfigError
+from ..method import Choice, Facts, Method
 from ..optim import Optimizer, OptimizerConfig
-from ..settings import Layers, RunSpec
+from ..schedule import Now
+from ..settings import CORE, Layers, RunSpec, TrainSpec
 from ..training.hardware import Hardware
 
 BUDGET = 250_000  # images of 32 x 32 px that a run sees when nobody says how long it should train
 SLOW = 3  # times as long as with bf16 units takes a CPU without them
 CPU_IMAGE_SIZE = 64  # larger views need hours on a CPU; the user may still ask for them
+TRIAL = 200  # steps; in a shorter run nothing is learned, whatever its rates
+FACTOR = 4  # how far a batch may be from that of the recipe's learning rate
 
 
+# -- choices -------------------------------------------------------------------------------------
 def view_size(natural_size: int, *, on_cpu: bool) -> Choice:
     """The side of the global views in pixels: what suits the images, if it suits the machine."""
     if on_cpu and natural_size > CPU_IMAGE_SIZE:
@@ -81,3 +96,130 @@ def _rate_for(spec: RunSpec, share: float) -> dict[str, Choice]:
         return {}
     factor, how = (share**0.5, "the square root of the") if kind.adaptive else (share, "in proportion to the")
     return {"optimizer.lr.start": Choice(rates.lr.start * factor, f"{how} smaller batch")}
+
+
+# -- what goes badly together ---------------------------------------------------------------------
+def length(train: TrainSpec, images: int) -> Now:
+    """The run before its first step."""
+    per_epoch = max(images // (train.batch_size or 1), 1)
+    total = per_epoch * (train.epochs or 1)
+    return Now(0, per_epoch, min(total, train.steps or total))
+
+
+def refuse(spec: RunSpec) -> None:
+    """Refuses what no data and no machine could make work.
+
+    Raises:
+        ConfigError: micro-batches whose losses do not add up to that of the batch; fp16 or too few processes.
+    """
+    train, method = spec.train, spec.method_class
+    if train.accumulate > 1 and not method.accumulates:
+        raise ConfigError(
+            f"train.accumulate: the losses of {train.accumulate} micro-batches are not that of the batch, as far as "
+            f"{method.name} says (accumulates). Use 1, with a smaller batch or more processes (--devices)."
+        )
+    if train.strategy == "fsdp" and train.precision == "fp16":
+        raise ConfigError("train.strategy: 'fsdp' does not go with precision fp16; use bf16, fp32 or strategy ddp.")
+    if train.devices != dist.world() and train.devices > 1:
+        raise ConfigError(
+            f"train.devices: {train.devices} processes are started by the command line, 'akssl run ... --devices "
+            f"{train.devices}', or by torchrun --nproc-per-node {train.devices}; this is {dist.world()}."
+        )
+
+
+def batch_norms(method: Method, facts: Facts, train: TrainSpec) -> Sequence[str]:
+    """A warning of what batch norms see of micro-batches.
+
+    Raises:
+        ConfigError: they see one image a forward pass, which is its own mean.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in method.modules()):
+        return ()
+    if facts.forward_size < 2:
+        least = 2 * facts.batch_size // facts.forward_size
+        raise ConfigError(
+            f"train.batch_size: the batch norms of {method.name} need at least 2 images a forward pass, and a batch of "
+            f"{facts.batch_size} gives 1. Use --batch-size {least} or more."
+        )
+    if train.accumulate > 1:
+        groups = 1 if method.shared_batch_norm else max(method.batch_norm_groups, dist.world())
+        seen = facts.forward_size * dist.world() // groups
+        return [f"train.accumulate: batch norms see one micro-batch of {seen} images, not all {facts.batch_size}."]
+    return ()
+
+
+def offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
+    """How many views of each group there are.
+
+    Raises:
+        ConfigError: they are not those that the method takes.
+    """
+    have = {group.name: len(group.transforms) for group in augmentation.groups()}
+    for name, need in method.views.items():
+        allowed = need if isinstance(need, range) else range(need, need + 1)
+        if have.get(name, 0) not in allowed:
+            raise ConfigError(
+                f"augmentation: {method.name} takes {count(need)} '{name}' views; "
+                f"{augmentation.name} offers {_counts(have)}. Choose another augmentation or its counts."
+            )
+    if extra := sorted(have.keys() - method.views.keys()):
+        raise ConfigError(
+            f"augmentation: {method.name} does not use '{extra[0]}' views; {augmentation.name} offers "
+            f"{_counts(have)}. Choose an augmentation with {_counts(dict.fromkeys(method.views, 2))} alone."
+        )
+    return have
+
+
+def _counts(groups: Mapping[str, int]) -> str:
+    return " and ".join(f"{many} {name}" for name, many in groups.items()) or "none"
+
+
+def optimizer_warnings(spec: RunSpec, origin: Mapping[str, str], backbone: Backbone, images: int) -> Iterator[str]:
+    """An optimizer that does not suit the backbone, the length of the run, or the batch."""
+    rates, kind, now = spec.optimizer.config, spec.optimizer.component, length(spec.train, images)
+    assert isinstance(rates, OptimizerConfig)
+    assert issubclass(kind, Optimizer)
+    if now.total_steps < TRIAL:
+        return
+    if isinstance(backbone, TokenBackbone) and not kind.adaptive:
+        yield (
+            f"optimizer: {spec.optimizer.name} for {backbone.name}, a transformer, which it hardly moves. "
+            "Use --set optimizer.name=adamw."
+        )
+    warmup, epochs = rates.lr.warmup, now.epochs
+    if warmup > epochs / 2:
+        yield (
+            f"optimizer.lr.warmup: {warmup:g} epochs in a run of {epochs:.3g}, so that the learning rate is still "
+            "rising when most of the run is over. Use more epochs, or a tenth of them."
+        )
+    batch, of_recipe = spec.train.batch_size or 1, origin.get("optimizer.lr.start", origin.get("optimizer.lr", ""))
+    usual = spec.method_class.recipes.get(spec.recipe, {}).get("train", {}).get("batch_size", batch)
+    far = max(usual / batch, batch / usual) >= FACTOR
+    if far and rates.lr_per is None and of_recipe.startswith("recipe"):
+        yield (
+            f"train.batch_size: {batch}, under the learning rate {rates.lr.start:g} of the recipe's batch of {usual}, "
+            f"which nothing scales. Set optimizer.lr for this batch, or optimizer.lr_per={usual}."
+        )
+
+
+def padding(backbone: Backbone, augmentation: Augmentation) -> Iterator[str]:
+    """Views other than the run's own size that are no whole patches."""
+    side = backbone.patch_size if isinstance(backbone, TokenBackbone) else 1
+    for group in augmentation.groups():
+        if group.size % side and group.size != backbone.image.size:
+            whole = -(-group.size // side) * side
+            yield f"{backbone.name}: {group.name} views are padded from {group.size} to {whole} px, whole patches"
+
+
+def recipe_notes(spec: RunSpec, origin: Mapping[str, str], natural_size: int) -> Iterator[str]:
+    """The recipe that was made for images as large as these, where the default was taken because nobody chose."""
+    recipes = spec.method_class.recipes
+    fitting = [
+        name for name, one in recipes.items() if 2 * natural_size > one.get("train", {}).get("image_size", 2**16)
+    ]
+    if origin.get("recipe") == CORE and fitting:
+        size, epochs = (recipes[fitting[0]]["train"].get(key) for key in ("image_size", "epochs"))
+        yield (
+            f"recipe: 'default', for small images and minutes, because none was named. '{fitting[0]}' was made for "
+            f"images of {size} px as these may be ({natural_size} px), and {epochs} epochs: --recipe {fitting[0]}"
+        )

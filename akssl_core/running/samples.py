@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbone import Backbone, TokenBackbone
-from ..data import ImageSet, Pixels
+from ..data import ImageSet
 from ..draws import Draws
 from ..metrics.features import embed, sample, spread
 from ..metrics.nearest import neighbours
@@ -28,16 +28,10 @@ def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
     """
     index = spread(len(plan.images), min(IMAGES, len(plan.images)))
     pixels = plan.images.fetch(index.tolist())
-    shown = {**_views(plan, index, pixels), **_attention(plan, encoder, index)}
+    views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index)).items()  # those of the first epoch
+    shown = {f"views.{name}": torch.stack([_pictures(plan, v) for v in group], 1) for name, group in views if group}
+    shown |= {"originals": _shown(plan, plan.images, index.tolist()), **_attention(plan, encoder, index)}
     return {**shown, **_neighbours(plan, encoder), **_map(plan, encoder)}
-
-
-def _views(plan: Plan, index: Tensor, pixels: Pixels) -> dict[str, Tensor]:
-    """The first epoch's views of the images at `index`."""
-    views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index))
-    shown = {name: [_pictures(plan, view) for view in group] for name, group in views.items() if group}
-    originals = {"originals": _shown(plan, plan.images, index.tolist())}
-    return originals | {f"views.{name}": torch.stack(group, dim=1) for name, group in shown.items()}
 
 
 @torch.no_grad()

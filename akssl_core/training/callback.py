@@ -20,9 +20,6 @@ class Callback(Component):
 
     kind = "callback"
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
     def on_start(self, engine: Engine) -> None:
         """Before the first step of this process; `engine.now` tells where a resumed run stands."""
 
@@ -53,9 +50,6 @@ class Logger(Component):
     """
 
     kind = "callback"
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
 
     def on_run(self, config: Mapping[str, Any], run_dir: Path) -> None:
         """Before the first row of this process: the resolved settings, and the folder that later holds everything."""

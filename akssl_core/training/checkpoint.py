@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,10 +16,8 @@ from ..optim import load_state_by_name, state_by_name
 from ..rundir.checkpoints import Checkpoint, CheckpointState
 from ..rundir.folder import RunDir
 from ..settings import RunSpec
+from .engine import Engine
 from .rows import CURE, Diverged
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 
 class Checkpoints:

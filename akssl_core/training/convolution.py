@@ -7,11 +7,13 @@ four to ten times the forward pass, and most of their products are with padding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..dist import exchanged
 
 MATRIX_UP_TO = 16  # positions of the map times positions of the output, for the whole layer as one matrix
 # Channels that an output position needs, at stride 1, before products tap by tap overtake torch's weight gradient.
@@ -178,17 +180,9 @@ class Conv2d(nn.Conv2d):
         return _TapGradient if enough and torch.is_grad_enabled() else None
 
 
-@contextmanager
-def fast_convolutions(module: nn.Module) -> Iterator[None]:
+def fast_convolutions(module: nn.Module) -> AbstractContextManager[None]:
     """All plain `nn.Conv2d` in a module compute as `Conv2d`, while this lasts.
 
     Classes are exchanged, nothing else: weights, names and hooks stay, and the module is afterwards as it was.
     """
-    plain = [part for part in module.modules() if type(part) is nn.Conv2d]
-    for part in plain:
-        part.__class__ = Conv2d
-    try:
-        yield
-    finally:
-        for part in plain:
-            part.__class__ = nn.Conv2d
+    return exchanged(module, {nn.Conv2d: Conv2d})

@@ -21,9 +21,8 @@ from ..nn import StepState
 from ..optim import OptimizerConfig, clip, drop_frozen, set_group_values
 from ..schedule import Now
 from ..settings import TrainSpec
-from .allocator import kept_memory
 from .convolution import fast_convolutions
-from .hardware import Hardware
+from .hardware import Hardware, kept_memory
 
 MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
 Terms = dict[str, Tensor]  # of a step, averaged over micro-batches; on the device until somebody reads one

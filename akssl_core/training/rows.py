@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from ..console import attended, say
 from ..errors import RunStopped
 from ..rundir.folder import RunDir
 from .callback import Observers
-
-if TYPE_CHECKING:
-    from .engine import Engine, Terms
+from .engine import Engine, Terms
 
 CURE = "Lower optimizer.lr, set train.clip, or use --precision fp32; the last checkpoint is from before."
 

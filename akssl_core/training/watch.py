@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import dist
+from ..backbone import Backbone
 from ..data.base import ImageSet
 from ..data.preprocess import Preprocess
 from ..errors import RunStopped
@@ -22,10 +22,7 @@ from ..nn import EMA, relative_distance
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Manifest
 from ..settings import EvaluateSpec
-
-if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from .engine import Engine
+from .engine import Engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core.augment import GaussianBlur
-from akssl_core.augment.blur import Blurs, gaussian, kernel_size
+from akssl_core.augment.color import Blurs, gaussian, kernel_size
 from akssl_core.draws import Draws
 
 

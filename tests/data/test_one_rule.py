@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import akssl_core
-from akssl_core import Preprocess
+from akssl_core import Preprocess, prepare
 from akssl_core.data import ImageSpec, open_source
 from akssl_core.plugins.manager import Plugins
-from akssl_core.running.outputs import prepare
 
 SIZES = {"noise": (48, 48), "photo": (400, 300), "tall": (90, 700), "panorama": (900, 40), "small": (20, 24)}
 

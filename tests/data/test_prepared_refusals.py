@@ -13,8 +13,8 @@ from prepared_files import opened, save
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from akssl_core import prepare
 from akssl_core.errors import ConfigError, DataError
-from akssl_core.running.outputs import prepare
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from synthetic_run import EVIL, Page
 
 from akssl_core import Method, hookimpl
-from akssl_core.cli.sweeps import _varied
+from akssl_core.cli.runs import _varied
 from akssl_core.errors import ConfigError, PluginError, RunDirError
 from akssl_core.rundir.folder import read_yaml
 from akssl_core.sweeps import sweep

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from akssl_core.training import allocator
-from akssl_core.training.allocator import kept_memory
+from akssl_core.training import hardware
+from akssl_core.training.hardware import kept_memory
 
 glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
 
@@ -18,7 +18,7 @@ glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="th
 FAULTS = """
 import resource
 import torch
-from akssl_core.training.allocator import kept_memory
+from akssl_core.training.hardware import kept_memory
 
 def faults(count=20):  # pages the system had to map while large blocks were taken and freed again and again
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -44,7 +44,7 @@ def test_large_blocks_are_mapped_once_instead_of_every_time():
 
 @pytest.mark.parametrize("system", ["posix", "nt"])
 def test_without_glibc_nothing_is_changed(monkeypatch, system):
-    monkeypatch.setattr(allocator.os, "name", system)
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(hardware.os, "name", system)
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: object())
     with kept_memory():
         assert torch.ones(3).sum() == 3

@@ -19,7 +19,7 @@ from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import CannotWrite
 from akssl_core.rundir.folder import RunDir
 from akssl_core.running.launch import resume, run
-from akssl_core.training.interrupt import Interrupted
+from akssl_core.training.recorder import Interrupted
 from akssl_core.training.rows import Diverged
 
 

@@ -19,7 +19,7 @@ from akssl_core.errors import ConfigError, RunDirError, RunStopped
 from akssl_core.running.launch import resume, run
 from akssl_core.schedule import Now
 from akssl_core.training.faults import explain_faults
-from akssl_core.training.interrupt import Interrupted
+from akssl_core.training.recorder import Interrupted
 from akssl_core.training.watch import Probe
 
 

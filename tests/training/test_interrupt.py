@@ -12,7 +12,7 @@ from whole_runs import same, timeless
 
 import akssl_core
 from akssl_core.running.launch import resume
-from akssl_core.training.interrupt import ASKS, Interrupted
+from akssl_core.training.recorder import ASKS, Interrupted
 
 SETTINGS = {"epochs": 3, "options": {"noise": 0.1}, "train": {"log_every": 3, "checkpoint_every": 100}}
 
