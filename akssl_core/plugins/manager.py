@@ -25,8 +25,16 @@ from ..config.registry import KINDS, STAND_IN, Registry, check_component
 from ..config.schema import Component
 from ..console import say
 from ..errors import (
-    AksslError, ConfigError, PluginError, UnknownComponent, did_you_mean, plain, shown, suggest, told,
-)  # fmt: skip
+    AksslError,
+    ConfigError,
+    PluginError,
+    UnknownComponent,
+    did_you_mean,
+    plain,
+    shown,
+    suggest,
+    told,
+)
 from .first_party import PACKAGES, PROVIDERS
 from .installed import Entry, canonical, entries
 
