@@ -75,7 +75,7 @@ def check(
     name: str,
     kind: str | None,
     slow: bool,
-    assignments: tuple[str, ...],
+    assignments: Sequence[str],
     as_json: bool,
     plugin_file: Path | None,
 ) -> None:

@@ -71,7 +71,10 @@ def targets_get_no_gradient(subject: MethodSubject) -> None:
     assert isinstance(rates, OptimizerConfig)
     groups = parameter_groups(method, method.param_rules(), rates)
     trained = [name for group in groups for name in group["names"]]
-    expect(len(trained) == len(set(trained)), f"in two groups: {few(_twice(trained))}")
+    expect(
+        len(trained) == len(set(trained)),
+        f"in two groups: {few(sorted({name for name in trained if trained.count(name) > 1}))}",
+    )
 
 
 @rule("method", cure="use each view of batch.views; look for one that is encoded twice in place of another")
@@ -193,25 +196,13 @@ def state_moves_once_a_step(subject: MethodSubject) -> None:
     """Slow state moves once an optimizer step, however many micro-batches the step has."""
     micro = 2 if subject.component.accumulates else 1
     plan = subject.plan(train={"accumulate": micro, "steps": 3}, batch_size=micro * BATCH)
-    calls: dict[str, int] = {}
+    calls: dict[str, list[Now]] = {}
     for name, module in plan.method.named_modules():
         if isinstance(module, StepState | Method):
-            _count(module, name or type(module).__name__, calls)
+            noted, inner = calls.setdefault(name or type(module).__name__, []), module.after_step
+            object.__setattr__(
+                module, "after_step", lambda now, noted=noted, inner=inner: (noted.append(now), inner(now))
+            )
     subject.train(plan)
-    wrong = {name: count for name, count in calls.items() if count != 3}
+    wrong = {name: len(noted) for name, noted in calls.items() if len(noted) != 3}
     expect(not wrong, f"after_step in 3 steps of {micro} micro-batches: {wrong}")
-
-
-def _count(module: Any, name: str, calls: dict[str, int]) -> None:
-    inner = module.after_step
-    calls[name] = 0
-
-    def counting(now: Now) -> None:
-        calls[name] += 1
-        inner(now)
-
-    object.__setattr__(module, "after_step", counting)
-
-
-def _twice(names: list[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
