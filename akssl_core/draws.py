@@ -1,4 +1,4 @@
-"""Counter-based randomness: a draw is a hash of (seed, epoch, image index, view, operation, number).
+"""Counter-based randomness: a draw is a hash of (seed, epoch or step, image index, view, operation, number).
 
 Nothing is consumed and nothing is stored, so batches are the same for any worker count, batch split,
 process count and after a resume.
@@ -10,6 +10,7 @@ on int64, elementwise. It gives the same numbers on every platform, device and n
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,6 +64,11 @@ class Draws:
         """The draws for images `index` (B,) in this epoch of a run with this seed."""
         return cls(mix(mix(index.to(torch.int64)) ^ fold(seed, epoch)))
 
+    @classmethod
+    def of_step(cls, seed: int, step: int, index: Tensor) -> Draws:
+        """The draws for images `index` (B,) inside an optimizer step, unlike those of any view."""
+        return cls(mix(mix(index.to(torch.int64)) ^ fold(4, seed, step)))
+
     def view(self, v: int) -> Draws:
         """The draws for view v of the same images."""
         return replace(self, keys=mix(self.keys ^ fold(1, v)))
@@ -75,6 +81,11 @@ class Draws:
     def uniform(self, op: str, count: int) -> Tensor:
         """(B, count) float32, uniform in [0, 1), for one named operation."""
         return uniform(mix(self.keys ^ fold(2, zlib.crc32(op.encode()))), count)
+
+    def normal(self, op: str, count: int) -> Tensor:
+        """(B, count) float32, from a standard normal distribution, for one named operation (Box and Muller 1958)."""
+        radius, angle = self.uniform(op, 2 * count).chunk(2, 1)
+        return (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
 
     def seeds(self, op: str) -> Tensor:
         """(B,) int64, not negative: seeds for generators that one named operation drives itself."""

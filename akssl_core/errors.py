@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+NOT_OURS = r"[/\\](akssl_core|torch)[/\\]"
+"""In the path of a file: it is the core's or torch's."""
 
 LONGEST = 200  # characters of a value that a message shows
 
@@ -55,6 +61,16 @@ def shown(value: object) -> str:
     except ValueError:  # a whole number of so many digits that Python does not write it
         text = f"a {type(value).__name__} too long to show"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody else's code in a line: its type, its words and where it arose outside the core."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "", error.lineno))
+    own = [(file, line) for file, line in frames if os.path.isfile(file) and not re.search(NOT_OURS, file)]
+    where = f" ({own[-1][0]}:{own[-1][1]})" if own and not isinstance(error, AksslError) else ""
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{where}"
 
 
 def suggest(word: str, names: Iterable[str]) -> str | None:

@@ -34,7 +34,8 @@ class Loss(nn.Module, Component, ABC):
     """
 
     kind = "loss"
-    partly_detached: ClassVar[bool] = False  # True: a part of an argument is a target, so that gradients are no slopes
+    partly_detached: ClassVar[bool] = False
+    """A part of an argument is a target, so that gradients are no slopes; the kit then does not compare them."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, get_args, get_origin
 
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from .backbone.base import Backbone
 from .config.schema import Component
@@ -52,6 +53,10 @@ class Facts:
     """How many views of each group the augmentation makes."""
     peak_rate: float = 0.0
     """The largest learning rate, scaled to the batch; 0 where it is not known."""
+    labelled: int = 0
+    """Training images that have a label; the others have -1."""
+    classes: int = 0
+    """Labels are from 0 to `classes - 1`; 0: there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +116,45 @@ class Published:
     """Other differences, which no setting expresses."""
 
 
-class Method(nn.Module, Component, ABC):
-    """A self-supervised method. It is the module that DDP wraps, so its forward *is* the training step."""
+B = TypeVar("B", bound=Backbone, default=Backbone, covariant=True)
+
+
+class Method(nn.Module, Component, ABC, Generic[B]):
+    """A self-supervised method. It is the module that DDP wraps, so its forward *is* the training step.
+
+    `Method[TokenBackbone]` is one over patch tokens: it accepts no other backbone, and type checkers know it.
+    """
 
     kind = "method"
-    views: ClassVar[Mapping[str, int | range]] = {"global": 2}  # how many views of each group it takes
-    accepts: ClassVar[type[Backbone]] = Backbone  # type: ignore[type-abstract]  # TokenBackbone: masks patches
+    views: ClassVar[Mapping[str, int | range]] = {"global": 2}
+    """How many views of each group it takes; a range where several numbers will do."""
+    accepts: ClassVar[type[Backbone]] = Backbone  # type: ignore[type-abstract]
+    """The backbones it works with; `Method[TokenBackbone]` sets it to those over patch tokens."""
     uses_labels: ClassVar[bool] = False
-    shared_batch_norm: bool = True  # with several processes, batch norms see the batch of all (SyncBN)
-    batch_norm_groups: int = 1  # where not shared: parts of the batch of all with statistics of their own
-    accumulates: ClassVar[bool] = False  # the loss of a batch is the mean over its micro-batches' losses
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # partial runs: "default", "cifar", "imagenet"
-    published: ClassVar[Mapping[str, Published]] = {}  # recipe -> what its source says
-    paper: ClassVar[str] = ""  # authors, year, link
+    """Whether `step` reads `batch.label`: a run without labels is refused, the report says so."""
+    shared_batch_norm: bool = True
+    """With several processes, batch norms see the batch of all (SyncBN)."""
+    batch_norm_groups: int = 1
+    """Where batch norms are not shared: parts of the batch of all with statistics of their own."""
+    accumulates: ClassVar[bool] = False
+    """The loss of a batch is the mean over its micro-batches' losses."""
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Partial runs by name: "default", "cifar", "imagenet"."""
+    published: ClassVar[Mapping[str, Published]] = {}
+    """What the source of each recipe says, by the recipe's name."""
+    paper: ClassVar[str] = ""
+    """Authors, title, year and link."""
 
-    def __init__(self, config: Any, backbone: Backbone) -> None:
+    def __init__(self, config: Any, backbone: B) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            if get_origin(base) is Method and isinstance(get_args(base)[0], type):
+                cls.accepts = get_args(base)[0]
 
     @classmethod
     def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:

@@ -47,6 +47,7 @@ class Schedule(Schema):
     to `end` over the rest of the run (or over `over` epochs, after which it stays at `end`).
     """
 
+    type_in_words = "number | schedule"
     start: float = Field(description="value after the warm-up")
     end: float | None = Field(None, description="value at the end; null: stays at start")
     shape: Literal["cosine", "linear"] = Field("cosine", description="path from start to end")

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from akssl_core import Backbone, Batch, Method, Now, Registry, Schema, hookimpl
+from akssl_core import Backbone, Batch, Choice, Facts, Method, Now, Registry, Schema, hookimpl
 from akssl_core.nn import std_ratio
 
 
@@ -31,6 +31,11 @@ class Supervised(Method):
 
         classes: int = Field(10, gt=1, description="number of classes")
 
+    @classmethod
+    def choose(cls, config: Any, facts: Facts) -> dict[str, Choice]:
+        """As many classes as the labels have."""
+        return {"classes": Choice(facts.classes, "the classes of the labels")}
+
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.classifier = nn.Linear(backbone.embed_dim, config.classes)
@@ -39,7 +44,10 @@ class Supervised(Method):
         """The mean cross-entropy of both views."""
         assert batch.label is not None
         logits = self.classifier(self.backbone(torch.cat(batch.views["global"])))
-        return {"loss": F.cross_entropy(logits, batch.label.repeat(2)), "z_std_ratio": std_ratio(logits)}
+        return {
+            "loss": F.cross_entropy(logits, batch.label.repeat(2), ignore_index=-1),
+            "z_std_ratio": std_ratio(logits),
+        }
 
 
 @hookimpl

@@ -53,7 +53,7 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 100
 nitpick_ignore_regex = [
     ("py:.*", r"(?!akssl_core\.).*"),  # names of torch, numpy and so on have no page here
-    ("py:class", r"akssl_core\.(config\.schema\.Annotated|augment\.policy\._\w+|config\.registry\.C)"),
+    ("py:class", r"akssl_core\.(config\.schema\.Annotated|augment\.policy\._\w+|config\.registry\.C|method\.B)"),
     *(("py:class", rf"akssl_core\.{name}") for name in UNNAMED),
 ]
 

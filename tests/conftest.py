@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -214,3 +215,28 @@ def small_run(tmp_path_factory):
 def finished(small_run, tmp_path):
     """A copy of that run's folder."""
     return shutil.copytree(small_run, tmp_path / "finished")
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder on the path into which distributions are installed as metadata and a module."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("AKSSL_PLUGINS", raising=False)
+    before = set(sys.modules)
+
+    def install(dist, name, code, *, group="akssl.v1", version="1.0", module=None, requires=""):
+        module = module or f"mod_{dist}_{name}".replace("-", "_")
+        info = tmp_path / f"{dist.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(exist_ok=True)
+        needs = f"Requires-Dist: {requires}\n" if requires else ""
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n{needs}")
+        points = info / "entry_points.txt"
+        old = points.read_text() if points.exists() else ""
+        points.write_text(f"{old}[{group}]\n{name} = {module}\n" if group not in old else f"{old}{name} = {module}\n")
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
+        return module
+
+    yield install
+    for module in set(sys.modules) - before:
+        if module.startswith("mod_") or module == "one_file":
+            del sys.modules[module]

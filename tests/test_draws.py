@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from akssl_core import Batch, Views
 from akssl_core.draws import Draws, fold
 
 COUNT = 100_000
@@ -91,3 +92,30 @@ def test_seeds_are_distinct_and_valid():
 
 def test_fold_depends_on_order_and_every_part():
     assert len({fold(0, 1), fold(1, 0), fold(0), fold(0, 0), fold(0, 1, 0), fold(-1, 1)}) == 6
+
+
+# -- inside a step --------------------------------------------------------------------------------
+def test_normal_numbers_are_normal():
+    numbers = Draws.of_step(0, 0, torch.arange(COUNT)).normal("noise", 2)
+    assert float(numbers.mean()) == pytest.approx(0, abs=4 * (2 * COUNT) ** -0.5)
+    assert float(numbers.var()) == pytest.approx(1, abs=4 * COUNT**-0.5)
+    assert float((numbers.abs() < 1).float().mean()) == pytest.approx(0.6827, abs=0.004)
+    assert float((numbers.abs() > 3).float().mean()) == pytest.approx(0.0027, abs=0.0005)
+    assert abs(correlation(*numbers.unbind(1))) < 4 * COUNT**-0.5
+    assert bool(numbers.isfinite().all())
+
+
+def test_a_step_draws_by_seed_step_image_and_name_alone():
+    whole = Batch(Views(), torch.arange(6), seed=3, step=5)
+    numbers = whole.draws.uniform("mask", 4)
+    parts = [whole.part(0, 2).draws.uniform("mask", 4), whole.part(2, 6).draws.uniform("mask", 4)]
+    assert torch.equal(torch.cat(parts), numbers)
+    assert torch.equal(whole.part(4, 6).shared_draws.uniform("m", 9), whole.part(0, 1).shared_draws.uniform("m", 9))
+    others = [
+        Batch(Views(), torch.arange(6), seed=4, step=5).draws.uniform("mask", 4),
+        Batch(Views(), torch.arange(6), seed=3, step=6).draws.uniform("mask", 4),
+        Draws.of(3, 5, torch.arange(6)).uniform("mask", 4),
+        whole.draws.uniform("other", 4),
+        whole.shared_draws.uniform("mask", 4).expand(6, 4),
+    ]
+    assert not any((numbers == other).any() for other in others)

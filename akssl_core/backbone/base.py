@@ -25,7 +25,7 @@ class Features:
     patches: Tensor | None = None
     """(B, N, D): patch tokens, or a CNN's last map, row by row."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of the patches; N is their product."""
+    """Rows and columns of the patches; N is their product. None where only some patches were encoded (`keep`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class Backbone(nn.Module, Component, ABC):
     """The width D of the features."""
     preprocess: Preprocess | None = None
     """How images are fed; set on a backbone that comes out of a run."""
+    image: ImageSpec
+    """How the images it is made for reach it: side, channels and normalisation."""
 
     def __init__(self, config: Any, image: ImageSpec) -> None:
         super().__init__()
@@ -96,11 +98,19 @@ class TokenBackbone(Backbone, ABC):
         self,
         images: Tensor,
         *,
-        keep: Tensor | None = None,  # (B, n) indices of the patches to encode: MAE, I-JEPA
-        mask: Tensor | None = None,  # (B, N) bool, patches to replace by `token`: iBOT, SimMIM
-        token: Tensor | None = None,  # (D,)
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        token: Tensor | None = None,
     ) -> Features:
-        """Features of all patches, of those in `keep`, or with those in `mask` replaced by `token`."""
+        """Features of all patches, of those in `keep`, or with those in `mask` replaced by `token`.
+
+        Args:
+            images: (B, C, H, W).
+            keep: (B, n) int64, positions of the patches to encode, counted row by row (MAE, I-JEPA). The patches of the
+                result stand in this order, and its grid is None.
+            mask: (B, N) bool, true where a patch is replaced before positions are added (iBOT, SimMIM).
+            token: (D,), the replacement; it belongs to the method, for a backbone has no unused parameter.
+        """
 
     def attention(self, images: Tensor) -> Tensor | None:
         """How the last block's heads weigh the patches for the pooled features: `(B, heads, *grid)`; None: unknown."""

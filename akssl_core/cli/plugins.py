@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..config import describe
 from ..config.registry import ALIASES, KINDS
+from ..errors import ConfigError, did_you_mean
 from ..plugins.first_party import TO_BEGIN, install
 from ..plugins.installed import entries, version
 from ..plugins.manager import Plugins
 from ..plugins.scaffold import KINDS as NEW_KINDS
 from ..plugins.scaffold import create
 from ..plugins.table import COLUMNS, plugin_table
-from .base import Commands, akssl, json_option, plugin_file_option, plugins_with
+from ..settings import dotted
+from .base import Commands, akssl, json_option, parsed, plugin_file_option, plugins_with, set_option
 
 if TYPE_CHECKING:
     from ..testing import Outcome
@@ -64,18 +67,29 @@ def show(method: str, plugin_file: Path | None) -> None:
 @click.argument("name")
 @click.option("--kind", help="what it is: method, backbone, loss, ...  [default: all of that name, and its losses]")
 @click.option("--slow", is_flag=True, help="also whether it learns, a minute or two")
+@set_option("a setting that it needs, by its kind and name: method.teacher=FILE")
 @json_option
 @plugin_file_option
 @click.pass_context
-def check(ctx: click.Context, name: str, kind: str | None, slow: bool, as_json: bool, plugin_file: Path | None) -> None:
+def check(
+    ctx: click.Context,
+    name: str,
+    kind: str | None,
+    slow: bool,
+    assignments: Sequence[str],
+    as_json: bool,
+    plugin_file: Path | None,
+) -> None:
     """Prove a component right: the checks that every one of its kind must pass, on toy data and in seconds."""
     from ..testing import checks
 
     manager = plugins_with(plugin_file)
+    meant = _to_check(manager, name, kind)
+    settings = _settings(assignments, {kind for kind, _ in meant})
     rows = [
         (f"{kind} {name}", one.outcome())
-        for kind, name in _to_check(manager, name, kind)
-        for one in checks(name, kind=kind, slow=slow, plugins=manager)
+        for kind, name in meant
+        for one in checks(name, kind=kind, settings=settings.get(kind), slow=slow, plugins=manager)
     ]
     if as_json:
         click.echo(json.dumps([{"component": component, **asdict(outcome)} for component, outcome in rows], indent=2))
@@ -87,6 +101,20 @@ def check(ctx: click.Context, name: str, kind: str | None, slow: bool, as_json: 
         counts = ", ".join(f"{many[status]} {status}" for status in ("passed", "failed", "not applicable"))
         click.echo(f"\n{name}: {counts} (akssl-core {version('akssl-core')})")
     ctx.exit(int(any(outcome.status == "failed" for _, outcome in rows)))
+
+
+def _settings(assignments: Sequence[str], kinds: Collection[str]) -> dict[str, Any]:
+    """The settings of --set by the kind of the component.
+
+    Raises:
+        ConfigError: one is of a kind that is not checked, or is no assignment.
+    """
+    settings = dotted([parsed(text) for text in assignments])
+    for kind, table in settings.items():
+        if kind not in kinds or not isinstance(table, dict):
+            told = ", ".join(f"{kind}.NAME=VALUE" for kind in sorted(kinds))
+            raise ConfigError(f"--set {kind}: expected {told}.{did_you_mean(kind, kinds)}")
+    return settings
 
 
 def _to_check(manager: Plugins, name: str, kind: str | None) -> list[tuple[str, str]]:

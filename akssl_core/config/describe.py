@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -17,6 +18,8 @@ _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 def type_name(annotation: Any) -> str:
     """A type as a user would say it: `number`, `whole number`, `a | b`, `name of a loss`."""
     origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(args[0])
     if origin is Literal:
         return " | ".join(str(arg) for arg in args)
     if origin in (Union, types.UnionType):
@@ -27,8 +30,10 @@ def type_name(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Ref):
         article = "an" if annotation.kind[0] in "aeo" else "a"
         return f"name of {article} {annotation.kind}"
-    plain = {int: "whole number", float: "number", str: "text", bool: "true | false"}
-    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
+    if isinstance(annotation, type) and issubclass(annotation, Schema):
+        return annotation.type_in_words
+    plain = {int: "whole number", float: "number", str: "text", bool: "true | false", Path: "path"}
+    return plain.get(annotation, "any value" if annotation is Any else "table" if origin else str(annotation))
 
 
 def _default(field: FieldInfo) -> str:

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from ..errors import AksslError, ConfigError, did_you_mean, shown
+from ..errors import AksslError, ConfigError, DataError, did_you_mean, shown
 
 MOST_LINES = 10  # mistakes that a message tells
 
@@ -62,6 +62,8 @@ FilePath = Annotated[Path, AfterValidator(absolute_path)]
 class Schema(BaseModel):
     """Base of every schema: an unknown key is an error, an instance never changes."""
 
+    type_in_words: ClassVar[str] = "table"
+    """The type of a field that holds these settings, in words."""
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -92,9 +94,12 @@ class Schema(BaseModel):
 class Component:
     """Something a plugin can register: it has a kind, a name and a schema."""
 
-    kind: ClassVar[str]  # "method", "backbone", "loss", "augmentation", "data", "optimizer", "callback"
-    name: ClassVar[str]  # what a user types
+    kind: ClassVar[str]
+    """The base class says it: "method", "backbone", "loss", "augmentation", "data", "optimizer" or "callback"."""
+    name: ClassVar[str]
+    """The word that a user types."""
     Config: ClassVar[type[Schema]] = Schema
+    """The schema of its settings."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -148,8 +153,25 @@ class Ref(Schema):
         return {"name": self.name, **self.config.model_dump(mode="json")}
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """The component itself, made from these settings."""
-        return self.component(self.config, *args, **kwargs)
+        """The component itself, made from these settings.
+
+        Raises:
+            ConfigError: it could not be made, and a file or folder that a setting names is gone.
+        """
+        try:
+            return self.component(self.config, *args, **kwargs)
+        except (OSError, AksslError) as error:
+            gone = [(path, value) for path, value in leaves(self.config.model_dump()) if _is_gone(value)]
+            if not gone or isinstance(error, DataError):  # of data, which say it themselves
+                raise
+            path, value = f"{self.kind}.{gone[0][0]}", gone[0][1]
+            cure = f"Put it back, or name another: --set {path}=PATH"
+            raise ConfigError(f"{path}: '{value}' does not exist. {cure}") from error
+
+
+def _is_gone(value: Any) -> bool:
+    """Whether a value is an absolute path at which there is nothing."""
+    return isinstance(value, str | Path) and os.path.isabs(value) and not os.path.exists(value)
 
 
 class MethodRef(Ref, kind="method"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config.schema import Component
+from ..draws import Draws
 from .convert import Cut, stored_side
 from .labels import hold_out, without
 
@@ -108,10 +109,33 @@ class Batch:
     index: Tensor
     """(B,) int64, the position of each image in the data set."""
     label: Tensor | None = None
-    """(B,) int64. Probes read it; a method that reads it says so: `uses_labels = True`."""
+    """(B,) int64, -1 where an image has none. A method that reads it says so: `uses_labels = True`."""
+    seed: int = 0
+    """Of the run; what is drawn follows from it."""
+    step: int = 0
+    """Optimizer steps done before this one."""
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def draws(self) -> Draws:
+        """Random numbers of this step, a row an image: `batch.draws.uniform("mask", 49)` is (B, 49).
+
+        They follow from seed, step, image and name, so they are the same in any process, micro-batch and resumed run.
+        """
+        return Draws.of_step(self.seed, self.step, self.index)
+
+    @property
+    def shared_draws(self) -> Draws:
+        """Random numbers of this step in one row, the same for all images and processes."""
+        return Draws.of_step(self.seed, self.step, self.index.new_tensor([-1]))
+
+    def part(self, start: int, end: int) -> Batch:
+        """The images from `start` up to `end` alone."""
+        views = Views({name: [view[start:end] for view in group] for name, group in self.views.items()})
+        label = None if self.label is None else self.label[start:end]
+        return replace(self, views=views, index=self.index[start:end], label=label)
 
 
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
@@ -126,6 +150,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
     channels: int = 3
+    """Of every image: 3 for colour, 1 for gray."""
     loading: Literal["direct", "thread", "process"] = "thread"
 
     @abstractmethod
@@ -138,6 +163,11 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     def squares(self, index: Sequence[int], square: Cut) -> Pixels:
         """The same as a backbone sees them. A set whose `fetch` reduces its images starts from the originals here."""
         return self.fetch(index).squares(square)
+
+    def known_labels(self) -> tuple[int, int]:
+        """How many images have a label, and one more than the highest label; zeros where none has one."""
+        labels = () if self.labels is None else self.labels[self.labels >= 0].tolist()
+        return len(labels), max(labels, default=-1) + 1
 
     def id_of(self, i: int) -> str:
         """The name of image i for people: a file's path where there is one, else its number."""
@@ -208,16 +238,25 @@ class DatasetSource(Component, ABC):
     """
 
     kind = "data"
-    family: ClassVar[str | None] = None  # names the recipe that suits this data: "cifar", "imagenet"
-    mean: tuple[float, ...] | None = None  # known statistics per channel; None: measured on a sample
+    family: ClassVar[str | None] = None
+    """The recipe that suits this data: "cifar", "imagenet"."""
+    mean: tuple[float, ...] | None = None
+    """Known means of the channels; None: measured on a sample."""
     std: tuple[float, ...] | None = None
-    asked_side: int | None = None  # the shorter side at which images are to be kept, where somebody says so
+    """Known standard deviations of the channels; None: measured on a sample."""
+    asked_size: int | None
+    """The side of view that a run asks for, in pixels."""
+    notes: list[str]
+    """Decisions and findings, for the user to read."""
+    warnings: list[str]
+    """Things that the user may not have meant, said before the run begins."""
+    _stored_side: int | None = None
 
     def __init__(self, config: Any, image_size: int | None = None) -> None:
         self.config = config
         self.asked_size = image_size
-        self.notes: list[str] = []  # what was decided or found, for the user to read
-        self.warnings: list[str] = []  # what the user may not have meant, said before the run begins
+        self.notes = []
+        self.warnings = []
 
     @property
     @abstractmethod
@@ -226,12 +265,16 @@ class DatasetSource(Component, ABC):
 
     @property
     def stored_side(self) -> int:
-        """The shorter side to which images to train on may be reduced: 12/7 of that of the views, 384 for 224."""
-        return self.asked_side or stored_side(self.asked_size or self.natural_size)
+        """The shorter side to which images may be reduced: as it was set, or 12/7 of that of the views, 384 for 224."""
+        return self._stored_side or stored_side(self.asked_size or self.natural_size)
+
+    @stored_side.setter
+    def stored_side(self, side: int | None) -> None:
+        self._stored_side = side
 
     @abstractmethod
     def train(self) -> ImageSet:
-        """The images to train on. Labels, where there are any, are for probes alone."""
+        """The images to train on. Labels, where there are any, are for probes, and for methods with `uses_labels`."""
 
     def all(self) -> ImageSet:
         """Every image in order, for embedding; by default the training images."""
@@ -249,9 +292,12 @@ class HoldOutSource(DatasetSource):
     before any image is made, and ends with `note_split`. The images themselves come from `make_images`.
     """
 
-    shorter: int  # the median shorter side of the images, or of a sample of them, in pixels
-    labels: Tensor | None = None  # of all images, (N,) int64 with -1 for "unknown"
-    classes: tuple[str, ...] | None = None  # their names
+    shorter: int
+    """The median shorter side of the images, or of a sample of them, in pixels."""
+    labels: Tensor | None = None
+    """Of all images, (N,) int64 with -1 for "unknown"."""
+    classes: tuple[str, ...] | None = None
+    """The names of the classes."""
 
     @property
     def natural_size(self) -> int:

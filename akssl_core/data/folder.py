@@ -126,7 +126,7 @@ class Folder(HoldOutSource):
 
     def __init__(self, config: FolderConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self.asked_side = config.stored_side
+        self.stored_side = config.stored_side
         found = scan(config.path)
         self._store = ImageFiles(config, found)
         _, self.shorter = self._store.look()

@@ -88,7 +88,8 @@ def prepare(
     spec = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins)
     text = str(data["name"] if isinstance(data, Mapping) else data)
     source = open_source(spec.data, plugins, image_size or size)
-    source.asked_side = size or source.asked_side
+    if size is not None:
+        source.stored_side = size
     try:
         with alone_with(path):
             _refuse(path, overwrite=overwrite)  # another process may have made it by now

@@ -26,7 +26,7 @@ from .base import RULES, Finding, FinishedRun, Machine, PlannedRun
 __all__ = ["RULES", "Examined", "Finding", "Machine", "doctor", "examine_install", "examine_plan", "examine_run"]
 
 INSTALLED = "the installation"
-BROKEN = ("broken", "invalid", "clash", "other API")
+BROKEN = ("broken", "invalid", "clash", "other API", "other core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,8 @@ def examine_install(plugins: Plugins) -> list[Finding]:
     """The faults of the installed plugins; imports each of them."""
     plugins.load_all()
     rows = [row for row in plugin_table(plugins) if row["status"] in BROKEN]
-    return [Finding("plugin", f"{row['name']} is {row['status']}.", row["reason"], row["cure"]) for row in rows]
+    found = [Finding("plugin", f"{row['name']} is {row['status']}.", row["reason"], row["cure"]) for row in rows]
+    return list(dict.fromkeys(found))  # both sides of a clash say the same
 
 
 def _findings(kind: str, run: PlannedRun | FinishedRun) -> list[Finding]:

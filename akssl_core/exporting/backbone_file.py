@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,14 @@ def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins:
     """
     file = file_of(path)
     tensors, _, known = read_backbone_file(file)
+    plugins = plugins or installed()
+    if (run := RunDir(file.parent)).begun:
+        with suppress(RunDirError):  # a backbone needs no manifest
+            plugins.remember(run.manifest.plugins)
     with torch.random.fork_rng(devices=[]):
         if module is None:
-            _refuse_misfit(file, tensors, known.backbone, known.image, plugins or installed())
-        backbone = _empty(known.backbone, known.image, module, plugins or installed())
+            _refuse_misfit(file, tensors, known.backbone, known.image, plugins)
+        backbone = _empty(known.backbone, known.image, module, plugins)
     target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
     try:
         target.load_state_dict(tensors)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ..errors import plain, visible
 
 API = 1
+CORE, MISSING = "akssl-core", "not installed"
 PREFIX = "akssl.v"
 LONGEST = 1000  # characters of a name that are shown
 GROUP = f"{PREFIX}{API}"
@@ -26,7 +28,8 @@ class Entry:
     version: str
     api: str
     status: str
-    """"installed", "other API", "clash" (two distributions claim the name) or "blocked" (by AKSSL_PLUGINS)."""
+    """"installed", "other API", "other core" (it needs another version), "clash" (two distributions claim the name) or
+    "blocked" (by AKSSL_PLUGINS)."""
     reason: str = ""
 
 
@@ -43,7 +46,8 @@ def _raw_entries() -> Iterator[Entry]:
             points = [point for point in found.entry_points if point.group.startswith(PREFIX)]
             if not points:
                 continue
-            distribution, version = (_told(str(text or "unknown")) for text in (found.name, found.version))
+            distribution, own = (_told(str(text or "unknown")) for text in (found.name, found.version))
+            unmet = _unmet(found.requires or ())
         except Exception as error:  # damaged metadata of one package must not hide all others
             place = getattr(found, "_path", "?")
             warnings.warn(f"the metadata in {place} cannot be read and is passed over: {error}", stacklevel=2)
@@ -56,7 +60,22 @@ def _raw_entries() -> Iterator[Entry]:
             name, api = _told(point.name), _told(point.group.removeprefix(PREFIX))
             if (api, plain(name)) not in names:
                 names.add((api, plain(name)))
-                yield Entry(name, _told(point.value), distribution, version, api, "installed")
+                status = "other core" if unmet else "installed"
+                yield Entry(name, _told(point.value), distribution, own, api, status, unmet)
+
+
+def _unmet(requirements: Iterable[str]) -> str:
+    """The requirement on the core that this one does not meet, in words; "" where there is none."""
+    from packaging.requirements import InvalidRequirement, Requirement  # only where there is a plugin
+
+    core = version(CORE)
+    for text in requirements:
+        with suppress(InvalidRequirement):
+            wanted = Requirement(text)
+            due = canonical(wanted.name) == CORE and (wanted.marker is None or wanted.marker.evaluate({"extra": ""}))
+            if due and core != MISSING and not wanted.specifier.contains(core, prereleases=True):
+                return f"needs {CORE}{wanted.specifier}; this is {core}"
+    return ""
 
 
 def _told(text: str) -> str:
@@ -74,7 +93,7 @@ def entries() -> list[Entry]:
             claims.setdefault(plain(entry.name), set()).add(f"{entry.distribution} {entry.version}")
     result = []
     for entry in raw:
-        status, reason = "installed", ""
+        status, reason = entry.status, entry.reason
         owners = claims.get(plain(entry.name), set())
         if entry.api != str(API):
             status, reason = "other API", f"made for API {entry.api}; this core offers {API}"
@@ -87,8 +106,8 @@ def entries() -> list[Entry]:
 
 
 def version(distribution: str) -> str:
-    """The installed version of a distribution, or "not installed"."""
+    """The installed version of a distribution, or `MISSING`."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return MISSING

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,7 +24,17 @@ from .. import hookspecs
 from ..config.registry import KINDS, STAND_IN, Registry, check_component
 from ..config.schema import Component
 from ..console import say
-from ..errors import AksslError, ConfigError, PluginError, UnknownComponent, did_you_mean, plain, shown, suggest
+from ..errors import (
+    AksslError,
+    ConfigError,
+    PluginError,
+    UnknownComponent,
+    did_you_mean,
+    plain,
+    shown,
+    suggest,
+    told,
+)
 from .first_party import PACKAGES, PROVIDERS, install
 from .installed import Entry, canonical, entries
 
@@ -40,7 +50,7 @@ class Failure:
     status: Literal["broken", "invalid"]
 
     def __str__(self) -> str:
-        return f"{self.entry.distribution} {self.entry.version} is installed but did not load: {self.error!r}"
+        return f"{self.entry.distribution} {self.entry.version} is installed but did not load: {told(self.error)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +82,6 @@ def is_no_method(entry: Entry) -> bool:
     return "method" not in PACKAGES.get(entry.distribution, ("method",))
 
 
-def _provider(kind: str, name: str) -> str | None:
-    """Our own distribution that provides a component or the open family it belongs to."""
-    return PROVIDERS.get(kind, {}).get(_family(name))
-
-
 class Plugins:
     """The plugin manager: looks components up by name, importing as little as that takes."""
 
@@ -85,6 +90,7 @@ class Plugins:
         self.failures: dict[str, Failure] = {}
         self.entries = entries()
         self.loaded: dict[str, Loaded] = {}  # by entry point or file
+        self._known: dict[tuple[str, str], str] = {}  # who provided a component, or a family, to a run
         self._tried: set[str] = set()
         self._strict = os.environ.get("AKSSL_STRICT") == "1"
         self._pm = pluggy.PluginManager("akssl")
@@ -101,7 +107,7 @@ class Plugins:
             try:
                 implementation.function(*(facts[name] for name in implementation.argnames))
             except Exception as error:  # an observer must not stop a run
-                text = f"plugin '{implementation.plugin_name}' failed in {event} and is passed over: {error!r}"
+                text = f"plugin '{implementation.plugin_name}' failed in {event} and is passed over: {told(error)}"
                 warnings.warn(text, stacklevel=2)
 
     def register(self, plugin: object, name: str) -> None:
@@ -121,7 +127,8 @@ class Plugins:
             cause: BaseException = error
             if isinstance(error, pluggy.PluginValidationError) and (hint := _unknown_hook(plugin)):
                 cause = PluginError(hint)
-            raise PluginError(f"plugin '{name}' cannot be used: {cause}") from cause
+            words = cause if isinstance(cause, PluginError | pluggy.PluginValidationError) else told(cause)
+            raise PluginError(f"plugin '{name}' cannot be used: {words}") from cause
         finally:
             self.registry.owner = ""
 
@@ -156,6 +163,20 @@ class Plugins:
         if self._strict:
             raise PluginError(f"plugin '{entry.name}': {failure}") from error
 
+    def remember(self, table: Iterable[Mapping[str, Any]]) -> None:
+        """Note who provided what to a run, by the plugin table of its manifest, to name a plugin that is gone."""
+        for row in table:
+            provider = str(row.get("distribution") or row.get("file") or "")
+            self._known["", plain(str(row.get("name")))] = provider
+            for kind, _, name in (text.partition(" ") for text in str(row.get("provides")).split(", ")):
+                self._known[kind, plain(name)] = provider
+
+    def _provider(self, kind: str, name: str) -> str | None:
+        """The distribution, ours or that of a run, which provides a component or the open family it belongs to."""
+        ours = PROVIDERS.get(kind, {}).get(_family(name))
+        family = self._known.get(("", _family(name))) if "/" in name else None
+        return ours or self._known.get((kind, plain(name))) or family
+
     def answers(self, owner: str, hook: str) -> bool:
         """Whether a registered plugin implements a hook."""
         return any(one.plugin_name == owner for one in getattr(self._pm.hook, hook).get_hookimpls())
@@ -183,7 +204,7 @@ class Plugins:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[path.stem]
-            raise PluginError(f"plugin file {path} did not load: {error!r}") from error
+            raise PluginError(f"plugin file {path} did not load: {told(error)}") from error
         self.register(module, path.stem)
         self.loaded[path.stem] = Loaded(path.stem, str(path), 0.0)
         if not self.registry.owned(path.stem):
@@ -232,7 +253,7 @@ class Plugins:
                 raise  # the name is this family's, and wrong
             except Exception as error:
                 plugin = implementation.plugin_name
-                raise PluginError(f"{kind} '{name}': plugin '{plugin}' failed to look it up: {error!r}") from error
+                raise PluginError(f"{kind} '{name}': plugin '{plugin}' failed to look it up: {told(error)}") from error
         return None
 
     def names(self, kind: str) -> list[str]:
@@ -256,7 +277,7 @@ class Plugins:
 
         First the namesake of the name or of the family before its slash, then its provider, then the rest.
         """
-        provider, likely = _provider(kind, name), (plain(name), _family(name))
+        provider, likely = self._provider(kind, name), (plain(name), _family(name))
         return sorted(self.entries, key=lambda e: (plain(e.name) not in likely, e.distribution != provider))
 
     def _missing(self, kind: str, name: str) -> PluginError:
@@ -267,11 +288,12 @@ class Plugins:
                     return _unusable(kind, name, failure)
                 if entry.status != "installed":
                     return PluginError(f"{kind} '{name}': {entry.distribution} {entry.version}: {entry.reason}.")
-        if provider := _provider(kind, name):
+        if provider := self._provider(kind, name):
             for failure in self.failures.values():
                 if canonical(failure.entry.distribution) == provider:
                     return _unusable(kind, name, failure)
-            return PluginError(f"no {kind} named '{name}' is installed. Install it with: {install(provider)}")
+            cure = f"Add --plugin-file {provider}" if "/" in provider else f"Install it with: {install(provider)}"
+            return PluginError(f"no {kind} named '{name}' is installed. {cure}")
         known = self.names(kind)
         hint = did_you_mean(name, known)
         if not hint and (near := suggest(name, PROVIDERS.get(kind, {}))):

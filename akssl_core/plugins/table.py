@@ -6,13 +6,14 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
+from ..errors import told
 from .first_party import install
 from .installed import Entry, version
 from .manager import Plugins
 
 COLUMNS = ("name", "distribution", "version", "api", "status", "provides", "reason", "cure", "file", "seconds")
 CURES = {
-    "other API": "{1}",
+    **dict.fromkeys(("other API", "other core"), "{1}"),
     "blocked": "unset AKSSL_PLUGINS, or name it there",
     "clash": "pip uninstall all but one",
     **dict.fromkeys(("broken", "invalid"), "{2}, or pip uninstall {0}"),
@@ -24,7 +25,8 @@ def plugin_table(plugins: Plugins) -> list[dict[str, str]]:
     """A row for each installed plugin and each plugin file, with what is known of it by now.
 
     Status: "installed" (not imported yet), "ok", "invalid" (imports, but registers nothing usable), "broken" (does not
-    import), "blocked" (by AKSSL_PLUGINS), "clash" (two distributions claim the name) or "other API".
+    import), "blocked" (by AKSSL_PLUGINS), "clash" (two distributions claim the name), "other API" or
+    "other core" (it needs another version of it).
     """
     rows = [_row(entry, plugins) for entry in plugins.entries]
     known = {entry.name for entry in plugins.entries}
@@ -39,8 +41,7 @@ def _row(entry: Entry, plugins: Plugins) -> dict[str, str]:
     facts = asdict(entry)
     del facts["value"]
     if failure := plugins.failures.get(entry.name):
-        error = failure.error
-        facts |= {"status": failure.status, "reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        facts |= {"status": failure.status, "reason": " ".join(told(failure.error).split())}
     elif entry.status == "installed" and (loaded := plugins.loaded.get(entry.name)):
         provides = _provides(plugins, loaded.owner)
         facts |= {"provides": provides, "file": loaded.file, "seconds": f"{loaded.seconds:.1f}", "status": "ok"}

@@ -45,6 +45,7 @@ def _header(run: RunFiles) -> Html:
     facts = [
         f"data {data}" if data else "",
         f"backbone {backbone}" if backbone else "",
+        "trained with labels" if run.manifest.get("trained_with_labels") else "",
         f"seed {run.manifest['seed']}" if "seed" in run.manifest else "",
         f"status {run.status}",
         f"started {run.manifest['created']}" if "created" in run.manifest else "",

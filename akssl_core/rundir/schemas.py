@@ -60,6 +60,7 @@ class Manifest(_Open):
     created: str = ""
     status: str = "unknown"  # running, finished, failed, stopped or collapsed
     method: str = ""
+    trained_with_labels: bool | None = None  # the method has read them; else they are for scores alone
     seed: int | None = None
     image: dict[str, Any] | None = None  # what the network sees: size, channels, mean and standard deviation
     data: Data = Data()

@@ -130,6 +130,7 @@ def resume(
                 folder.write_text("report.html", render(folder.path))
         return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
     stored = folder.read_config()
+    plugins.remember(folder.manifest.plugins if folder.begun else ())
     with _surroundings(dict(leaves(stored)).get("train.device")), ExitStack() as at_end:
         at_end.callback(folder.unlock)
         if dist.is_main():
@@ -211,6 +212,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     manifest = Manifest(
         status="running",
         method=spec.method.name,
+        trained_with_labels=spec.method_class.uses_labels,
         seed=spec.seed,
         image=asdict(plan.image),
         data=plan.fingerprint(),

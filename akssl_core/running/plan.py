@@ -143,6 +143,7 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     chosen = rules.core_rules(spec, layers, sight.size, len(sight.images), sight.hardware)
     layers.fill(chosen)
     facts = _facts(spec, chosen, sight)
+    rules.refuse_unlabelled(spec, facts)
     choices = spec.method_class.choose(spec.method.config, facts)
     layers.fill({f"method.{name}": one for name, one in choices.items() if not layers.set_by_user("method", name)})
     return _build(check(layers, plugins), layers, sight, facts, given)
@@ -267,4 +268,5 @@ def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
     if "lr.start" in decided:
         rates = rates.model_copy(update={"lr": rates.lr.model_copy(update={"start": decided["lr.start"]})})
     peak = rates.lr.peak(rules.length(train, images).epochs) * rates.scale(train.batch_size)
-    return Facts(images, train.batch_size, train.batch_size // shares, sight.image.size, train.epochs, views, peak)
+    share, known = train.batch_size // shares, sight.images.known_labels()
+    return Facts(images, train.batch_size, share, sight.image.size, train.epochs, views, peak, *known)

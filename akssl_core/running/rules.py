@@ -127,6 +127,19 @@ def refuse(spec: RunSpec) -> None:
         )
 
 
+def refuse_unlabelled(spec: RunSpec, facts: Facts) -> None:
+    """Refuses data without labels where the method learns from them.
+
+    Raises:
+        ConfigError: no image has one.
+    """
+    if spec.method_class.uses_labels and not facts.labelled:
+        raise ConfigError(
+            f"data: {spec.method.name} trains with labels, and none of the {facts.images} images of {spec.data.name} "
+            f"has one. Use data with labels: a folder with one sub-folder per class, or (images, labels)."
+        )
+
+
 def batch_norms(method: Method, facts: Facts, train: TrainSpec) -> Sequence[str]:
     """A warning of what batch norms see of micro-batches.
 

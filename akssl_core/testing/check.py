@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-HERE = Path(__file__).parent
+from ..errors import told
+
 Function = TypeVar("Function", bound=Callable[[Any], None])
 
 
 class CheckFailed(AssertionError):
-    """A check has found something."""
+    """A check has found something; `cure` mends just that, where the cure of the check says too little."""
+
+    def __init__(self, found: str, cure: str = "") -> None:
+        super().__init__(found)
+        self.cure = cure
 
 
 class NotApplicable(unittest.SkipTest):
@@ -67,10 +69,9 @@ class Check:
         except NotApplicable as reason:
             return Outcome(self.name, "not applicable", self.meaning, str(reason), "")
         except CheckFailed as failure:
-            return Outcome(self.name, "failed", self.meaning, str(failure), self.cure)
+            return Outcome(self.name, "failed", self.meaning, str(failure), failure.cure or self.cure)
         except Exception as error:
-            found = f"{type(error).__name__}: {error} ({_place(error)})"
-            return Outcome(self.name, "failed", self.meaning, found, "mend the error, then check again")
+            return Outcome(self.name, "failed", self.meaning, told(error), "mend the error, then check again")
         return Outcome(self.name, "passed", self.meaning, "", "")
 
 
@@ -87,20 +88,18 @@ def rule(kind: str, *, cure: str, slow: bool = False) -> Callable[[Function], Fu
     return register
 
 
-def _place(error: Exception) -> str:
-    """File and line of the innermost frame that belongs neither to torch nor to this kit."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and Path(f.filename).parent != HERE]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
+def fail(message: str, cure: str = "") -> NoReturn:
+    """End a check with what it has found, and how to mend it where that is not always the same."""
+    raise CheckFailed(message, cure)
 
 
-def fail(message: str) -> NoReturn:
-    """End a check with what it has found."""
-    raise CheckFailed(message)
-
-
-def expect(condition: bool, message: str) -> None:
+def expect(condition: bool, message: str, cure: str = "") -> None:
     """Fail with a message unless the condition holds."""
     if not condition:
-        fail(message)
+        fail(message, cure)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

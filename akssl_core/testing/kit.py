@@ -11,6 +11,7 @@ from ..config.schema import Component
 from ..errors import ConfigError, did_you_mean
 from ..plugins.manager import Plugins, installed
 from . import backbones as backbones
+from . import layouts as layouts
 from . import learning as learning
 from . import losses as losses
 from . import others as others

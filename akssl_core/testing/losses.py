@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,19 +25,23 @@ def _known(subject: ComponentSubject) -> tuple[KnownValue, ...]:
     return known
 
 
-def _noisy(args: Any, seed: int = 0) -> Any:
-    """The arguments of a call with noise on their tensors, so that nothing is at an exact minimum."""
-    generator = torch.Generator().manual_seed(seed)
+def _each(args: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The arguments of a call with every tensor of floats changed."""
     if isinstance(args, Tensor):
-        noise = 0.1 * torch.rand(args.shape, generator=generator)
-        return args + noise if args.is_floating_point() else args
-    return type(args)(_noisy(item, seed + i) for i, item in enumerate(args)) if isinstance(args, list | tuple) else args
+        return change(args) if args.is_floating_point() else args
+    return type(args)(_each(item, change) for item in args) if isinstance(args, list | tuple) else args
+
+
+def _noisy(args: Any, seed: int = 0) -> Any:
+    """The arguments with noise, so that nothing is at an exact minimum."""
+    generator = torch.Generator().manual_seed(seed)
+    return _each(args, lambda x: x + 0.1 * torch.rand(x.shape, generator=generator))
 
 
 def _leaves(args: Any) -> list[Tensor]:
-    if isinstance(args, Tensor):
-        return [args] if args.is_floating_point() else []
-    return [leaf for item in args for leaf in _leaves(item)] if isinstance(args, list | tuple) else []
+    found: list[Tensor] = []
+    _each(args, lambda x: found.append(x) or x)  # type: ignore[func-returns-value]
+    return found
 
 
 @rule(
@@ -56,19 +61,13 @@ def loss_computes_in_float32(subject: ComponentSubject) -> None:
     """The loss computes in float32, whatever autocast and its inputs are."""
     known = _known(subject)[0]
     args = _noisy(known.args)
-    half = _cast(args, torch.bfloat16)
-    exact = float(subject.build(**known.settings)(*_cast(half, torch.float32)))
+    half = _each(args, Tensor.bfloat16)
+    exact = float(subject.build(**known.settings)(*_each(half, Tensor.float)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = subject.build(**known.settings)(*half)
     expect(mixed.dtype == torch.float32, f"under autocast the loss is {mixed.dtype}")
     gap = abs(float(mixed) - exact)
     expect(gap <= 1e-5 * max(abs(exact), 1.0), f"{float(mixed):.7g} under autocast, {exact:.7g} in float32")
-
-
-def _cast(args: Any, dtype: torch.dtype) -> Any:
-    if isinstance(args, Tensor):
-        return args.to(dtype) if args.is_floating_point() else args
-    return type(args)(_cast(item, dtype) for item in args) if isinstance(args, list | tuple) else args
 
 
 @rule("loss", cure="detach targets alone; guard roots and divisions by zero")
@@ -88,9 +87,7 @@ def gradients_are_finite(subject: ComponentSubject) -> None:
 
 def _copies(args: Any) -> Any:
     """The arguments with tensors that collect gradients."""
-    if isinstance(args, Tensor):
-        return args.detach().clone().requires_grad_() if args.is_floating_point() else args
-    return type(args)(_copies(item) for item in args) if isinstance(args, list | tuple) else args
+    return _each(args, lambda x: x.detach().clone().requires_grad_())
 
 
 @rule(

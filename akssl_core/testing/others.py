@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from ..config.schema import validate
 from ..method import ParamRule
 from ..optim import load_state_by_name, parameter_groups, set_group_values, state_by_name
 from ..schedule import Now
-from .check import NotApplicable, expect, rule
-from .setting_checks import _refuses_unknown, describe_settings
-from .steps import _few
+from ..training.callback import Callback, Logger
+from .check import NotApplicable, expect, few, rule
+from .setting_checks import describe_settings, refuses_unknown
 from .subject import ComponentSubject, changed, copied, toy_spec
 
 
 # -- what holds for every kind --------------------------------------------------------------------
-def _common(kind: str, args: Any) -> None:
-    """Register the checks of settings for one kind; `args` makes what the constructor takes beside them."""
+def _common(kind: str, args: tuple[Any, ...]) -> None:
+    """Register the checks of settings for one kind; `args` are what the constructor takes beside them."""
 
     @rule(kind, cure="derive Config from akssl_core.Schema")
     def unknown_setting_is_refused(subject: ComponentSubject) -> None:
         """A setting that does not exist is refused, with the nearest one that does."""
-        _refuses_unknown(lambda: subject.build(*args(), no_such_setting=1))
+        refuses_unknown(lambda: subject.build(*args, no_such_setting=1))
 
     @rule(kind, cure="give each Field a description and the class a docstring")
     def settings_are_described(subject: ComponentSubject) -> None:
@@ -35,15 +35,8 @@ def _common(kind: str, args: Any) -> None:
         describe_settings(subject)
 
 
-for _kind, _args in (
-    ("loss", tuple),
-    ("backbone", lambda: (toy_spec(),)),
-    ("augmentation", lambda: (toy_spec(),)),
-    ("data", tuple),
-    ("optimizer", tuple),
-    ("callback", tuple),
-):
-    _common(_kind, _args)
+for _kind in ("loss", "backbone", "augmentation", "data", "optimizer", "callback"):
+    _common(_kind, (toy_spec(),) if _kind in ("backbone", "augmentation") else ())
 
 
 # -- data -----------------------------------------------------------------------------------------
@@ -95,9 +88,8 @@ def source_has_a_natural_size(subject: ComponentSubject) -> None:
 
 # -- optimizers -----------------------------------------------------------------------------------
 def _optimizer(subject: ComponentSubject, net: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-    config = validate(subject.component.Config, dict(subject.settings), registry=subject.plugins)
-    groups = parameter_groups(net, [ParamRule("*")], config)
-    return subject.component(config).build(groups), config
+    recipe = subject.build()
+    return recipe.build(parameter_groups(net, [ParamRule("*")], recipe.config)), recipe.config
 
 
 def _net() -> nn.Module:
@@ -140,38 +132,26 @@ def optimizer_goes_on_from_its_state(subject: ComponentSubject) -> None:
         _, state = _minimise(subject, half, range(5))
         _minimise(subject, half, range(5, 8), load(save(state)))
     moved = changed(copied(whole.state_dict()), half.state_dict())
-    expect(not moved, f"after 5 steps, a round trip and 3 more, other bits: {_few(moved)}")
+    expect(not moved, f"after 5 steps, a round trip and 3 more, other bits: {few(moved)}")
 
 
 # -- callbacks and loggers ------------------------------------------------------------------------
 ROWS = tuple({"step": s, "epoch": s / 4, "loss": 1.0 / s, "lr": 0.1, "knn_top1": None, "note": "x"} for s in (1, 2, 3))
 
 
-def _told(subject: ComponentSubject) -> Iterator[str]:
-    for name in ("on_run", "on_row", "on_finish", "on_start", "on_step", "on_epoch", "on_end"):
-        if callable(getattr(subject.component, name, None)):
-            yield name
-
-
 @rule("callback", cure="derive from Logger (rows) or Callback (the engine), and copy a row before changing it")
 def events_are_heard(subject: ComponentSubject) -> None:
     """It listens to at least one event, and leaves the rows it is shown as they are."""
-    from ..training.callback import Callback, Logger
-
     expect(issubclass(subject.component, Callback | Logger), "it derives neither from Callback nor from Logger")
     base = Logger if issubclass(subject.component, Logger) else Callback
-    own = [n for n in _told(subject) if getattr(subject.component, n) is not getattr(base, n, None)]
+    events = [name for name in vars(base) if name.startswith("on_")]
+    own = [name for name in events if getattr(subject.component, name) is not getattr(base, name)]
     expect(bool(own), "it overrides no event")
 
 
 @rule("callback", cure="only observe: change no tensor, no setting, no generator")
 def training_is_the_same_with_it(subject: ComponentSubject) -> None:
     """A run with it trains to the same bits as a run without it, and it hears every row."""
-    import tempfile
-    from pathlib import Path
-
-    from ..training.callback import Logger
-
     if not issubclass(subject.component, Logger):
         raise NotApplicable("a callback may change training; a logger may not")
     with tempfile.TemporaryDirectory() as folder:

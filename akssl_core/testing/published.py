@@ -10,8 +10,7 @@ from ..config.schema import Ref, leaves
 from ..method import Method
 from ..plugins.manager import Plugins
 from ..schedule import Schedule
-from .check import NotApplicable, expect, rule
-from .steps import _few
+from .check import NotApplicable, expect, few, rule
 from .subject import MethodSubject
 from .toys import spec_of
 
@@ -30,7 +29,7 @@ def recipes_are_as_published(subject: MethodSubject) -> None:
             expect(not same or not told, f"recipe '{recipe}': {path} is as published, and `differs` says otherwise")
         known = {path for path, _ in leaves(source.values)} | source.differs.keys()
         untold = [path for path, _ in leaves(component.recipes[recipe]) if path not in known and not _is_name(path)]
-        expect(not untold, f"recipe '{recipe}' sets what published says nothing about: {_few(untold)}")
+        expect(not untold, f"recipe '{recipe}' sets what published says nothing about: {few(untold)}")
 
 
 def compared(method: type[Method], recipe: str, plugins: Plugins) -> Iterator[tuple[str, Any, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
@@ -13,9 +13,9 @@ from ..data import Pixels
 from ..draws import Draws
 from ..errors import AksslError, ConfigError
 from ..schedule import Schedule
-from .check import NotApplicable, expect, fail, rule
-from .steps import _few
-from .subject import ComponentSubject, MethodSubject, Trace, middle, seeded_step
+from ..settings import dotted, merged
+from .check import NotApplicable, expect, fail, few, rule
+from .subject import ComponentSubject, MethodSubject, Ready, Trace
 
 SHORT: dict[str, Any] = {"train": {"steps": 8}}  # two epochs of the toy data
 
@@ -23,10 +23,11 @@ SHORT: dict[str, Any] = {"train": {"steps": 8}}  # two epochs of the toy data
 @rule("method", cure="derive Config from akssl_core.Schema, and take no **kwargs")
 def unknown_setting_is_refused(subject: MethodSubject) -> None:
     """A setting that does not exist is refused, with the nearest one that does."""
-    _refuses_unknown(lambda: subject.plan(options={"no_such_setting": 1}))
+    refuses_unknown(lambda: subject.plan(options={"no_such_setting": 1}))
 
 
-def _refuses_unknown(build: Any) -> None:
+def refuses_unknown(build: Any) -> None:
+    """Fail unless building with the setting `no_such_setting` is refused."""
     try:
         build()
     except ConfigError as error:
@@ -40,9 +41,7 @@ def _refuses_unknown(build: Any) -> None:
 )
 def settings_are_described(subject: MethodSubject) -> None:
     """Every setting says what it means, and the method names its paper and a default recipe."""
-    bare = [name for name, field in subject.component.Config.model_fields.items() if not field.description]
-    expect(not bare, f"settings without a description: {_few(bare)}")
-    expect(bool((subject.component.__doc__ or "").strip()), "the class has no docstring")
+    describe_settings(subject)
     expect(bool(subject.component.paper), "the class names no paper (paper = 'authors, title, year, link')")
     expect("default" in subject.component.recipes, "there is no recipe 'default'")
 
@@ -50,11 +49,9 @@ def settings_are_described(subject: MethodSubject) -> None:
 @rule("method", cure="name terms of step in `where`, lower bound first, and say what is meant, why and what to do")
 def landmarks_are_of_terms(subject: MethodSubject) -> None:
     """Every landmark bounds terms that the step logs, and has a meaning, a cause and a cure."""
-    plan = subject.plan()
-    terms = seeded_step(plan.method, subject.batch(plan), middle(plan))
-    for landmark in type(plan.method).landmarks(plan.spec.method.config, plan.facts):
-        unknown = sorted(landmark.where.keys() - terms.keys())
-        expect(not unknown, f"a landmark is about '{_few(unknown)}', and step logs {', '.join(terms)}")
+    at = subject.ready()
+    for landmark in subject.component.landmarks(at.plan.spec.method.config, at.plan.facts):
+        _expect_terms(at, "landmark", landmark.where)
         expect(bool(landmark.where), "a landmark bounds no term")
         expect(all(low <= high for low, high in landmark.where.values()), f"bounds out of order: {landmark.where}")
         expect(all((landmark.meaning, landmark.cause, landmark.cure)), f"a landmark explains too little: {landmark}")
@@ -63,14 +60,18 @@ def landmarks_are_of_terms(subject: MethodSubject) -> None:
 @rule("method", cure="name terms of step, and say in words how they move in a healthy run")
 def curves_are_of_terms(subject: MethodSubject) -> None:
     """Every curve that the method describes is that of a term which the step logs, and is described in words."""
-    plan = subject.plan()
-    terms = seeded_step(plan.method, subject.batch(plan), middle(plan))
-    described = type(plan.method).curves(plan.spec.method.config, plan.facts)
-    unknown = sorted(described.keys() - terms.keys())
-    expect(not unknown, f"a curve is about '{_few(unknown)}', and step logs {', '.join(terms)}")
+    at = subject.ready()
+    described = subject.component.curves(at.plan.spec.method.config, at.plan.facts)
+    _expect_terms(at, "curve", described)
     for name, curve in described.items():
         expect(bool(curve.shape.strip()), f"the curve of '{name}' has no shape in words")
         expect(all(map(math.isfinite, curve.lines.values())), f"a line of '{name}' is not finite: {curve.lines}")
+
+
+def _expect_terms(at: Ready, what: str, names: Iterable[str]) -> None:
+    terms = at.terms()
+    unknown = sorted(set(names) - terms.keys())
+    expect(not unknown, f"a {what} is about '{few(unknown)}', and step logs {', '.join(terms)}")
 
 
 @rule("method", cure="read the setting where it belongs, or remove it")
@@ -83,7 +84,7 @@ def every_setting_acts(subject: MethodSubject) -> None:
     for name, candidates in _variations(subject.component.Config, plan.spec.method.config):
         if _acts(subject, name, candidates, table, reference) is False:
             idle.append(name)
-    expect(not idle, f"no value of these changes a run: {_few(idle)}")
+    expect(not idle, f"no value of these changes a run: {few(idle)}")
 
 
 def _acts(
@@ -93,7 +94,8 @@ def _acts(
     tried = None
     for value in candidates:
         try:
-            plan = subject.plan(options=_with(table, name, value), **SHORT)
+            options = merged({"method": table}, {"method": dotted([(name, value)])})["method"]
+            plan = subject.plan(options=options, **SHORT)
             if plan.spec.table()["method"] == table:
                 continue  # the same value in another form
             trace = subject.train(plan)
@@ -103,17 +105,6 @@ def _acts(
             return True
         tried = False
     return tried
-
-
-def _with(table: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """The settings with one of them changed; the component's own name is left out."""
-    result = {key: dict(inner) if isinstance(inner, dict) else inner for key, inner in table.items() if key != "name"}
-    *parents, leaf = path.split(".")
-    here = result
-    for parent in parents:
-        here = here[parent]
-    here[leaf] = value
-    return result
 
 
 def _variations(schema: type[Schema], config: Any, prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
@@ -168,26 +159,14 @@ def every_recipe_starts(subject: MethodSubject) -> None:
 def any_channels_and_sizes(subject: MethodSubject) -> None:
     """Images of any number of channels and any size from 8 px can be trained on."""
     for channels, size in ((1, 16), (3, 8), (5, 24), (3, 40)):
-        try:
-            losses = subject.train(subject.plan(channels=channels, size=size, train={"steps": 2})).losses
-        except Exception as error:
-            fail(f"{channels} channels of {size} px: {type(error).__name__}: {error}")
-        expect(all(map(math.isfinite, losses)), f"{channels} channels of {size} px: the losses are {losses}")
+        subject.trains(f"{channels} channels of {size} px", channels=channels, size=size, train={"steps": 2})
 
 
 @rule("method", cure="choose queue and batch in Method.choose, refuse the rest in Method.check with a ConfigError")
 def any_batch_size(subject: MethodSubject) -> None:
     """Every batch size trains, or is refused before training with the size that works."""
     for batch in (2, 6, 10, 48):
-        try:
-            plan = subject.plan(batch_size=batch, train={"steps": 3})
-        except AksslError:
-            continue
-        try:
-            losses = subject.train(plan).losses
-        except Exception as error:
-            fail(f"a batch of {batch} was accepted and failed in training: {type(error).__name__}: {error}")
-        expect(all(map(math.isfinite, losses)), f"a batch of {batch}: the losses are {losses}")
+        subject.trains(f"a batch of {batch}", refused=AksslError, batch_size=batch, train={"steps": 3})
 
 
 @rule("method", cure="draw one set of parameters per image (Draws), never one for the batch")
@@ -210,10 +189,10 @@ def draws_per_image(augmentation: Any, images: Any) -> None:
             )
 
 
-def describe_settings(subject: ComponentSubject) -> None:
+def describe_settings(subject: MethodSubject | ComponentSubject) -> None:
     """Checks that hold for the settings of every component."""
     bare = [name for name, field in subject.component.Config.model_fields.items() if not field.description]
-    expect(not bare, f"settings without a description: {_few(bare)}")
+    expect(not bare, f"settings without a description: {few(bare)}")
     expect(bool((subject.component.__doc__ or "").strip()), "the class has no docstring")
 
 

@@ -10,9 +10,8 @@ from safetensors.torch import load, save
 from ..backbone import Backbone
 from ..nn import EMA
 from ..schedule import Now
-from .check import NotApplicable, expect, rule
-from .steps import _few, _forget_pushed, _moved
-from .subject import MethodSubject, backward, changed, copied, disturb_global_randomness, middle, seeded_step
+from .check import NotApplicable, expect, few, rule
+from .subject import MethodSubject, changed, copied, disturb_global_randomness
 
 STEPS, CUT = 10, 6  # of a run that is stopped inside its second epoch
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, which follow forward passes
@@ -21,16 +20,15 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch 
 @rule("method", cure="move slow state in after_step: use EMA, Queue, Center, Prototypes or a StepState of your own")
 def forward_moves_no_state(subject: MethodSubject) -> None:
     """A forward pass, with its backward pass, moves no state but the statistics of batch norms."""
-    plan = subject.plan()
-    method = plan.method.train()
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
+    at = subject.ready()
+    optimizer = at.sgd(0.01)
     for seed in range(2):
         optimizer.step()  # from the second time on, weights and their slow copies differ
-        before = copied(method.state_dict())
-        backward(seeded_step(method, subject.batch(plan, seed), middle(plan))["loss"])
-        moved = [n for n in changed(before, method.state_dict()) if not n.endswith(STATISTICS)]
-        expect(not moved, f"moved by the forward pass: {_few(moved)}")
-        _moved(method, middle(plan))
+        before = copied(at.method.state_dict())
+        at.backward(at.batch(seed))
+        other = [n for n in changed(before, at.method.state_dict()) if not n.endswith(STATISTICS)]
+        expect(not other, f"moved by the forward pass: {few(other)}")
+        at.move()
 
 
 @rule(
@@ -39,18 +37,17 @@ def forward_moves_no_state(subject: MethodSubject) -> None:
 )
 def slow_copies_follow_their_momentum(subject: MethodSubject) -> None:
     """Slow copies start as they should and follow by their momentum, exactly."""
-    plan = subject.plan()
-    method, now = plan.method.train(), Now(0, 4, 16)
-    copies = [module for module in method.modules() if isinstance(module, EMA)]
+    at = subject.ready()
+    at.now = Now(0, 4, 16)
+    copies = [module for module in at.method.modules() if isinstance(module, EMA)]
     if not copies:
         raise NotApplicable("the method has no slow copy (EMA)")
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    backward(seeded_step(method, subject.batch(plan), now)["loss"])
-    optimizer.step()
+    at.backward()
+    at.sgd(0.1).step()
     before = [copied(dict(slow.named_parameters())) for slow in copies]
-    _moved(method, now)
+    at.move()
     for slow, old in zip(copies, before, strict=True):
-        momentum = slow.momentum(now)
+        momentum = slow.momentum(at.now)
         for name, p in slow.named_parameters():
             part, _, rest = name.partition(".")
             fast = slow._tracked[part].get_parameter(rest)
@@ -62,19 +59,20 @@ def slow_copies_follow_their_momentum(subject: MethodSubject) -> None:
 @rule("method", cure="look at self.training before remembering anything, and leave requires_grad alone")
 def evaluation_changes_nothing(subject: MethodSubject) -> None:
     """Features and losses in evaluation mode leave weights, statistics, queues and flags as they are."""
-    plan = subject.plan()
-    method, batch = plan.method, subject.batch(plan)
-    backward(seeded_step(method.train(), batch, middle(plan))["loss"])
-    _moved(method, middle(plan))
+    at = subject.ready()
+    method, batch = at.method, at.batch()
+    at.backward(batch)
+    at.move()
     before, flags = copied(method.state_dict()), [p.requires_grad for p in method.parameters()]
     method.eval()
     with torch.no_grad():
         method.encoder(batch.views.all()[0])
-        seeded_step(method, batch, middle(plan))
-    _moved(method, middle(plan).next())
+        at.terms(batch)
+    at.now = at.now.next()
+    at.move()
     followers = tuple(f"{name}." for name, module in method.named_modules() if isinstance(module, EMA))
-    moved = [n for n in changed(before, method.state_dict()) if not n.startswith(followers or ("\0",))]
-    expect(not moved, f"changed by an evaluation: {_few(moved)}")
+    other = [n for n in changed(before, method.state_dict()) if not n.startswith(followers or ("\0",))]
+    expect(not other, f"changed by an evaluation: {few(other)}")
     expect(flags == [p.requires_grad for p in method.parameters()], "an evaluation changed requires_grad")
 
 
@@ -85,8 +83,8 @@ def construction_leaves_the_backbone_alone(subject: MethodSubject) -> None:
     backbone = plan.backbone
     before, identity = copied(backbone.state_dict()), [id(p) for p in backbone.parameters()]
     method = subject.component(plan.spec.method.config, backbone)
-    moved = changed(before, backbone.state_dict())
-    expect(not moved, f"changed by the constructor: {_few(moved)}")
+    other = changed(before, backbone.state_dict())
+    expect(not other, f"changed by the constructor: {few(other)}")
     expect(identity == [id(p) for p in backbone.parameters()], "the constructor replaced parameters of the backbone")
     expect(isinstance(method.encoder, Backbone), f"encoder is a {type(method.encoder).__name__}, not a Backbone")
 
@@ -104,12 +102,12 @@ def state_goes_through_safetensors(subject: MethodSubject) -> None:
         twin = places.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
         expect(twin == name, f"{name} and {twin} share their memory")
     fresh.method.load_state_dict(load(save(copied(state))))
-    moved = changed(copied(state), fresh.method.state_dict())
-    expect(not moved, f"not the same after a round trip: {_few(moved)}")
+    other = changed(copied(state), fresh.method.state_dict())
+    expect(not other, f"not the same after a round trip: {few(other)}")
 
 
 @rule(
-    "method", cure="keep all state in buffers or parameters, take time from `now`, and random numbers from torch alone"
+    "method", cure="keep all state in buffers or parameters, take time from `now`, and random numbers from batch.draws"
 )
 def resume_is_exact(subject: MethodSubject) -> None:
     """A run stopped inside an epoch and continued from its checkpoint ends bit for bit like an unbroken one."""
@@ -120,13 +118,13 @@ def resume_is_exact(subject: MethodSubject) -> None:
     rest = subject.train(subject.plan(**length), resumed=half)
     after = [n for n, (a, b) in enumerate(zip(whole.losses[CUT:], rest.losses, strict=True), CUT + 1) if a != b]
     expect(not after, f"stopped after step {CUT} and continued, the loss of step {after[0] if after else 0} is another")
-    moved = changed(whole.state, rest.state)
-    expect(not moved, f"other bits after the end: {_few(moved)}")
+    other = changed(whole.state, rest.state)
+    expect(not other, f"other bits after the end: {few(other)}")
 
 
 @rule(
     "method",
-    cure="draw with torch's default generator inside the step (the engine seeds it), never with random or numpy",
+    cure="draw from batch.draws or batch.shared_draws inside the step, never with random or numpy",
 )
 def a_seed_decides_everything(subject: MethodSubject) -> None:
     """The same seed gives the same numbers, whatever other generators stand at; another seed gives others."""
@@ -145,9 +143,9 @@ def a_seed_decides_everything(subject: MethodSubject) -> None:
 @rule("method", cure="let encoder return the backbone, or the slow copy's backbone")
 def encoder_can_be_exported(subject: MethodSubject) -> None:
     """The network that is exported maps images to features of the width it tells, and loads into a fresh one."""
-    plan, fresh = subject.plan(), subject.plan(seed=1)
-    subject.train(plan, stop_at=2)
-    encoder, images = plan.method.encoder.eval(), subject.batch(plan).views.all()[0]
+    at, fresh = subject.ready(), subject.plan(seed=1)
+    subject.train(at.plan, stop_at=2)
+    encoder, images = at.method.encoder.eval(), at.batch().views.all()[0]
     encoder.to(memory_format=torch.contiguous_format)  # as the fresh one is laid out
     with torch.no_grad():
         features = encoder(images)
@@ -159,4 +157,3 @@ def encoder_can_be_exported(subject: MethodSubject) -> None:
         other.load_state_dict(load(save({n: t.contiguous() for n, t in encoder.export_state().items()})))
         gap = float((other(images) - features).abs().max())
     expect(gap == 0, f"a fresh network with the exported weights gives features that differ by {gap:.2g}")
-    _forget_pushed(plan.method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import Backbone, Features, TokenBackbone
+from ..backbone import Backbone, Features
 from ..config.schema import Schema, validate
 from ..data import Batch, ImageSpec, Views
 from ..method import Method
+from ..nn import StepState
 from ..optim import load_state_by_name, state_by_name
 from ..plugins.manager import Plugins
 from ..running.layers import collect
@@ -24,6 +26,7 @@ from ..running.plan import Plan, make_plan
 from ..schedule import Now
 from ..training.callback import Callback
 from ..training.engine import Engine, Terms
+from .check import expect, fail, few
 
 IMAGES, BATCH, SIZE, EPOCHS = 64, 16, 16, 4
 
@@ -76,7 +79,7 @@ class Trace:
 
     def same(self, other: Trace) -> bool:
         """Whether every number is the same to the last bit."""
-        return self.losses == other.losses and same_tensors(self.state, other.state)
+        return self.losses == other.losses and not changed(self.state, other.state)
 
 
 class _Watch(Callback):
@@ -123,6 +126,20 @@ class MethodSubject:
         method = {"name": self.component.name, **options}
         return make_plan(collect(method, None, keywords, self.plugins), self.plugins)
 
+    def trains(self, what: str, *, refused: type[Exception] | tuple[()] = (), cure: str = "", **given: Any) -> None:
+        """Fail unless a run with these keywords ends with finite losses, or raises `refused` before it starts."""
+        try:
+            plan = self.plan(**given)
+        except refused:
+            return
+        except Exception as error:
+            fail(f"{what}: {type(error).__name__}: {error}", cure)
+        try:
+            losses = self.train(plan).losses
+        except Exception as error:
+            fail(f"{what} failed in training: {type(error).__name__}: {error}", cure)
+        expect(all(map(math.isfinite, losses)), f"{what}: the losses are {losses}", cure)
+
     def _backbone(self, channels: int, size: int) -> Any:
         """The kit's own network, the one that was asked for, or None: the rule for token methods decides."""
         if self.backbone is not None:
@@ -131,24 +148,11 @@ class MethodSubject:
             return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return SmallNet(ImageSpec(size, channels, (0.5,) * channels, (0.2,) * channels))
+            return SmallNet(toy_spec(size, channels))
 
-    def batch(self, plan: Plan, seed: int = 0, *, partners: Tensor | None = None, noise: float = 0.1) -> Batch:
-        """Views that the kit draws itself: each is the image at the group's size, with a little noise.
-
-        With `partners` (B,), every view after the first is of those images instead.
-        """
-        base = patterns(BATCH, plan.image.channels, plan.image.size, seed)
-        generator = torch.Generator().manual_seed(seed + 1)
-        views, number = Views(), 0
-        for group in plan.augmentation.groups():
-            views[group.name] = []
-            for _ in group.transforms:
-                image = base if partners is None or number == 0 else base[partners]
-                view = F.interpolate(image, (group.size, group.size), mode="bilinear", align_corners=False)
-                views[group.name].append(view + noise * torch.randn(view.shape, generator=generator))
-                number += 1
-        return Batch(views, torch.arange(BATCH))
+    def ready(self, **given: Any) -> Ready:
+        """The method of such a run, about to make a step."""
+        return Ready(self.plan(**given))
 
     def train(self, plan: Plan, *, stop_at: int | None = None, resumed: Trace | None = None) -> Trace:
         """Train a plan with the real engine to its end or to a step, from the start or from where another stopped."""
@@ -166,6 +170,66 @@ class MethodSubject:
         return trace
 
 
+class Ready:
+    """A method in training mode before a step in the second half of its run, when what waits at the start has begun."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.method = plan, plan.method.train()
+        per_epoch = plan.loader().steps_per_epoch
+        self.now = Now(per_epoch * EPOCHS * 3 // 4, per_epoch, per_epoch * EPOCHS)
+
+    def batch(self, seed: int = 0, *, partners: Tensor | None = None, noise: float = 0.1) -> Batch:
+        """Views that the kit draws itself: each is the image at the group's size, with a little noise.
+
+        With `partners` (B,), every view after the first is of those images instead.
+        """
+        base = patterns(BATCH, self.plan.image.channels, self.plan.image.size, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        views, number = Views(), 0
+        for group in self.plan.augmentation.groups():
+            views[group.name] = []
+            for _ in group.transforms:
+                image = base if partners is None or number == 0 else base[partners]
+                view = F.interpolate(image, (group.size, group.size), mode="bilinear", align_corners=False)
+                views[group.name].append(view + noise * torch.randn(view.shape, generator=generator))
+                number += 1
+        label = torch.arange(BATCH) % self.plan.facts.classes if self.method.uses_labels else None
+        return Batch(views, torch.arange(BATCH), label, step=seed)
+
+    def terms(self, batch: Batch | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """One forward pass, with the randomness of layers fixed as the engine fixes it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cast("dict[str, Tensor]", self.method(batch or self.batch(), self.now))
+
+    def loss(self, batch: Batch, seed: int = 0) -> float:
+        """The loss of a batch in training mode; no gradients, and nothing stays in queues and centres."""
+        self.method.train()
+        with torch.no_grad():
+            loss = float(self.terms(batch, seed)["loss"])
+        self.forget_pushed()
+        return loss
+
+    def backward(self, batch: Batch | None = None) -> None:
+        """Gradients of the loss of a batch, added to those that are there."""
+        backward(self.terms(batch)["loss"])
+
+    def sgd(self, lr: float) -> torch.optim.SGD:
+        """An optimizer of all that is trained."""
+        return torch.optim.SGD([p for p in self.method.parameters() if p.requires_grad], lr)
+
+    def move(self) -> None:
+        """Let all slow state move, as the engine does after a step."""
+        moved(self.method, self.now)
+
+    def forget_pushed(self) -> None:
+        """Drop what a forward pass has pushed into queues and centres, as an evaluation would."""
+        for module in self.method.modules():
+            for value in vars(module).values() if isinstance(module, StepState) else ():
+                if isinstance(value, list):
+                    value.clear()
+
+
 @dataclass
 class ComponentSubject:
     """A component of any other kind, with the settings it is built from."""
@@ -181,18 +245,11 @@ class ComponentSubject:
 
 
 # -- what several checks need ---------------------------------------------------------------------
-def middle(plan: Plan) -> Now:
-    """A moment in the second half of the run, when what waits for its time at the start has begun."""
-    per_epoch = plan.loader().steps_per_epoch
-    total = per_epoch * EPOCHS
-    return Now(total * 3 // 4, per_epoch, total)
-
-
-def seeded_step(method: Method, batch: Batch, now: Now, seed: int = 0) -> dict[str, Tensor]:
-    """One forward pass, with the randomness inside the step fixed as the engine fixes it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cast("dict[str, Tensor]", method(batch, now))
+def moved(method: Method, now: Now) -> None:
+    """Let all slow state of a method move."""
+    for module in method.modules():
+        if isinstance(module, StepState | Method):
+            module.after_step(now)
 
 
 def backward(loss: Tensor) -> None:
@@ -217,11 +274,21 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[s
     return [n for n in names if n not in before or n not in after or not torch.equal(before[n], after[n])]
 
 
-def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether both have the same names and bits."""
-    return not changed(one, other)
+class Waiting:
+    """The trainable parameters of a module that no gradient has reached yet."""
 
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.names = {name for name, p in module.named_parameters() if p.requires_grad}
 
-def is_token_backbone(component: type[Backbone]) -> bool:
-    """Whether a backbone can be shown some of its patches."""
-    return issubclass(component, TokenBackbone)
+    def look(self) -> None:
+        """Note whom gradients have reached; none may be infinite or NaN."""
+        for name, p in self.module.named_parameters():
+            if p.grad is not None:
+                expect(bool(p.grad.isfinite().all()), f"the gradient of {name} is not finite")
+                if p.grad.abs().max() > 0:
+                    self.names.discard(name)
+
+    def none_left(self) -> None:
+        """Fail where some parameters still wait."""
+        expect(not self.names, f"no gradient in three steps: {few(sorted(self.names))}")

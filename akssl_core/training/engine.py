@@ -156,11 +156,9 @@ class Engine:
         index = index.to(self.device)
         label = None if label is None else label.to(self.device)
         self.clock.lap("augment")
-        size = len(index) // self.spec.accumulate
+        size, whole = len(index) // self.spec.accumulate, Batch(views, index, label, self.seed, self.now.step)
         for i in range(self.spec.accumulate):
-            part = slice(i * size, (i + 1) * size)
-            cut = Views({name: [view[part] for view in group] for name, group in views.items()})
-            yield Batch(cut, index[part], None if label is None else label[part])
+            yield whole.part(i * size, (i + 1) * size)
 
     def _step(self, micro: Sequence[Batch]) -> None:
         """One optimizer step over one or more micro-batches."""
@@ -231,7 +229,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 def _reseed(seed: int, step: int, device: torch.device) -> None:
-    """Randomness inside a step (stochastic depth, masks) is a function of (seed, step, rank): nothing to save."""
+    """Randomness of layers (dropout, stochastic depth) is a function of (seed, step, rank): nothing to save."""
     key = (seed * 1_000_003 + step) * 65_536 + dist.rank()
     torch.default_generator.manual_seed(key % 2**63)
     if device.type == "cuda":

@@ -6,11 +6,12 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 
 import torch
 
 from ..dist import lost_peer
-from ..errors import AksslError, RunStopped
+from ..errors import AksslError, RunStopped, told
 from .engine import Engine
 
 SHORT = (
@@ -21,18 +22,28 @@ SHORT = (
 
 @contextmanager
 def explain_faults(engine: Engine) -> Iterator[None]:
-    """Turn an error of torch while a run trains into a RunStopped, where the cause is known.
+    """Turn an error while a run trains into a RunStopped, where the cause is known.
 
     Raises:
-        RunStopped: memory or file numbers ran out, another process has ended, or one that reads images was killed.
+        RunStopped: memory or file numbers ran out, another process has ended, one that reads images was killed, or
+            the method's own code failed.
     """
     try:
         yield
-    except (RuntimeError, MemoryError, OSError, EOFError) as error:
-        reason = None if isinstance(error, RunStopped | AksslError) else _reason(error, engine)
-        if reason is None:
+    except AksslError:
+        raise
+    except Exception as error:
+        known = isinstance(error, RuntimeError | MemoryError | OSError | EOFError) and not isinstance(error, RunStopped)
+        if known and (reason := _reason(error, engine)):
+            raise RunStopped(f"{reason} 'akssl resume RUN_DIR' goes on from the last checkpoint.") from error
+        if isinstance(error, RunStopped) or not _is_of_method(error, engine):
             raise
-        raise RunStopped(f"{reason} 'akssl resume RUN_DIR' goes on from the last checkpoint.") from error
+        raise RunStopped(f"the method {engine.method.name} failed in step {engine.now.step}: {told(error)}") from error
+
+
+def _is_of_method(error: Exception, engine: Engine) -> bool:
+    """Whether the error arose in the method's code, or in what that called."""
+    return any(frame.f_locals.get("self") is engine.method for frame, _ in walk_tb(error.__traceback__))
 
 
 def _reason(error: Exception, engine: Engine) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -162,3 +163,47 @@ def test_a_plugin_file_is_listed_with_what_it_provides(here, tmp_path):
     (row,) = [row for row in json.loads(out) if row["name"] == "cubed_file"]
     assert (row["status"], row["provides"]) == ("ok", "loss cubed")
     assert row["file"].endswith("cubed_file.py")
+
+
+NEEDS = """
+    from pathlib import Path
+    from pydantic import Field
+    from akssl_core import FilePath, Logger, Schema, hookimpl
+
+    class Diary(Logger):
+        '''Writes rows into a file that must be there.'''
+        name = "diary"
+
+        class Config(Schema):
+            '''Its file.'''
+            path: FilePath = Field(description="file for the rows")
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.text = config.path.read_text()
+
+        def on_row(self, row):
+            self.text += str(row)
+
+    @hookimpl
+    def akssl_register(registry):
+        registry.add(Diary)
+"""
+
+
+def test_a_component_with_a_required_setting_is_checked_by_name(here, tmp_path):
+    file = tmp_path / "cubed_file.py"
+    file.write_text(textwrap.dedent(NEEDS))
+    (tmp_path / "rows.txt").write_text("")
+
+    def check(*settings):
+        installed.cache_clear()
+        return here("plugins", "check", "diary", "--plugin-file", file, *settings)
+
+    assert re.search("path: .*(required|missing)", check()[1])
+    code, out, _ = check("--set", "callback.path=rows.txt")
+    assert (code, "0 failed" in out) == (0, True)
+    for wrong in ("calback.path=rows.txt", "path=rows.txt"):
+        code, _, err = check("--set", wrong)
+        assert code == 2
+        assert "expected callback.NAME=VALUE" in err

@@ -11,12 +11,14 @@ import pytest
 from akssl_core.config.registry import Registry
 from akssl_core.config.schema import Component, Schema
 from akssl_core.errors import ConfigError, PluginError
+from akssl_core.examining import examine_install
 from akssl_core.hookspecs import hookimpl
 from akssl_core.plugins import manager as room
 from akssl_core.plugins.first_party import install
 from akssl_core.plugins.installed import entries
 from akssl_core.plugins.lookup import build, find
 from akssl_core.plugins.manager import Plugins
+from akssl_core.plugins.table import plugin_table
 
 GOOD = """
     from akssl_core import Component, Schema
@@ -32,30 +34,6 @@ GOOD = """
     def akssl_register(registry):
         registry.add({cls})
 """
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder on the path into which distributions are installed as metadata and a module."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv("AKSSL_PLUGINS", raising=False)
-    before = set(sys.modules)
-
-    def install(dist, name, code, *, group="akssl.v1", version="1.0", module=None):
-        module = module or f"mod_{dist}_{name}".replace("-", "_")
-        info = tmp_path / f"{dist.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(exist_ok=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
-        points = info / "entry_points.txt"
-        old = points.read_text() if points.exists() else ""
-        points.write_text(f"{old}[{group}]\n{name} = {module}\n" if group not in old else f"{old}{name} = {module}\n")
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
-        return module
-
-    yield install
-    for module in set(sys.modules) - before:
-        if module.startswith("mod_") or module == "one_file":
-            del sys.modules[module]
 
 
 def good(name):
@@ -89,7 +67,7 @@ def test_a_component_of_another_name_is_found_in_the_other_plugins(site):
     ("code", "cause"),
     [
         ("import no_such_module", "No module named 'no_such_module'"),
-        ("raise SystemExit(3)", "SystemExit(3)"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("1 / 0", "ZeroDivisionError"),
         (good("bad").replace("akssl_register", "akssl_registre"), "akssl_registre"),
         (good("bad").replace("(registry)", "(registry, colour)"), "colour"),
@@ -257,7 +235,7 @@ def test_a_name_with_a_slash_imports_the_plugin_of_its_family_alone(site):
 
 def test_a_family_that_fails_is_named_and_its_own_words_are_kept(site):
     site("pkg-zoo", "zoo", FAMILY)
-    with pytest.raises(PluginError, match="plugin 'zoo' failed to look it up: RuntimeError.'the zoo is closed'"):
+    with pytest.raises(PluginError, match="plugin 'zoo' failed to look it up: RuntimeError: the zoo is closed"):
         Plugins().get("backbone", "zoo/broken")
     with pytest.raises(PluginError, match=r"^zoo has no 'lino'\. Did you mean 'lion'\?$"):
         Plugins().get("backbone", "zoo/lino")
@@ -302,3 +280,78 @@ def test_what_is_no_name_is_told(name):
 def test_a_component_that_takes_more_than_its_settings_says_what():
     with pytest.raises(ConfigError, match="method 'simsiam' takes more than its settings, or less: .*'backbone'"):
         build("method", "simsiam")
+
+
+@pytest.mark.parametrize(
+    ("needs", "reason"),
+    [
+        ("akssl-core>=9", "needs akssl-core>=9; this is 0.1.0"),
+        ("akssl_core (<0.1)", "needs akssl-core<0.1; this is 0.1.0"),
+        ("akssl-core[export]~=0.0.5", "needs akssl-core~=0.0.5; this is 0.1.0"),
+        ("akssl-core>=0.1,<0.2", ""),
+        ("akssl-core>=9; extra == 'dev'", ""),
+        ("akssl-core-extras>=9", ""),
+        ("akssl-core >>> 9", ""),
+    ],
+)
+def test_a_plugin_for_another_core_is_listed_and_not_imported(site, needs, reason):
+    module = site("pkg-alpha", "alpha", good("alpha"), requires=needs)
+    (entry,) = ours({"alpha"})
+    assert (entry.status, entry.reason) == ("other core" if reason else "installed", reason)
+    if not reason:
+        assert Plugins().get("callback", "alpha").name == "alpha"
+        return
+    with pytest.raises(PluginError) as caught:
+        Plugins().get("callback", "alpha")
+    assert reason in str(caught.value)
+    assert module not in sys.modules
+    (row,) = [row for row in plugin_table(Plugins()) if row["name"] == "alpha"]
+    assert row["cure"] == "pip install -U akssl-core pkg-alpha"
+    assert [one.cause for one in examine_install(Plugins()) if "alpha" in one.evidence] == [reason]
+
+
+def test_the_doctor_tells_a_clash_once(site):
+    site("pkg-one", "same", good("same"))
+    site("pkg-two", "same", good("same"))
+    (found,) = [one for one in examine_install(Plugins()) if "same" in one.evidence]
+    assert "claimed by pkg-one 1.0 and pkg-two 1.0" in found.cause
+
+
+HOOKS = """
+    from akssl_core import hookimpl
+
+    @hookimpl
+    def {hook}:
+        return undefined_name
+"""
+LINE = 6  # of the mistake
+
+
+@pytest.mark.parametrize(
+    ("hook", "told"),
+    [
+        ("akssl_register(registry)", lambda plugins: plugins.get("callback", "bad")),
+        ("akssl_resolve(kind, name)", lambda plugins: plugins.get("backbone", "bad/one")),
+        (
+            "akssl_run_started(config, run_dir)",
+            lambda plugins: plugins.tell("akssl_run_started", config={}, run_dir=0),
+        ),
+    ],
+)
+def test_a_mistake_in_any_hook_is_told_with_file_and_line(site, hook, told):
+    module = site("pkg-bad", "bad", HOOKS.format(hook=hook))
+    plugins = Plugins()
+    plugins.load_all()
+    with pytest.raises((PluginError, UserWarning)) as caught:
+        told(plugins)
+    assert "NameError: name 'undefined_name' is not defined" in str(caught.value)
+    assert f"{module}.py:{LINE})" in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "line"), [("x = 1\n1 / 0", 2), ("x = 1\n\ndef f(:", 3)], ids=["raises", "no Python"])
+def test_a_module_that_does_not_import_is_told_with_file_and_line(site, tmp_path, code, line):
+    module = site("pkg-bad", "bad", code)
+    with pytest.raises(PluginError, match=rf"{module}\.py:{line}\)"):
+        Plugins().get("callback", "bad")
+    with pytest.raises(PluginError, match=rf"{module}\.py:{line}\)"):
+        Plugins().load_file(tmp_path / f"{module}.py")

@@ -302,6 +302,20 @@ def test_what_is_written_is_clean_whatever_it_is_called(name, tmp_path):
     assert "already formatted" in output(ruff, "format", "--check", "--no-cache", ".", cwd=tmp_path)
 
 
+def test_attributes_as_the_pages_write_them_are_clean_in_a_new_plugin(tmp_path):
+    """Every `name = {...}` and `name = [...]` that docs tell authors to write into a class."""
+    text = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    written = re.findall(r"`(\w+(?:: [\w\[\], ]+)? = [\[{].*?[\]}])`", text)
+    assert any(line.startswith("views") for line in written)
+    folder = create("my-own", "method", tmp_path)
+    source = folder / "src" / module_of(folder) / "__init__.py"
+    lines = "".join(f"    {line}\n" for line in written)
+    with_them = source.read_text().replace("    recipes = RECIPES\n", f"    recipes = RECIPES\n{lines}")
+    source.write_text(with_them.replace("import Any", "import Any, ClassVar"))
+    ruff = Path(sys.executable).with_name("ruff")
+    output(ruff, "check", "--no-cache", "--ignore", "E501,F821", ".", cwd=folder)
+
+
 def test_the_types_are_right(made, tmp_path):
     """With the settings of this repository, which are those of the plugins, so that what mypy knows of torch serves."""
     folders = [folder_of(made, kind) for kind in KINDS]

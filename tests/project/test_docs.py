@@ -155,7 +155,7 @@ def test_every_kind_of_component_is_documented_and_has_checks_and_none_is_made_u
 
 
 def test_every_status_of_a_plugin_is_explained():
-    for status in ("broken", "invalid", "clash", "other API", "blocked"):
+    for status in ("broken", "invalid", "clash", "other API", "other core", "blocked"):
         assert f"| `{status}` |" in HOOKS
 
 

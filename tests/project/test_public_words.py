@@ -68,14 +68,14 @@ def test_private_names_are_seen():
 
 
 def own_fields(cls: type) -> list[str]:
-    """The fields that a dataclass or a schema adds to its bases, without private ones."""
+    """The attributes that a class adds to its bases and has types for, without private ones."""
     inherited = {name for base in cls.__mro__[1:] for name in inspect.get_annotations(base)}
     if dataclasses.is_dataclass(cls):
         names = [field.name for field in dataclasses.fields(cls)]
     elif issubclass(cls, Schema):
         names = [name for name, field in cls.model_fields.items() if not field.description]
     else:
-        names = []
+        names = list(inspect.get_annotations(cls))
     return [name for name in names if name not in inherited and not name.startswith("_")]
 
 

@@ -324,7 +324,7 @@ BROKEN = {
     MovesTheTargetTwice: "state_moves_once_a_step",
     IgnoresAView: "every_view_matters",
     StateOutsideBuffers: "resume_is_exact",
-    PeeksAtLabels: "labels_are_never_read",
+    PeeksAtLabels: "labels_are_read_as_told",
     GlobalRandomness: "a_seed_decides_everything",
     UnknownKeyAccepted: "unknown_setting_is_refused",
     SettingWithoutEffect: "every_setting_acts",

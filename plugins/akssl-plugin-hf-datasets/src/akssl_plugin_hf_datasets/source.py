@@ -77,7 +77,7 @@ class HfDatasets(HoldOutSource):
 
     def __init__(self, config: HfConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self.asked_side = config.stored_side
+        self.stored_side = config.stored_side
         splits = open_splits(config.path, config.config)
         main = pick(splits, config.split, config.path, "split")
         self._image, self._label = image_column(main, config.image), label_column(main, config.label, self.notes)

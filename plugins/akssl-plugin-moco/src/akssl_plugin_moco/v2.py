@@ -78,7 +78,7 @@ class MoCoV2(Method):
     batch (ShuffleBN, section 3.3 of arXiv 1911.05722). Here `bn_splits` groups do, whatever the number of processes:
     the query encoder runs on consecutive groups of the batch, the key encoder on the groups of a permuted batch, and
     the keys are put back in order. Each process encodes its share of the groups, one after another. The permutation
-    goes across processes and follows from the step and the images in it. One group has the statistics of the whole
+    goes across processes and follows from seed, step and images. One group has the statistics of the whole
     batch, in several processes too.
     """
 
@@ -124,12 +124,11 @@ class MoCoV2(Method):
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Algorithm 1 of arXiv 1911.05722; keys enter the queue after the step, both directions' together."""
         x1, x2 = batch.views["global"]
-        draws = Draws.of(0, now.step, batch.index)  # the run's seed decides which images are in this step
-        q, k = self._queries(x1), self._keys(x2, draws.view(1))
+        q, k = self._queries(x1), self._keys(x2, batch.draws.view(1))
         loss = self.loss(q, k, self.queue.rows)
         self.queue.push(k)
         if self.config.symmetric:
-            k = self._keys(x1, draws.view(0))
+            k = self._keys(x1, batch.draws.view(0))
             loss = loss + self.loss(self._queries(x2), k, self.queue.rows)
             self.queue.push(k)
         return {"loss": loss, "z_std_ratio": std_ratio(q)}
