@@ -91,7 +91,9 @@ def test_a_source_by_name_keeps_its_split_and_tells_the_recipe(here, tmp_path):
     )
     code, out, err = here("data", "prepare", "mine", "--plugin-file", "mine.py", "--out", "m.safetensors")
     assert code == 0, err
-    assert out.splitlines()[0] == "m.safetensors: 6 images, 0.0 MB, no classes, shorter side at most 14 px, 0 unreadable"
+    assert (
+        out.splitlines()[0] == "m.safetensors: 6 images, 0.0 MB, no classes, shorter side at most 14 px, 0 unreadable"
+    )
     assert "--recipe imagenet" in out.splitlines()[1]
     code, out, err = here("data", "prepare", "shapes", "--set", "data.size=20", "--set", "data.test_size=10", "--out",
                           "s.safetensors")  # fmt: skip
@@ -105,7 +107,10 @@ BAD = [
     (("prepare", "shaps", "--out", "p.safetensors"), "Did you mean 'shapes'?"),
     (("prepare", "photos", "--out", "p.bin"), "--out: 'p.bin' must end in .safetensors"),
     (("prepare", "photos", "--out", "no/p.safetensors"), "there is no folder 'no'"),
-    (("prepare", "photos", "--out", "p.safetensors", "--size", "4"), "size: expected a whole number from 8 to 8192, got 4."),
+    (
+        ("prepare", "photos", "--out", "p.safetensors", "--size", "4"),
+        "size: expected a whole number from 8 to 8192, got 4.",
+    ),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.chanels=1"), "Did you mean 'channels'?"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "--set seed: only settings of the data apply"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),
