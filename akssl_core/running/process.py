@@ -90,8 +90,8 @@ class Training:
 
     def _fit(self) -> tuple[dict[str, float], Diagnosis]:
         """Train, then score and export the encoder; the final numbers, and whether it has learned or collapsed."""
-        started = time.perf_counter()
         run_dir, plan, evaluate = self.run_dir, self.plan, self.plan.spec.evaluate
+        started = time.perf_counter() - sum(row.get("seconds", 0.0) for row in run_dir.history)  # before a resume
         probe = _probe(plan, evaluate.queries, evaluate.bank)
         engine = self._engine()
         with explain_faults(engine):

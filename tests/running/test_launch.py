@@ -95,6 +95,16 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(start, toys, photos, monkeypa
     }
 
 
+def test_a_resumed_run_counts_the_seconds_before_it(start, photos, toys):
+    first = start(epochs=1)
+    file = first.run_dir / "metrics.jsonl"
+    rows = [json.loads(line) | {"seconds": 1000.0} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(UserWarning, match="train.epochs: 1 -> 2"):
+        longer = resume(first.run_dir, data=photos, epochs=2, plugins=toys)
+    assert 1000 * len(rows) < longer.metrics["seconds"] < 1000 * len(rows) + 900
+
+
 def test_resuming_a_finished_run_only_reads_it(start, toys):
     first = start()
     again = resume(first.run_dir, plugins=toys)
