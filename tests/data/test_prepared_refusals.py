@@ -123,8 +123,8 @@ RECORDS = {
     "another version": ({"version": "3"}, "is of version '3', and this akssl reads 1 and 2"),
     "no record": ({"record": None}, "its record is wrong: Invalid JSON"),
     "a record without end": ({"record": "[" * 100_000}, "its record is wrong"),
-    "half a record": ({"record": '{"channels": 3}'}, "its record is wrong: source Field required"),
-    "no channels": ({"channels": 0}, "its record is wrong: channels Input should be greater"),
+    "half a record": ({"record": '{"channels": 3}'}, "its record is wrong: source is missing"),
+    "no channels": ({"channels": 0}, "its record is wrong: channels should be greater"),
     "many channels": ({"channels": 10**30}, "its record is wrong: channels"),
     "other channels": ({"channels": 4}, "add up to .* bytes of pixels"),
     "a side that is no number": ({"side": "9" * 5000}, "its record is wrong: side"),
@@ -133,7 +133,7 @@ RECORDS = {
     "classes that are no names": ({"classes": [{}, "b"]}, "its record is wrong: classes.0"),
     "statistics of other channels": ({"mean": [0.5]}, "one number a channel"),
     "endless statistics": ({"std": [1e400, 1, 1]}, "its record is wrong: std"),
-    "no deviation": ({"std": [0, 1, 1]}, "its record is wrong: std.0 Input should be greater than 0"),
+    "no deviation": ({"std": [0, 1, 1]}, "its record is wrong: std.0 should be greater than 0"),
     "what a later version may add": ({"colour": "x" * 10**6}, "its record is wrong: unknown setting 'colour'"),
 }
 

@@ -345,5 +345,5 @@ def test_bad_python_input(finished, tmp_path):
     with pytest.raises(RunDirError, match=r"holds no run.*Did you mean 'finished'"):
         akssl_core.evaluate(tmp_path / "finishd")
     (finished / "backbone.safetensors").unlink()
-    with pytest.raises(RunDirError, match="has not finished yet"):
+    with pytest.raises(RunDirError, match="The run is finished, and its file was lost"):
         akssl_core.evaluate(finished)

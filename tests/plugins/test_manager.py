@@ -306,7 +306,7 @@ def test_a_plugin_for_another_core_is_listed_and_not_imported(site, needs, reaso
     assert reason in str(caught.value)
     assert module not in sys.modules
     (row,) = [row for row in plugin_table(Plugins()) if row["name"] == "alpha"]
-    assert row["cure"] == "pip install -U akssl-core pkg-alpha"
+    assert row["cure"] == install("akssl-core", "pkg-alpha", newer=True)
     assert [one.cause for one in examine_install(Plugins()) if "alpha" in one.evidence] == [reason]
 
 

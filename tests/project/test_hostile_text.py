@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import asdict
 from importlib import metadata
 
 import pytest
@@ -185,16 +186,16 @@ def test_what_steers_a_terminal_is_escaped():
 
 # -- the files of a run ---------------------------------------------------------------------------
 MANIFESTS = {
-    "a number as status": ({"status": 5}, "status Input should be a valid string"),
-    "no status": ({"status": None}, "status Input should be"),
-    "texts as scores": ({"final": {"loss": "x"}}, "final.loss Input should be a valid number"),
-    "a list of scores": ({"final": []}, "final Input should be"),
-    "a text as notes": ({"notes": "text"}, "notes Input should be"),
+    "a number as status": ({"status": 5}, "status should be a text"),
+    "no status": ({"status": None}, "status should be"),
+    "texts as scores": ({"final": {"loss": "x"}}, "final.loss should be a valid number"),
+    "a list of scores": ({"final": []}, "final should be"),
+    "a text as notes": ({"notes": "text"}, "notes should be"),
     "numbers as classes": ({"data": {"class_names": [1]}}, "data.class_names.0"),
-    "a list of data": ({"data": []}, "data Input should be"),
+    "a list of data": ({"data": []}, "data should be"),
     "half a character": ({"final": {"\ud800": "x"}}, "final."),
     "facts within facts": ({"hardware": {"a": {"b": 1}}}, "hardware.a"),
-    "a table of plugins": ({"plugins": {}}, "plugins Input should be"),
+    "a table of plugins": ({"plugins": {}}, "plugins should be"),
     "a baseline beyond any number": ({"baselines": {"knn_raw_pixels": 1e300}}, "baselines.knn_raw_pixels"),
 }
 
@@ -326,7 +327,7 @@ def test_names_of_any_length_are_cut(site, text):
     )
     (entry,) = [entry for entry in entries() if "evil-one" in entry.name]
     assert entry.status == "other API"
-    assert max(map(len, entry.record().values())) < 10_000
+    assert max(len(str(value)) for value in asdict(entry).values()) < 10_000
 
 
 @pytest.mark.parametrize("value", ["../../evil", "os.path:", ".", "..", "a b", "", "x" * 5000, "\x1b[2J", "evil:x.y"])

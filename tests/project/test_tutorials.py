@@ -98,7 +98,7 @@ def test_every_tutorial_is_tested_here_and_short():
     tested = set(re.findall(r'text_of\("(\w+)"\)', Path(__file__).read_text()))
     assert {page.stem for page in TUTORIALS} == tested
     for page in TUTORIALS:
-        assert len(page.read_text().splitlines()) <= 120, page.name
+        assert len(page.read_text().splitlines()) <= 130, page.name
 
 
 def test_every_shell_block_is_of_commands_that_are_run():
@@ -185,7 +185,8 @@ def test_commands_that_need_two_machines_say_why_they_are_not_run_whole():
 def test_reading_the_report(follow, photos):
     page = text_of("reading_the_report")
     follow(page)
-    sources = "".join(file.read_text() for file in Path(charts.__file__).parent.glob("*.py"))
+    files = [file for file in Path(charts.__file__).parent.glob("*.py") if file.stem != "comparison"]
+    sources = "".join(file.read_text() for file in files)
     sections = re.findall(r'section\("(.*?)"', sources)
     shown = re.findall(r"<h2>(.*?)</h2>", (photos / "runs" / "photos" / "report.html").read_text())
     assert set(shown) <= set(sections) != set()
