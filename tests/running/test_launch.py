@@ -365,8 +365,8 @@ def test_a_plugin_that_fails_while_it_watches_hurts_neither_the_run_nor_others(s
     with pytest.warns(UserWarning, match="passed over") as caught:
         assert start(epochs=1).metrics["loss"] > 0
     assert heard == ["toy"]
-    assert {str(warning.message) for warning in caught} == {
-        f"plugin '{name}' failed in akssl_run_started and is passed over: OSError('no socket')"
+    assert {str(warning.message).partition(" (")[0] for warning in caught} == {
+        f"plugin '{name}' failed in akssl_run_started and is passed over: OSError: no socket"
         for name in ("one", "three")
     }
 
