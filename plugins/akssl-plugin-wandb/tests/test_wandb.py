@@ -313,7 +313,7 @@ def test_a_connection_that_breaks_costs_one_warning_and_no_run(tmp_path, monkeyp
         ({"projct": "x"}, r"unknown setting 'projct'\. Did you mean 'project'\? Settings here: entity, group, mode,"),
         ({"mode": "on"}, "mode: should be 'online', 'offline' or 'disabled', got 'on'"),
         ({"project": ""}, "project: .*at least 1 character"),
-        ({"tags": "a"}, "tags: .*valid tuple, got 'a'"),
+        ({"tags": "a"}, "tags: .*list, got 'a'"),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, settings, message):
