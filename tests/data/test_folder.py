@@ -11,25 +11,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from drawn_folders import folder, save
 from PIL import Image
 
 import akssl_core.data.folder as folder_module
 from akssl_core.config.schema import validate
-from akssl_core.data import Folder
 from akssl_core.data.decode import Unreadable, decode_image, image_header, read_image, shorter_side
 from akssl_core.data.folder import FolderConfig
 from akssl_core.errors import ConfigError, DataError
-
-
-def folder(path, image_size=None, **settings):
-    return Folder(FolderConfig(path=path, **settings), image_size)
-
-
-def save(path, size=(30, 20), mode="RGB", seed=0, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(noise).convert(mode).save(path, **options)
-    return path
 
 
 def png_header_of(path, width, height):
@@ -377,98 +366,3 @@ def test_the_size_that_the_run_decides_is_used(tmp_path):
     assert source.train().fetch([0]).images.shape == (1, 3, 48, 60)
     chosen = folder(tmp_path, 28, stored_side=100)
     assert chosen.train().fetch([0]).images.shape == (1, 3, 100, 125)
-
-
-# -- what sub-folders mean ------------------------------------------------------------------------
-def split_root(path):
-    for i in range(40):
-        save(path / ("train" if i < 30 else "test") / ("cat" if i % 2 else "dog") / f"{i:02}.png", (12, 12), seed=i)
-    return path
-
-
-def test_a_root_with_parts_is_told_with_both_ways_to_go_on(tmp_path):
-    root = split_root(tmp_path)
-    source = folder(root)
-    assert len(source.train()) == 40
-    assert len(source.warnings) == 1
-    assert f"--data {root / 'train'}" in source.warnings[0]
-    assert f"data.test={root / 'test'}" in source.warnings[0]
-
-
-def test_a_test_folder_of_ones_own_is_the_queries_and_nothing_is_held_out(tmp_path):
-    root = split_root(tmp_path)
-    source = folder(root / "train", 12, test=root / "test")
-    bank, queries = source.probe()
-    assert (len(source.train()), len(bank), len(queries)) == (30, 30, 10)
-    assert queries.classes == ("cat", "dog")
-    assert [queries.classes[label] for label in queries.labels] == [queries.id_of(i).split("/")[0] for i in range(10)]
-    assert not source.warnings
-    assert any("10 images in" in note and "queries" in note for note in source.notes)
-    (root / "test" / "cat").rename(root / "test" / "horse")
-    with pytest.raises(DataError, match="'horse'; expected each in one of cat, dog"):
-        folder(root / "train", test=root / "test")
-    with pytest.raises(DataError, match="has none by sub-folder"):
-        folder(root / "train", test=root / "test", labels="none")
-
-
-@pytest.mark.parametrize(
-    "names", [("2019", "2020"), ("2019-05-01", "2019-06"), ("100CANON", "101CANON"), ("Album A", "x")]
-)
-def test_sub_folders_that_look_like_dates_are_asked_about(tmp_path, names):
-    for i in range(20):
-        save(tmp_path / names[i % 2] / f"{i}.png", (12, 12), seed=i)
-    assert ("data.labels=none" in "".join(folder(tmp_path).warnings)) == (names[1] != "x")
-    source = folder(tmp_path, labels="none")
-    assert (source.labels, source.probe(), len(source.train()), source.warnings) == (None, None, 20, [])
-
-
-def test_nothing_is_held_out_where_the_user_says_so(tmp_path):
-    for i in range(20):
-        save(tmp_path / ("cat" if i % 2 else "dog") / f"{i}.png", (12, 12), seed=i)
-    source = folder(tmp_path, hold_out=False)
-    assert (len(source.train()), source.probe(), source.warnings) == (20, None, [])
-    assert source.all().labels is not None
-    assert any("hold_out=false" in note for note in source.notes)
-
-
-# -- what files hold ------------------------------------------------------------------------------
-@pytest.mark.parametrize(("bits", "suffix"), [(10, "png"), (12, "tif"), (14, "png"), (16, "tif")])
-def test_the_bits_that_sixteen_bit_files_use_are_measured_said_and_kept(tmp_path, bits, suffix):
-    values = np.linspace(0, 2**bits - 1, 48 * 48).round().astype(np.uint16).reshape(48, 48)
-    for i in range(3):
-        Image.fromarray(values).save(tmp_path / f"{i}.{suffix}")
-    source = folder(tmp_path, 48, channels=1)
-    shown = source.all().fetch([0]).image(0)
-    assert (int(shown.min()), int(shown.max()), len(shown.unique())) == (0, 255, 256)
-    assert any(f"use {bits} bits" in note and "data.white" in note for note in source.notes) == (bits < 16)
-    dark = folder(tmp_path, 48, channels=1, white=65535).all().fetch([0]).image(0)
-    assert int(dark.max()) == round(255 * (2**bits - 1) / 65535)
-
-
-def test_every_file_that_can_be_decoded_is_read_and_the_rest_is_counted_by_kind(tmp_path):
-    picture = Image.effect_noise((12, 12), 50).convert("RGB")
-    known = ("a.png", "b.tga", "c.jfif", "d.jp2", "e.pbm", "f.ico")
-    for name in known:
-        picture.save(tmp_path / name, {"c.jfif": "JPEG"}.get(name))
-    picture.save(tmp_path / "bare", "PNG")
-    for name in ("x.svg", "y.svg", "z.txt", "README"):
-        (tmp_path / name).write_text("<svg/>")
-    picture.save(tmp_path / "pages.tif", save_all=True, append_images=[picture, picture])
-    source = folder(tmp_path, 12)
-    images = source.all()
-    assert [images.id_of(i) for i in range(len(images))] == [*known[:1], *sorted([*known[1:], "bare", "pages.tif"])]
-    images.fetch(range(len(images)))
-    assert images.unreadable == {}
-    told = next(note for note in source.notes if note.startswith("4 files of other kinds are left out: 2 .svg, "))
-    assert all(kind in told for kind in ("1 .txt", "1 without suffix"))
-    assert any("1 of 8 files looked into have several pages" in note for note in source.notes)
-
-
-def test_a_tiff_that_pillow_does_not_read_is_told_as_such(tmp_path):
-    tags = [(256, 4, 1, 2), (257, 4, 1, 2), (258, 3, 5, 200), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 220),
-            (277, 3, 1, 5), (278, 4, 1, 2), (279, 4, 1, 20)]  # fmt: skip
-    head = struct.pack("<4sIH", b"II*\0", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    bits = struct.pack("<5H", *[8] * 5)
-    (tmp_path / "bands.tif").write_bytes(head.ljust(200, b"\0") + bits.ljust(20, b"\0") + bytes(20))
-    with pytest.raises(DataError, match="a TIFF of a kind that Pillow does not read, as with 5 bands"):
-        folder(tmp_path)
