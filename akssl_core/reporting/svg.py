@@ -11,7 +11,8 @@ from .html import Html, join, tag
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34  # margins that hold the axis labels
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34  # margins that hold the axis labels; the left one grows with them
+DIGIT = 7.0  # the width of a digit at the style's 12 px, rounded up
 MOST_POINTS = 600  # a longer curve is thinned to its highs and lows
 COLOURS, DASHES = 8, 3  # of curves in one chart
 FEW_POINTS = 40  # up to so many are marked one by one
@@ -30,9 +31,10 @@ def line_chart(points: Sequence[Point], *, title: str, x_label: str, marks: Sequ
     return frame.chart(
         label,
         x_label,
-        *(frame.mark(name, y) for name, y in marks),
+        *(frame.rule(y, "mark") for _, y in marks),
         *(frame.line(piece) for piece in parts if len(piece) > 1),
         *(frame.dot(*point) for piece in parts for point in piece if len(piece) == 1 or len(shown) <= FEW_POINTS),
+        *(frame.name(name, y) for name, y in marks),
     )
 
 
@@ -71,11 +73,12 @@ class Frame:
         self.y_ticks = ticks(min(ys), max(ys))
         self.x_low, self.x_high = x_range if x_range[0] < x_range[1] else (x_range[0] - 0.5, x_range[1] + 0.5)
         self.y_low, self.y_high = self.y_ticks[0], self.y_ticks[-1]
+        self.left = max(LEFT, 10 + DIGIT * max(len(short(value)) for value in self.y_ticks))
 
     def x(self, value: float) -> float:
         """The horizontal place of a value."""
         share = (value - self.x_low) / (self.x_high - self.x_low)
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+        return round(self.left + share * (WIDTH - self.left - RIGHT), 1)
 
     def y(self, value: float) -> float:
         """The vertical place of a value."""
@@ -91,15 +94,15 @@ class Frame:
         """Grid lines with their values, and what the horizontal axis counts."""
         parts = []
         for value in self.y_ticks:
-            parts += [self._rule(value, "grid"), _text(LEFT - 6, self.y(value) + 4, short(value), "end")]
+            parts += [self.rule(value, "grid"), _text(self.left - 6, self.y(value) + 4, short(value), "end")]
         for value in self.x_ticks:
             if self.x_low <= value <= self.x_high:
                 parts.append(_text(self.x(value), HEIGHT - BOTTOM + 15, short(value), "middle"))
-        return join([*parts, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, x_label, "middle")])
+        return join([*parts, _text((self.left + WIDTH - RIGHT) / 2, HEIGHT - 3, x_label, "middle")])
 
-    def mark(self, name: str, value: float) -> Html:
-        """A dashed line across the chart with its name."""
-        return join([self._rule(value, "mark"), _text(WIDTH - RIGHT, self.y(value) - 4, name, "end")])
+    def name(self, name: str, value: float) -> Html:
+        """What a line across the chart stands for, above it; drawn last, so that no curve strikes it through."""
+        return _text(WIDTH - RIGHT, self.y(value) - 4, name, "end")
 
     def line(self, points: Sequence[Point]) -> Html:
         """One stretch of the curve without a gap."""
@@ -110,8 +113,9 @@ class Frame:
         """A point of the curve, with its values for who points at it."""
         return tag("circle", tag("title", f"{short(x)}: {short(y)}"), cx=self.x(x), cy=self.y(y), r=2.5, class_="dot")
 
-    def _rule(self, value: float, kind: str) -> Html:
-        return tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(value), y2=self.y(value), class_=kind)
+    def rule(self, value: float, kind: str) -> Html:
+        """A line across the chart."""
+        return tag("line", x1=self.left, x2=WIDTH - RIGHT, y1=self.y(value), y2=self.y(value), class_=kind)
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> Html:

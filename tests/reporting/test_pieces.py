@@ -35,6 +35,20 @@ def test_any_scale_can_be_drawn(values):
     assert all(0 <= n <= 360 for n in numbers)
 
 
+def test_a_wide_label_has_its_room():
+    """At the style's 12 px a digit is at most 7 units wide; the label ends where its anchor is."""
+    chart = line_chart([(0.0, -1.2345e-7), (1.0, -1.2343e-7)], title="t", x_label="epoch")
+    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]*)<', chart)
+    assert len(labels) >= 3
+    assert max(len(text) for _, text in labels) >= 9
+    assert all(float(x) - 7 * len(text) >= 0 for x, text in labels)
+
+
+def test_the_name_of_a_mark_lies_over_the_curve():
+    chart = line_chart([(0.0, 1.0), (1.0, 2.0)], title="t", x_label="epoch", marks=[("untrained", 1.5)])
+    assert chart.index('class="mark"') < chart.index('class="curve"') < chart.index(">untrained<")
+
+
 def test_one_point_can_be_drawn():
     chart = line_chart([(1.0, 5.0)], title="t", x_label="epoch")
     assert "<path" not in chart
