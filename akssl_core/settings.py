@@ -44,7 +44,9 @@ class TrainSpec(Schema):
     precision: Flag[Literal["auto", "fp32", "bf16", "fp16"]] = Field(
         "auto", description="number format of the forward pass"
     )
-    device: Flag[Harmless[Literal["auto", "cpu", "cuda"]]] = Field("auto", description="where to train")
+    device: Flag[Harmless[Literal["auto", "cpu", "cuda", "mps", "xpu"]]] = Field(
+        "auto", description="where to train; auto: on a GPU where there is one"
+    )
     strategy: Harmless[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="with several processes: each has all parameters, or a share of them (large ViTs)"
     )
@@ -186,6 +188,11 @@ def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 CORE = "core default"  # the origin of what the core decides for every run
 
 
+def by_user(who: str) -> bool:
+    """Whether this origin of a value is a keyword, a flag or a config file."""
+    return not who.startswith((CORE, "recipe ", "rule: ", "default"))
+
+
 @dataclass
 class Layers:
     """Settings laid over each other, each leaf with who set it."""
@@ -215,7 +222,7 @@ class Layers:
         """Whether a keyword, a flag or a config file set this value or one below it."""
         name = ".".join(path)
         origins = [who for key, who in self.origin.items() if key == name or key.startswith(name + ".")]
-        return any(not who.startswith((CORE, "recipe ", "rule: ")) for who in origins)
+        return any(map(by_user, origins))
 
     def _merge(self, base: dict[str, Any], new: Mapping[str, Any], path: tuple[str, ...], who: str) -> None:
         for key, value in new.items():

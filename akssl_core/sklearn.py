@@ -41,7 +41,7 @@ class Featurizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         value_range: the values that mean black and white, (0, 16) say; values beyond are cut off. Default: 0 and 255
             for uint8, 0 and 1 for floats, and others are an error.
         batch_size: images a forward pass.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "mps" or "xpu".
 
     Attributes:
         n_features_in_: numbers in one image.

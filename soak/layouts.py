@@ -41,7 +41,8 @@ BATCH = 32
 FAR = 1e-4  # a tensor whose largest entry is smaller is compared with this: it is zero but for rounding
 SETTINGS: dict[str, Any] = {
     "data": {"name": "shapes", "size": 4 * BATCH, "test_size": 32},
-    "batch_size": BATCH, "image_size": 16, "epochs": 2, "precision": "fp32", "seed": 2, "report": False,
+    "batch_size": BATCH, "image_size": 16, "epochs": 2, "precision": "fp32", "device": "cpu", "seed": 2,
+    "report": False,
     "train": {"steps": STEPS, "log_every": 1, "checkpoint_every": 1, "keep": STEPS},
     "optimizer": {"name": "sgd", "lr": 0.002, "exempt_1d": True},  # others scale rounding up
     "evaluate": {"queries": 16, "bank": 16, "online_queries": 16, "online_bank": 16},

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+from on_the_cpu import on_the_cpu
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
@@ -18,6 +19,8 @@ from akssl_core.nn import EMA, Center, Queue, mlp
 from akssl_core.plugins.manager import Plugins
 from akssl_core.running.launch import run
 from akssl_core.running.result import prepare
+
+__all__ = ["on_the_cpu"]
 
 
 class ToyBackbone(Backbone):

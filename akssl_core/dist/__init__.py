@@ -7,6 +7,7 @@ holds the whole batch.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -113,8 +115,18 @@ def is_main() -> bool:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, which is the number of its GPU; 0 without torchrun."""
+    """The number of this process on its machine, which is the number of its GPU; 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def expected() -> int:
+    """How many processes train together, once all that a launcher has started have joined."""
+    return max(world(), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def local_world() -> int:
+    """How many of them are on this machine: all, unless a launcher says otherwise."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", expected()))
 
 
 class _Gather(torch.autograd.Function):
@@ -179,19 +191,28 @@ def lost_peer(error: BaseException) -> bool:
     return isinstance(error, kind) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 
-def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
-    """Join the process group that torchrun describes in the environment: nccl for tensors on CUDA, gloo for the CPU's.
+_met: dict[str, Any] = {}  # where processes meet stays open: one may begin its next run while another ends its last
+_starts = itertools.count()
 
-    A process that was not started by torchrun, or that has joined already, is left as it is. Returns whether it joined.
+
+def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
+    """Join the process group that a launcher describes in the environment: gloo for tensors on the CPU, beside it nccl
+    for those on CUDA and xccl for those on XPU.
+
+    A process that was started alone, or that has joined already, is left as it is. Returns whether it joined.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or _grouped():
         return False
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(local_rank())
-    backend, number = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", int(os.environ["RANK"])
-    distributed.init_process_group(backend, init_method=init_method, rank=number, world_size=size)
+    kind, backend = torch.device(device).type, "gloo"
+    if kind in BACKENDS:
+        getattr(torch, kind).set_device(local_rank())
+        backend = f"cpu:gloo,{kind}:{BACKENDS[kind]}"
+    number = int(os.environ["RANK"])
+    if init_method not in _met:
+        _met[init_method] = next(distributed.rendezvous(init_method, number, size))[0]  # type: ignore[attr-defined]
+    store = distributed.PrefixStore(str(next(_starts)), _met[init_method])  # type: ignore[attr-defined] # torch's lists
+    distributed.init_process_group(backend, store=store, rank=number, world_size=size)
     return True
 
 

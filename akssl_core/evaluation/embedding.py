@@ -90,7 +90,7 @@ def embed(
         data: what `run` takes as data, labelled or not. Default: the data of the run.
         backbone: your own network, to be filled, if the run trained one.
         batch_size: images a forward pass.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda", "mps" or "xpu".
         plugins: another plugin manager than the process-wide one.
 
     Raises:

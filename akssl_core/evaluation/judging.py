@@ -68,7 +68,7 @@ def evaluate(
         train_images: learn from at most so many images, spread over the data.
         test_images: test on at most so many.
         batch_size: images a forward pass.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda", "mps" or "xpu".
         plugins: another plugin manager than the process-wide one.
 
     Raises:

@@ -86,7 +86,7 @@ class Trained:
         spec = validate(RunSpec, self.config, registry=self.plugins)
         assert spec.backbone is not None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
+            torch.default_generator.manual_seed(spec.seed)
             backbone: Backbone = spec.backbone.build(self.backbone.image)
             method: Method = spec.method.build(backbone)  # a method may start its encoder in a way of its own
         encoder = method.encoder

@@ -19,6 +19,7 @@ from ..errors import DataError
 from ..metrics.features import embed, pixels_as_features
 from ..metrics.linear import LARGE, linear_guesses, linear_guesses_sgd
 from ..metrics.nearest import knn_guesses
+from ..training.hardware import kept_random_state, seed_generators
 from .split import Split
 
 IMAGES_A_STEP = 64  # of the fine-tuning
@@ -165,8 +166,8 @@ class FineTune(Protocol):
 
         def learn(rows: Tensor, seed: int) -> Guesses:
             classes, targets = torch.unique(split.labels[rows], return_inverse=True)
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(seed)
+            with kept_random_state(self.device):
+                seed_generators(self.device, seed)
                 head = nn.Linear(backbone.embed_dim, len(classes))
                 nn.init.zeros_(head.weight)
                 model = nn.Sequential(copy.deepcopy(backbone), head).to(self.device)

@@ -17,6 +17,7 @@ from ..metrics.features import sample
 from ..reporting.files import RunFiles
 from ..rundir.folder import RunDir
 from ..running.plan import Plan
+from ..training.hardware import accelerators
 
 Kind = Literal["plan", "run"]
 Evidence = str | tuple[str, str, str] | None  # or evidence, cause and cure of this run; or nothing
@@ -91,9 +92,10 @@ class Machine:
         """The machine we are on, for a run on `device` that writes to `out`."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-        memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
-        built = torch.version.cuda or torch.version.hip
-        return cls(cores, torch.cuda.device_count(), memory, shutil.disk_usage(place).free, built)
+        own = device.type in ("cuda", "xpu")  # MPS shares the machine's memory
+        memory = getattr(torch, device.type).mem_get_info(device)[0] if own else _free_memory()
+        built, gpus = torch.version.cuda or torch.version.hip, max(accelerators().values())
+        return cls(cores, gpus, memory, shutil.disk_usage(place).free, built)
 
 
 def _free_memory() -> int | None:

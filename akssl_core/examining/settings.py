@@ -63,9 +63,9 @@ def workers_without_use(run: PlannedRun) -> Evidence:
 @before_run(cause="each process needs a GPU, or a core, of its own.", cure="use at most as many --devices.")
 def more_processes_than_devices(run: PlannedRun) -> Evidence:
     """More processes than GPUs, or than cores on a CPU."""
-    cuda = run.plan.hardware.device.type == "cuda"
-    most = run.machine.gpus if cuda else run.machine.cores
-    return f"{run.devices} processes for {most} {'GPUs' if cuda else 'cores'}." if run.devices > most else None
+    on_cpu = run.plan.hardware.device.type == "cpu"
+    most = run.machine.cores if on_cpu else run.machine.gpus
+    return f"{run.devices} processes for {most} {'cores' if on_cpu else 'GPUs'}." if run.devices > most else None
 
 
 @before_run(

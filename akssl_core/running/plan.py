@@ -174,7 +174,7 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
     origin, augmentation = provenance(spec, layers), sight.augmentation
     warnings = [*sight.source.warnings, *spec.method_class.check(spec.method.config, facts)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+        torch.default_generator.manual_seed(spec.seed)  # weights are drawn on the CPU; a GPU's numbers stay its own
         backbone = _backbone(spec, sight.image, given)
         if not isinstance(backbone, spec.method_class.accepts):
             kind = type(backbone).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,12 @@ def work(folder: Path) -> dict[str, Tensor]:
     result |= {"gathered": gathered.detach(), "gathered_grad": x.grad, "mean": dist.mean(mine)}
     result |= {"index": dist.gather(torch.full((2,), dist.rank())), **states(mine)}
     result["who"] = torch.tensor([dist.rank(), dist.world(), dist.is_main(), dist.local_rank()])
+    time.sleep(1 - dist.rank())  # the other one begins anew while this one has not ended
     dist.stop()
     result["after"] = torch.tensor(dist.world())
+    dist.start("cpu", init_method=f"file://{folder}/rendezvous")
+    result["again"] = dist.gather(torch.tensor([dist.rank()]))
+    dist.stop()
     return result
 
 
@@ -125,6 +130,10 @@ def test_wrap_leaves_buffers_alone(ranks):
 def test_ranks_know_themselves_and_leave(ranks):
     assert [result["who"].tolist() for result in ranks] == [[0, 2, 1, 0], [1, 2, 0, 1]]
     assert all(result["after"] == 1 for result in ranks)
+
+
+def test_they_meet_again_though_one_is_late(ranks):
+    assert all(result["again"].tolist() == [0, 1] for result in ranks)
 
 
 def test_queue_and_center_are_equal_on_all_ranks_and_to_one_process(ranks):
