@@ -13,8 +13,8 @@ from pathlib import Path
 
 CORE = Path(__file__).parents[1] / "akssl_core"
 LAYERS = (
-    {"errors", "console", "dist", "draws", "hookspecs"},
-    {"config"},
+    {"errors", "console", "draws", "hookspecs"},
+    {"config", "dist"},
     {"loss", "rundir", "schedule", "settings"},
     {"data", "nn"},
     {"augment", "backbone"},

@@ -21,6 +21,7 @@ from .base import akssl
 
 __all__ = ["akssl", "judge", "main", "plugins", "runs"]
 
+ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
 KEEP = "\n\t"  # that lay out what is printed
 
 
@@ -33,7 +34,8 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        for number in ENDS:
+            signal.signal(number, _terminated)
     try:
         words = [word for word in arguments if word != "--debug"] or ["--help"]
         status = akssl.main(words, prog_name="akssl", standalone_mode=False)
@@ -55,21 +57,22 @@ def main() -> NoReturn:
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends the command as SIGINT does, with a message and an exit code; a run that trains saves before."""
+    """These signals end the command as SIGINT does, with a message and an exit code; a run that trains saves before."""
     raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int, debug: bool, *, once: bool = False) -> NoReturn:
-    """End the command with a message; `once`: all processes of a run have the same to say, and the main one says it."""
+    """End the command with a message; `once`: the processes of a run on this machine have the same to say."""
     if debug:
         traceback.print_exc()
-    if not once or os.environ.get("RANK", "0") == "0":
+    if not once or all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID")):
         say(f"akssl: {visible(message, keep=KEEP)}")
     _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
-    """End the command. A SIGTERM from now on ends the process without a word, and not in the midst of tidying up."""
+    """End the command. A signal from now on ends the process without a word, and not in the midst of tidying up."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ENDS:
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(code)

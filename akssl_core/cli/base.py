@@ -143,7 +143,7 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str], method: 
 def keywords(options: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
     """What `run_options` gives, and METHOD, as the keywords of `akssl_core.run`; what nobody gave is left out."""
     given = {name: value for name, value in options.items() if value is not None}
-    own: dict[str, Any] = {name: given.pop(name) for name in ("config", "out", "overwrite") if name in given}
+    own: dict[str, Any] = {name: given.pop(name) for name in ("config", "out", "overwrite", "resume") if name in given}
     assignments, plugin_file = given.pop("assignments", ()), given.pop("plugin_file", None)
     own |= settings_of(given, assignments, method)
     return {**own, "plugins": plugins_with(plugin_file)} if "plugin_file" in options else own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from .base import (
 )
 
 if TYPE_CHECKING:
+    from ..plugins.manager import Plugins
     from ..running.result import Result
 
 
@@ -39,10 +41,14 @@ if TYPE_CHECKING:
 @click.argument("method", required=False)
 @run_options()
 @overwrite_option("replace the run that --out already holds")
+@click.option("--resume", type=click.Choice(["auto"]), help="go on where --out holds this run already, else begin it")
+@click.option("--slurm", is_flag=True, help="write a script for sbatch that runs this to its end, and train nothing")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
 @click.pass_context
-def run(ctx: click.Context, /, method: str | None, no_report: bool, wants_help: bool, **options: Any) -> None:
+def run(
+    ctx: click.Context, /, method: str | None, slurm: bool, no_report: bool, wants_help: bool, **options: Any
+) -> None:
     """Train a backbone with METHOD and write a run folder."""
     plugin_file = options.pop("plugin_file")
     if wants_help:
@@ -56,7 +62,11 @@ def run(ctx: click.Context, /, method: str | None, no_report: bool, wants_help: 
         names = [entry.name for entry in entries() if not is_no_method(entry)]
         known = ", ".join(names) or f"none; {install(TO_BEGIN)}"
         raise click.UsageError(f"missing METHOD. Installed: {known}.")
+    _join_by_srun()
     asked = keywords(options, method)
+    if slurm:
+        _write_script(asked, plugins_with(plugin_file))
+        return
     _share_among_processes(asked, options["config"])
     from ..running.launch import run as run_method
 
@@ -78,6 +88,7 @@ def resume(
     run_dir: Path, assignments: tuple[str, ...], plugin_file: Path | None, no_report: bool, **options: Any
 ) -> None:
     """Continue a run exactly where its last checkpoint stands."""
+    _join_by_srun()
     settings = settings_of(options, assignments)
     _share_among_processes(settings, run_dir / "config.yaml")
     from ..running.launch import resume as resume_run
@@ -188,6 +199,14 @@ def _varied(assignments: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]
     return varied, single
 
 
+def _join_by_srun() -> None:
+    """Where srun has started this process, one of several: let them know of each other."""
+    if any(name.startswith("SLURM_") for name in os.environ):
+        from ..dist.slurm import join
+
+        join(os.environ)
+
+
 def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:
     """Where more than one process is asked for, start them with the same command line, and end as they do."""
     asked = settings.get("train", {}).get("devices")
@@ -206,13 +225,48 @@ def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> 
     sys.exit(code)
 
 
+def _write_script(asked: Mapping[str, Any], plugins: Plugins) -> None:
+    """Write a batch script that runs this command, and say how to submit it; wrong settings are told now."""
+    from ..dist.slurm import script
+    from ..rundir.files import explain_write_errors, refuse_file, write_atomic
+    from ..running.layers import check, collect, layer
+
+    own = {name: asked[name] for name in ("config", "out", "overwrite", "resume") if name in asked}
+    settings = {name: value for name, value in asked.items() if name not in own}
+    spec = check(layer(collect(None, own.get("config"), settings, plugins), plugins), plugins)
+    name = spec.method.name
+    out = Path(own.get("out", f"runs/{name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")).absolute()
+    file = out.with_name(f"{out.name}.sbatch")
+    with explain_write_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    refuse_file(file, overwrite=own.get("overwrite", False))
+    words = _without(sys.argv[1:], ("--slurm", "--overwrite", "--force"), ("--devices", "--out", "--resume"))
+    command = [sys.executable, "-m", "akssl_core", *words, "--out", str(out), "--resume", "auto"]
+    gpus = spec.train.device != "cpu"
+    write_atomic(file, script(file, command, name=f"akssl-{name}", tasks=spec.train.devices, gpus=gpus).encode())
+    click.echo(f"sbatch {file}")
+    say(f"akssl: {file} is written. Look through its lines #SBATCH (machines, GPUs, time, partition), then submit it.")
+
+
+def _without(words: Sequence[str], alone: Sequence[str], with_value: Sequence[str]) -> list[str]:
+    """A command line without these options."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in with_value:
+            next(rest)
+        elif word not in alone and word.partition("=")[0] not in with_value:
+            kept.append(word)
+    return kept
+
+
 def _show(result: Result) -> None:
     """Print the summary; of several processes, the main one alone has anything to say.
 
     The run is done and its files are whole, whether or not the summary can be shown.
     """
     try:
-        if result.metrics:
+        if result.metrics and os.environ.get("RANK", "0") == "0":  # all can read a run that has ended
             click.echo(result.text)
     except OSError as error:
         say(f"akssl: the summary cannot be shown: {error.strerror}. Everything is in {result.run_dir}.")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+GRACE = 300  # seconds from a signal to the end of the processes, for a step and its checkpoint; torch gives 30
 
 
 def launch(devices: int, arguments: Sequence[str]) -> tuple[int, str]:
@@ -19,6 +23,9 @@ def launch(devices: int, arguments: Sequence[str]) -> tuple[int, str]:
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
+    if "SIGUSR1" in signal.Signals.__members__:  # as schedulers send it before the time is over
+        signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -80,7 +80,7 @@ def doctor(
             return examine_install(plugins)
         if target is not None and ("/" in str(target) or user_path(target).is_dir()):
             return examine_run(user_path(target))
-        asked = {name: value for name, value in settings.items() if name not in ("overwrite", "report")}
+        asked = {name: value for name, value in settings.items() if name not in ("overwrite", "resume", "report")}
         if target is not None:
             _refuse_unknown(str(target), plugins)
             own = asked.get("method")

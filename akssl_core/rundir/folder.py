@@ -22,7 +22,7 @@ from ..errors import RunDirError, did_you_mean, visible
 from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
 from .files import CannotWrite, explain_write_errors, flush, json_bytes, jsonable, take_lock, tensor_bytes, write_atomic
 from .files import read_tensors as read_tensors
-from .schemas import Evaluations, Manifest, checked
+from .schemas import Evaluations, Manifest, Origins, checked
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt", "evaluation.json")
@@ -119,6 +119,13 @@ class RunDir:
     def read_config(self) -> dict[str, Any]:
         """The settings in `config.yaml`."""
         return read_yaml(self.path / "config.yaml")
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Who decided each value of `config.yaml`, by its path; {} where that is not known."""
+        with suppress(RunDirError):
+            return checked(Origins, self.path / "provenance.json").root
+        return {}
 
     @property
     def begun(self) -> bool:
@@ -234,6 +241,11 @@ class RunDir:
                 yield f"checkpoint {path.name} is damaged ({error})"
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a folder has files of a run, whole or not."""
+    return any(os.path.exists(path / name) for name in OWN_FILES)
+
+
 def refuse_folder(path: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that already holds a run.
 
@@ -242,7 +254,7 @@ def refuse_folder(path: Path, *, overwrite: bool) -> None:
     """
     if os.path.exists(path) and not os.path.isdir(path):
         raise RunDirError(f"out: {path} is a file; a run needs a folder. Choose another name.")
-    if not overwrite and any(os.path.exists(path / name) for name in OWN_FILES):
+    if not overwrite and holds_run(path):
         raise RunDirError(
             f"out: {path} already holds a run. Continue it with 'akssl resume {path}', "
             f"replace it with --overwrite, or choose another folder."

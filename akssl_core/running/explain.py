@@ -69,7 +69,7 @@ def explain(
         AksslError: a run would refuse these settings or this data.
     """
     plugins = plugins or installed()
-    asked = {name: value for name, value in settings.items() if name not in ("out", "overwrite", "report")}
+    asked = {name: value for name, value in settings.items() if name not in ("out", "overwrite", "resume", "report")}
     given = collect(method, config, asked, plugins, who=who)
     devices = check(layer(given, plugins), plugins).train.devices
     if measure and devices > 1:

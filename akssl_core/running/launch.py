@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from .. import dist
-from ..config.schema import leaves, user_path
-from ..errors import AksslError, ConfigError
+from ..config.schema import is_harmless, leaves, user_path
+from ..dist.slurm import join
+from ..errors import AksslError, ConfigError, RunStopped, shown
 from ..exporting.backbone_file import file_of, load_backbone
 from ..plugins.manager import Plugins, installed
 from ..plugins.table import environment
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.files import CannotWrite
-from ..rundir.folder import RunDir, cannot_start, refuse_folder
+from ..rundir.folder import RunDir, cannot_start, holds_run, refuse_folder
 from ..rundir.schemas import Manifest
-from ..settings import Given
-from ..training.checkpoint import accept, refuse_misfit
+from ..settings import Given, TrainSpec, by_user
+from ..training.checkpoint import accept, changed, refuse_misfit
+from ..training.hardware import choose_hardware, kept_random_state
 from .estimate import steps
-from .layers import asked, collect, set_aside, stand_ins
+from .layers import asked, check, collect, layer, set_aside, stand_ins
 from .plan import GIVEN_WEIGHTS, Plan, make_plan
 from .process import Training
 from .result import Result, read_result
 
+STORED = "config.yaml"  # the origin of what a resumed run's file says
+LENGTH = {"train.epochs", "train.steps"}  # a finished run goes on for more of them
 DATA = ("images", "channels", "sample")  # what the manifest knows of the data; the sample is a hash of 16 images
 
 
@@ -53,6 +58,7 @@ def run(
     options: Mapping[str, Any] | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: str | None = None,
     report: bool = True,
     plugins: Plugins | None = None,
     **sections: Any,
@@ -70,12 +76,13 @@ def run(
         out: the run folder. Default: a new one under `runs/`.
         seed: decides weights, batches and views.
         precision: number format of the forward pass, "auto", "fp32", "bf16" or "fp16".
-        device: where to train, "auto", "cpu" or "cuda".
+        device: where to train; auto: on a GPU where there is one. Or "cpu", "cuda", "mps", "xpu".
         devices: processes; the command line starts them, torchrun those of a script.
         workers: processes that read a torch Dataset; folders use threads.
         options: the method's own settings.
         config: a YAML file or a table with any of these settings.
         overwrite: replace a run that `out` already holds.
+        resume: "auto": go on with the run that `out` already holds, as `resume` does, if it is the one asked for.
         report: write report.html.
         plugins: another plugin manager than the process-wide one.
         **sections: any other setting by its section: `optimizer={"name": "lars", "lr": 0.3}`, `recipe="cifar"`.
@@ -89,10 +96,15 @@ def run(
         "seed": seed, "precision": precision, "device": device, "devices": devices, "workers": workers,
         "options": options, **sections,
     }  # fmt: skip
-    if out is not None and dist.is_main():
+    if resume is not None:
+        _refuse_auto(resume, out, overwrite=overwrite)
+    elif out is not None and dist.is_main():
         refuse_folder(user_path(out), overwrite=overwrite)
+    join(os.environ)
     given = collect(method, config, flat, plugins)
-    with _surroundings(device):
+    with _surroundings(check(layer(given, plugins), plugins).train):
+        if resume is not None and out is not None and dist.any_rank(dist.is_main() and holds_run(user_path(out))):
+            return _go_on_with_same(RunDir.open(user_path(out)), given, plugins, with_report=report)
         plan = make_plan(given, plugins)
         for text in plan.warnings:
             warnings.warn(text, UserWarning, stacklevel=2)
@@ -123,36 +135,96 @@ def resume(
     plugins = plugins or installed()
     folder = RunDir.open(user_path(run_dir))
     settings, objects = set_aside({**settings, "data": data, "backbone": backbone, "augmentation": augmentation})
-    ended = folder.begun and folder.manifest.final and file_of(folder.path).exists()
-    if ended and not settings.keys() - {"data"}:
-        if report and dist.is_main() and not (folder.path / "report.html").exists():  # killed before it was written
-            with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
-                folder.write_text("report.html", render(folder.path))
-        return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
-    stored = folder.read_config()
+    if _ended(folder) and not settings.keys() - {"data"}:
+        return _read(folder, backbone, plugins, with_report=report)
+    join(os.environ)
     plugins.remember(folder.manifest.plugins if folder.begun else ())
-    with _surroundings(dict(leaves(stored)).get("train.device")), ExitStack() as at_end:
+    told = asked({**settings, **stand_ins(objects, plugins)}, plugins)
+    return _resumed(folder, Given([("resume", told)], objects), plugins, with_report=report)
+
+
+# -- going on -------------------------------------------------------------------------------------
+def _refuse_auto(resume: str, out: str | Path | None, *, overwrite: bool) -> None:
+    """Refuse what cannot be meant by going on."""
+    if resume != "auto":
+        raise ConfigError(f"resume: expected 'auto', got {shown(resume)}; a folder is for akssl_core.resume(folder).")
+    if out is None:
+        raise ConfigError("resume: 'auto' goes on in the folder that --out names, and none is named. Give --out DIR.")
+    if overwrite:
+        raise ConfigError("resume: 'auto' goes on with a run that --overwrite would replace. Leave one out.")
+
+
+def _go_on_with_same(folder: RunDir, given: Given, plugins: Plugins, *, with_report: bool) -> Result:
+    """Go on with the run of a folder, or read it where it has ended, if it is the one that was asked for.
+
+    Raises:
+        ConfigError: it is another one; the message lists what differs.
+    """
+    plugins.remember(folder.manifest.plugins if folder.begun else ())
+    stored = folder.read_config()
+    layers = layer(Given([(STORED, stored), *given.layers], given.objects), plugins)
+    spec = check(layers, plugins)
+    differing = changed(stored, spec)
+    values, before = dict(leaves(stored)), [path for path, who in folder.origins.items() if by_user(who)]
+    dropped = [path for path in before if layers.origin.get(path) == STORED and not is_harmless(path, spec)]
+    other = [str(one) for one in differing if not is_harmless(one.path, spec)]
+    other += [f"{path}: {shown(values.get(path))} was asked for, and is not now" for path in dropped]
+    if other:
+        raise ConfigError(
+            f"out: {folder.path} holds another run than the one that is asked for: {'; '.join(other)}. Ask for the "
+            f"same, or choose another folder."
+        )
+    if _ended(folder) and not LENGTH & {one.path for one in differing}:
+        return _read(folder, given.objects.get("backbone"), plugins, with_report=with_report)
+    return _resumed(folder, given, plugins, with_report=with_report)
+
+
+def _ended(folder: RunDir) -> bool:
+    """Whether the run of a folder has come to its end."""
+    return bool(folder.begun and folder.manifest.final and file_of(folder.path).exists())
+
+
+def _read(folder: RunDir, backbone: nn.Module | None, plugins: Plugins, *, with_report: bool) -> Result:
+    """The result of a run that has ended."""
+    if with_report and dist.is_main() and not (folder.path / "report.html").exists():  # killed before it was written
+        with suppress(CannotWrite):  # a run on a read-only disk can be read all the same
+            folder.write_text("report.html", render(folder.path))
+    return read_result(folder, load_backbone(folder.path, module=backbone, plugins=plugins))
+
+
+def _resumed(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool) -> Result:
+    """Go on from the last checkpoint of a folder, with the settings that it began with and those that are told."""
+    layers = [(STORED, folder.read_config()), *told.layers]
+    train = check(layer(Given(layers, told.objects), plugins), plugins).train
+    with _surroundings(train), ExitStack() as at_end:
         at_end.callback(folder.unlock)
         if dist.is_main():
             folder.lock()
-        processes = {"train": {"devices": dist.world()}}
-        told = ("resume", asked({**settings, **stand_ins(objects, plugins)}, plugins))
-        given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
-        plan = make_plan(given, plugins)
+        layers.insert(1, ("the launcher", {"train": {"devices": dist.world()}}))
+        plan = make_plan(Given(layers, told.objects), plugins)
+        before = folder.origins
+        origins = {path: before.get(path, who) if who == STORED else who for path, who in plan.provenance.items()}
+        plan = replace(plan, provenance=origins)
         checkpoint, problems = folder.latest()
-        if checkpoint is None and folder.begun and GIVEN_WEIGHTS in folder.manifest.notes and not backbone:
-            raise ConfigError(
-                f"backbone: {folder.path} stopped before its first checkpoint, and {GIVEN_WEIGHTS}. "
-                f"Pass it again: akssl_core.resume({str(folder.path)!r}, backbone=...)."
-            )
+        if checkpoint is None and folder.begun and GIVEN_WEIGHTS in folder.manifest.notes:
+            _refuse_without_weights(folder, told)
         same_images, other = _compare_data(folder, plan)
-        changed = accept(folder, plan.spec, checkpoint, steps(plan).total_steps, same_images=same_images)
+        changes = accept(folder, plan.spec, checkpoint, steps(plan).total_steps, same_images=same_images)
         refuse_misfit(plan.method, checkpoint)
-        notes = [*problems, *changed, *other]
+        notes = [*problems, *changes, *other]
         for note in notes if dist.is_main() else ():
-            warnings.warn(note, UserWarning, stacklevel=2)
+            warnings.warn(note, UserWarning, stacklevel=3)
         _go_on(folder, plan, plugins, checkpoint, notes)
-        return Training(folder, plan, plugins, checkpoint).run(with_report=report)
+        return Training(folder, plan, plugins, checkpoint).run(with_report=with_report)
+
+
+def _refuse_without_weights(folder: RunDir, told: Given) -> None:
+    """Refuse to begin anew without the weights that a run has begun from."""
+    if "backbone" not in told.objects:
+        raise ConfigError(
+            f"backbone: {folder.path} stopped before its first checkpoint, and {GIVEN_WEIGHTS}. "
+            f"Pass it again: akssl_core.resume({str(folder.path)!r}, backbone=...)."
+        )
 
 
 # -- the parts of a run ---------------------------------------------------------------------------
@@ -233,11 +305,23 @@ def _new_path(plan: Plan) -> Path:
 
 
 @contextmanager
-def _surroundings(device: str | None) -> Iterator[None]:
-    """The process group of torchrun, and the caller's random state kept as it was."""
-    joined = dist.start("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
+def _surroundings(train: TrainSpec) -> Iterator[None]:
+    """The process group that a launcher describes, and the caller's random state kept as it was.
+
+    Raises:
+        RunStopped: the processes do not meet.
+    """
+    device = choose_hardware(train).device
     try:
-        with torch.random.fork_rng(devices=[]):
+        joined = dist.start(device)
+    except (RuntimeError, ValueError) as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise RunStopped(
+            f"the {dist.expected()} processes of this run did not meet at {place}. Can all of them reach that machine "
+            f"(MASTER_ADDR, GLOO_SOCKET_IFNAME), and is its port free (MASTER_PORT)? {str(error).partition(chr(10))[0]}"
+        ) from error
+    try:
+        with kept_random_state(device):
             yield
     finally:
         if joined:

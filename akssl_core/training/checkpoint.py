@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import dist
-from ..config.schema import changes, is_default, is_harmless, leaves
+from ..config.schema import Change, changes, is_default, is_harmless, leaves
 from ..dist.sharding import gathered, share_as, share_of
 from ..errors import ConfigError
 from ..method import Method
@@ -71,6 +71,12 @@ def refuse_misfit(method: Method, checkpoint: Checkpoint | None) -> None:
         )
 
 
+def changed(before: Mapping[str, Any], spec: RunSpec) -> list[Change]:
+    """The settings that differ from a table of before; one that did not exist then is as good as at its default."""
+    known = dict(leaves(before))
+    return [one for one in changes(before, spec.table()) if one.path in known or not is_default(one.path, spec)]
+
+
 def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: int, *, same_images: bool) -> list[str]:
     """The settings that were changed since the checkpoint, in words.
 
@@ -84,9 +90,7 @@ def accept(folder: RunDir, spec: RunSpec, checkpoint: Checkpoint | None, end: in
     Raises:
         ConfigError: a run cannot go on with some of it.
     """
-    found = changes(checkpoint.state.settings, spec.table()) if checkpoint else []
-    known = dict(leaves(checkpoint.state.settings)) if checkpoint else {}
-    found = [one for one in found if one.path in known or not is_default(one.path, spec)]
+    found = changed(checkpoint.state.settings, spec) if checkpoint else []
     other_source = any(change.path == "data.name" for change in found)
     here = ("data.",) if other_source and same_images else ()
     if harmful := [str(one) for one in found if not (is_harmless(one.path, spec) or one.path.startswith(here))]:

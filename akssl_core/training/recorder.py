@@ -1,6 +1,6 @@
 """The order of what happens after a step: the run's callbacks, probe, row, watch, checkpoint.
 
-SIGINT and SIGTERM: a run saves and stops at the end of its step; a second SIGINT stops it at once.
+SIGINT, SIGTERM and SIGUSR1: a run saves and stops at the end of its step; a second SIGINT stops it at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .engine import Engine, Terms
 from .rows import Rows
 from .watch import Probe, Vitals, Watch
 
-ASKS = (signal.SIGINT, signal.SIGTERM)
+USER = getattr(signal, "SIGUSR1", signal.SIGTERM)  # a system without it has no scheduler that sends it
+ASKS = tuple(dict.fromkeys((signal.SIGINT, signal.SIGTERM, USER)))
 SAME = 1.0  # seconds within which a launcher's copy of a signal counts as the same one
 
 
@@ -29,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """While it lasts, the first SIGINT or SIGTERM is remembered instead of ending the process.
+    """While it lasts, the first of `ASKS` is remembered instead of ending the process.
 
     Outside of the main thread nothing is changed, since Python hands signals to that thread alone.
     """
@@ -55,7 +56,9 @@ class Signals:
         return self._asked.name if self._asked else "a signal to another process"
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is not None and time.monotonic() - self._when > (SAME if dist.world() > 1 else 0):
+        """Ask again, and SIGINT stops at once. Others may come again from whoever asked, while the run is saved."""
+        again = self._asked is not None and time.monotonic() - self._when > (SAME if dist.world() > 1 else 0)
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked, self._when = signal.Signals(number), time.monotonic()
 
@@ -144,6 +147,7 @@ class Recorder:
             states = [(name, state) for name, part in self._parts() if (state := part.state())]
             self.checkpoints.save(engine, states, score)
         if asked and engine.now.step < engine.now.total_steps:
+            dist.any_rank(False)  # all wait for the one that writes: a launcher stops it where another has ended
             raise Interrupted(
                 f"stopped by {asked} at step {engine.now.step}; all is saved: "
                 f"'akssl resume {self.checkpoints.run_dir.path}' goes on from there."

@@ -18,11 +18,11 @@ from akssl_core.running.launch import resume, run
 
 SETTINGS = {
     "backbone": {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}, "image_size": 16, "epochs": 2, "batch_size": 16,
-    "precision": "fp32", "data": {"name": "shapes", "size": 64, "test_size": 32}, "report": False,
+    "precision": "fp32", "device": "cpu", "data": {"name": "shapes", "size": 64, "test_size": 32}, "report": False,
 }  # fmt: skip
 SMALL = (
     "--backbone", "resnet_tiny", "--image-size", "16", "--batch-size", "16", "--precision", "fp32", "--no-report",
-    "--set", "data.size=64", "--set", "data.test_size=32", "--set", "backbone.widths=[4,4,8,8]",
+    "--device", "cpu", "--set", "data.size=64", "--set", "data.test_size=32", "--set", "backbone.widths=[4,4,8,8]",
 )  # fmt: skip
 AKSSL = (sys.executable, "-m", "akssl_core")
 
@@ -110,6 +110,44 @@ def test_a_signal_stops_all_processes_after_the_same_step(tmp_path):
     checkpoint, problems = RunDir.open(tmp_path / "run").latest()
     assert err.count(f"at step {checkpoint.state.step}; all is saved") == 1
     assert not problems
+    assert RunDir.open(tmp_path / "run").manifest.status == "stopped"
+
+
+SLOW_DISK = """
+import time
+import akssl_core
+from akssl_core.rundir import folder
+
+save = folder.save_checkpoint
+folder.save_checkpoint = lambda *args, **kwargs: (time.sleep(2), save(*args, **kwargs))[1]
+
+
+class Unused(akssl_core.Logger):
+    name = "unused"
+
+
+@akssl_core.hookimpl
+def akssl_register(registry):
+    registry.add(Unused)
+"""
+
+
+@pytest.mark.parametrize("target", ["processes", "launcher"])
+def test_nobody_leaves_before_the_checkpoint_is_written(tmp_path, target):
+    """A scheduler tells each process; the first that ends makes the launcher stop the others."""
+    (tmp_path / "slow.py").write_text(SLOW_DISK)
+    command = [*AKSSL, "run", "simsiam", "--devices", "2", "--epochs", "9999", *SMALL, "--out", "run"]
+    more = ("--plugin-file", "slow.py", "--set", "train.checkpoint_every=100000")
+    process = start([*command, *more], tmp_path)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").is_file() and RunDir.open(tmp_path / "run").history, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in children if target == "processes" else [process.pid]:
+        os.kill(int(pid), signal.SIGUSR1)
+    _out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    checkpoint, _ = RunDir.open(tmp_path / "run").latest()
+    assert checkpoint is not None, err
+    assert err.count(f"at step {checkpoint.state.step}; all is saved") == 1
     assert RunDir.open(tmp_path / "run").manifest.status == "stopped"
 
 

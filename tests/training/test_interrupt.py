@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a run saves, says so and stops, and goes on as if it had not."""
+"""SIGINT, SIGTERM and SIGUSR1: a run saves, says so and stops, and goes on as if it had not."""
 
 from __future__ import annotations
 
@@ -103,6 +103,15 @@ def test_a_second_sigint_stops_at_once(start, toys, photos, blows, manifest, tmp
     assert checkpoints(tmp_path / "run") == []
     assert manifest()["status"] == "stopped"
     assert timeless(resume(tmp_path / "run", data=photos, plugins=toys)) == timeless(whole)
+
+
+@pytest.mark.parametrize("number", [number for number in ASKS if number != signal.SIGINT], ids=lambda n: n.name)
+def test_another_signal_that_comes_twice_waits_for_the_checkpoint(start, blows, tmp_path, number):
+    """A launcher tells its processes once more when the first of them has ended."""
+    blows[4] = [number, number]
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} at step 4"):
+        start(callbacks=["blow"], **SETTINGS)
+    assert checkpoints(tmp_path / "run") == [4]
 
 
 @pytest.mark.parametrize("blow", [[], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
