@@ -19,10 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from faults_cases import CASES, can_mount
+from faults_cases import CASES as ALONE
+from faults_cases import can_mount
 from faults_lab import HERE, PLUGIN, Case, Lab, Record, fingerprint, kept, messages
+from faults_machines import MACHINES
+from null_device import missing
 
 RESULTS = HERE / "results"
+CASES = [*ALONE, *MACHINES]
 
 
 # -- trying ----------------------------------------------------------------------------------------
@@ -121,7 +125,8 @@ def main(names: Sequence[str]) -> int:
         sys.exit(f"no such fault: {', '.join(sorted(unknown))}. Faults: {', '.join(case.name for case in CASES)}")
     chosen = [case for case in CASES if not names or case.name in names]
     mounts = can_mount()
-    skipped = [case.name for case in chosen if case.needs_disk and not mounts]
+    no_gpu = missing()
+    skipped = [case.name for case in chosen if (case.needs_disk and not mounts) or (case.gpus and no_gpu)]
     found, tried = known() if names else {}, []
     references: dict[Any, Path] = {}
     root = Path(tempfile.mkdtemp(prefix="akssl-faults-"))

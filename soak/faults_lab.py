@@ -17,6 +17,9 @@ from typing import Any
 from akssl_core.rundir.folder import RunDir, read_tensors
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "tests" / "cuda"))
+import null_device  # noqa: E402 - it stands among the tests
+
 PLUGIN = HERE / "faults_inside.py"
 COMMON = (
     "--backbone", "resnet_tiny", "--image-size", "16", "--batch-size", "16", "--precision", "fp32", "--device", "cpu",
@@ -48,6 +51,7 @@ class Case:
     then: str = "resume"  # or "again": the command once more; "same": compared as it is; "": nothing to go on with
     check: Callable[[Lab], str] | None = None  # what else must hold; what is wrong, if anything
     needs_disk: bool = False
+    gpus: int = 0  # of a machine that is played: CUDA devices which compute nothing
     command: Sequence[str] = ()  # in place of a run
     lost: str = "none"
 
@@ -108,7 +112,7 @@ class Lab:
         """The environment of a process in which a fault happens."""
         plain = {k: v for k, v in os.environ.items() if not k.startswith("FAULT")}
         known = {"OMP_NUM_THREADS": "1", "FAULT_GATE": str(self.path), "FAULT": fault}
-        return {**plain, **known, **more}
+        return {**plain, **(null_device.environment(self.case.gpus) if self.case.gpus else {}), **known, **more}
 
     def arguments(self, out: Path) -> list[str]:
         """`run` with the settings of the case."""
