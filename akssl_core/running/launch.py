@@ -97,6 +97,7 @@ def run(
         for text in plan.warnings:
             warnings.warn(text, UserWarning, stacklevel=2)
         path = user_path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
+        plan.take_threads()
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
 
@@ -135,9 +136,11 @@ def resume(
         at_end.callback(folder.unlock)
         if dist.is_main():
             folder.lock()
-        processes = {"train": {"devices": dist.world()}}
+        processes: dict[str, Any] = {"devices": dist.world()}
+        if dict(leaves(stored)).get("train.devices", 1) != dist.world():
+            processes["threads"] = None  # each has another share of the cores
         told = ("resume", asked({**settings, **stand_ins(objects, plugins)}, plugins))
-        given = Given([("config.yaml", stored), ("the launcher", processes), told], objects)
+        given = Given([("config.yaml", stored), ("the launcher", {"train": processes}), told], objects)
         plan = make_plan(given, plugins)
         checkpoint, problems = folder.latest()
         if checkpoint is None and folder.begun and GIVEN_WEIGHTS in folder.manifest.notes and not backbone:
@@ -151,6 +154,7 @@ def resume(
         notes = [*problems, *changed, *other]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=2)
+        plan.take_threads()
         _go_on(folder, plan, plugins, checkpoint, notes)
         return Training(folder, plan, plugins, checkpoint).run(with_report=report)
 
@@ -234,11 +238,13 @@ def _new_path(plan: Plan) -> Path:
 
 @contextmanager
 def _surroundings(device: str | None) -> Iterator[None]:
-    """The process group of torchrun, and the caller's random state kept as it was."""
+    """The process group of torchrun, and the caller's random state and threads kept as they were."""
+    threads = torch.get_num_threads()
     joined = dist.start("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
+        torch.set_num_threads(threads)
         if joined:
             dist.stop()
