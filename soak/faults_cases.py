@@ -233,8 +233,9 @@ def run_writable(lab: Lab) -> None:
 
 
 def delete_run(lab: Lab) -> None:
-    """The run folder is deleted."""
-    shutil.rmtree(lab.run)
+    """The run folder is deleted, though a thread of the run may be writing a checkpoint."""
+    while lab.run.exists():
+        shutil.rmtree(lab.run, ignore_errors=True)
 
 
 def stays_away(lab: Lab) -> str:
