@@ -115,15 +115,16 @@ class Cores:
     def __init__(self) -> None:
         self._first: float | None = None  # images a second
         self._told = False
-        self._begin()
+        self._images, self._seconds, self._waited = 0, 0.0, _waited()
 
     def look(self, images: int, seconds: float) -> str:
         """What to tell after so many more images and seconds; mostly nothing."""
         self._images, self._seconds = self._images + images, self._seconds + seconds
         if self._told or self._seconds < (FIRST if self._first is None else LATER):
             return ""
-        rate, waiting = self._images / self._seconds, (_waited() - self._waited) / self._seconds
-        self._begin()
+        waited = _waited()
+        rate, waiting = self._images / self._seconds, (waited - self._waited) / self._seconds
+        self._images, self._seconds, self._waited = 0, 0.0, waited
         if self._first is None:
             self._first = rate
         self._told = rate < SLOWER * self._first and waiting > WAITED
@@ -135,9 +136,6 @@ class Cores:
             f"{rate:.0f} images a second, {self._first:.0f} in the first minute: the threads of this run ({threads}) "
             f"wait for cores that something else keeps busy. Stop that{fewer}."
         )
-
-    def _begin(self) -> None:
-        self._images, self._seconds, self._waited = 0, 0.0, _waited()
 
 
 def _waited() -> float:
