@@ -50,6 +50,7 @@ bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/photos.py
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/busy.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python docs/generate.py
 

@@ -56,6 +56,9 @@ class TrainSpec(Schema):
     workers: Flag[Harmless[int | None]] = Field(
         None, ge=0, description="processes that read a torch Dataset; folders use threads"
     )
+    threads: Harmless[int | None] = Field(
+        None, ge=1, description="threads a process computes with on a CPU; null: measured at the start of the run"
+    )
     clip: Clip | None = Field(None, description="gradient clipping")
     compile: bool = Field(
         False, description="torch.compile the backbones for training; pays on long runs on a GPU, not on a CPU"
@@ -66,7 +69,7 @@ class TrainSpec(Schema):
     )
     log_every: Harmless[int | None] = Field(None, ge=1, description="steps between rows of metrics.jsonl")
     checkpoint_every: Harmless[int | None] = Field(
-        None, ge=1, description="steps between checkpoints; null: every epoch"
+        None, ge=1, description="steps between checkpoints; null: one with each probe, and one a minute"
     )
     keep: Harmless[int] = Field(2, ge=1, description="latest checkpoints to keep, beside the best")
 

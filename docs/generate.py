@@ -130,6 +130,7 @@ MEASURED = (
     "augment",
     "augment-operations",
     "memory",
+    "busy",
     "scaling-batch",
     "scaling-size",
     "scaling-views",

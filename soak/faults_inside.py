@@ -18,6 +18,7 @@ from akssl_core import Logger, Schema, hookimpl
 from akssl_core.data import Wrapped, folder
 from akssl_core.data import prepare as cache
 from akssl_core.plugins.manager import installed
+from akssl_core.rundir import checkpoints
 from akssl_core.rundir import folder as rundir
 from akssl_core.running import process as training
 
@@ -196,6 +197,8 @@ def akssl_run_started(config: Any) -> None:
         before(training, "export_backbone", gate)
     if FAULT == "limit":
         limit_memory(int(DETAIL))
+    if FAULT == "save":  # the second file of a checkpoint, while training goes on
+        before(checkpoints, "write_flushed", lambda path, data: gate() if path.match(f"*{STEP}.part/opt*") else None)
     in_step(config["method"]["name"])
 
 

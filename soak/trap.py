@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ class Trap:
     def __init__(self, folder: Path, at: int, dice: random.Random, tell: Callable[[str], None]) -> None:
         self.folder, self.at, self.dice, self.tell = folder.resolve(), at, dice, tell
         self.count = 0
+        self._one = threading.Lock()  # checkpoints are written by a thread of their own
 
     def arm(self) -> None:
         """Replace the operations of this process, for good."""
@@ -51,8 +53,9 @@ class Trap:
 
     def phase(self, operation: str, path: Path) -> str:
         """Count an operation: in which phase of it to die, or an empty text."""
-        self.count += 1
-        return self.dice.choice(PHASES[operation]) if self.count == self.at else ""
+        with self._one:
+            self.count += 1
+            return self.dice.choice(PHASES[operation]) if self.count == self.at else ""
 
     def die(self, operation: str, path: Path, phase: str) -> None:
         """The end, without any tidying up."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # else each run measures, and bits would follow from what else is running
 
 import pytest
 import torch

@@ -46,16 +46,17 @@ def save_checkpoint(
     """A checkpoint, complete or absent; the last `keep` and the best by score stay."""
     target = folder / f"{state.step:08d}"
     draft = target.with_name(f".{target.name}.part")
-    parts = {"model.safetensors": tensor_bytes(model), "optimizer.safetensors": tensor_bytes(optimizer)}
     table = {one.name: getattr(state, one.name) for one in fields(state)}
-    table["checksums"] = {name: digest(data) for name, data in parts.items()}
-    parts["state.json"] = json_bytes({**table, "digest": digest(json_bytes(table))})
+    table["checksums"] = {}
     with explain_write_errors(target):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()  # without its parents: a folder that was deleted does not come back with a part of a run
         try:
-            for name, data in parts.items():
+            for name, tensors in (("model.safetensors", model), ("optimizer.safetensors", optimizer)):
+                data = tensor_bytes(tensors)
+                table["checksums"][name] = digest(data)
                 write_flushed(draft / name, data)
+            write_flushed(draft / "state.json", json_bytes({**table, "digest": digest(json_bytes(table))}))
             sync_folder(draft)
             _drop(target)
             draft.replace(target)

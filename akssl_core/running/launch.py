@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import dist
@@ -109,6 +110,7 @@ def run(
         for text in plan.warnings:
             warnings.warn(text, UserWarning, stacklevel=2)
         path = user_path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
+        plan.take_threads()
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
 
@@ -194,13 +196,17 @@ def _read(folder: RunDir, backbone: nn.Module | None, plugins: Plugins, *, with_
 
 def _resumed(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool) -> Result:
     """Go on from the last checkpoint of a folder, with the settings that it began with and those that are told."""
-    layers = [(STORED, folder.read_config()), *told.layers]
+    stored = folder.read_config()
+    layers = [(STORED, stored), *told.layers]
     train = check(layer(Given(layers, told.objects), plugins), plugins).train
     with _surroundings(train), ExitStack() as at_end:
         at_end.callback(folder.unlock)
         if dist.is_main():
             folder.lock()
-        layers.insert(1, ("the launcher", {"train": {"devices": dist.world()}}))
+        processes: dict[str, Any] = {"devices": dist.world()}
+        if dict(leaves(stored)).get("train.devices", 1) != dist.world():
+            processes["threads"] = None  # each has another share of the cores
+        layers.insert(1, ("the launcher", {"train": processes}))
         plan = make_plan(Given(layers, told.objects), plugins)
         before = folder.origins
         origins = {path: before.get(path, who) if who == STORED else who for path, who in plan.provenance.items()}
@@ -214,6 +220,7 @@ def _resumed(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool
         notes = [*problems, *changes, *other]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=3)
+        plan.take_threads()
         _go_on(folder, plan, plugins, checkpoint, notes)
         return Training(folder, plan, plugins, checkpoint).run(with_report=with_report)
 
@@ -306,11 +313,12 @@ def _new_path(plan: Plan) -> Path:
 
 @contextmanager
 def _surroundings(train: TrainSpec) -> Iterator[None]:
-    """The process group that a launcher describes, and the caller's random state kept as it was.
+    """The process group that a launcher describes, and the caller's random state and threads kept as they were.
 
     Raises:
         RunStopped: the processes do not meet.
     """
+    threads = torch.get_num_threads()
     device = choose_hardware(train).device
     try:
         joined = dist.start(device)
@@ -324,5 +332,6 @@ def _surroundings(train: TrainSpec) -> Iterator[None]:
         with kept_random_state(device):
             yield
     finally:
+        torch.set_num_threads(threads)
         if joined:
             dist.stop()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from ..plugins.manager import Plugins
 from ..rundir.schemas import Described
 from ..settings import Given, Layers, RunSpec, TrainSpec
 from ..training.engine import Engine, Hook
-from ..training.hardware import Hardware, choose_hardware
+from ..training.hardware import Hardware, choose_hardware, choose_threads
 from . import rules
 from .layers import check, layer, provenance
 
@@ -65,6 +66,17 @@ class Plan(Sight):
     warnings: list[str]
     has_objects: bool
     """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
+
+    def take_threads(self) -> None:
+        """Compute with as many threads as the settings say from here on; on a CPU they say it afterwards."""
+        train = self.spec.train
+        if train.threads is None and self.hardware.device.type == "cpu":
+            choice = choose_threads()
+            train = train.model_copy(update={"threads": choice.value})
+            self.spec = self.spec.model_copy(update={"train": train})
+            self.provenance["train.threads"] = f"rule: {choice.reason}"
+        if train.threads is not None:
+            torch.set_num_threads(min(train.threads, os.cpu_count() or 1))  # config.yaml may be of a larger machine
 
     def engine(self, callbacks: Sequence[Hook]) -> Engine:
         """The engine over these parts."""

@@ -45,6 +45,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.signals = Signals()
+        self.checkpoints = Checkpoints(self.run_dir, self.plan.spec.train.keep, self.plan.spec.table())
         self.product: Backbone | None = None
         self.collapsed = False  # and stopped for it
         refs = self.plan.spec.callbacks
@@ -135,7 +136,7 @@ class Training:
     def _train(self) -> None:
         """Train to the end, or to where the run has collapsed if it is to stop there."""
         try:
-            with self.signals:
+            with self.checkpoints, self.signals:
                 self.engine.fit()
         except Collapsed as reason:
             self.collapsed = True
@@ -145,14 +146,13 @@ class Training:
     def _recorder(self) -> Recorder:
         train, evaluate = self.plan.spec.train, self.plan.spec.evaluate
         assert train.log_every is not None
-        assert train.checkpoint_every is not None
         return Recorder(
             callbacks=self.chosen,
             probe=_probe(self.plan, evaluate.online_queries, evaluate.online_bank),
             vitals=Vitals(),
             rows=Rows(self.run_dir, self.observers),
             watch=Watch(self.run_dir, self._landmarks(), stops=train.stop_on_collapse),
-            checkpoints=Checkpoints(self.run_dir, train.keep, self.plan.spec.table()),
+            checkpoints=self.checkpoints,
             signals=self.signals,
             log_every=train.log_every,
             checkpoint_every=train.checkpoint_every,

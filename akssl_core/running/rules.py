@@ -68,7 +68,6 @@ def core_rules(spec: RunSpec, layers: Layers, size: Choice, images: int, hardwar
         "train.batch_size": Choice(batch, f"at least four batches from {images} images"),
         "train.epochs": epochs,
         "train.log_every": Choice(min(steps, 50), "once an epoch, at least every 50 steps"),
-        "train.checkpoint_every": Choice(-(-100 // steps) * steps, "whole epochs, at least 100 steps apart"),
         "evaluate.every": Choice(float(-(-length // 10)), "about ten probes in a run"),
         "train.workers": Choice(0, "reading needs no further processes unless you ask for them"),
         "backbone": Choice(*default_backbone(spec.method_class.accepts, side)),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import dist
 from ..config.schema import Change, changes, is_default, is_harmless, leaves
@@ -19,19 +24,49 @@ from ..settings import RunSpec
 from .engine import Engine
 from .rows import CURE, Diverged
 
+APART = 60.0  # seconds at least between checkpoints where nobody has set the steps between them
+
 
 class Checkpoints:
-    """Saves everything that training needs to go on bit for bit."""
+    """Saves everything that training needs to go on bit for bit: copied at once, written while training goes on.
+
+    Leaving its context waits for what is still being written.
+    """
 
     def __init__(self, run_dir: RunDir, keep: int, settings: Mapping[str, Any]) -> None:
         self.run_dir, self.keep, self.settings = run_dir, keep, settings
+        self._writing: Future[Path] | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.settle()
+
+    @property
+    def ripe(self) -> bool:
+        """Whether the last one is long ago, and on the disk."""
+        return self._writing is None and time.monotonic() - self._last >= APART
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Hear of the one that is being written once it is done, or `wait` for it.
+
+        Raises:
+            CannotWrite: the disk has refused it.
+        """
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def save(self, engine: Engine, callbacks: list[tuple[str, dict[str, Any]]], score: float | None) -> None:
         """One checkpoint of the engine as it stands and of what is around it; every process has a part in it.
 
         Raises:
             Diverged: some weights are NaN or infinite, which must not take the place of good ones.
+            CannotWrite: the disk has refused the one before.
         """
+        self.settle()  # so that one copy is in memory at most
         finite = [share_of(weights).isfinite().all() for weights in engine.method.parameters()]
         if dist.any_rank(not bool(torch.stack(finite).all())):
             raise Diverged(
@@ -41,8 +76,23 @@ class Checkpoints:
         model, optimizer = gathered(engine.method.state_dict()), gathered(state_by_name(engine.optimizer))
         if dist.is_main():
             scaler, version = engine.scaler.state_dict(), torch.__version__
-            state = CheckpointState(engine.now.step, score, self.settings, callbacks, scaler, version)
-            self.run_dir.save_checkpoint(model, optimizer, state, keep=self.keep)
+            around = copy.deepcopy(callbacks)
+            state = CheckpointState(engine.now.step, score, self.settings, around, scaler, version)
+            parts = _copied(model), _copied(optimizer)
+            if engine.device.type == "cuda":
+                torch.cuda.current_stream(engine.device).synchronize()
+            pool = ThreadPoolExecutor(1, thread_name_prefix="akssl-checkpoint")
+            self._writing = pool.submit(self.run_dir.save_checkpoint, *parts, state, keep=self.keep)
+            pool.shutdown(wait=False)  # its thread ends with this task
+            self._last = time.monotonic()
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory; those of a GPU's tensors are on their way, and done when its stream is."""
+    return {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items()
+    }
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import dist
 from ..errors import ConfigError
+from ..method import Choice
 from ..settings import TrainSpec
 
 KINDS = {"cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}  # of devices beside the CPU, in the order in which `auto` looks
@@ -23,6 +27,10 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # option numbers of glibc's mallopt(3)
 NEVER, ONE_GB = -1, 2**30
 # What glibc itself reaches in a process that has freed blocks of 32 MB; its adjusting cannot be switched on again.
 USUAL_MMAP, USUAL_TRIM = 32 * 2**20, 64 * 2**20
+SPELLS, SPELL = 5, 0.05  # how often and for how many seconds each number of threads is tried
+GAIN = 1.25  # how many times as fast fewer threads must be
+FIRST, LATER = 60.0, 10.0  # seconds whose rate others are compared with, and of each of those
+SLOWER, WAITED = 0.5, 0.25  # share of the first rate, and of the time of one core, that are worth telling
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +161,78 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
             module.set_rng_state(state, device)
 
 
+# -- threads ---------------------------------------------------------------------------------------
+def choose_threads() -> Choice:
+    """How many threads suit a run on this CPU now: all that torch would take, unless fewer are clearly faster.
+
+    The threads of an operation wait for the last of them. Where something else runs on one of their cores, that is
+    its whole turn, many times a step; one thread less gets a core of its own.
+    """
+    usable = torch.get_num_threads()
+    if usable == 1 or dist.world() > 1 or "OMP_NUM_THREADS" in os.environ:
+        return Choice(usable, "as many as torch was given")
+    rates = _rates({usable, usable - 1, *(usable >> i for i in range(usable.bit_length()))})
+    best = max(rates, key=lambda count: rates[count])
+    if rates[best] < GAIN * rates[usable]:
+        return Choice(usable, "one for each core, which are free")
+    return Choice(best, f"{rates[best] / rates[usable]:.1f} times as fast as {usable} beside what else is running")
+
+
+def _rates(counts: Iterable[int]) -> dict[int, float]:
+    """Small products a second with so many threads, which take turns; the middle of several spells."""
+    numbers, found = torch.ones(256, 256), {count: list[float]() for count in counts}
+    before = torch.get_num_threads()
+    for _ in range(SPELLS):
+        for count, rates in found.items():
+            torch.set_num_threads(count)
+            start, done = time.perf_counter(), 0
+            while (spent := time.perf_counter() - start) < SPELL:
+                torch.mm(numbers, numbers).add_(numbers)
+                done += 1
+            rates.append(done / spent)
+    torch.set_num_threads(before)
+    return {count: statistics.median(rates) for count, rates in found.items()}
+
+
+class Cores:
+    """Notices, once, that a run has become far slower than in its first minute because its threads wait for a core."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None  # images a second
+        self._told = False
+        self._images, self._seconds, self._waited = 0, 0.0, _waited()
+
+    def look(self, images: int, seconds: float) -> str:
+        """What to tell after so many more images and seconds; mostly nothing."""
+        self._images, self._seconds = self._images + images, self._seconds + seconds
+        if self._told or self._seconds < (FIRST if self._first is None else LATER):
+            return ""
+        waited = _waited()
+        rate, waiting = self._images / self._seconds, (waited - self._waited) / self._seconds
+        self._images, self._seconds, self._waited = 0, 0.0, waited
+        if self._first is None:
+            self._first = rate
+        self._told = rate < SLOWER * self._first and waiting > WAITED
+        if not self._told:
+            return ""
+        threads = torch.get_num_threads()
+        fewer = f", or go on with fewer: akssl resume RUN_DIR --set train.threads={threads - 1}" if threads > 1 else ""
+        return (
+            f"{rate:.0f} images a second, {self._first:.0f} in the first minute: the threads of this run ({threads}) "
+            f"wait for cores that something else keeps busy. Stop that{fewer}."
+        )
+
+
+def _waited() -> float:
+    """Seconds for which threads of this process could have run and had no core, as Linux counts; 0 elsewhere."""
+    total = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has just ended
+            total += int(file.read_text().split()[1])
+    return total / 1e9
+
+
+# -- memory ----------------------------------------------------------------------------------------
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """The allocator keeps what is freed, while this lasts; afterwards it hands back what is free.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
+
 from .. import dist
 from .callback import Callback
 from .checkpoint import Checkpoints
@@ -23,6 +25,7 @@ from .watch import Probe, Vitals, Watch
 USER = getattr(signal, "SIGUSR1", signal.SIGTERM)  # a system without it has no scheduler that sends it
 ASKS = tuple(dict.fromkeys((signal.SIGINT, signal.SIGTERM, USER)))
 SAME = 1.0  # seconds within which a launcher's copy of a signal counts as the same one
+TALK = 1.0  # seconds between the steps at which processes ask each other for signals
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,6 +41,8 @@ class Signals:
     def __init__(self) -> None:
         self._asked: signal.Signals | None = None
         self._when = 0.0
+        self._left = self._steps = 1  # until processes talk again, and from the last time to then
+        self._talked = time.monotonic()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -50,10 +55,28 @@ class Signals:
             signal.signal(number, handler)
 
     def asked(self) -> str | None:
-        """The signal's name, once any process of the run was asked to stop; all of them say so after the same step."""
-        if not dist.any_rank(self._asked is not None):
+        """The signal's name, once any process of the run was asked to stop; all of them say so after the same step.
+
+        Called after each step. Several processes wait for each other about once a second only.
+        """
+        told = self._asked is not None
+        if dist.world() > 1:
+            self._left -= 1
+            if self._left > 0:
+                return None
+            told = self._talk()
+        if not told:
             return None
         return self._asked.name if self._asked else "a signal to another process"
+
+    def _talk(self) -> bool:
+        """Whether any process was asked to stop; all agree on how many steps it takes until they talk again."""
+        now = time.monotonic()
+        steps = min(TALK * self._steps / max(now - self._talked, 1e-3), 2 * self._steps)
+        answers = dist.gather(torch.tensor([[float(self._asked is not None), steps]]))
+        self._left = self._steps = max(int(answers[:, 1].min()), 1)
+        self._talked = now
+        return bool(answers[:, 0].any())
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         """Ask again, and SIGINT stops at once. Others may come again from whoever asked, while the run is saved."""
@@ -77,8 +100,8 @@ class Recorder:
     signals: Signals
     log_every: int
     """Steps from row to row."""
-    checkpoint_every: int
-    """Steps from checkpoint to checkpoint."""
+    checkpoint_every: int | None
+    """Steps from checkpoint to checkpoint; None: one with each probe, and with a row where the last is long ago."""
 
     def on_start(self, engine: Engine) -> None:
         """Before the first step of this process."""
@@ -103,18 +126,19 @@ class Recorder:
             if row_due:
                 self.rows.write(engine)
                 self.watch.look(step)
-            self._save(engine, due=step % self.checkpoint_every == 0)
+            self._save(engine, due=self._due(step, has_row=row_due))
 
     def on_epoch(self, engine: Engine) -> None:
         """After each epoch, and where the run ends within one."""
         for callback in self.callbacks:
             callback.on_epoch(engine)
         step, last = engine.now.step, engine.now.step >= engine.now.total_steps
-        scores = self.probe.scores(engine) if last or self.probe.due(engine.now.epoch) else {}
+        probed = last or self.probe.due(engine.now.epoch)
+        scores = self.probe.scores(engine) if probed else {}
         self.rows.note(scores)
         self.rows.write(engine)
         self.watch.look(step)
-        self._save(engine, due=last or step % self.checkpoint_every == 0, score=scores.get("knn_top1"))
+        self._save(engine, due=last or self._due(step, probed=probed), score=scores.get("knn_top1"))
 
     def on_end(self, engine: Engine) -> None:
         """After the last step."""
@@ -137,16 +161,24 @@ class Recorder:
     def _row_due(self, engine: Engine, step: int) -> bool:
         """Whether a row follows this step; each checkpoint has one, so that a resumed run writes the same rows."""
         ends = step % engine.now.steps_per_epoch == 0 or step >= engine.now.total_steps
-        return ends or step % self.log_every == 0 or step % self.checkpoint_every == 0
+        return ends or step % self.log_every == 0 or step % (self.checkpoint_every or self.log_every) == 0
+
+    def _due(self, step: int, *, has_row: bool = True, probed: bool = False) -> bool:
+        """Whether a checkpoint follows this step; the clock of the main process speaks for all."""
+        if self.checkpoint_every is not None:
+            return step % self.checkpoint_every == 0
+        return probed or (has_row and dist.any_rank(dist.is_main() and self.checkpoints.ripe))
 
     def _save(self, engine: Engine, *, due: bool, score: float | None = None) -> None:
         """Save where it is due, or where the run is asked to stop: then it is Interrupted, once all is saved."""
+        self.checkpoints.settle(wait=False)
         asked = self.signals.asked()
         if due or asked:
             self.rows.check(engine.now.step)
             states = [(name, state) for name, part in self._parts() if (state := part.state())]
             self.checkpoints.save(engine, states, score)
         if asked and engine.now.step < engine.now.total_steps:
+            self.checkpoints.settle()
             dist.any_rank(False)  # all wait for the one that writes: a launcher stops it where another has ended
             raise Interrupted(
                 f"stopped by {asked} at step {engine.now.step}; all is saved: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import RunStopped
 from ..rundir.folder import RunDir
 from .callback import Observers
 from .engine import Engine, Terms
+from .hardware import Cores
 
 CURE = "Lower optimizer.lr, set train.clip, or use --precision fp32; the last checkpoint is from before."
 
@@ -38,6 +40,7 @@ class Rows:
         self._since = time.perf_counter()
         self._bar: tqdm[Any] | None = None
         self._shown = 0.0
+        self._cores = Cores()
 
     def start(self, engine: Engine) -> None:
         """Open the progress bar."""
@@ -100,13 +103,13 @@ class Rows:
         seconds = max(time.perf_counter() - self._since, 1e-6)  # a coarse clock may not have moved
         means = {name: value / self._count for name, value in self._over_processes().items()}
         spent = engine.clock.read()
-        total = sum(spent.values()) or 1.0
+        total, images = sum(spent.values()) or 1.0, self._count * engine.batch_size
         row = {
             "step": engine.now.step,
             "epoch": round(engine.now.epoch, 6),
             **means,
             "lr": engine.optimizer.param_groups[0]["lr"],
-            "images_per_s": round(self._count * engine.batch_size / seconds, 2),
+            "images_per_s": round(images / seconds, 2),
             "seconds": round(seconds, 3),
             **{f"time_{part}": round(took / total, 4) for part, took in spent.items()},  # shares
             **self._extra,
@@ -116,6 +119,8 @@ class Rows:
         if dist.is_main():
             self.run_dir.log(row)
             self._show(row, engine.now.total_steps)
+            if slow := self._cores.look(images, seconds):
+                warnings.warn(slow, UserWarning, stacklevel=2)
             self.observers.tell("on_row", row)
 
     def _show(self, row: Mapping[str, Any], total: int) -> None:

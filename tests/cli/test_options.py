@@ -68,7 +68,7 @@ def test_both_names_replace_a_file(here):
 HARMLESS = {
     "callbacks", "data.path", "data.cache_gb", "data.max_unreadable", "evaluate.k", "evaluate.every",
     "train.epochs", "train.steps", "train.keep", "train.stop_on_collapse",
-    "train.checkpoint_every", "train.log_every", "train.workers",
+    "train.checkpoint_every", "train.log_every", "train.workers", "train.threads",
     "train.device", "train.devices", "train.strategy",
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import torch
 
 from akssl_core.config.yaml import read_yaml
 from akssl_core.errors import ConfigError, RunDirError
+from akssl_core.rundir import checkpoints
 from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import digest, json_bytes
 from akssl_core.rundir.folder import RunDir, read_tensors
@@ -170,6 +171,16 @@ def test_checkpoint_round_trip_is_exact(run):
     assert checkpoint.state.step == 7
     assert torch.equal(checkpoint.model["w"], torch.full((3,), 7.0))
     assert torch.equal(checkpoint.optimizer["w/momentum"], torch.ones(2))
+
+
+def test_one_file_of_a_checkpoint_is_in_memory_at_a_time(run, monkeypatch):
+    events = []
+    for name in ("tensor_bytes", "write_flushed"):
+        original = getattr(checkpoints, name)
+        monkeypatch.setattr(checkpoints, name, lambda *args, n=name, o=original: events.append(n) or o(*args))
+    save(run, 7)
+    assert events == ["tensor_bytes", "write_flushed", "tensor_bytes", "write_flushed", "write_flushed"]
+    assert run.latest()[1] == []
 
 
 def test_the_last_ones_and_the_best_are_kept(run):

@@ -12,7 +12,8 @@ from whole_runs import same, timeless
 
 import akssl_core
 from akssl_core.running.launch import resume
-from akssl_core.training.recorder import ASKS, Interrupted
+from akssl_core.testing.ranks import Meeting, on_ranks
+from akssl_core.training.recorder import ASKS, Interrupted, Signals
 
 SETTINGS = {"epochs": 3, "options": {"noise": 0.1}, "train": {"log_every": 3, "checkpoint_every": 100}}
 
@@ -141,3 +142,22 @@ def test_a_run_in_another_thread_leaves_signals_alone(start, toys):
     thread.join()
     assert results[0].history[-1]["step"] == 18
     assert set(handlers) == {before}
+
+
+def test_processes_ask_each_other_rarely_and_hear_of_a_signal_after_the_same_step(monkeypatch):
+    talks, exchange = [], Meeting.exchange
+    monkeypatch.setattr(Meeting, "exchange", lambda *args: talks.append(args) or exchange(*args))
+
+    def of_rank(group):
+        signals = Signals()
+        for step in range(1, 10_001):
+            if (group.rank, step) == (1, 700):
+                signals._remember(signal.SIGTERM, None)
+            if told := signals.asked():
+                return step, told
+        return None
+
+    (first, told), (second, own) = on_ranks(2, of_rank)
+    assert first == second >= 700
+    assert (told, own) == ("a signal to another process", "SIGTERM")
+    assert len(talks) < 2 * first / 10
