@@ -1,0 +1,57 @@
+"""A training step of every method on a CUDA device: none fails, and each costs what `budget.json` says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from budget import EXACT, KEPT, configurations, differences, measure, read
+from null_device import missing
+
+from akssl_core.plugins.first_party import METHODS
+
+on_the_device = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+CURE = "\nIf that was meant: python tests/cuda/budget.py --write"
+
+
+@pytest.fixture(scope="module")
+def costs():
+    names, requests = zip(*configurations(), strict=True)
+    return dict(zip(names, measure(requests), strict=True))
+
+
+@pytest.fixture(scope="module")
+def budget():
+    return read()
+
+
+@on_the_device
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_step_costs_what_it_may(method, costs, budget):
+    kept = KEPT if budget["torch"] == torch.__version__ else EXACT  # the others follow torch's own operators
+    of_method = {name: cost for name, cost in costs.items() if name.split()[0] == method}
+    found = [
+        text for name, cost in of_method.items() for text in differences(name, cost, budget["steps"].get(name), kept)
+    ]
+    assert len(of_method) >= 4
+    assert not found, f"{method}:\n" + "\n".join(found) + CURE
+
+
+def test_the_budget_lists_no_more_than_is_measured(budget):
+    assert set(budget["steps"]) == {name for name, _ in configurations()}
+
+
+def test_a_wait_more_is_told_with_its_place_and_a_launch_more_in_a_hundred_is_not():
+    allowed = {"waits": 0, "pageable": 0, "launches": 100, "collectives": 0, "peak_mib": 100}
+    found = {**allowed, "launches": 101, "waits": 2, "places": {"engine.py:1 x.item()": 2}}
+    assert list(differences("name", found, allowed)) == ["name: waits 0 -> 2", "    2 x engine.py:1 x.item()"]
+    assert list(differences("name", {**allowed, "launches": 104}, allowed)) == ["name: launches 100 -> 104"]
+    assert list(differences("name", {"error": "why"}, allowed)) == ["name: why"]
+    assert list(differences("name", found, None)) == ["name: not in budget.json"]
+
+
+@on_the_device
+@pytest.mark.slow  # two minutes
+def test_no_combination_of_backbone_precision_and_optimizer_fails():
+    names, requests = zip(*configurations(every=True), strict=True)
+    found = dict(zip(names, measure(requests), strict=True))
+    assert not {name: cost["error"] for name, cost in found.items() if "error" in cost}
