@@ -63,6 +63,11 @@ class TrainSpec(Schema):
     compile: bool = Field(
         False, description="torch.compile the backbones for training; pays on long runs on a GPU, not on a CPU"
     )
+    recompute: Harmless[bool] = Field(
+        False,
+        description="keep the insides of one backbone block at a time and compute the others again: less memory, "
+        "about a third more time",
+    )
     deterministic: bool = Field(False, description="only operations that give the same bits every time")
     stop_on_collapse: Flag[Harmless[bool]] = Field(
         False, description="end a run that has collapsed, scored and labelled as such; `akssl run` then exits with 1"

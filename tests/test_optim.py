@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torch.nn import functional as F
 
 from akssl_core.config.schema import Schema, validate
@@ -255,6 +257,33 @@ def test_training_is_deterministic(kind):
 def test_nesterov_and_betas_reach_torch():
     assert build(SGD, Net(), nesterov=True, momentum=0.8)[0].defaults["nesterov"]
     assert build(AdamW, Net(), betas=[0.9, 0.95])[0].defaults["betas"] == (0.9, 0.95)
+
+
+@pytest.fixture
+def mesh():
+    """This process as a group of its own, over which parameters are shared out."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("kind", "fused"), [(SGD, None), (AdamW, True), (LARS, None)])
+@pytest.mark.parametrize("per", ["model", "parameter"])
+def test_shares_of_parameters_are_trained_like_whole_ones(mesh, kind, fused, per):
+    weights = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+    whole = nn.ParameterList(nn.Parameter(weight.clone()) for weight in weights)
+    shared = nn.ParameterList(nn.Parameter(distribute_tensor(weight.clone(), mesh)) for weight in weights)
+    optimizers = [build(kind, net)[0] for net in (whole, shared)]
+    assert optimizers[1].defaults.get("fused") is fused
+    for step in range(2):
+        grads = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(1 + step))
+        for mine, other, grad in zip(whole, shared, grads, strict=True):
+            mine.grad, other.grad = grad.clone(), distribute_tensor(grad.clone(), mesh)
+        for optimizer in optimizers:
+            clip(optimizer, Clip(norm=1.0, per=per))
+            optimizer.step()
+    for mine, other in zip(whole, shared, strict=True):
+        torch.testing.assert_close(other.full_tensor(), mine)
 
 
 # -- state by name --------------------------------------------------------------------------------

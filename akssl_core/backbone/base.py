@@ -68,8 +68,12 @@ class Backbone(nn.Module, Component, ABC):
         return self.features(images).pooled
 
     def parts(self) -> Sequence[nn.Module]:
-        """The modules that may each be put together alone when parameters are shared out (FSDP); none: all at once."""
-        return ()
+        """The blocks, in the order in which they run: one at a time is put together (FSDP) and kept (recompute).
+
+        They are the members of an `nn.Sequential` or `nn.ModuleList` that are all of one class and have layers inside;
+        of nested ones the innermost. Each is called as a module, `block(x)`.
+        """
+        return _blocks(self)
 
     def export_state(self) -> dict[str, Tensor]:
         """The weights as they are exported, under the key names of the library the network comes from."""
@@ -83,6 +87,17 @@ class Backbone(nn.Module, Component, ABC):
     def notes(self) -> list[str]:
         """Values decided for the user, with the reason (an adapted stem, say)."""
         return []
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks in a module, as `Backbone.parts` says."""
+    members = list(module.children())
+    alike = isinstance(module, nn.Sequential | nn.ModuleList) and len({type(member) for member in members}) == 1
+    found: list[nn.Module] = []
+    for member in members:
+        inner = _blocks(member)
+        found += inner or ([member] if alike and any(member.children()) else [])
+    return found
 
 
 class TokenBackbone(Backbone, ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -176,10 +175,6 @@ class ViT(TokenBackbone):
             self.pos_embed.requires_grad_(False)
             self.pos_embed[:, :1] = 0.0
             self.pos_embed[:, 1:] = sincos(self.grid, self.width)
-
-    def parts(self) -> Sequence[nn.Module]:
-        """The blocks."""
-        return list(self.blocks)
 
     def features(
         self,

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
+WAIT = timedelta(hours=1)  # at a collective, before a process counts as lost; the main one alone writes and searches
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -35,11 +37,17 @@ class Group(Protocol):
     def world(self) -> int:
         """How many ranks there are."""
 
-    def all_gather(self, x: Tensor) -> list[Tensor]:
-        """The tensor of every rank, in rank order."""
+    def all_gather(self, x: Tensor) -> Tensor:
+        """The rows (n, ...) of every rank in rank order, (world * n, ...)."""
 
     def all_sum(self, x: Tensor) -> Tensor:
         """The sum over ranks, as a tensor of its own."""
+
+
+def _gather_into(rows: Tensor, x: Tensor) -> None:
+    """One collective into one tensor, under the name that it has since torch 2.14 or the one before."""
+    newest = getattr(distributed, "all_gather_single", None)
+    (newest or distributed.all_gather_into_tensor)(rows, x)
 
 
 class _Torch:
@@ -48,10 +56,10 @@ class _Torch:
     def __init__(self) -> None:
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 
-    def all_gather(self, x: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.world)]
-        distributed.all_gather(parts, x.contiguous())
-        return parts
+    def all_gather(self, x: Tensor) -> Tensor:
+        rows = x.new_empty(self.world * len(x), *x.shape[1:])
+        _gather_into(rows, x.contiguous())
+        return rows
 
     def all_sum(self, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
@@ -67,9 +75,9 @@ class Imagined:
     def __init__(self, world: int) -> None:
         self.world = world
 
-    def all_gather(self, x: Tensor) -> list[Tensor]:
+    def all_gather(self, x: Tensor) -> Tensor:
         """As if every rank had the same."""
-        return [x] * self.world
+        return torch.cat([x] * self.world)
 
     def all_sum(self, x: Tensor) -> Tensor:
         """As if every rank had the same."""
@@ -134,7 +142,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.cat(_group().all_gather(x.detach()))
+        return _group().all_gather(x.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -204,15 +212,18 @@ def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or _grouped():
         return False
-    kind, backend = torch.device(device).type, "gloo"
+    kind, backend, own = torch.device(device).type, "gloo", None
     if kind in BACKENDS:
-        getattr(torch, kind).set_device(local_rank())
+        own = torch.device(kind, local_rank())
+        getattr(torch, kind).set_device(own)
         backend = f"cpu:gloo,{kind}:{BACKENDS[kind]}"
     number = int(os.environ["RANK"])
     if init_method not in _met:
         _met[init_method] = next(distributed.rendezvous(init_method, number, size))[0]  # type: ignore[attr-defined]
     store = distributed.PrefixStore(str(next(_starts)), _met[init_method])  # type: ignore[attr-defined] # torch's lists
-    distributed.init_process_group(backend, store=store, rank=number, world_size=size)
+    distributed.init_process_group(
+        backend, store=store, rank=number, world_size=size, timeout=WAIT, device_id=own
+    )
     return True
 
 
@@ -230,7 +241,7 @@ def wrap(module: nn.Module) -> nn.Module:
     """
     if world() == 1:
         return module
-    model = DistributedDataParallel(module)
+    model = DistributedDataParallel(module, gradient_as_bucket_view=True)  # gradients are reduced where they lie
     model.broadcast_buffers = False  # the argument is deprecated since torch 2.13; this works in all versions
     return model
 
@@ -268,13 +279,17 @@ class _Synchronised(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        if _has_kernels(x):
+            statistics = self.running_mean, self.running_var, self._share(), self.eps
+            out: Tensor = _Fused.apply(x, self.weight, self.bias, *statistics)
+            return out
         over = [0, *range(2, x.dim())]
         exact = x.float()
         here = torch.stack([exact.mean(over), exact.var(over, correction=0)])
         means, variances = gather(here[None]).unbind(1)  # (world, C) each
         mean = means.mean(0)
         variance = variances.mean(0) + means.var(0, correction=0)
-        self._remember(mean, variance, world() * x.numel() // x.shape[1])
+        self._remember(mean, variance, world() * x.numel() // x.shape[1], self._share())
         shape = (1, -1, *[1] * (x.dim() - 2))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
@@ -285,13 +300,58 @@ class _Synchronised(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of dimensions from two on."""
 
+    def _share(self) -> float:
+        """The part of the running statistics that a batch replaces; one more batch has been seen."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            return 0.0 if self.num_batches_tracked is None else 1 / float(self.num_batches_tracked)
+        return self.momentum
+
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _remember(self, mean: Tensor, variance: Tensor, count: int, share: float) -> None:
         """Move the running statistics as torch does: with the unbiased variance."""
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether torch's kernels for batch norms over several processes take a tensor: on CUDA alone."""
+    return x.is_cuda
+
+
+class _Fused(torch.autograd.Function):
+    """`_Synchronised` in five kernels and two collectives, without a wait of the host; every rank has as many rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        share: float,
+        eps: float,
+    ) -> Tensor:
+        ctx.layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        x = x.contiguous(memory_format=ctx.layout)
+        here = torch.stack(torch.batch_norm_stats(x, eps))
+        means, scales = _group().all_gather(here[None]).unbind(1)  # (world, C) each; a scale is 1 / deviation
+        rows = means.new_full((len(means),), x.numel() // x.shape[1])
+        mean, scale = torch.batch_norm_gather_stats_with_counts(
+            x, means, scales, running_mean, running_var, share, eps, rows
+        )
+        ctx.save_for_backward(x, weight, mean, scale, rows.to(torch.int32))
+        return torch.batch_norm_elemt(x, weight, bias, mean, scale, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, rows = ctx.saved_tensors
+        grad, (_, *wanted) = grads[0].contiguous(memory_format=ctx.layout), ctx.needs_input_grad[:3]
+        sums, products, *own = torch.batch_norm_backward_reduce(grad, x, mean, scale, weight, True, *wanted)
+        sums, products = _group().all_sum(torch.stack([sums, products])).unbind()
+        of_x = torch.batch_norm_backward_elemt(grad, x, mean, scale, weight, sums, products, rows)
+        of_weight, of_bias = (one if asked else None for one, asked in zip(own, wanted, strict=True))
+        return of_x, of_weight, of_bias, None, None, None, None

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import dist
 
 
-def shard(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
-    """Leave this process its share of every parameter; each of `parts` is put together only while it computes.
+def shard(module: nn.Module, chains: Iterable[Sequence[nn.Module]], device: torch.device, dtype: torch.dtype) -> None:
+    """Leave this process its share of every parameter; each part of a chain is put together only while it computes.
 
+    The parts of a chain run one after the other, so each is asked for while the one before computes. They travel and
+    compute in `dtype`, all else, batch norms above all, in its own; shares, and sums of gradients, stay in float32.
     Gradients are averaged over the processes, as DDP does. Buffers stay whole.
     """
     mesh = init_device_mesh(device.type, (dist.world(),))
-    for part in parts:
-        fully_shard(part, mesh=mesh)
+    short = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for chain in chains:
+        for part in chain:
+            normed = any(isinstance(inner, _BatchNorm) for inner in part.modules())
+            fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy() if normed else short)
+        for part, following in pairwise(chain):
+            part.set_modules_to_forward_prefetch([following])  # type: ignore[operator] # which `fully_shard` has added
     fully_shard(module, mesh=mesh)
 
 
@@ -31,7 +40,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def are_whole(groups: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether all parameters of an optimizer's groups are whole: torch's fused kernels take no shares."""
+    """Whether all parameters of an optimizer's groups are whole: torch's fused SGD takes no shares."""
     return not any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
 
 

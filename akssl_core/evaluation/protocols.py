@@ -99,7 +99,7 @@ class Knn(_OnFeatures):
 
     def judge(self, bank: Tensor, labels: Tensor, queries: Tensor, seed: int) -> Guesses:
         """The guesses by the number of neighbours."""
-        return dict(knn_guesses(bank, labels, queries, ks=self.ks).items())
+        return dict(knn_guesses(bank, labels, queries, ks=self.ks, device=self.device).items())
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,11 @@ class Linear(_OnFeatures):
 
     def judge(self, bank: Tensor, labels: Tensor, queries: Tensor, seed: int) -> Guesses:
         """The guesses of the classifier with the best setting."""
-        by_sgd = self.solver == "sgd" or (self.solver == "auto" and bank.numel() > LARGE)
-        solve = linear_guesses_sgd if by_sgd else linear_guesses
-        return {None: solve(bank, labels, queries, seed=seed)[0]}
+        if self.solver == "lbfgs" or (self.solver == "auto" and bank.numel() <= LARGE):
+            return {None: linear_guesses(bank, labels, queries, seed=seed)[0]}  # in float64, which few GPUs are good at
+        fits = self.device.type == "cuda" and 2 * bank.nbytes < torch.cuda.mem_get_info(self.device)[0]
+        near = self.device if fits else bank.device
+        return {None: linear_guesses_sgd(bank.to(near), labels, queries.to(near), seed=seed)[0]}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import dist
 from ..backbone.base import Backbone, evaluating
 from ..data.base import ImageSet, Pixels
 from ..data.preprocess import Preprocess
@@ -20,18 +21,25 @@ RAW_SIDE = 32  # raw pixels are compared at this side at most: 224 px would be 1
 
 
 def embed(
-    encoder: Backbone, images: ImageSet, preprocess: Preprocess, *, batch_size: int = 256, device: torch.device
+    encoder: Backbone,
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 256,
+    device: torch.device,
+    shared: bool = False,
 ) -> Tensor:
     """Features (N, D) of all images in their order, float32 on the CPU.
 
     The encoder stands on `device`. It runs in eval mode and without gradients; afterwards each of its modules
-    is back in the mode it was in.
+    is back in the mode it was in. `shared` over the processes of a run, all of which must ask for them together, the
+    main process has what one alone computes, to the bit on a CPU; the others have nothing.
     """
 
     def features(index: Sequence[int]) -> Tensor:
         return features_of(encoder, preprocess.fetch(images, index), preprocess, device=device)
 
-    return _rows(features, len(images), batch_size)
+    return _rows(features, len(images), batch_size, shared=shared)
 
 
 def features_of(encoder: Backbone, batch: Pixels, preprocess: Preprocess, *, device: torch.device) -> Tensor:
@@ -42,7 +50,9 @@ def features_of(encoder: Backbone, batch: Pixels, preprocess: Preprocess, *, dev
     return result
 
 
-def pixels_as_features(images: ImageSet, preprocess: Preprocess, *, batch_size: int = 256) -> Tensor:
+def pixels_as_features(
+    images: ImageSet, preprocess: Preprocess, *, batch_size: int = 256, shared: bool = False
+) -> Tensor:
     """The normalised pixels themselves as features (N, C * S * S), the baseline that a method must beat.
 
     Images larger than 32 px are averaged down to that side, which bounds the memory and hardly moves the
@@ -54,7 +64,7 @@ def pixels_as_features(images: ImageSet, preprocess: Preprocess, *, batch_size: 
         batch = preprocess.pixels(preprocess.fetch(images, index))
         return F.interpolate(batch, size=(side, side), mode="area").flatten(1)
 
-    return _rows(features, len(images), batch_size)
+    return _rows(features, len(images), batch_size, shared=shared)
 
 
 def sample(images: ImageSet, count: int) -> ImageSet:
@@ -87,12 +97,21 @@ def labelled(features: Tensor, labels: Tensor, protocol: str, what: str) -> tupl
     return (features, labels) if known.all() else (features[known], labels[known])
 
 
-def _rows(features: Callable[[Sequence[int]], Tensor], count: int, batch_size: int) -> Tensor:
-    """The features of all images; the result is laid out once, so that its memory is never doubled."""
+def _rows(features: Callable[[Sequence[int]], Tensor], count: int, batch_size: int, *, shared: bool) -> Tensor:
+    """The features of all images; the result is laid out once, so that its memory is never doubled.
+
+    Where they are shared, processes take batches in turn, so that each batch is one that a single process has.
+    """
+    world, rank = (dist.world(), dist.rank()) if shared else (1, 0)
     result = torch.empty(0, 0)
-    for start in range(0, count, batch_size):
-        rows = features(range(start, min(start + batch_size, count)))
-        if start == 0:
-            result = torch.empty(count, rows.shape[1])
-        result[start : start + len(rows)] = rows
+    for start in range(0, count, world * batch_size):
+        first = start + rank * batch_size
+        mine = range(first, min(first + batch_size, count)) or range(min(batch_size, count))  # none: rows to cut off
+        rows = features(mine)
+        if world > 1:
+            rows = dist.gather(F.pad(rows, (0, 0, 0, batch_size - len(rows))))[: count - start]
+        if rank == 0:
+            if start == 0:
+                result = torch.empty(count, rows.shape[1])
+            result[start : start + len(rows)] = rows
     return result

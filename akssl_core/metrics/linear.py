@@ -220,8 +220,8 @@ def linear_guesses_sgd(
     Multinomial logistic regression from zero weights: momentum 0.9, batches of 256, a cosine to zero, no penalty but
     the short schedule. Features are standardised as in `linear_probe`. The learning rate is the one of `RATES` with
     the best accuracy on a fifth of each class of the bank, held out by `seed`; then all of the bank is fitted. The
-    memory is the float32 features and one batch. `bank_labels` (N,) are all known and the features finite. Raises the
-    errors of `held_out_split`.
+    memory is the float32 features and one batch. `bank_labels` (N,) are all known, and on the CPU wherever the features
+    are, which are finite. Raises the errors of `held_out_split`.
     """
     classes, targets, held_out = held_out_split(bank_labels, seed)
     prepare = _standardiser(bank)
@@ -231,20 +231,22 @@ def linear_guesses_sgd(
 
     def guesses(features: Tensor, heads: Tensor) -> Tensor:
         blocks = [_scores(prepare(block), heads).argmax(2) for block in torch.split(features, 8192)]
-        return torch.cat(blocks, dim=1)  # (H, N)
+        return torch.cat(blocks, dim=1).to(targets.device)  # (H, N)
 
     rates = torch.tensor(RATES, device=bank.device)
     heads = fitted(torch.nonzero(~held_out).flatten(), rates)
-    right = (guesses(bank[held_out], heads) == targets[held_out]).double().mean(1)
+    judged = torch.nonzero(held_out).flatten()
+    right = (guesses(bank[judged.to(bank.device)], heads) == targets[judged]).double().mean(1)
     best = int(right.argmax())  # of equals the largest rate
-    head = fitted(torch.arange(len(bank), device=bank.device), rates[best : best + 1])
+    head = fitted(torch.arange(len(bank)), rates[best : best + 1])
     return classes[guesses(queries, head)[0]], RATES[best], 100 * float(right[best])
 
 
 def _standardiser(bank: Tensor) -> Callable[[Tensor], Tensor]:
     """Features (B, D) with mean 0 and deviation 1 of each channel of the bank, and a last column of ones."""
     mean, std = bank.mean(0), bank.std(0, correction=0)
-    scale = torch.where(std > CONSTANT * bank.abs().amax(0), 1 / std, 0.0)
+    largest = torch.maximum(bank.amax(0), -bank.amin(0))  # without a copy of the bank, as abs() is
+    scale = torch.where(std > CONSTANT * largest, 1 / std, 0.0)
     return lambda rows: F.pad((rows - mean) * scale, (0, 1), value=1.0)
 
 
@@ -268,10 +270,11 @@ def _fit(
     generator = torch.Generator().manual_seed(seed)
     heads = bank.new_zeros(len(rates), classes, bank.shape[1] + 1)
     velocity = torch.zeros_like(heads)
+    targets = targets.to(bank.device)
     width = bank.shape[1] ** 0.5  # the curvature grows with the channels, so the step shrinks with their root
     total, step = epochs * math.ceil(len(rows) / BATCH), 0
     for _ in range(epochs):
-        order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+        order = rows[torch.randperm(len(rows), generator=generator)].to(bank.device)
         for chosen in torch.split(order, BATCH):
             x = prepare(bank[chosen])
             error = _scores(x, heads).softmax(2) - F.one_hot(targets[chosen], classes)

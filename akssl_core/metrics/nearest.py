@@ -23,29 +23,37 @@ def knn(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    device: torch.device | None = None,
 ) -> float:
     """Accuracy in percent of a weighted k-NN classifier: cosine similarity, votes weighted with exp(sim / T).
 
     Wu et al. 2018 (arXiv 1805.01978); k = 20 and T = 0.07 as in DINO (arXiv 2104.14294). `bank` is (N, D) and
     `queries` (Q, D); images without a label (-1) are left out. Of equally similar images the earlier one counts.
+    The search runs on `device` where that is CUDA, to which the bank goes a block at a time; else where the bank is.
 
     Raises:
         DataError: the bank or the queries hold no label.
     """
     bank, bank_labels = labelled(bank, bank_labels, "k-NN", "bank")
     queries, query_labels = labelled(queries, query_labels, "k-NN", "queries")
-    guesses = knn_guesses(bank, bank_labels, queries, ks=(k,), temperature=temperature)[k]
+    guesses = knn_guesses(bank, bank_labels, queries, ks=(k,), temperature=temperature, device=device)[k]
     return 100 * (guesses == query_labels).double().mean().item()
 
 
 def knn_guesses(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, *, ks: Sequence[int], temperature: float = 0.07
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    *,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    device: torch.device | None = None,
 ) -> dict[int, Tensor]:
     """For each number of neighbours the labels (Q,) that `knn` judges by; the search is done once for all of them.
 
     `bank_labels` (N,) are all known.
     """
-    similarity, index = _nearest(bank, queries, max(ks))
+    similarity, index = _nearest(bank, queries, max(ks), device)
     labels = bank_labels[index]  # (Q, k), the nearest first
     result = {}
     for k in ks:
@@ -67,25 +75,27 @@ def _vote(labels: Tensor, weights: Tensor) -> Tensor:
     return labels.gather(1, votes.argmax(1, keepdim=True)).squeeze(1)
 
 
-def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities (float64) and indices of the k nearest, each (Q, k).
+def _nearest(bank: Tensor, queries: Tensor, k: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Cosine similarities (float64) and indices of the k nearest, each (Q, k), where the features are.
 
-    The memory does not grow with N x Q: the best k so far are merged with those of each block of the bank.
+    The memory does not grow with N x Q: the best k so far of each query are merged with those of each block of the
+    bank, which visits the device once.
     """
-    k = min(k, len(bank))
-    keys = torch.cat([_best_keys(bank, block, k) for block in torch.split(queries, QUERIES_AT_ONCE)])
-    return keys.div(_INDICES, rounding_mode="floor").double() / _STEPS, _INDICES - 1 - keys % _INDICES
-
-
-def _best_keys(bank: Tensor, queries: Tensor, k: int) -> Tensor:
-    """The k largest sort keys (Q, k) of one block of queries over the whole bank."""
-    queries = _unit(queries)
-    best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    k, there = min(k, len(bank)), device if device is not None and device.type == "cuda" else bank.device
+    asked = [_unit(block) for block in torch.split(queries.to(there), QUERIES_AT_ONCE)]
+    best = [torch.empty(len(block), 0, dtype=torch.int64, device=block.device) for block in asked]
     for start in range(0, len(bank), BANK_AT_ONCE):
-        similarity = queries @ _unit(bank[start : start + BANK_AT_ONCE]).T
-        keys = torch.cat([best, _keys(similarity, start)], dim=1)
-        best = keys.topk(min(k, keys.shape[1]), dim=1).values
-    return best
+        known = _unit(bank[start : start + BANK_AT_ONCE].to(there)).T
+        best = [_merged(keys, _keys(block @ known, start), k) for keys, block in zip(best, asked, strict=True)]
+    keys = torch.cat(best)
+    index = (_INDICES - 1 - keys % _INDICES).to(bank.device)
+    return keys.to(bank.device).div(_INDICES, rounding_mode="floor").double() / _STEPS, index
+
+
+def _merged(best: Tensor, keys: Tensor, k: int) -> Tensor:
+    """The k largest sort keys (Q, k) of those so far and of another block; fewer while there are not so many."""
+    keys = torch.cat([best, keys], dim=1)
+    return keys.topk(min(k, keys.shape[1]), dim=1).values
 
 
 def _keys(similarity: Tensor, start: int) -> Tensor:

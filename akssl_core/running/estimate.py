@@ -8,9 +8,10 @@ import statistics
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import RunStopped
 from ..nn import EMA
@@ -34,7 +35,8 @@ class Memory:
     training: int
     """Gradients, and the moments that the optimizer keeps."""
     activations: int
-    """Outputs of the backbone's layers over all views of one micro-batch, kept for the backward pass."""
+    """Outputs of the backbone's layers over all views of one micro-batch, kept for the backward pass; with
+    `train.recompute` those of the blocks and of all layers of one block."""
 
     @property
     def total(self) -> int:
@@ -60,18 +62,24 @@ def memory(plan: Plan, *, devices: int = 1) -> Memory:
 
 
 def _outputs(plan: Plan) -> int:
-    """Numbers in the outputs of all layers of the backbone for one image."""
-    counts: list[int] = []
+    """Numbers in the outputs of all layers of the backbone for one image; of blocks computed again, in the largest."""
     backbone = copy.deepcopy(plan.method.backbone).eval()
+    blocks = backbone.parts() if plan.spec.train.recompute else ()
+    kept: list[int] = []
+    inside: dict[nn.Module, list[int]] = {block: [] for block in blocks}
+    place = {part: counts for block, counts in inside.items() for part in block.modules() if part is not block}
     for module in backbone.modules():
-        if not list(module.children()):
-            module.register_forward_hook(
-                lambda module, inputs, output: counts.append(output.numel() if isinstance(output, Tensor) else 0)
-            )
+        if module in inside or not list(module.children()):
+            module.register_forward_hook(partial(_count, place.get(module, kept)))
     image = torch.zeros(1, plan.image.channels, plan.image.size, plan.image.size)
     with torch.no_grad():
         backbone(image.to(next(backbone.parameters()).device))
-    return sum(counts)
+    return sum(kept) + max((sum(counts) for counts in inside.values()), default=0)
+
+
+def _count(counts: list[int], module: nn.Module, inputs: object, output: object) -> None:
+    """Note how many numbers a module has put out."""
+    counts.append(output.numel() if isinstance(output, Tensor) else 0)
 
 
 def half_life(momentum: float) -> float:

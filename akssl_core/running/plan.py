@@ -95,10 +95,10 @@ class Plan(Sight):
 
     def _shard(self) -> Backbone:
         """Share the parameters out over the processes; a copy of the encoder that has room for all of them."""
-        plain: Backbone = copy.deepcopy(self.method.encoder)
         self.method.to(self.hardware.device)
-        backbones = [part for part in self.method.modules() if isinstance(part, Backbone)]
-        shard(self.method, [part for backbone in backbones for part in backbone.parts()], self.hardware.device)
+        plain: Backbone = copy.deepcopy(self.method.encoder)
+        chains = [part.parts() for part in self.method.modules() if isinstance(part, Backbone)]
+        shard(self.method, chains, self.hardware.device, self.hardware.dtype)
         return plain
 
     def loader(self) -> Loader:
@@ -191,6 +191,7 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
         if not isinstance(backbone, spec.method_class.accepts):
             kind = type(backbone).__name__
             raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
+        rules.refuse_recompute(spec.train, backbone)
         method: Method = spec.method.build(backbone)
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)

@@ -28,7 +28,7 @@ from ..training.engine import Engine
 from ..training.faults import explain_faults
 from ..training.recorder import Recorder, Signals
 from ..training.rows import Rows
-from ..training.watch import Collapsed, Probe, Vitals, Watch
+from ..training.watch import Collapsed, Probe, Scored, Vitals, Watch
 from .plan import Plan
 from .result import Result, read_result
 from .samples import sample_tensors, view_features
@@ -81,13 +81,11 @@ class Training:
         return read_result(run_dir, self.product)
 
     def follow(self) -> Result:
-        """Train beside the main process, which alone probes, writes and speaks; the result holds the backbone alone."""
-        engine = self._engine()
+        """Train and probe beside the main process, which alone writes and speaks; the result is the backbone alone."""
+        evaluate, engine = self.plan.spec.evaluate, self._engine()
         with explain_faults(engine):
-            if self.checkpoint is None:
-                engine.encoder()  # which the main process asks for
-            self._train()
-        return Result(_product(engine.encoder(), self.plan), self.plan.preprocess, {}, [], self.run_dir.path, None)
+            encoder, _ = self._trained(_probe(self.plan, evaluate.queries, evaluate.bank), engine)
+        return Result(_product(encoder, self.plan).cpu(), self.plan.preprocess, {}, [], self.run_dir.path, None)
 
     def _fit(self) -> tuple[dict[str, float], Diagnosis]:
         """Train, then score and export the encoder; the final numbers, and whether it has learned or collapsed."""
@@ -96,18 +94,14 @@ class Training:
         probe = _probe(plan, evaluate.queries, evaluate.bank)
         engine = self._engine()
         with explain_faults(engine):
-            if self.checkpoint is None:
-                baselines = _baselines(probe, engine.encoder(), engine.device)
-                run_dir.update_manifest(Manifest(baselines=baselines))
-            self._train()
-            trained = engine.encoder()
-            scores, spread, missing = probe.encoder_scores(trained, engine.device)
+            trained, (scores, spread, missing) = self._trained(probe, engine)
             self.product = encoder = _product(trained, plan)
-            health = of_views(view_features(plan, encoder))
+            health = of_views(view_features(plan, encoder, engine.device))
             if missing := {**missing, **health.missing}:
                 run_dir.update_manifest(Manifest(not_measured=missing))
             export_backbone(run_dir, plan.spec.method.name, plan.spec.table()["backbone"], encoder, plan.preprocess)
-            run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder), {})
+            run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder, engine.device), {})
+            encoder.cpu()
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
         loss = run_dir.history[-1]["loss"]
@@ -132,6 +126,16 @@ class Training:
             restore(self.engine, self.checkpoint)
             recorder.restore(self.checkpoint.state.callbacks)
         return self.engine
+
+    def _trained(self, probe: Probe, engine: Engine) -> tuple[Backbone, Scored]:
+        """The encoder after training, where it stands, and what the probe says of it; all processes take part."""
+        if self.checkpoint is None:
+            baselines = _baselines(probe, engine.encoder(), engine.device)
+            if dist.is_main():
+                self.run_dir.update_manifest(Manifest(baselines=baselines))
+        self._train()
+        encoder = engine.encoder()
+        return encoder, probe.encoder_scores(encoder, engine.device)
 
     def _train(self) -> None:
         """Train to the end, or to where the run has collapsed if it is to stop there."""
@@ -161,7 +165,7 @@ class Training:
 
 def _baselines(probe: Probe, encoder: Backbone, device: torch.device) -> dict[str, float]:
     """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, (untrained, *_) = probe.pixel_scores(), probe.encoder_scores(encoder, device)
+    raw, (untrained, *_) = probe.pixel_scores(device), probe.encoder_scores(encoder, device)
     named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
     return {name: value for name, value in named.items() if value is not None}
 
@@ -175,7 +179,7 @@ def _probe(plan: Plan, queries: int, bank: int) -> Probe:
 
 
 def _product(encoder: Backbone, plan: Plan) -> Backbone:
-    """The trained network alone, on the CPU, in eval mode and the plain memory layout."""
-    encoder.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    """The trained network alone, in eval mode and the plain memory layout."""
+    encoder.to(memory_format=torch.contiguous_format)
     encoder.preprocess = plan.preprocess
     return encoder.eval()

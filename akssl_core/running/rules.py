@@ -126,6 +126,22 @@ def refuse(spec: RunSpec) -> None:
         )
 
 
+def refuse_recompute(train: TrainSpec, backbone: Backbone) -> None:
+    """Refuses to compute blocks again where no blocks can be told apart.
+
+    Raises:
+        ConfigError: the backbone has less than two of them, or is compiled as a whole.
+    """
+    if train.recompute and train.compile:
+        raise ConfigError("train.recompute does not go with train.compile, which makes one of all blocks. Use one.")
+    if train.recompute and len(backbone.parts()) < 2:
+        raise ConfigError(
+            f"train.recompute: {backbone.name} has no blocks of which all but one could be dropped and computed again. "
+            "Expected two or more modules of one class, with layers inside, in an nn.Sequential or nn.ModuleList. "
+            "Leave it out, or give a backbone whose parts() are its blocks."
+        )
+
+
 def refuse_unlabelled(spec: RunSpec, facts: Facts) -> None:
     """Refuses data without labels where the method learns from them.
 

@@ -20,30 +20,30 @@ MAPPED, THUMBNAIL = 500, 24  # images on the map, and their side in pixels there
 COMPARED, DRAWS, AT_ONCE = 600, 2, 100  # images whose views are compared, and views of each
 
 
-def sample_tensors(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
+def sample_tensors(plan: Plan, encoder: Backbone, device: torch.device) -> dict[str, Tensor]:
     """uint8 pictures by name: `originals` (R, C, S, S), `views.<group>` (R, V, C, s, s), `neighbours`, `map_images`.
 
     `attention` (R, 1 + heads, C, S, S) where the backbone has heads. Beside them the places `map` (M, 2) in [0, 1] of
-    the mapped images, and the `spectrum` of their features.
+    the mapped images, and the `spectrum` of their features. The encoder stands on `device`; all of this is on the CPU.
     """
     index = spread(len(plan.images), min(IMAGES, len(plan.images)))
     pixels = plan.images.fetch(index.tolist())
     views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index)).items()  # those of the first epoch
     shown = {f"views.{name}": torch.stack([_pictures(plan, v) for v in group], 1) for name, group in views if group}
-    shown |= {"originals": _shown(plan, plan.images, index.tolist()), **_attention(plan, encoder, index)}
-    return {**shown, **_neighbours(plan, encoder), **_map(plan, encoder)}
+    shown |= {"originals": _shown(plan, plan.images, index.tolist()), **_attention(plan, encoder, index, device)}
+    return {**shown, **_neighbours(plan, encoder, device), **_map(plan, encoder, device)}
 
 
 @torch.no_grad()
-def _attention(plan: Plan, encoder: Backbone, index: Tensor) -> dict[str, Tensor]:
+def _attention(plan: Plan, encoder: Backbone, index: Tensor, device: torch.device) -> dict[str, Tensor]:
     """Images, each followed by itself as bright as each head of the last block attends to its patches."""
     if not isinstance(encoder, TokenBackbone):
         return {}
-    images = plan.preprocess.pixels(plan.preprocess.fetch(plan.images, index.tolist()))
+    images = plan.preprocess.pixels(plan.preprocess.fetch(plan.images, index.tolist()).to(device))
     weights = encoder.attention(images)
     if weights is None:
         return {}
-    weights = weights[:, :HEADS].float()
+    weights = weights[:, :HEADS].float().cpu()
     light = weights / weights.amax((2, 3), keepdim=True).clamp(min=1e-12)
     light = F.interpolate(light, scale_factor=float(encoder.patch_size))[..., : images.shape[2], : images.shape[3]]
     shown = _pictures(plan, images)[:, None]
@@ -52,27 +52,27 @@ def _attention(plan: Plan, encoder: Backbone, index: Tensor) -> dict[str, Tensor
 
 
 @torch.no_grad()
-def view_features(plan: Plan, encoder: Backbone) -> Tensor:
-    """Features (N, V, D) of augmented views of training images: the first global one, drawn twice.
+def view_features(plan: Plan, encoder: Backbone, device: torch.device) -> Tensor:
+    """Features (N, V, D) on the CPU of augmented views of training images: the first global one, drawn twice.
 
-    The encoder is in eval mode and on the CPU.
+    The encoder is in eval mode and on `device`.
     """
     rows = []
     places = spread(len(plan.images), min(COMPARED, len(plan.images)))
     for start in range(0, len(places), AT_ONCE):
         index = places[start : start + AT_ONCE]
-        pixels = plan.images.fetch(index.tolist())
+        pixels = plan.images.fetch(index.tolist()).to(device)
         drawn = [plan.augmentation(pixels, Draws.of(plan.spec.seed, epoch, index)) for epoch in range(DRAWS)]
         rows.append(torch.stack([encoder(next(iter(views.values()))[0]) for views in drawn], 1))
-    return torch.cat(rows).float()
+    return torch.cat(rows).float().cpu()
 
 
-def _neighbours(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
+def _neighbours(plan: Plan, encoder: Backbone, device: torch.device) -> dict[str, Tensor]:
     """Queries, each followed by the images whose features are nearest to its own."""
     pair = plan.source.probe()
     bank = sample(pair[0] if pair else plan.images, POOL)
     queries = sample(pair[1] if pair else plan.images, QUERIES)
-    known, asked = (embed(encoder, of, plan.preprocess, device=torch.device("cpu")) for of in (bank, queries))
+    known, asked = (embed(encoder, of, plan.preprocess, device=device) for of in (bank, queries))
     found = neighbours(known, asked, NEAREST)
     rows = [torch.cat([_shown(plan, queries, [i]), _shown(plan, bank, row)]) for i, row in enumerate(found.tolist())]
     result = {"neighbours": torch.stack(rows)}
@@ -81,12 +81,12 @@ def _neighbours(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
     return result
 
 
-def _map(plan: Plan, encoder: Backbone) -> dict[str, Tensor]:
+def _map(plan: Plan, encoder: Backbone, device: torch.device) -> dict[str, Tensor]:
     """Images of the probe's bank in the plane of their first two principal components; nothing for one image."""
     pair = plan.source.probe()
     every = pair[0] if pair else plan.images
     images = sample(every, MAPPED)
-    features = embed(encoder, images, plan.preprocess, device=torch.device("cpu")).double()
+    features = embed(encoder, images, plan.preprocess, device=device).double()
     if len(features) < 3 or features.shape[1] < 2 or not features.isfinite().all():
         return {}
     centred = features - features.mean(0)

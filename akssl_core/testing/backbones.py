@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..backbone import Backbone, TokenBackbone
-from .check import NotApplicable, expect, rule
+from ..training.recompute import twice
+from .check import NotApplicable, expect, few, rule
 from .subject import ComponentSubject, Waiting, backward, patterns, toy_spec
 
 
@@ -81,6 +83,36 @@ def weights_can_be_exported(subject: ComponentSubject) -> None:
     with torch.no_grad():
         gap = float((net(images) - other(images)).abs().max())
     expect(gap == 0, f"features differ by {gap:.2g} after a round trip")
+
+
+@rule(
+    "backbone",
+    cure="in the blocks of parts() draw from torch's generators alone, keep no state but the running statistics of "
+    "torch's norms, and change no input in place",
+)
+def blocks_can_be_computed_twice(subject: ComponentSubject) -> None:
+    """Gradients and running statistics are the same where the insides of blocks are dropped and computed again."""
+    once = _backbone(subject).train()
+    again = copy.deepcopy(once)
+    forwards = twice(again)
+    if not forwards:
+        raise NotApplicable("it has no blocks")
+    for block, forward in forwards.items():
+        block.forward = forward
+    for net in (once, again):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            backward((net(patterns(4, 3, 32)) * torch.linspace(-1, 1, net.embed_dim)).square().sum())
+    pairs = zip(_moved(once).items(), _moved(again).values(), strict=True)
+    gaps = {name: float((one - other).abs().max() / one.abs().max().clamp(min=1e-6)) for (name, one), other in pairs}
+    wrong = [f"{name} by {gap:.2g}" for name, gap in gaps.items() if not gap < 1e-4]
+    expect(not wrong, f"computed twice, these differ in parts of their size: {few(wrong)}")
+
+
+def _moved(net: Backbone) -> dict[str, Tensor]:
+    """Gradients and buffers after a pass, by name."""
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return gradients | {name: buffer.double() for name, buffer in net.named_buffers()}
 
 
 @rule("backbone", cure="select `keep` after positions were added; replace where `mask` is set before that")

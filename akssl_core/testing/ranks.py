@@ -46,9 +46,9 @@ class ThreadRank:
         """How many ranks there are."""
         return self.meeting.world
 
-    def all_gather(self, x: Tensor) -> list[Tensor]:
-        """The tensor of every rank, in rank order."""
-        return self.meeting.exchange(self.rank, x)
+    def all_gather(self, x: Tensor) -> Tensor:
+        """The rows of every rank, in rank order."""
+        return torch.cat(self.meeting.exchange(self.rank, x))
 
     def all_sum(self, x: Tensor) -> Tensor:
         """The sum over ranks."""

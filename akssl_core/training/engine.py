@@ -23,6 +23,7 @@ from ..schedule import Now
 from ..settings import TrainSpec
 from .convolution import fast_convolutions
 from .hardware import Hardware, kept_memory, seed_generators
+from .recompute import twice
 
 MakeViews = Callable[[Pixels, Tensor, int], Views]  # pixels, index (B,), epoch
 Terms = dict[str, Tensor]  # of a step, averaged over micro-batches; on the device until somebody reads one
@@ -97,7 +98,8 @@ class Engine:
         if not self.sharded:
             method.to(device=self.device, memory_format=hardware.layout)  # type: ignore[call-overload]
         backbones = [part for part in method.modules() if isinstance(part, Backbone)] if spec.compile else []
-        self.compiled = {part: torch.compile(part.forward) for part in backbones}  # each compiles at its first call
+        self.forwards = twice(method) if spec.recompute else {}
+        self.forwards |= {part: torch.compile(part.forward) for part in backbones}  # each compiles at its first call
         self.model: nn.Module = method if self.sharded else dist.wrap(method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=hardware.dtype == torch.float16)
 
@@ -167,7 +169,7 @@ class Engine:
         for i, batch in enumerate(micro):
             with self._sync(last=i == len(micro) - 1):
                 autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
-                with autocast, _forwards(self.compiled):
+                with autocast, _forwards(self.forwards):
                     out = self.model(batch, self.now)
                 self.clock.lap("forward")
                 self.scaler.scale(out["loss"] / len(micro)).backward()
@@ -204,15 +206,18 @@ class Engine:
 
 
 @contextmanager
-def _forwards(compiled: Mapping[Backbone, Callable[..., Any]]) -> Iterator[None]:
-    """The backbones run these instead of their own forward, while this lasts: probes see other batches and do not."""
-    for part, forward in compiled.items():
-        part.forward = forward  # type: ignore[method-assign]
+def _forwards(others: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Modules run these instead of their own forward, while this lasts: probes see other batches and do not."""
+    own = {part: vars(part).get("forward") for part in others}
+    for part, forward in others.items():
+        part.forward = forward
     try:
         yield
     finally:
-        for part in compiled:
+        for part, before in own.items():
             del part.forward
+            if before is not None:
+                part.forward = before
 
 
 @contextmanager

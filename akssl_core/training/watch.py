@@ -24,6 +24,9 @@ from ..rundir.schemas import Manifest
 from ..settings import EvaluateSpec
 from .engine import Engine
 
+Scored = tuple[dict[str, float], Verdict, dict[str, str]]
+"""Numbers of an encoder by name, whether it has collapsed, and why a number is missing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -34,31 +37,38 @@ class Probe:
     preprocess: Preprocess
     spec: EvaluateSpec
 
-    def score(self, features: Callable[[ImageSet], Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def score(self, features: Callable[[ImageSet], Tensor], device: torch.device) -> tuple[Tensor, dict[str, float]]:
         """Features of the queries and the k-NN accuracy in percent, where labels exist."""
         queries = features(self.queries)
         if self.bank is None or self.bank.labels is None or self.queries.labels is None:
             return queries, {}
-        known = features(self.bank), self.bank.labels, queries, self.queries.labels
-        return queries, {"knn_top1": knn(*known, k=self.spec.k, temperature=self.spec.temperature)}
+        bank, k, temperature = features(self.bank), self.spec.k, self.spec.temperature
+        if not dist.is_main():
+            return queries, {}
+        known = bank, self.bank.labels, queries, self.queries.labels
+        return queries, {"knn_top1": knn(*known, k=k, temperature=temperature, device=device)}
 
-    def encoder_scores(
-        self, encoder: Backbone, device: torch.device
-    ) -> tuple[dict[str, float], Verdict, dict[str, str]]:
-        """k-NN accuracy and health numbers of an encoder, whether it has collapsed, and why a number is missing."""
+    def encoder_scores(self, encoder: Backbone, device: torch.device) -> Scored:
+        """k-NN accuracy and health numbers of an encoder, whether it has collapsed, and why a number is missing.
+
+        The processes share the images, so all must ask together; the main one alone gets an answer.
+        """
+        size = self.spec.batch_size
 
         def features(images: ImageSet) -> Tensor:
-            return embed(encoder, images, self.preprocess, batch_size=self.spec.batch_size, device=device)
+            return embed(encoder, images, self.preprocess, batch_size=size, device=device, shared=True)
 
-        queries, scores = self.score(features)
+        queries, scores = self.score(features, device)
+        if not dist.is_main():
+            return {}, "healthy", {}
         shape = spectrum(queries)
         health = of_features(queries)
         known = {"std_ratio": shape.std_ratio, "rankme": shape.rankme, **health.numbers}
         return {**scores, **known}, verdict(shape), health.missing
 
-    def pixel_scores(self) -> dict[str, float]:
+    def pixel_scores(self, device: torch.device) -> dict[str, float]:
         """The same k-NN on raw pixels."""
-        return self.score(lambda images: pixels_as_features(images, self.preprocess))[1]
+        return self.score(lambda images: pixels_as_features(images, self.preprocess, shared=True), device)[1]
 
     def due(self, epoch: float) -> bool:
         """Whether a multiple of `evaluate.every` epochs was passed in the last one."""
@@ -68,8 +78,7 @@ class Probe:
 
     def scores(self, engine: Engine) -> dict[str, float]:
         """The numbers of the encoder as it stands: in the main process, while all must ask for them together."""
-        encoder = engine.encoder()
-        return self.encoder_scores(encoder, engine.device)[0] if dist.is_main() else {}
+        return self.encoder_scores(engine.encoder(), engine.device)[0]
 
 
 class Collapsed(RunStopped):

@@ -61,6 +61,7 @@ def work(folder: Path) -> dict[str, Tensor]:
     mine = rows().chunk(2)[dist.rank()]
     model = dist.wrap(net())
     model.module.mark.fill_(dist.rank())
+    assert model.gradient_as_bucket_view
     loss = model(mine)
     loss.backward()
     result = {"loss": loss.detach(), "grad": model.module.linear.weight.grad.clone(), "mark": model.module.mark}
@@ -142,6 +143,18 @@ def test_queue_and_center_are_equal_on_all_ranks_and_to_one_process(ranks):
         assert torch.equal(result["queue"], alone["queue"])
         torch.testing.assert_close(result["center"], alone["center"])
     assert torch.equal(ranks[0]["center"], ranks[1]["center"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_group_waits_for_the_main_process_and_knows_its_gpu(monkeypatch, device):
+    joined = {}
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **how: joined.update(how))
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert dist.start(device)
+    assert joined["timeout"] == dist.WAIT
+    assert joined["device_id"] == (torch.device("cuda", 1) if device == "cuda" else None)
 
 
 def test_one_process_needs_no_group(monkeypatch):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from importlib import import_module
 
@@ -14,6 +15,7 @@ from akssl_core.metrics.diagnosis import verdict
 from akssl_core.metrics.features import embed, pixels_as_features, sample, spread
 from akssl_core.metrics.health import Spectrum, spectrum
 from akssl_core.metrics.nearest import knn, neighbours
+from akssl_core.testing.ranks import on_ranks
 
 SPEC = ImageSpec(8, 3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 PREPROCESS = Preprocess.of(SPEC)
@@ -65,6 +67,24 @@ def test_embed_gives_the_features_of_every_image_in_order(net, images):
     torch.testing.assert_close(found, expected)
     assert found.dtype == torch.float32
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 64])
+def test_processes_share_batches_and_the_main_one_has_the_features_to_the_bit(net, images, batch_size):
+    alone = embed(net, images, PREPROCESS, batch_size=batch_size, device=CPU)
+
+    def of_rank(rank):
+        mine = copy.deepcopy(net)
+        mine.seen.clear()
+        found = embed(mine, images, PREPROCESS, batch_size=batch_size, device=CPU, shared=True)
+        return found, len(mine.seen)
+
+    (first, passes), *others = on_ranks(3, of_rank)
+    assert torch.equal(first, alone)
+    assert all(len(found) == 0 for found, _ in others)
+    assert {passes, *(count for _, count in others)} == {-(-len(net.seen) // 3)}
+    pixels = on_ranks(2, lambda rank: pixels_as_features(images, PREPROCESS, batch_size=batch_size, shared=True))
+    assert torch.equal(pixels[0], pixels_as_features(images, PREPROCESS, batch_size=batch_size))
 
 
 def test_embed_takes_batches_in_the_layout_that_convolutions_prefer(net, images):

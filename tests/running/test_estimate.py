@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import Plugins
@@ -52,6 +53,17 @@ def test_memory_counts_weights_moments_and_activations(toys, photos):
     assert need.activations == 4 * layers * 2 * 8, "two views of each of 8 images"
     assert memory(plan, devices=2).activations == need.activations // 2
     assert memory(plan_of(toys, photos, optimizer="adamw")).training == 4 * trained * 3
+
+
+def test_memory_follows_blocks_that_are_computed_again(toys, photos):
+    def block():
+        return nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sequential(block(), block()))
+    stem, inside, out = 2 * 144, (4 + 4 + 2) * 144, 2 * 144  # numbers in the outputs for 12 x 12 px
+    for recompute, numbers in ((False, stem + 2 * inside), (True, stem + 2 * out + inside)):
+        need = memory(plan_of(toys, photos, backbone=network, train={"recompute": recompute}))
+        assert need.activations == 4 * numbers * 2 * 8, "two views of each of 8 images"
 
 
 def test_an_estimate_leaves_the_plan_as_it_was(toys, photos):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -202,7 +204,14 @@ def test_compiled_backbones_train_alike_and_are_left_as_they_were(plan, monkeypa
     assert other.losses == watch.losses
     assert len(calls) >= compiled.now.step
     assert all("forward" not in vars(part) for part in compiled.method.modules())
-    assert usual.compiled == {}
+    assert usual.forwards == {}
+
+
+def test_an_encoder_put_together_for_probes_stands_where_the_run_computes(plan, monkeypatch):
+    monkeypatch.setattr("akssl_core.running.plan.shard", lambda *parts: None)  # which needs several processes
+    p = plan()
+    p.hardware = replace(p.hardware, device=torch.device("meta"))
+    assert {weight.device.type for weight in p._shard().parameters()} == {"meta"}
 
 
 def test_convolutions_are_fast_while_it_trains_and_torchs_own_afterwards(plan):
