@@ -68,11 +68,10 @@ ASKED = (
 )  # fmt: skip
 
 
-PROBE = pytest.mark.xfail(strict=True, reason="the encoder that is probed stays on the CPU")
 AGAIN = pytest.mark.slow  # launcher, devices and NCCL are those of fsdp
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=AGAIN), pytest.param("fsdp", marks=PROBE)])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=AGAIN), "fsdp"])
 def test_two_processes_train_on_a_device_each(strategy, tmp_path):
     command = ["run", "byol", "--devices", "2", "--set", f"train.strategy={strategy}", *ASKED]
     run("-m", "akssl_core", *command, folder=tmp_path, devices=2)
