@@ -95,6 +95,17 @@ class Queue(StepState):
         self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self._pushed: list[Tensor] = []
+        self._known: int | None = None  # what `filled` holds, once it was asked
+
+    @property
+    def full(self) -> bool:
+        """Whether keys have replaced all rows; a GPU is asked once, and no step waits for it after that."""
+        self._known = int(self.filled) if self._known is None else self._known
+        return self._known == len(self.rows)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._known = None
 
     def push(self, keys: Tensor) -> None:
         """Remember keys (n, dim) of this rank, and those of all others; they are written after the step."""
@@ -106,7 +117,9 @@ class Queue(StepState):
         """Append what was pushed, in that order."""
         if self._pushed:
             rows = torch.cat([self.rows, *self._pushed])
-            self.filled.add_(len(rows) - len(self.rows)).clamp_(max=len(self.rows))
+            more = len(rows) - len(self.rows)
+            self.filled.add_(more).clamp_(max=len(self.rows))
+            self._known = None if self._known is None else min(self._known + more, len(self.rows))
             self.rows.copy_(rows[-len(self.rows) :])
             self._pushed.clear()
 

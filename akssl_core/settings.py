@@ -42,7 +42,7 @@ class TrainSpec(Schema):
     image_size: Flag[int | None] = Field(None, ge=8, le=1024, description="side of the global views in pixels")
     accumulate: int = Field(1, ge=1, description="micro-batches a step")
     precision: Flag[Literal["auto", "fp32", "bf16", "fp16"]] = Field(
-        "auto", description="number format of the forward pass"
+        "auto", description="number format of the forward pass; what is float32 is never TF32"
     )
     device: Flag[Harmless[Literal["auto", "cpu", "cuda", "mps", "xpu"]]] = Field(
         "auto", description="where to train; auto: on a GPU where there is one"

@@ -121,6 +121,23 @@ def test_queue_writes_after_the_step_newest_last():
     assert queue.filled == 5
 
 
+def test_a_queue_knows_whether_it_is_full_without_asking_again():
+    queue = Queue(5, 2)
+    assert not queue.full
+    empty = {name: value.clone() for name, value in queue.state_dict().items()}
+    queue.filled = queue.filled.to("meta")  # a device that cannot be asked
+    for added, full in ((3, False), (2, True), (4, True)):
+        queue.push(keys(*range(added)))
+        queue.after_step(NOW)
+        assert queue.full is full
+    other = Queue(5, 2)
+    other.push(keys(*range(5)))
+    other.after_step(NOW)
+    assert other.full
+    other.load_state_dict(empty)
+    assert not other.full
+
+
 def test_queue_keeps_the_newest_of_more_keys_than_it_holds():
     queue = Queue(3, 2)
     queue.push(keys(1, 2, 3, 4, 5))

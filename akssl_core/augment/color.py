@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -77,22 +79,25 @@ class ColorJitter(Operation[Jitters]):
         factors = torch.lerp(self.low.to(device), self.high.to(device), numbers[:, 1:5])
         return Jitters(numbers[:, 0] < self.probability, factors, numbers[:, 5:].argsort(1))
 
-    def apply(self, images: Tensor, parameters: Jitters) -> Tensor:
-        """Jitter the chosen images in place."""
+    def prepare(self, parameters: Jitters) -> tuple[Tensor, ...]:
+        """Which images, by when their hue turns; the weights of three blends; and the hues that turn around each."""
         rows, bounds = _by_hue_position(parameters)
+        factors, order = parameters.factors[rows], parameters.order[rows]
+        turns = [factors[start:end, HUE] for start, end in pairwise(bounds)]
+        return rows, _blends(factors, order), *map(primaries, turns)
+
+    def change(self, images: Tensor, rows: Tensor, *how: Tensor) -> Tensor:
+        """Jitter the chosen images in place."""
         if not len(rows):
             return images
-        factors = parameters.factors[rows].to(images.device)
-        order = parameters.order[rows].to(images.device)
-        rows = rows.to(images.device)
-        work = images.index_select(0, rows)
-        blends = _blends(factors, order)
-        for position in range(4):
-            part = slice(bounds[position], bounds[position + 1])
-            if part.start < part.stop:
-                shift_hue(work[part], factors[part, HUE])
+        work, done = images.index_select(0, rows), 0
+        blends, *turning = how
+        for position, of_hue in enumerate(turning):
+            if len(of_hue):
+                shift_hue(work[done : done + len(of_hue)], of_hue)
+                done += len(of_hue)
             if position < len(blends):
-                blend(work, blends[position])
+                blend(work, Blend(*blends[position]))
         return images.index_copy_(0, rows, work)
 
 
@@ -116,8 +121,8 @@ class Blend(NamedTuple):
     of_mean: Tensor
 
 
-def _blends(factors: Tensor, order: Tensor) -> list[Blend]:
-    """The three steps of every image that are no turn of the hue, as blends.
+def _blends(factors: Tensor, order: Tensor) -> Tensor:
+    """The three steps of every image that are no turn of the hue, as blends (3, 3, n).
 
     Brightness, contrast and saturation are all f x + (1 - f) reference: the reference is 0, the mean gray of the
     image and the gray of the pixel. So one blend serves all images, whichever of the three is their turn.
@@ -125,8 +130,7 @@ def _blends(factors: Tensor, order: Tensor) -> list[Blend]:
     order = order.gather(1, (order == HUE).to(torch.int8).argsort(dim=1, stable=True)[:, :3])
     factor = factors.gather(1, order)
     rest = 1 - factor
-    weights = (factor, rest * (order == SATURATION), rest * (order == CONTRAST))
-    return [Blend(*step) for step in zip(*(weight.unbind(1) for weight in weights), strict=True)]
+    return torch.stack([factor, rest * (order == SATURATION), rest * (order == CONTRAST)]).permute(2, 0, 1)
 
 
 def blend(images: Tensor, weights: Blend) -> None:
@@ -138,8 +142,8 @@ def blend(images: Tensor, weights: Blend) -> None:
     torch.addcmul(reference[:, None], flat, weights.factor[:, None, None], out=flat).clamp_(0, 1)
 
 
-def shift_hue(images: Tensor, turns: Tensor) -> None:
-    """Turn the hue of RGB images by `turns` (B,) in [-0.5, 0.5], in place, keeping value and saturation of HSV.
+def shift_hue(images: Tensor, of_hue: Tensor) -> None:
+    """Turn the hue of RGB images to new `primaries` (B, 3), in place, keeping value and saturation of HSV.
 
     With maximum V, minimum m and C = V - m, the hue in sixths of a turn lies in [-3, 3]: its size is
     1 + (g + b - r - m) / C and its sign that of g - b. A channel whose primary stands at hue k is
@@ -152,15 +156,14 @@ def shift_hue(images: Tensor, turns: Tensor) -> None:
     chroma = value - low
     size = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
     hue = size.copysign_(green - blue)
-    away = hue[:, None] + _primaries(turns)[:, :, None]
+    away = hue[:, None] + of_hue[:, :, None]
     ramp = away.abs_().sub_(3).abs_().sub_(2).clamp_(-1, 0)
     torch.addcmul(value[:, None], ramp, chroma[:, None], out=flat)
 
 
-def _primaries(turns: Tensor) -> Tensor:
-    """The offsets from the hue to its distances from red, green and blue, (B, 3) in sixths of a turn."""
-    after = torch.tensor([0.0, -2.0, -4.0], device=turns.device)
-    before = torch.tensor([0.0, 4.0, 2.0], device=turns.device)
+def primaries(turns: Tensor) -> Tensor:
+    """Offsets (B, 3) from a hue turned by (B,) in [-0.5, 0.5] to its distances from red, green and blue, in sixths."""
+    after, before = torch.tensor([0.0, -2.0, -4.0]), torch.tensor([0.0, 4.0, 2.0])
     return torch.where(turns[:, None] > 0, after, before) + 6 * turns[:, None]
 
 
@@ -176,9 +179,12 @@ class Grayscale(Operation[Chosen]):
         """Draw which images turn gray."""
         return Chosen(draws.uniform("grayscale", 1)[:, 0] < self.probability)
 
-    def apply(self, images: Tensor, parameters: Chosen) -> Tensor:
+    def prepare(self, parameters: Chosen) -> tuple[Tensor, ...]:
+        """Which images turn gray."""
+        return (positions(parameters.on),)
+
+    def change(self, images: Tensor, rows: Tensor, *how: Tensor) -> Tensor:
         """Make the chosen images gray in place."""
-        rows = positions(parameters.on).to(images.device)
         work = gray(images.index_select(0, rows))
         return images.index_copy_(0, rows, work[:, None].expand(-1, 3, -1, -1))
 
@@ -194,9 +200,12 @@ class Solarize(Operation[Chosen]):
         """Draw which images are solarized."""
         return Chosen(draws.uniform("solarize", 1)[:, 0] < self.probability)
 
-    def apply(self, images: Tensor, parameters: Chosen) -> Tensor:
+    def prepare(self, parameters: Chosen) -> tuple[Tensor, ...]:
+        """Which images are solarized."""
+        return (positions(parameters.on),)
+
+    def change(self, images: Tensor, rows: Tensor, *how: Tensor) -> Tensor:
         """Solarize the chosen images in place."""
-        rows = positions(parameters.on).to(images.device)
         work = images.index_select(0, rows)
         bright = torch.ge(work, self.threshold, out=torch.empty_like(work))
         # |1 - x| inverts and |0 - x| keeps, exactly; a masked choice is ten times slower
@@ -207,12 +216,18 @@ class Normalize:
     """Subtracts the mean and divides by the standard deviation of each channel."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.mean = torch.tensor(mean)[:, None, None]
-        self.std = torch.tensor(std)[:, None, None]
+        self.mean, self.std = mean, std
 
     def apply(self, images: Tensor, out: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) with values in [0, 1] as (x - mean) / std."""
-        return torch.sub(images, self.mean.to(images.device), out=out).div_(self.std.to(images.device))
+        mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
+        return torch.sub(images, mean, out=out).div_(std)
+
+
+@functools.lru_cache(maxsize=64)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One value a channel, (C, 1, 1), sent to a device once."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def kernel_size(size: int, widest: float = 2.0) -> int:
@@ -238,21 +253,44 @@ class GaussianBlur(Operation[Blurs]):
         low, high = self.sigma
         return Blurs(chosen < self.probability, low + (high - low) * width)
 
-    def apply(self, images: Tensor, parameters: Blurs) -> Tensor:
-        """Blur the chosen images in place."""
+    def prepare(self, parameters: Blurs) -> tuple[Tensor, ...]:
+        """Which images are blurred, and the taps (n, kernel) of each."""
         rows = positions(parameters.on)
+        return rows, gaussian(parameters.sigma[rows], self.kernel)
+
+    def change(self, images: Tensor, rows: Tensor, *how: Tensor) -> Tensor:
+        """Blur the chosen images in place."""
         if not len(rows):
             return images
-        taps = gaussian(parameters.sigma[rows], self.kernel).to(images.device)
-        rows = rows.to(images.device)
-        work = convolve(images.index_select(0, rows), taps, dim=2)
-        return images.index_copy_(0, rows, convolve(work, taps, dim=3))
+        blurred = by_shifts if images.is_cpu else by_products
+        return images.index_copy_(0, rows, blurred(images.index_select(0, rows), *how))
 
 
 def gaussian(sigma: Tensor, kernel: int) -> Tensor:
     """Weights (B, kernel) of Gaussians with these sigmas (B,), each summing to one."""
     distance = torch.arange(kernel, device=sigma.device) - (kernel - 1) / 2
     return torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, 1)
+
+
+def by_shifts(images: Tensor, taps: Tensor) -> Tensor:
+    """Images (B, C, H, W) convolved with symmetric taps (B, k) along both sides: the fastest way on a CPU."""
+    return convolve(convolve(images, taps, dim=2), taps, dim=3)
+
+
+def by_products(images: Tensor, taps: Tensor) -> Tensor:
+    """The same for square images, as products with a banded matrix from both sides: few calls."""
+    side = images.shape[2]
+    band = (taps @ _meetings(side, taps.shape[1], taps.device)).view(-1, side, side)
+    lines = torch.matmul(band[:, None], images).flatten(1, 2)
+    return torch.bmm(lines, band.transpose(1, 2)).view(images.shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _meetings(side: int, kernel: int, device: torch.device) -> Tensor:
+    """Where each tap meets a line of `side` pixels on reflected borders: (kernel, side * side), made once a device."""
+    middle = kernel // 2
+    padded = F.pad(torch.eye(side)[None], (middle, middle), mode="reflect")[0]  # (side, side + kernel - 1)
+    return padded.unfold(1, side, 1).permute(1, 2, 0).reshape(kernel, side * side).to(device)
 
 
 def convolve(images: Tensor, taps: Tensor, dim: int) -> Tensor:

@@ -74,9 +74,9 @@ class RandomResizedCrop:
         return heights, widths
 
     def apply(self, images: Tensor, parameters: Crops) -> Tensor:
-        """Views (B, C, size, size) of images (B, C, H, W) uint8."""
+        """Views (V B, C, size, size) of images (B, C, H, W) uint8; V is 1 on a CPU."""
         if not images.is_cpu:
-            return crop_together(images, parameters, self.size, self.interpolation)
+            return crop_often(images, parameters, self.size, self.interpolation)
         height, width = images.shape[2:]
         shrinks = cpu_kernel_of(height, width, self.size)
         if self.interpolation == "bicubic":
@@ -152,13 +152,29 @@ def crop_each(images: Tensor, crops: Crops, size: int, interpolation: Interpolat
 def crop_together(images: Tensor, crops: Crops, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
     """The views of all images at once, as row weights times image times column weights."""
     count, channels, height, width = images.shape
-    boxes, flip = crops.boxes.to(images.device, torch.float32), crops.flip.to(images.device)
-    kernel = triangle if interpolation == "bilinear" else cubic
-    rows = resampling(boxes[:, 0:1], boxes[:, 2:3], torch.zeros_like(flip), size, height, kernel).div_(255)
-    columns = resampling(boxes[:, 1:2], boxes[:, 3:4], flip, size, width, kernel)
+    rows, columns = _weights(images, crops, size, interpolation)
     pixels = images.to(torch.float32).reshape(count, channels * height, width)
     narrow = torch.bmm(pixels, columns.transpose(1, 2)).view(count, channels, height, size)
     return _cut_off(torch.matmul(rows[:, None], narrow), interpolation)
+
+
+def crop_often(images: Tensor, crops: Crops, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """V views (V B, C, size, size) of all images (B, C, H, W) at once: all rows of an image's views by one product."""
+    count, channels, height, width = images.shape
+    by_image = Crops(*(part.view(-1, count, *part.shape[1:]).transpose(0, 1).flatten(0, 1) for part in crops.tensors()))
+    rows, columns = _weights(images, by_image, size, interpolation)  # (B V, size, H), (B V, size, W)
+    lines = torch.empty(count, height, channels, width, device=images.device).copy_(images.transpose(1, 2))
+    short = torch.bmm(rows.view(count, -1, height), lines.flatten(2)).view(-1, size * channels, width)
+    views = torch.bmm(short, columns.transpose(1, 2)).view(count, -1, size, channels, size)
+    return _cut_off(views.permute(1, 0, 3, 2, 4).reshape(-1, channels, size, size), interpolation)
+
+
+def _weights(images: Tensor, crops: Crops, size: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
+    """The weights (B, size, H) of rows, to values in [0, 1], and (B, size, W) of columns."""
+    boxes, kernel = crops.boxes.to(torch.float32), triangle if interpolation == "bilinear" else cubic
+    height, width = images.shape[2:]
+    rows = resampling(boxes[:, 0:1], boxes[:, 2:3], torch.zeros_like(crops.flip), size, height, kernel).div_(255)
+    return rows, resampling(boxes[:, 1:2], boxes[:, 3:4], crops.flip, size, width, kernel)
 
 
 def _cut_off(views: Tensor, interpolation: Interpolation) -> Tensor:

@@ -12,14 +12,15 @@ from torch import Tensor
 from ..config.schema import Schema
 from ..data.base import ImageSpec, Pixels
 from ..draws import Draws
-from .base import Operation
+from .base import ManyViews, Operation, together
 from .color import ColorJitter, GaussianBlur, Grayscale, Normalize, Solarize, kernel_size
-from .crop import Interpolation, RandomResizedCrop
+from .crop import Crops, Interpolation, RandomResizedCrop
 
 BLUR_FROM = 64  # side in pixels below which published recipes do not blur
 # Values worked on at a time on a CPU, 3 MB of float32: calls cost less than the cache saves. Measured at 32 px on two
 # cores, ms for 512 views: 27 at 32 images, 17 at 64, 13 at 128, 11 at 256 and 512.
 CHUNK = 256 * 3 * 32 * 32
+TOGETHER_UP_TO = 2**24  # bytes of pixels, repeated for each view, of which a CPU makes all views in one go
 
 
 def _two(interval: Any) -> Any:
@@ -83,7 +84,7 @@ def settle(policy: ViewPolicy, size: int, channels: int) -> ViewPolicy:
     return policy.model_copy(update=changes)
 
 
-class PolicyTransform:
+class PolicyTransform(ManyViews):
     """Makes one view of every image by a policy: crop, flip, jitter, gray, blur, solarize, normalise, in this order."""
 
     def __init__(self, policy: ViewPolicy, size: int, image: ImageSpec) -> None:
@@ -96,16 +97,30 @@ class PolicyTransform:
 
     def __call__(self, pixels: Pixels, draws: Draws) -> Tensor:
         """(B, C, size, size) float32, normalised."""
-        images = pixels.images
-        sizes = torch.tensor(images.shape[2:]).expand(len(pixels), 2) if pixels.sizes is None else pixels.sizes
-        crops = self.crop.sample(draws, sizes.to(draws.keys.device))
+        return self.many(pixels, [draws])[0]
+
+    def many(self, pixels: Pixels, draws: Sequence[Draws]) -> Sequence[Tensor]:
+        """One such view for each of the draws: in one go on a GPU, and where calls cost more than pixels on a CPU."""
+        images, times = pixels.images, len(draws)
+        if times > 1 and images.is_cpu:
+            if images.numel() * times > TOGETHER_UP_TO:
+                return [self(pixels, of_one) for of_one in draws]
+            images = images.repeat(times, 1, 1, 1)
+        sizes = torch.tensor([images.shape[2:]] * len(pixels)) if pixels.sizes is None else pixels.sizes
+        return self._made(images, sizes.repeat(times, 1), Draws.join(draws)).chunk(times)
+
+    def _made(self, images: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
+        """Views (V B, C, size, size) by V B draws, of images (B, C, H, W) on a GPU or (V B, C, H, W)."""
+        crops = self.crop.sample(draws, sizes)
         drawn = [(operation, operation.sample(draws)) for operation in self.operations]
-        shape = (*images.shape[:2], self.size, self.size)
+        shape = (len(sizes), images.shape[1], self.size, self.size)
         views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
         for part in _chunks(views):
-            view = self.crop.apply(images[part], crops.rows(part))
-            for operation, parameters in drawn:
-                operation.apply(view, parameters.rows(part))
+            prepared = [operation.prepare(parameters.rows(part)) for operation, parameters in drawn]
+            boxes, *needs = together([crops.rows(part).tensors(), *prepared], images.device)
+            view = self.crop.apply(images[part], Crops(*boxes))
+            for operation, need in zip(self.operations, needs, strict=True):
+                operation.change(view, *need)
             views[part] = self.normalize.apply(view, out=view)
         return views
 

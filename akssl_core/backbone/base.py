@@ -133,11 +133,27 @@ class TokenBackbone(Backbone, ABC):
 
 
 @contextmanager
+def whole_float32(*, tune: bool = False) -> Iterator[None]:
+    """Products and convolutions of float32 on a GPU use all 24 bits of it, while this lasts, and not TF32's eleven.
+
+    With `tune`, cuDNN tries its algorithms for each new shape and keeps the fastest.
+    """
+    cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    kept = {"enabled": cudnn.enabled, "deterministic": cudnn.deterministic}
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(**kept, benchmark=tune or cudnn.benchmark, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients for a while; each submodule gets its own mode back, for some may be frozen."""
     modes = [(part, part.training) for part in module.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), whole_float32():
             module.eval()
             yield
     finally:

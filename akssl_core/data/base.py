@@ -42,6 +42,12 @@ class ImageSpec:
     """The divisor of each channel after that."""
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU from pinned memory, so that the host does not wait."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """Raw images of one batch. Ragged ones lie in the top left corner of a common canvas."""
@@ -49,7 +55,7 @@ class Pixels:
     images: Tensor
     """(B, C, H, W) uint8; float32 in 0..255 once they are squares."""
     sizes: Tensor | None = None
-    """(B, 2) int64, height and width of each image; None: all fill the canvas."""
+    """(B, 2) int64, height and width of each image, always on the host; None: all fill the canvas."""
     unreadable: tuple[tuple[int, str], ...] = ()
     """(position in the set, reason) of each image that cannot be read; another image stands in for it."""
 
@@ -57,15 +63,12 @@ class Pixels:
         return len(self.images)
 
     def to(self, device: torch.device) -> Pixels:
-        """The same pixels on another device; to a GPU from pinned memory, so that the host does not wait."""
-        sizes = None if self.sizes is None else self.sizes.to(device, non_blocking=True)
-        images = self.images.pin_memory() if device.type == "cuda" and not self.images.is_cuda else self.images
-        return replace(self, images=images.to(device, non_blocking=True), sizes=sizes)
+        """The same pixels on another device."""
+        return replace(self, images=sent(self.images, device))
 
-    def repeat(self, times: int) -> Pixels:
-        """The same images several times over, one copy of the batch after the other."""
-        sizes = None if self.sizes is None else self.sizes.repeat(times, 1)
-        return replace(self, images=self.images.repeat(times, 1, 1, 1), sizes=sizes)
+    def part(self, rows: slice) -> Pixels:
+        """Some of the images."""
+        return replace(self, images=self.images[rows], sizes=None if self.sizes is None else self.sizes[rows])
 
     def image(self, i: int) -> Tensor:
         """Image i alone, (C, h, w) uint8, without the canvas around it."""

@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import dist
-from ..backbone.base import Backbone
-from ..data.base import Batch, Pixels, Views
+from ..backbone.base import Backbone, whole_float32
+from ..data.base import Batch, Pixels, Views, sent
 from ..data.loader import Loader
 from ..dist.sharding import gathered, is_sharded, sync_gradients
 from ..method import Method
@@ -32,24 +33,40 @@ Terms = dict[str, Tensor]  # of a step, averaged over micro-batches; on the devi
 class Clock:
     """Seconds spent in each part of the loop since they were last read.
 
-    On a GPU the host runs ahead of the device, so that a part's seconds are those of launching its work; where the host
-    waits, that part shows the device's.
+    On a GPU, ahead of which the host runs, they are the device's own, idle ones included: those of a part for whose
+    work it has waited. Nobody waits for them until they are read.
     """
 
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-        self._since = time.perf_counter()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._laps = [("", self._now())]
+
+    def _now(self) -> float | torch.cuda.Event:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch leaves it so
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
     def lap(self, part: str) -> None:
         """Book the time since the last lap under `part`."""
-        now = time.perf_counter()
-        self._spent[part] = self._spent.get(part, 0.0) + now - self._since
-        self._since = now
+        self._laps.append((part, self._now()))
 
     def read(self) -> dict[str, float]:
         """Seconds by part, and start again."""
-        spent, self._spent = self._spent, {}
+        laps, self._laps = self._laps, self._laps[-1:]
+        spent: dict[str, float] = {}
+        for (_, before), (part, after) in pairwise(laps):
+            spent[part] = spent.get(part, 0.0) + _between(before, after)
         return spent
+
+
+def _between(before: Any, after: Any) -> float:
+    """Seconds from one moment to a later one; they are numbers, or events of a GPU."""
+    if isinstance(after, float):
+        return after - float(before)
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1000
 
 
 class Hook(Protocol):
@@ -93,7 +110,7 @@ class Engine:
         self._plain = plain  # the encoder with room for all its parameters, where the method's own has a share
         total = (spec.epochs or 1) * loader.steps_per_epoch
         self.now = Now(0, loader.steps_per_epoch, min(total, spec.steps or total))
-        self.clock = Clock()
+        self.clock = Clock(self.device)
         self.sharded = is_sharded(method)
         if not self.sharded:
             method.to(device=self.device, memory_format=hardware.layout)  # type: ignore[call-overload]
@@ -126,7 +143,8 @@ class Engine:
     def fit(self) -> None:
         """Train from `now` to the end."""
         norms = dist.shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
-        with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
+        exact = _deterministic(self.spec.deterministic), whole_float32(tune=not self.spec.deterministic)
+        with exact[0], exact[1], fast_convolutions(self.method), norms, kept_memory():
             self._call("on_start")
             self.method.train()
             self.clock.read()
@@ -141,7 +159,7 @@ class Engine:
         try:
             for pixels, index, label in batches:
                 self.clock.lap("load")
-                self._step(list(self._micro_batches(pixels, index, label, epoch)))
+                self._step(self._micro_batches(pixels, index, label, epoch))
                 if self.now.step >= self.now.total_steps:
                     break
         finally:
@@ -149,33 +167,34 @@ class Engine:
         self._call("on_epoch")
 
     def _micro_batches(self, pixels: Pixels, index: Tensor, label: Tensor | None, epoch: int) -> Iterator[Batch]:
-        """The views of one loaded batch, in as many parts as gradients are accumulated over."""
-        views = self.views(pixels.to(self.device), index, epoch)
-        for group in views.values():
-            group[:] = [view.contiguous(memory_format=self.hardware.layout) for view in group]
-        index = index.to(self.device)
-        label = None if label is None else label.to(self.device)
-        self.clock.lap("augment")
-        size, whole = len(index) // self.spec.accumulate, Batch(views, index, label, self.seed, self.now.step)
-        for i in range(self.spec.accumulate):
-            yield whole.part(i * size, (i + 1) * size)
+        """One loaded batch in as many parts as gradients are accumulated over, each with views when its turn comes."""
+        pixels, step = pixels.to(self.device), self.now.step
+        there, label = sent(index, self.device), None if label is None else sent(label, self.device)
+        size = len(index) // self.spec.accumulate
+        for start in range(0, size * self.spec.accumulate, size):
+            part = slice(start, start + size)
+            views = self.views(pixels.part(part), index[part], epoch)
+            for group in views.values():
+                group[:] = [view.contiguous(memory_format=self.hardware.layout) for view in group]
+            self.clock.lap("augment")
+            yield Batch(views, there[part], None if label is None else label[part], self.seed, step)
 
-    def _step(self, micro: Sequence[Batch]) -> None:
+    def _step(self, micro: Iterator[Batch]) -> None:
         """One optimizer step over one or more micro-batches."""
         set_group_values(self.optimizer, self.rates, self.now, self.batch_size)
         _reseed(self.seed, self.now.step, self.device)
         terms: Terms = {}
-        dtype = self.hardware.dtype
+        dtype, parts = self.hardware.dtype, self.spec.accumulate
         for i, batch in enumerate(micro):
-            with self._sync(last=i == len(micro) - 1):
+            with self._sync(last=i == parts - 1):
                 autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
                 with autocast, _forwards(self.forwards):
                     out = self.model(batch, self.now)
                 self.clock.lap("forward")
-                self.scaler.scale(out["loss"] / len(micro)).backward()
+                self.scaler.scale(out["loss"] / parts).backward()
                 self.clock.lap("backward")
             for name, value in out.items():
-                part = value.detach().float() * (1 / len(micro))
+                part = value.detach().float() * (1 / parts)
                 terms[name] = terms[name] + part if name in terms else part
         self.scaler.unscale_(self.optimizer)
         drop_frozen(self.optimizer, self.now)

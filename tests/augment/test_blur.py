@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core.augment import GaussianBlur
-from akssl_core.augment.color import Blurs, gaussian, kernel_size
+from akssl_core.augment.color import Blurs, by_products, by_shifts, gaussian, kernel_size
 from akssl_core.draws import Draws
 
 
@@ -51,6 +51,12 @@ def test_equals_torchvision_for_each_images_sigma(size, channels):
     blurred = GaussianBlur(1.0, kernel, (0.1, 2.0)).apply(batch.clone(), Blurs(torch.ones(4, dtype=torch.bool), sigma))
     expected = [TF.gaussian_blur(image, [kernel] * 2, [s] * 2) for image, s in zip(batch, sigma.tolist(), strict=True)]
     torch.testing.assert_close(blurred, torch.stack(expected), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(8, 15), (14, 13), (32, 13), (224, 23)])
+def test_products_with_bands_blur_as_shifts_do(size, kernel):
+    batch, taps = images(5, 3, size), gaussian(torch.tensor([0.1, 0.5, 1.0, 2.0, 9.0]), kernel)
+    torch.testing.assert_close(by_products(batch, taps), by_shifts(batch, taps), atol=1e-6, rtol=0)
 
 
 def test_rows_and_columns_are_both_blurred():

@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core.augment import ColorJitter, Grayscale, Normalize, Solarize
-from akssl_core.augment.color import Chosen, Jitters, shift_hue
+from akssl_core.augment.color import Chosen, Jitters, primaries, shift_hue
 from akssl_core.draws import Draws
 
 TORCHVISION = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
@@ -61,7 +61,7 @@ def test_hue_equals_torchvision_on_every_kind_of_color(turn):
         1, 3, 11, 121
     )  # primaries, grays, ties, black, white
     shifted = colors.clone()
-    shift_hue(shifted, torch.tensor([turn]))
+    shift_hue(shifted, primaries(torch.tensor([turn])))
     torch.testing.assert_close(shifted, TF.adjust_hue(colors, turn), atol=2e-6, rtol=0)
     assert shifted.min() >= 0
     assert shifted.max() <= 1
@@ -70,14 +70,14 @@ def test_hue_equals_torchvision_on_every_kind_of_color(turn):
 @pytest.mark.parametrize("turn", [-0.5, 0.0, 0.3])
 def test_hue_leaves_grays_alone(turn):
     grays = torch.linspace(0, 1, 64).expand(1, 3, 1, 64).clone()
-    shift_hue(grays, torch.tensor([turn]))
+    shift_hue(grays, primaries(torch.tensor([turn])))
     assert torch.equal(grays, torch.linspace(0, 1, 64).expand(1, 3, 1, 64))
 
 
 def test_hue_is_stable_on_nearly_gray_pixels():
     nearly = 0.5 + 1e-7 * torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shifted = nearly.clone()
-    shift_hue(shifted, torch.tensor([0.25]))
+    shift_hue(shifted, primaries(torch.tensor([0.25])))
     torch.testing.assert_close(shifted, nearly, atol=1e-6, rtol=0)
 
 

@@ -8,11 +8,11 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core.augment import RandomResizedCrop, crop
-from akssl_core.augment.crop import TRIES, Crops, cpu_kernel_of, crop_each, crop_enlarged, crop_together
+from akssl_core.augment.crop import TRIES, Crops, cpu_kernel_of, crop_each, crop_enlarged, crop_often, crop_together
 from akssl_core.data.base import Pixels
 from akssl_core.draws import Draws
 
-KERNELS = [crop_each, crop_together, crop_enlarged]
+KERNELS = [crop_each, crop_together, crop_often, crop_enlarged]
 PAPER = ((0.08, 1.0), (3 / 4, 4 / 3))
 
 
@@ -143,7 +143,7 @@ def test_equals_torchvisions_resized_crop(kernel, height, width, size, box, flip
     torch.testing.assert_close(views, TF.horizontal_flip(expected) if flip else expected, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kernel", [crop_each, crop_together])
+@pytest.mark.parametrize("kernel", [crop_each, crop_together, crop_often])
 @pytest.mark.parametrize(("height", "width", "size", "box"), CASES)
 def test_bicubic_equals_torchvisions(kernel, height, width, size, box):
     batch = images(2, height, width)
@@ -178,6 +178,15 @@ def test_each_image_has_its_own_box_and_flip(kernel, channels):
     for view, image, box, flip in zip(views, batch, crops.boxes.tolist(), crops.flip, strict=True):
         expected = torchvision_crop(image, box, size)
         torch.testing.assert_close(view, expected.flip(2) if flip else expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_many_views_of_each_image_are_cut_at_once(interpolation):
+    batch = images(5, 40, 48)
+    crops = RandomResizedCrop(32, *PAPER, 0.5).sample(Draws.of(0, 0, torch.arange(15)), sizes(15, 40, 48))
+    views = crop_often(batch, crops, 24, interpolation)
+    each = [crop_each(batch, crops.rows(slice(v, v + 5)), 24, interpolation) for v in (0, 5, 10)]
+    torch.testing.assert_close(views, torch.cat(each), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as TF
 
-from akssl_core.augment import Asymmetric, MultiCrop, Pair, PolicyTransform, ViewPolicy, akssl_register, base
+from akssl_core.augment import Asymmetric, MultiCrop, Pair, PolicyTransform, ViewPolicy, akssl_register, base, policy
 from akssl_core.augment.policy import _chunks
 from akssl_core.augment.views import local_size
 from akssl_core.config.schema import validate
@@ -103,7 +107,7 @@ def test_chunks_cover_the_batch_once():
 
 @pytest.mark.parametrize("limit", [0, 2**24])
 def test_views_made_in_one_go_are_those_made_alone(monkeypatch, limit):
-    monkeypatch.setattr(base, "TOGETHER_UP_TO", limit)
+    monkeypatch.setattr(policy, "TOGETHER_UP_TO", limit)
     augmentation, batch = MultiCrop(MultiCrop.Config(local_count=3), spec()), pixels(10)
     views = augmentation(batch, draws(10))
     flat = [transform for group in augmentation.groups() for transform in group.transforms]
@@ -112,11 +116,52 @@ def test_views_made_in_one_go_are_those_made_alone(monkeypatch, limit):
         torch.testing.assert_close(view, transform(batch, draws(10).view(v)), atol=1e-5, rtol=0)
 
 
-def test_ragged_images_may_be_shown_in_one_go():
+@pytest.mark.parametrize("limit", [0, 2**24])
+def test_ragged_images_may_be_shown_in_one_go(monkeypatch, limit):
+    monkeypatch.setattr(policy, "TOGETHER_UP_TO", limit)
     batch = Pixels.stack([pixels(1, size).images[0] for size in (20, 40, 64)])
-    twice = batch.repeat(2)
-    assert twice.sizes.tolist() == [[20, 20], [40, 40], [64, 64]] * 2
-    assert twice.images[3:].equal(batch.images)
+    augmentation = build(Pair)
+    transform = augmentation.groups()[0].transforms[0]
+    for v, made in enumerate(augmentation(batch, draws(3))["global"]):
+        torch.testing.assert_close(made, transform(batch, draws(3).view(v)), atol=1e-5, rtol=0)
+
+
+# -- on another device, which cannot be asked for values ------------------------------------------
+class Calls(TorchDispatchMode):
+    """Counts the operations that reach the meta device: a GPU would launch each of them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor) and x.is_meta]
+        self.count += bool(made) and not func.is_view
+        return result
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("component", "calls"), [(Pair, 230), (Asymmetric, 460), (MultiCrop, 690)])
+def test_no_step_of_the_views_asks_the_device_for_values(component, calls, interpolation, ragged):
+    policy = {"blur": 0.5, "solarize": 0.5, "interpolation": interpolation}
+    names = {Pair: [], Asymmetric: ["first", "second"], MultiCrop: ["first", "second", "local"]}[component]
+    augmentation = build(component, spec(64), **({name: policy for name in names} or policy))
+    sizes = torch.tensor([[64, 40]] * 30 + [[50, 72]] * 2) if ragged else None
+    batch = Pixels(torch.empty(32, 3, 64, 72, dtype=torch.uint8, device="meta"), sizes)
+    augmentation(batch, draws(32))  # what is made once
+    with Calls() as counted:
+        views = augmentation(batch, draws(32)).all()
+    assert all(view.is_meta and view.is_contiguous(memory_format=torch.channels_last) for view in views)
+    assert 50 < counted.count <= calls
+
+
+def test_what_is_sent_together_arrives_as_it_was():
+    groups = [[torch.tensor([True, False, True])], [], [torch.arange(5)[::2], torch.rand(2, 3).t(), torch.empty(0, 4)]]
+    there = base.together(groups, torch.device("cpu"))
+    assert [len(group) for group in there] == [1, 0, 3]
+    for arrived, tensor in zip(chain(*there), chain(*groups), strict=True):
+        assert arrived.dtype == tensor.dtype
+        assert torch.equal(arrived, tensor)
 
 
 def test_chunks_do_not_show_in_the_views():

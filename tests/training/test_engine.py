@@ -13,8 +13,9 @@ from akssl_core.optim import load_state_by_name, set_group_values, state_by_name
 from akssl_core.running.layers import collect
 from akssl_core.running.plan import make_plan
 from akssl_core.settings import TrainSpec
+from akssl_core.training import engine as engine_room
 from akssl_core.training.convolution import Conv2d
-from akssl_core.training.engine import Engine
+from akssl_core.training.engine import Clock, Engine
 from akssl_core.training.hardware import choose_hardware
 
 
@@ -187,6 +188,38 @@ def test_deterministic_mode_lasts_as_long_as_the_training(plan):
         plan(train={"steps": 1, "deterministic": wanted}).engine([watch]).fit()
         assert watch.events[1] is wanted
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_fp32_is_no_tf32_while_a_run_trains(plan, deterministic):
+    def numbers():
+        cudnn = torch.backends.cudnn
+        return cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.benchmark
+
+    class Look(Watch):
+        def on_step(self, engine, terms):
+            self.events.append(numbers())
+
+    before, watch = numbers(), Look()
+    torch.set_float32_matmul_precision("high")
+    try:
+        plan(train={"steps": 1, "deterministic": deterministic}).engine([watch]).fit()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before[1])
+    assert watch.events[1] == (False, "highest", not deterministic)
+    assert numbers() == before
+
+
+def test_the_clock_shares_out_all_of_the_time(monkeypatch):
+    moments = iter([10.0, 11.0, 13.0, 16.0, 20.0])
+    monkeypatch.setattr(engine_room.time, "perf_counter", lambda: next(moments))
+    clock = Clock(torch.device("cpu"))
+    for part in ("load", "forward", "load"):
+        clock.lap(part)
+    assert clock.read() == {"load": 1.0 + 3.0, "forward": 2.0}
+    clock.lap("forward")
+    assert clock.read() == {"forward": 4.0}
 
 
 def test_compiled_backbones_train_alike_and_are_left_as_they_were(plan, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from akssl_plugin_timm.interpolation import ByMatrices
 
 from akssl_core import ConfigError
 from akssl_core.nn import take
@@ -143,3 +144,28 @@ def test_a_view_of_a_size_that_it_cannot_take_is_the_users_to_mend(build, pictur
 def test_other_mistakes_are_not_blamed_on_the_size(build, pictures):
     with pytest.raises(RuntimeError, match="expected input"):
         build("test_resnet")(pictures(32, channels=5))
+
+
+# -- positions of views of other sizes -------------------------------------------------------------
+def nodes(result: torch.Tensor) -> set[str]:
+    """The names of what autograd will call."""
+    found, left = {}, [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found[node] = node.name()
+            left += [before for before, _ in node.next_functions]
+    return set(found.values())
+
+
+@pytest.mark.parametrize("size", [(20, 20), (48, 40)])
+def test_positions_are_interpolated_by_products_alone_if_asked(vit, size):
+    images = torch.rand(2, 3, *size)
+    plain = vit.features(images).pooled
+    with ByMatrices():
+        same = vit.features(images).pooled
+    torch.testing.assert_close(same, plain, atol=1e-5, rtol=1e-5)
+    assert any("Bicubic" in name for name in nodes(plain))
+    assert not any("Bicubic" in name for name in nodes(same))
+    gradients = [torch.autograd.grad(result.sum(), vit.pos_embed)[0] for result in (plain, same)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)

@@ -199,7 +199,7 @@ class SwAV(Method):
         rows = dist.gather(z)
         if self.queues and self.training and now.epoch >= self.config.queue_from_epoch:
             queue = cast(Queue, self.queues[view])
-            if queue.filled == len(queue.rows):
+            if queue.full:
                 rows = torch.cat([rows, queue.rows])
             queue.push(z)
         mine = slice(dist.rank() * len(z), (dist.rank() + 1) * len(z))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from akssl_core import Backbone, ConfigError, Counterpart, Features, ImageSpec, 
 from akssl_core.nn import take
 
 from .build import arguments_for, build, call, short, unusable
+from .interpolation import ByMatrices
 
 FEW = 16  # places in the last map; with fewer, methods that compare places have little to go by
 TABLES = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
@@ -126,10 +127,11 @@ class TimmBackbone(Backbone):
 
     @contextmanager
     def _explained(self, images: Tensor) -> Iterator[None]:
-        """That a view has a size which the network cannot take is the user's to mend."""
-        side = self.image.size
+        """That a view has a size which the network cannot take is the user's to mend. Asked to, it keeps its bits."""
+        side, exact = self.image.size, images.is_cuda and torch.are_deterministic_algorithms_enabled()
         try:
-            yield
+            with ByMatrices() if exact else nullcontext():
+                yield
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:
