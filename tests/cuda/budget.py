@@ -1,0 +1,148 @@
+"""What a training step may cost on a CUDA device: counted on the null device, kept in `budget.json`.
+
+`python tests/cuda/budget.py --write` counts again and writes the file, after a change that alters a cost on purpose.
+`python tests/cuda/budget.py --table` prints what steps of the published sizes cost. The code that is measured is the
+one that Python finds: set PYTHONPATH to another checkout and its plugins to measure that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from null_device import missing, run
+
+import akssl_core
+
+FILE = Path(__file__).with_name("budget.json")
+KEPT = ("waits", "pageable", "launches", "peak_mib")
+EXACT = ("waits", "pageable")  # the others may differ by this share
+SLACK = 0.03
+BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    "resnet18": {},
+    "vit_tiny": {"patch_size": 8},
+    "timm/mobilenetv3_small_050": {},
+}
+PRECISIONS = ("bf16", "fp16", "fp32")
+OPTIMIZERS = ("sgd", "adamw", "lars")
+Cost = Mapping[str, Any]
+
+
+def methods() -> list[str]:
+    """Every installed method."""
+    return sorted(method.name for method in akssl_core.methods())
+
+
+def configurations(*, every: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and requests of every combination; or of three a method, with each backbone, precision and optimizer once.
+
+    Nine methods together then have each of the 27 triples once: those of method 3 a + b are (i, i + a, i + b) modulo 3.
+    """
+    for number, method in enumerate(methods()):
+        for i, j, k in product(range(3), repeat=3):
+            if every or ((j - i) % 3, (k - i) % 3) == (number // 3 % 3, number % 3):
+                backbone, precision, optimizer = list(BACKBONES)[i], PRECISIONS[j], OPTIMIZERS[k]
+                settings = {
+                    "backbone": {"name": backbone, **BACKBONES[backbone]},
+                    "precision": precision,
+                    "optimizer": {"name": optimizer},
+                    "batch_size": 16,
+                    "image_size": 32,
+                }
+                yield f"{method} {backbone} {precision} {optimizer}", {"method": method, "settings": settings}
+
+
+def measure(requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The answers of `null_device.steps`, all from one process."""
+    found: list[dict[str, Any]] = json.loads(run("-m", "null_device.steps", stdin=json.dumps(requests)))
+    return found
+
+
+def differences(name: str, found: Cost, allowed: Cost | None, kept: Sequence[str] = KEPT) -> Iterator[str]:
+    """How a step differs from what it may cost, in words."""
+    if "error" in found:
+        yield f"{name}: {found['error']}"
+    elif allowed is None:
+        yield f"{name}: not in {FILE.name}"
+    else:
+        for what in kept:
+            if abs(found[what] - allowed[what]) > (0 if what in EXACT else SLACK * allowed[what]):
+                yield f"{name}: {what} {allowed[what]} -> {found[what]}"
+                yield from (f"    {n} x {place}" for place, n in found["places"].items() if what == "waits")
+
+
+def write() -> None:
+    """Count again and keep it."""
+    names, requests = zip(*configurations(), strict=True)
+    costs = dict(zip(names, measure(requests), strict=True))
+    for name, cost in costs.items():
+        if "error" in cost:
+            raise SystemExit(f"{name}: {cost['error']}")
+    lines = [f"{json.dumps(name)}: {json.dumps({what: cost[what] for what in KEPT})}" for name, cost in costs.items()]
+    body = ",\n".join(lines)
+    FILE.write_text(f'{{"torch": {json.dumps(torch.__version__)}, "steps": {{\n{body}\n}}}}\n')
+
+
+# -- the table ------------------------------------------------------------------------------------
+SIZES = (
+    ("cifar", 32, 256, 50_000, [(32, 32)]),
+    ("imagenet", 224, 128, 1_281_167, [(256, 341), (341, 256), (256, 384), (256, 320)]),
+)  # recipe, px, images a process and step, images, heights and widths
+HEAD = "| method | backbone | waits | pageable | launches | peak GiB | 8 processes: launches | collectives | peak GiB |"
+
+
+def table(names: Sequence[str]) -> Iterator[str]:
+    """Lines of Markdown: what a step in bf16 costs by the recipes, in one process and in one of eight."""
+    for recipe, side, batch, images, sides in SIZES:
+        yield f"\n{recipe}, {side} px, {batch} images a process, bf16, torch {torch.__version__}\n\n{HEAD}"
+        yield "|---" * (HEAD.count("|") - 1) + "|"
+        for method in names:
+            shared = {"recipe": recipe, "precision": "bf16", "image_size": side}
+            requests = [
+                {
+                    "method": method,
+                    "settings": {**shared, "batch_size": batch * world},
+                    "images": images,
+                    "sides": sides,
+                    "world": world,
+                }
+                for world in (1, 8)
+            ]
+            yield _row(method, *measure(requests))
+
+
+def _row(method: str, one: Cost, eight: Cost) -> str:
+    if error := one.get("error") or eight.get("error"):
+        return f"| {method} | {str(error).splitlines()[-1]} |"
+    of_one = (one[what] for what in ("backbone", "waits", "pageable", "launches"))
+    of_eight = (eight["launches"], eight["collectives"], _gib(eight))
+    return "| " + " | ".join(map(str, (method, *of_one, _gib(one), *of_eight))) + " |"
+
+
+def _gib(cost: Cost) -> str:
+    return f"{cost['peak_mib'] / 1024:.1f}"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"count again and write {FILE.name}")
+    parser.add_argument("--table", action="store_true", help="print what steps of the published sizes cost")
+    parser.add_argument("methods", nargs="*", help="of the table; by default all that are installed")
+    asked = parser.parse_args()
+    if reason := missing():
+        raise SystemExit(reason)
+    if asked.write:
+        write()
+    if asked.table:
+        for line in table(asked.methods or methods()):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

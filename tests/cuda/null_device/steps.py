@@ -1,0 +1,118 @@
+"""What a training step costs: requests as a JSON list on stdin, their answers as one on stdout.
+
+A request is `{"method": NAME, "settings": {...}}` and, where it matters, `"images"`: how many there are, `"sides"`:
+their heights and widths in turn, `"world"`: among how many processes this one trains, `"operators"`: list them.
+An answer is `{"waits": ..., "launches": ..., "peak_mib": ..., ...}`, or `{"error": TRACEBACK}`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from akssl_core.plugins.manager import installed
+from akssl_core.running.layers import collect
+from akssl_core.running.plan import make_plan
+from null_device.counting import counts, waits
+from null_device.operators import Operators
+
+WARM, STEPS = 2, 4  # the step after the warm ones is measured, and one follows it, for which a loader may prepare
+
+
+class Photos(Dataset[Tensor]):
+    """So many images of noise, of these sizes in turn."""
+
+    def __init__(self, count: int, sides: list[tuple[int, int]]) -> None:
+        self.count = count
+        self.images = [torch.randint(256, (3, *side), dtype=torch.uint8) for side in sides]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images[i % len(self.images)]
+
+
+class Meter:
+    """Follows an engine and counts what one of its steps does, from the loading of its batch on."""
+
+    def __init__(self) -> None:
+        self.cost: dict[str, Any] = {}
+        self._listening = ExitStack()
+
+    def on_start(self, engine: Any) -> None:
+        """Before the first step."""
+        self._steps = 0
+
+    def on_step(self, engine: Any, terms: Any) -> None:
+        """After each step."""
+        self._steps += 1
+        if self._steps == WARM:
+            self._before, self._places = counts(), self._listening.enter_context(waits())
+        elif self._steps == WARM + 1:
+            after = counts()
+            self._listening.close()
+            self.cost = {name: after[name] - self._before[name] for name in after} | {"places": self._places}
+
+    def on_epoch(self, engine: Any) -> None:
+        """Nothing of it is counted."""
+
+    def on_end(self, engine: Any) -> None:
+        """After the last step."""
+        self.cost["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a few steps as a request says."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    operators = Operators() if request.get("operators") else nullcontext()
+    meter = Meter()
+    try:
+        with _among(request.get("world", 1)):
+            engine = _plan(request).engine([meter])
+            with operators:
+                engine.fit()
+    except Exception:
+        return {"error": traceback.format_exc()}
+    kinds = sorted(operators.seen) if isinstance(operators, Operators) else None
+    return meter.cost | {"backbone": engine.method.backbone.name, "operators": kinds}
+
+
+def _plan(request: Mapping[str, Any]) -> Any:
+    data = Photos(request.get("images", 400), request.get("sides", [(40, 40)]))
+    settings = {"data": data, "epochs": 20, **request["settings"]}
+    settings["train"] = {"steps": STEPS, **settings.get("train", {})}
+    return make_plan(collect(request["method"], None, settings, installed()), installed())
+
+
+@contextmanager
+def _among(world: int) -> Iterator[None]:
+    """As the first of so many processes, of which the others are not there."""
+    if world == 1:
+        yield
+        return
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401  (registers the backend "fake")
+
+    distributed.init_process_group("cpu:fake,cuda:nccl", rank=0, world_size=world, store=distributed.HashStore())
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    gc.collect()
+    gc.freeze()  # what was imported stays, and need not be looked through after each request
+    print(json.dumps([answer(request) for request in json.load(sys.stdin)]))
