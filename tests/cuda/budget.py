@@ -20,8 +20,8 @@ from null_device import missing, run
 import akssl_core
 
 FILE = Path(__file__).with_name("budget.json")
-KEPT = ("waits", "pageable", "launches", "peak_mib")
-EXACT = ("waits", "pageable")  # the others may differ by this share
+KEPT = ("waits", "pageable", "launches", "collectives", "peak_mib")
+EXACT = ("waits", "pageable", "collectives")  # the others may differ by this share
 SLACK = 0.03
 BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "resnet18": {},
@@ -42,19 +42,32 @@ def configurations(*, every: bool = False) -> Iterator[tuple[str, dict[str, Any]
     """Names and requests of every combination; or of three a method, with each backbone, precision and optimizer once.
 
     Nine methods together then have each of the 27 triples once: those of method 3 a + b are (i, i + a, i + b) modulo 3.
+    Beside them each method is one of eight processes with whole parameters, and every third one with shares of them.
     """
     for number, method in enumerate(methods()):
         for i, j, k in product(range(3), repeat=3):
             if every or ((j - i) % 3, (k - i) % 3) == (number // 3 % 3, number % 3):
-                backbone, precision, optimizer = list(BACKBONES)[i], PRECISIONS[j], OPTIMIZERS[k]
-                settings = {
-                    "backbone": {"name": backbone, **BACKBONES[backbone]},
-                    "precision": precision,
-                    "optimizer": {"name": optimizer},
-                    "batch_size": 16,
-                    "image_size": 32,
-                }
-                yield f"{method} {backbone} {precision} {optimizer}", {"method": method, "settings": settings}
+                yield _request(method, list(BACKBONES)[i], PRECISIONS[j], OPTIMIZERS[k])
+        yield _request(method, "resnet18", "bf16", "sgd", "ddp")
+        if every or number % 3 == 0:
+            yield _request(method, "vit_tiny", "bf16", "adamw", "fsdp")
+
+
+def _request(
+    method: str, backbone: str, precision: str, optimizer: str, strategy: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """A name and what to train, among eight processes where there is a strategy for them."""
+    world = 1 if strategy is None else 8
+    settings = {
+        "backbone": {"name": backbone, **BACKBONES[backbone]},
+        "precision": precision,
+        "optimizer": {"name": optimizer},
+        "batch_size": 16 * world,
+        "image_size": 32,
+        "train": {"strategy": strategy or "ddp"},
+    }
+    name = f"{method} {backbone} {precision} {optimizer}" + (f" {strategy} x {world}" if strategy else "")
+    return name, {"method": method, "settings": settings, "world": world}
 
 
 def measure(requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -101,19 +114,14 @@ def table(names: Sequence[str]) -> Iterator[str]:
     for recipe, side, batch, images, sides in SIZES:
         yield f"\n{recipe}, {side} px, {batch} images a process, bf16, torch {torch.__version__}\n\n{HEAD}"
         yield "|---" * (HEAD.count("|") - 1) + "|"
-        for method in names:
-            shared = {"recipe": recipe, "precision": "bf16", "image_size": side}
-            requests = [
-                {
-                    "method": method,
-                    "settings": {**shared, "batch_size": batch * world},
-                    "images": images,
-                    "sides": sides,
-                    "world": world,
-                }
-                for world in (1, 8)
-            ]
-            yield _row(method, *measure(requests))
+        settings = {"recipe": recipe, "precision": "bf16", "image_size": side}
+        requests = [
+            {"method": name, "settings": {**settings, "batch_size": batch * world}, "images": images, "sides": sides}
+            | {"world": world}
+            for name, world in product(names, (1, 8))
+        ]
+        costs = measure(requests)
+        yield from map(_row, names, costs[::2], costs[1::2])
 
 
 def _row(method: str, one: Cost, eight: Cost) -> str:

@@ -58,7 +58,7 @@ def run(*arguments: str, stdin: str = "", devices: int = 1, folder: Path | None 
     done = subprocess.run(
         command, input=stdin, env=environment(devices), cwd=folder, capture_output=True, text=True, timeout=timeout
     )
-    assert done.returncode == 0, f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-5000:]}"
+    assert done.returncode == 0, f"Python ended with {done.returncode} on the null device:\n{done.stderr[-5000:]}"
     return done.stdout
 
 

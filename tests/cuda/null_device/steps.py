@@ -91,7 +91,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan(request: Mapping[str, Any]) -> Any:
-    data = Photos(request.get("images", 400), request.get("sides", [(40, 40)]))
+    data = Photos(request.get("images", 640), request.get("sides", [(40, 40)]))
     settings = {"data": data, "epochs": 20, **request["settings"]}
     settings["train"] = {"steps": STEPS, **settings.get("train", {})}
     return make_plan(collect(request["method"], None, settings, installed()), installed())
