@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-help leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-help gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -64,6 +64,23 @@ bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and
 bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, six minutes
 	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
+
+GPU := $(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu
+
+gpu:  ## what only a real GPU can show, half an hour; PART=correct, fast or whole, OUT=FOLDER; installs nothing
+	$(GPU) $(PART) $(if $(OUT),--out $(OUT)) $(if $(ROWS),--rows "$(ROWS)") $(if $(CIFAR),--cifar $(CIFAR)) \
+	  $(if $(WHEELS),--wheels $(WHEELS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHORT),--short)
+
+gpu-wheels:  ## what a GPU machine without network may lack beside torch, in build/wheels
+	$(PYTHON) -m pip download --disable-pip-version-check -q -d build/wheels --only-binary=:all: \
+	  --python-version $(or $(FOR),3.12) --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  pydantic pluggy safetensors tqdm PyYAML click packaging
+	$(PYTHON) -m pip download --disable-pip-version-check -q -d build/wheels --only-binary=:all: --no-deps \
+	  --python-version $(or $(FOR),3.12) --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  kornia==0.9.0 kornia_rs
+
+gpu-peaks:  ## the memory that steps may hold on a GPU, counted again on the null device
+	$(GPU) peaks --device null
 
 leaderboard: install  ## every method on drawn shapes over three seeds, up to an hour; may be stopped and repeated
 	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard

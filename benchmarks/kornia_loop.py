@@ -38,9 +38,12 @@ class KorniaLoop:
     """A plan's method, trained by a plain loop over images in memory."""
 
     def __init__(self, plan: Plan, images: Tensor) -> None:
-        self.engine, self.images = plan.engine([]), images
+        self.engine = plan.engine([])
+        self.images = images.to(self.engine.device)
         image, groups = plan.image, plan.augmentation.groups()
-        self.groups = {g.name: [pipeline(t, image.mean, image.std) for t in g.transforms] for g in groups}
+        self.groups = {
+            g.name: [pipeline(t, image.mean, image.std).to(self.engine.device) for t in g.transforms] for g in groups
+        }
         self.slow = [part for part in plan.method.modules() if isinstance(part, StepState | Method)]
         self.order = torch.randperm(len(images))
         self.place = 0
@@ -50,12 +53,12 @@ class KorniaLoop:
         engine, size = self.engine, self.engine.batch_size
         if self.place + size > len(self.images):
             self.order, self.place = torch.randperm(len(self.images)), 0
-        index = self.order[self.place : self.place + size]
+        index = self.order[self.place : self.place + size].to(engine.device)
         self.place += size
         pixels = self.images[index].float().div_(255)
         with torch.no_grad():
             views = Views({name: [self._view(t, pixels) for t in group] for name, group in self.groups.items()})
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(engine.device.type, torch.bfloat16):
             loss = engine.method(Batch(views, index), engine.now)["loss"]
         loss.backward()
         engine.optimizer.step()
