@@ -1,9 +1,9 @@
-"""Random-resized crop and horizontal flip of a batch: uint8 canvases in, float32 views in [0, 1] out."""
+"""Random-resized crop and horizontal flip of a batch: uint8 images in, float32 views in [0, 1] out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.base import Pixels, sent
 from ..draws import Draws
 from .base import Parameters
 
@@ -73,25 +74,62 @@ class RandomResizedCrop:
         widths = torch.cat([(area * aspect).sqrt().round(), fallback_width], 1)
         return heights, widths
 
-    def apply(self, images: Tensor, parameters: Crops) -> Tensor:
-        """Views (B, C, size, size) of images (B, C, H, W) uint8."""
-        if not images.is_cpu:
-            return crop_together(images, parameters, self.size, self.interpolation)
-        height, width = images.shape[2:]
-        shrinks = cpu_kernel_of(height, width, self.size)
+    def apply(self, pixels: Pixels, parameters: Crops, sides: tuple[int, int] | None = None) -> Tensor:
+        """Views (B, C, size, size); `sides` are those of the batch where these images are a part of it."""
+        if not pixels.images.is_cpu:
+            return crop_together(*self._on_device(pixels, parameters), self.size, self.interpolation)
+        sides = sides or pixels.sides
         if self.interpolation == "bicubic":
-            return shrinks(images, parameters, self.size, self.interpolation)
+            return self._shrunk(pixels, parameters, sides)
         corner, box = parameters.boxes[:, :2], parameters.boxes[:, 2:]
         enlarged = ((box <= self.size) & (corner + box <= REACH)).all(1)
-        shares = ((enlarged, crop_enlarged), (~enlarged, shrinks))
-        views = torch.empty(*images.shape[:2], self.size, self.size)
-        for chosen, kernel in shares:
+        shares = ((enlarged, self._enlarged), (~enlarged, self._shrunk))
+        views = torch.empty(len(pixels), pixels.channels, self.size, self.size)
+        for chosen, cut in shares:
             if chosen.all():
-                return kernel(images, parameters, self.size)
+                return cut(pixels, parameters, sides)
             if chosen.any():
                 rows = chosen.nonzero().squeeze(1)
-                views[rows] = kernel(images[rows], parameters.rows(rows), self.size)
+                views[rows] = cut(pixels.part(rows), parameters.rows(rows), sides)
         return views
+
+    def _enlarged(self, pixels: Pixels, crops: Crops, sides: tuple[int, int]) -> Tensor:
+        return crop_enlarged(pixels.canvas(min(sides[0], REACH), min(sides[1], REACH)), crops, self.size)
+
+    def _shrunk(self, pixels: Pixels, crops: Crops, sides: tuple[int, int]) -> Tensor:
+        kernel = cpu_kernel_of(*sides, self.size)
+        images = pixels.each() if kernel is crop_each else pixels.canvas(*sides)
+        return kernel(images, crops, self.size, self.interpolation)
+
+    def _on_device(self, pixels: Pixels, crops: Crops) -> tuple[Tensor, Crops]:
+        """Images on a canvas; of a strip the boxes alone, each in the top left corner."""
+        if pixels.sizes is None:
+            return pixels.images, crops
+        alone = Crops(crops.boxes * crops.boxes.new_tensor([0, 0, 1, 1]), crops.flip)
+        return boxes_of_strip(pixels, crops.boxes, *largest_box(pixels.sizes, self.ratio)), alone
+
+
+def largest_box(sizes: Tensor, ratio: tuple[float, float]) -> tuple[int, int]:
+    """Height and width that hold a box of these aspects in any image of `sizes` (B, 2): no panorama's length."""
+    height, width = sizes.to(torch.float64).unbind(1)
+    low, high = ratio
+    tall, wide = torch.minimum(height, (width + 1) / low + 1), torch.minimum(width, (height + 1) * high + 1)
+    return int(tall.max()), int(wide.max())
+
+
+def boxes_of_strip(pixels: Pixels, boxes: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, height, width) uint8 with the pixels of each box in the top left corner; those beyond it may be any.
+
+    Lines of `width` pixels are copied, from wherever a line of a box begins in the strip.
+    """
+    assert pixels.sizes is not None
+    assert pixels.starts is not None
+    top, left, tall, _ = boxes.T[:, :, None]
+    across = pixels.sizes[:, 1:]
+    lines = pixels.starts[:, None] + left + (top + torch.arange(height).minimum(tall - 1)) * across  # (B, height)
+    channels, length = pixels.images.shape
+    windows = pixels.images.as_strided((length - width + 1, channels, width), (1, length, 1))
+    return windows[sent(lines, windows.device)].transpose(1, 2)
 
 
 def _ends(like: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -137,9 +175,11 @@ def _shown_larger(images: Tensor) -> Tensor:
     return pixels.as_strided((len(images), channels, REACH, REACH), (channels * area, area, width, 1))
 
 
-def crop_each(images: Tensor, crops: Crops, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """The views one image after another: reads the boxes alone, best for large images on a CPU."""
-    views = torch.empty(*images.shape[:2], size, size, device=images.device)
+def crop_each(
+    images: Tensor | Sequence[Tensor], crops: Crops, size: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """The views of images of any sizes one after another: reads the boxes alone, best for large images on a CPU."""
+    views = torch.empty(len(images), len(images[0]), size, size, device=images[0].device)
     for image, (top, left, height, width), flip, view in zip(
         images, crops.boxes.tolist(), crops.flip.tolist(), views, strict=True
     ):
@@ -156,7 +196,7 @@ def crop_together(images: Tensor, crops: Crops, size: int, interpolation: Interp
     kernel = triangle if interpolation == "bilinear" else cubic
     rows = resampling(boxes[:, 0:1], boxes[:, 2:3], torch.zeros_like(flip), size, height, kernel).div_(255)
     columns = resampling(boxes[:, 1:2], boxes[:, 3:4], flip, size, width, kernel)
-    pixels = images.to(torch.float32).reshape(count, channels * height, width)
+    pixels = images.reshape(count, channels * height, width).to(torch.float32)
     narrow = torch.bmm(pixels, columns.transpose(1, 2)).view(count, channels, height, size)
     return _cut_off(torch.matmul(rows[:, None], narrow), interpolation)
 

@@ -100,10 +100,10 @@ class PolicyTransform:
         sizes = torch.tensor(images.shape[2:]).expand(len(pixels), 2) if pixels.sizes is None else pixels.sizes
         crops = self.crop.sample(draws, sizes.to(draws.keys.device))
         drawn = [(operation, operation.sample(draws)) for operation in self.operations]
-        shape = (*images.shape[:2], self.size, self.size)
+        shape = (len(pixels), pixels.channels, self.size, self.size)
         views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
         for part in _chunks(views):
-            view = self.crop.apply(images[part], crops.rows(part))
+            view = self.crop.apply(pixels.part(part), crops.rows(part), pixels.sides)
             for operation, parameters in drawn:
                 operation.apply(view, parameters.rows(part))
             views[part] = self.normalize.apply(view, out=view)

@@ -18,7 +18,7 @@ from ..errors import DataError
 Layout = Literal["CHW", "HWC"]
 
 WHITE = 65535  # of 16-bit gray that uses all of its bits
-MAX_ASPECT = 4  # a longer image keeps its middle: one panorama must not blow up the canvas of its whole batch
+MAX_ASPECT = 4  # a longer image keeps its middle: its ends would take memory, and few crops would show them
 NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
 _CHUNK = 1024  # images converted at a time, so that a large float array is never doubled
 _LUMA = (19595, 38470, 7471)  # ITU-R BT.601 in 2^16, as Pillow's "L" has it to the bit
