@@ -77,7 +77,9 @@ class RandomResizedCrop:
     def apply(self, pixels: Pixels, parameters: Crops, sides: tuple[int, int] | None = None) -> Tensor:
         """Views (B, C, size, size); `sides` are those of the batch where these images are a part of it."""
         if not pixels.images.is_cpu:
-            return crop_together(*self._on_device(pixels, parameters), self.size, self.interpolation)
+            whole = pixels.sizes is None
+            images, crops = (pixels.images, parameters) if whole else boxes_of_strip(pixels, parameters)
+            return crop_together(images, crops, self.size, self.interpolation)
         sides = sides or pixels.sides
         if self.interpolation == "bicubic":
             return self._shrunk(pixels, parameters, sides)
@@ -101,35 +103,23 @@ class RandomResizedCrop:
         images = pixels.each() if kernel is crop_each else pixels.canvas(*sides)
         return kernel(images, crops, self.size, self.interpolation)
 
-    def _on_device(self, pixels: Pixels, crops: Crops) -> tuple[Tensor, Crops]:
-        """Images on a canvas; of a strip the boxes alone, each in the top left corner."""
-        if pixels.sizes is None:
-            return pixels.images, crops
-        alone = Crops(crops.boxes * crops.boxes.new_tensor([0, 0, 1, 1]), crops.flip)
-        return boxes_of_strip(pixels, crops.boxes, *largest_box(pixels.sizes, self.ratio)), alone
 
+def boxes_of_strip(pixels: Pixels, crops: Crops) -> tuple[Tensor, Crops]:
+    """Each box of images in a strip alone, in the top left corner of a canvas that holds the largest box, uint8.
 
-def largest_box(sizes: Tensor, ratio: tuple[float, float]) -> tuple[int, int]:
-    """Height and width that hold a box of these aspects in any image of `sizes` (B, 2): no panorama's length."""
-    height, width = sizes.to(torch.float64).unbind(1)
-    low, high = ratio
-    tall, wide = torch.minimum(height, (width + 1) / low + 1), torch.minimum(width, (height + 1) * high + 1)
-    return int(tall.max()), int(wide.max())
-
-
-def boxes_of_strip(pixels: Pixels, boxes: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, height, width) uint8 with the pixels of each box in the top left corner; those beyond it may be any.
-
-    Lines of `width` pixels are copied, from wherever a line of a box begins in the strip.
+    The canvas is on the device of the pixels; on it, what lies beyond a box may be anything. Of the strip, lines as
+    wide as the canvas are copied, from wherever those of the boxes begin.
     """
     assert pixels.sizes is not None
     assert pixels.starts is not None
-    top, left, tall, _ = boxes.T[:, :, None]
-    across = pixels.sizes[:, 1:]
-    lines = pixels.starts[:, None] + left + (top + torch.arange(height).minimum(tall - 1)) * across  # (B, height)
+    top, left, tall, _ = crops.boxes.T[:, :, None]
+    height, width = crops.boxes[:, 2:].amax(0).tolist()
+    line = torch.arange(height).minimum(tall - 1)  # (B, height)
+    begin = pixels.starts[:, None] + left + (top + line) * pixels.sizes[:, 1:]
     channels, length = pixels.images.shape
     windows = pixels.images.as_strided((length - width + 1, channels, width), (1, length, 1))
-    return windows[sent(lines, windows.device)].transpose(1, 2)
+    alone = Crops(crops.boxes * torch.tensor([0, 0, 1, 1]), crops.flip)
+    return windows[sent(begin, windows.device)].transpose(1, 2), alone
 
 
 def _ends(like: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from akssl_core.augment.crop import (
     crop_each,
     crop_enlarged,
     crop_together,
-    largest_box,
 )
 from akssl_core.data.base import Pixels
 from akssl_core.draws import Draws
@@ -220,36 +219,19 @@ def test_a_strip_is_cropped_as_a_canvas_is_to_the_bit(size, interpolation):
     assert torch.equal(cut.apply(pixels, crops), cut.apply(wide, crops))
 
 
-def test_no_box_in_a_panorama_is_as_long_as_it_is():
-    shapes = torch.tensor([[384, 1536], [1536, 384], [375, 500], [3, 1000]])
-    height, width = largest_box(shapes, PAPER[1])
-    assert max(height, width) <= 384 * 4 / 3 + 3
-    cut = RandomResizedCrop(224, *PAPER, 0.5)
-    for shape in shapes:
-        drawn = cut.sample(Draws.of(0, 0, torch.arange(2000)), shape.expand(2000, 2)).boxes[:, 2:]
-        tallest, widest = largest_box(shape[None], PAPER[1])
-        assert drawn[:, 0].max() <= tallest
-        assert drawn[:, 1].max() <= widest
-
-
 def test_boxes_are_cut_out_of_a_strip_on_a_device():
     """What a GPU does: of each image the lines of its box alone, however long the image is."""
     pixels = Pixels.stack([images(1, *shape)[0] for shape in PHOTOS])
     corners = boxes(*((h - h // 2, w - w // 3, h // 2, w // 3) for h, w in PHOTOS))  # to the last pixel of each
-    drawn = RandomResizedCrop(32, *PAPER, 0.5).sample(Draws.of(0, 0, torch.arange(len(PHOTOS))), pixels.sizes)
-    for crops in (corners, drawn):
-        height, width = (int(side) for side in crops.boxes[:, 2:].amax(0))
-        cut = boxes_of_strip(pixels, crops.boxes, height, width)
-        assert cut.shape == (len(PHOTOS), 3, height, width)
-        for one, image, (top, left, tall, wide) in zip(cut, pixels.each(), crops.boxes.tolist(), strict=True):
-            assert torch.equal(one[:, :tall, :wide], image[:, top : top + tall, left : left + wide])
-
-
-def test_a_strip_on_a_device_gives_the_views_of_a_cpu():
-    pixels = Pixels.stack([images(1, *shape)[0] for shape in PHOTOS])
     cut = RandomResizedCrop(32, *PAPER, 0.5)
-    crops = cut.sample(Draws.of(0, 0, torch.arange(len(PHOTOS))), pixels.sizes)
-    views = crop_together(*cut._on_device(pixels, crops), 32)
+    drawn = cut.sample(Draws.of(0, 0, torch.arange(len(PHOTOS))), pixels.sizes)
+    for crops in (corners, drawn):
+        canvas, alone = boxes_of_strip(pixels, crops)
+        assert canvas.shape == (len(PHOTOS), 3, *crops.boxes[:, 2:].amax(0))
+        assert not alone.boxes[:, :2].any()
+        for one, image, (top, left, tall, wide) in zip(canvas, pixels.each(), crops.boxes.tolist(), strict=True):
+            assert torch.equal(one[:, :tall, :wide], image[:, top : top + tall, left : left + wide])
+    views = crop_together(canvas, alone, 32)
     torch.testing.assert_close(views, cut.apply(pixels, crops), atol=2e-5, rtol=0)
 
 
