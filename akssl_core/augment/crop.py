@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.base import Pixels, sent
+from ..data.pixels import Pixels, sent
 from ..draws import Draws
 from .base import Parameters
 
