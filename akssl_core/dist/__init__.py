@@ -117,6 +117,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world() -> int:
+    """How many of the processes are on this machine: all, unless a launcher says otherwise."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+
+
 class _Gather(torch.autograd.Function):
     """Rows of all ranks in rank order; backward sums the gradients that all ranks have for this rank's rows."""
 

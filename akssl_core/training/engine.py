@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -126,7 +126,8 @@ class Engine:
     def fit(self) -> None:
         """Train from `now` to the end."""
         norms = dist.shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
-        with _deterministic(self.spec.deterministic), fast_convolutions(self.method), norms, kept_memory():
+        exact = _deterministic(self.spec.deterministic)
+        with closing(self.loader), exact, fast_convolutions(self.method), norms, kept_memory():
             self._call("on_start")
             self.method.train()
             self.clock.read()
