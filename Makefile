@@ -48,6 +48,7 @@ bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/throughput.py simclr byol dino --size 96 --batch 64 --out throughput-96
 	$(BIN)/python benchmarks/photos.py
+	$(BIN)/python benchmarks/feeding.py
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/busy.py

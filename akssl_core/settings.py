@@ -54,7 +54,9 @@ class TrainSpec(Schema):
         1, ge=1, description="processes; the command line starts them, torchrun those of a script"
     )
     workers: Flag[Harmless[int | None]] = Field(
-        None, ge=0, description="processes that read a torch Dataset; folders use threads"
+        None,
+        ge=0,
+        description="processes that read a torch Dataset (null: none), or threads that decode files (one a core)",
     )
     threads: Harmless[int | None] = Field(
         None, ge=1, description="threads a process computes with on a CPU; null: measured at the start of the run"

@@ -109,7 +109,7 @@ def operations(size: int) -> dict[str, tuple[Side, Side]]:
         return lambda: torch.stack([function(image, *values) for image, *values in zip(of, *lists, strict=True)])
 
     return {
-        "crop and flip": (lambda: crop.apply(images, boxes), each(cropped, boxes.boxes, boxes.flip, of=images)),
+        "crop and flip": (lambda: crop.apply(Pixels(images), boxes), each(cropped, boxes.boxes, boxes.flip, of=images)),
         "jitter": (lambda: jitter.apply(views.clone(), jitters), each(jittered, jitters.factors, jitters.order)),
         "gray": (
             lambda: gray.apply(views.clone(), gray.sample(draws)),

@@ -127,6 +127,8 @@ MEASURED = (
     "throughput",
     "throughput-96",
     "photos",
+    "feeding-decoding",
+    "feeding-batches",
     "augment",
     "augment-operations",
     "memory",

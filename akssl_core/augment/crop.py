@@ -1,9 +1,9 @@
-"""Random-resized crop and horizontal flip of a batch: uint8 canvases in, float32 views in [0, 1] out."""
+"""Random-resized crop and horizontal flip of a batch: uint8 images in, float32 views in [0, 1] out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.pixels import Pixels, sent
 from ..draws import Draws
 from .base import Parameters
 
@@ -73,25 +74,57 @@ class RandomResizedCrop:
         widths = torch.cat([(area * aspect).sqrt().round(), fallback_width], 1)
         return heights, widths
 
-    def apply(self, images: Tensor, parameters: Crops) -> Tensor:
-        """Views (V B, C, size, size) of images (B, C, H, W) uint8; V is 1 on a CPU."""
-        if not images.is_cpu:
-            return crop_often(images, parameters, self.size, self.interpolation)
-        height, width = images.shape[2:]
-        shrinks = cpu_kernel_of(height, width, self.size)
+    def prepare(self, pixels: Pixels, parameters: Crops) -> tuple[Pixels, Crops]:
+        """What `apply` cuts from: on a GPU the boxes of a strip are copied out of it, so that all have one canvas."""
+        if pixels.images.is_cpu or pixels.sizes is None:
+            return pixels, parameters
+        images, alone = boxes_of_strip(pixels, parameters)
+        return Pixels(images), alone
+
+    def apply(self, pixels: Pixels, parameters: Crops, sides: tuple[int, int] | None = None) -> Tensor:
+        """Views (V B, C, size, size) of B images, V is 1 on a CPU; `sides` are those of the batch that these are of."""
+        if not pixels.images.is_cpu:
+            return crop_often(pixels.images, parameters, self.size, self.interpolation)
+        sides = sides or pixels.sides
         if self.interpolation == "bicubic":
-            return shrinks(images, parameters, self.size, self.interpolation)
+            return self._shrunk(pixels, parameters, sides)
         corner, box = parameters.boxes[:, :2], parameters.boxes[:, 2:]
         enlarged = ((box <= self.size) & (corner + box <= REACH)).all(1)
-        shares = ((enlarged, crop_enlarged), (~enlarged, shrinks))
-        views = torch.empty(*images.shape[:2], self.size, self.size)
-        for chosen, kernel in shares:
+        shares = ((enlarged, self._enlarged), (~enlarged, self._shrunk))
+        views = torch.empty(len(pixels), pixels.channels, self.size, self.size)
+        for chosen, cut in shares:
             if chosen.all():
-                return kernel(images, parameters, self.size)
+                return cut(pixels, parameters, sides)
             if chosen.any():
                 rows = chosen.nonzero().squeeze(1)
-                views[rows] = kernel(images[rows], parameters.rows(rows), self.size)
+                views[rows] = cut(pixels.part(rows), parameters.rows(rows), sides)
         return views
+
+    def _enlarged(self, pixels: Pixels, crops: Crops, sides: tuple[int, int]) -> Tensor:
+        return crop_enlarged(pixels.canvas(min(sides[0], REACH), min(sides[1], REACH)), crops, self.size)
+
+    def _shrunk(self, pixels: Pixels, crops: Crops, sides: tuple[int, int]) -> Tensor:
+        kernel = cpu_kernel_of(*sides, self.size)
+        images = pixels.each() if kernel is crop_each else pixels.canvas(*sides)
+        return kernel(images, crops, self.size, self.interpolation)
+
+
+def boxes_of_strip(pixels: Pixels, crops: Crops) -> tuple[Tensor, Crops]:
+    """Each box of images in a strip alone, in the top left corner of a canvas that holds the largest box, uint8.
+
+    The canvas is on the device of the pixels; on it, what lies beyond a box may be anything. Of the strip, lines as
+    wide as the canvas are copied, from wherever those of the boxes begin.
+    """
+    assert pixels.sizes is not None
+    assert pixels.starts is not None
+    top, left, tall, _ = crops.boxes.T[:, :, None]
+    height, width = crops.boxes[:, 2:].amax(0).tolist()
+    line = torch.arange(height).minimum(tall - 1)  # (B, height)
+    begin = pixels.starts[:, None] + left + (top + line) * pixels.sizes[:, 1:]
+    channels, length = pixels.images.shape
+    windows = pixels.images.as_strided((length - width + 1, channels, width), (1, length, 1))
+    alone = Crops(crops.boxes * torch.tensor([0, 0, 1, 1]), crops.flip)
+    return windows[sent(begin, windows.device)].transpose(1, 2), alone
 
 
 def _ends(like: Tensor, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -137,9 +170,11 @@ def _shown_larger(images: Tensor) -> Tensor:
     return pixels.as_strided((len(images), channels, REACH, REACH), (channels * area, area, width, 1))
 
 
-def crop_each(images: Tensor, crops: Crops, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """The views one image after another: reads the boxes alone, best for large images on a CPU."""
-    views = torch.empty(*images.shape[:2], size, size, device=images.device)
+def crop_each(
+    images: Tensor | Sequence[Tensor], crops: Crops, size: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """The views of images of any sizes one after another: reads the boxes alone, best for large images on a CPU."""
+    views = torch.empty(len(images), len(images[0]), size, size, device=images[0].device)
     for image, (top, left, height, width), flip, view in zip(
         images, crops.boxes.tolist(), crops.flip.tolist(), views, strict=True
     ):

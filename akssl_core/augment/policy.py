@@ -101,24 +101,24 @@ class PolicyTransform(ManyViews):
 
     def many(self, pixels: Pixels, draws: Sequence[Draws]) -> Sequence[Tensor]:
         """One such view for each of the draws: in one go on a GPU, and where calls cost more than pixels on a CPU."""
-        images, times = pixels.images, len(draws)
-        if times > 1 and images.is_cpu:
-            if images.numel() * times > TOGETHER_UP_TO:
-                return [self(pixels, of_one) for of_one in draws]
-            images = images.repeat(times, 1, 1, 1)
-        sizes = torch.tensor([images.shape[2:]] * len(pixels)) if pixels.sizes is None else pixels.sizes
-        return self._made(images, sizes.repeat(times, 1), Draws.join(draws)).chunk(times)
+        times, on_cpu = len(draws), pixels.images.is_cpu
+        if times > 1 and on_cpu and pixels.images.numel() * times > TOGETHER_UP_TO:
+            return [self(pixels, of_one) for of_one in draws]
+        repeated = on_cpu or pixels.sizes is not None  # what costs nothing but on a CPU, where it is little
+        return self._made(pixels.repeat(times) if repeated else pixels, Draws.join(draws)).chunk(times)
 
-    def _made(self, images: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
-        """Views (V B, C, size, size) by V B draws, of images (B, C, H, W) on a GPU or (V B, C, H, W)."""
+    def _made(self, pixels: Pixels, draws: Draws) -> Tensor:
+        """Views (V B, C, size, size) by V B draws, of as many images or of B images of one size on a GPU."""
+        sizes = torch.tensor([pixels.sides] * len(draws.keys)) if pixels.sizes is None else pixels.sizes
         crops = self.crop.sample(draws, sizes)
         drawn = [(operation, operation.sample(draws)) for operation in self.operations]
-        shape = (len(sizes), images.shape[1], self.size, self.size)
-        views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
+        shape = (len(draws.keys), pixels.channels, self.size, self.size)
+        views = torch.empty(shape, device=pixels.images.device, memory_format=torch.channels_last)
         for part in _chunks(views):
             prepared = [operation.prepare(parameters.rows(part)) for operation, parameters in drawn]
-            boxes, *needs = together([crops.rows(part).tensors(), *prepared], images.device)
-            view = self.crop.apply(images[part], Crops(*boxes))
+            shown, cut = self.crop.prepare(pixels.part(part), crops.rows(part))
+            boxes, *needs = together([cut.tensors(), *prepared], views.device)
+            view = self.crop.apply(shown, Crops(*boxes), pixels.sides)
             for operation, need in zip(self.operations, needs, strict=True):
                 operation.change(view, *need)
             views[part] = self.normalize.apply(view, out=view)

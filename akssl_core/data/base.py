@@ -18,6 +18,8 @@ from ..config.schema import Component
 from ..draws import Draws
 from .convert import Cut, stored_side
 from .labels import hold_out, without
+from .pixels import Pixels as Pixels
+from .pixels import sent as sent
 
 LARGEST = 2048  # side of an image that a file may ask for, in pixels: somebody makes memory for it
 
@@ -40,59 +42,6 @@ class ImageSpec:
     """Subtracted from the values of each channel, which lie in [0, 1]."""
     std: tuple[Annotated[float, Field(gt=0)], ...]
     """The divisor of each channel after that."""
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; to a GPU from pinned memory, so that the host does not wait."""
-    pinned = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
-    return pinned.to(device, non_blocking=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """Raw images of one batch. Ragged ones lie in the top left corner of a common canvas."""
-
-    images: Tensor
-    """(B, C, H, W) uint8; float32 in 0..255 once they are squares."""
-    sizes: Tensor | None = None
-    """(B, 2) int64, height and width of each image, always on the host; None: all fill the canvas."""
-    unreadable: tuple[tuple[int, str], ...] = ()
-    """(position in the set, reason) of each image that cannot be read; another image stands in for it."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def to(self, device: torch.device) -> Pixels:
-        """The same pixels on another device."""
-        return replace(self, images=sent(self.images, device))
-
-    def part(self, rows: slice) -> Pixels:
-        """Some of the images."""
-        return replace(self, images=self.images[rows], sizes=None if self.sizes is None else self.sizes[rows])
-
-    def image(self, i: int) -> Tensor:
-        """Image i alone, (C, h, w) uint8, without the canvas around it."""
-        if self.sizes is None:
-            return self.images[i]
-        height, width = self.sizes[i].tolist()
-        return self.images[i, :, :height, :width]
-
-    def squares(self, square: Cut) -> Pixels:
-        """The same images as a backbone sees them, (B, channels, size, size) float32 in 0..255 without a canvas."""
-        images = [self.images] if self.sizes is None else [self.image(i)[None] for i in range(len(self))]
-        return Pixels(torch.cat([square(image) for image in images]), None, self.unreadable)
-
-    @classmethod
-    def stack(cls, images: Sequence[Tensor], unreadable: tuple[tuple[int, str], ...] = ()) -> Pixels:
-        """Images (C, h, w) of any sizes as one batch; a canvas is made only when the sizes differ."""
-        if len({image.shape for image in images}) == 1:
-            return cls(torch.stack(list(images)), None, unreadable)
-        sizes = torch.tensor([image.shape[1:] for image in images])
-        height, width = sizes.amax(0).tolist()
-        canvas = torch.zeros(len(images), images[0].shape[0], height, width, dtype=torch.uint8)
-        for place, image in zip(canvas, images, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
-        return cls(canvas, sizes, unreadable)
 
 
 class Views(dict[str, list[Tensor]]):
@@ -155,6 +104,8 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     channels: int = 3
     """Of every image: 3 for colour, 1 for gray."""
     loading: Literal["direct", "thread", "process"] = "thread"
+    threads: int = 0
+    """How many threads decode a batch, where images are decoded one by one."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -201,6 +152,15 @@ class Subset(ImageSet):
         self.whole, self.rows = whole, rows
         self.labels = None if whole.labels is None else whole.labels[rows]
         self.classes, self.channels, self.loading = whole.classes, whole.channels, whole.loading
+
+    @property
+    def threads(self) -> int:
+        """Those of the whole set."""
+        return self.whole.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self.whole.threads = count
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -18,19 +18,19 @@ from ..errors import DataError
 Layout = Literal["CHW", "HWC"]
 
 WHITE = 65535  # of 16-bit gray that uses all of its bits
-MAX_ASPECT = 4  # a longer image keeps its middle: one panorama must not blow up the canvas of its whole batch
+MAX_ASPECT = 4  # a longer image keeps its middle: its ends would take memory, and few crops would show them
 NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
 _CHUNK = 1024  # images converted at a time, so that a large float array is never doubled
 _LUMA = (19595, 38470, 7471)  # ITU-R BT.601 in 2^16, as Pillow's "L" has it to the bit
 _AT_ONCE = 2**24  # values of an image that are resized together; a photo's channels take turns
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT = {  # by EXIF's orientation: whether lines become columns, and then the steps along height and width
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
 }
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -142,9 +142,7 @@ def shrink(image: Tensor, side: int) -> Tensor:
     image = image[:, top : top + height, left : left + width]
     if min(height, width) <= side:
         return image
-    size = scaled(height, width, side)
-    small = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
-    return small[0].round_().clamp_(0, 255).to(torch.uint8)
+    return F.interpolate(image[None], scaled(height, width, side), mode="bilinear", antialias=True)[0]
 
 
 def middle(height: int, width: int) -> tuple[int, int, int, int]:
@@ -237,41 +235,21 @@ def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None, wh
         DataError: `channels` is neither 1 nor 3.
     """
     image.load()  # before the tag is read: TIFF images turn themselves while loading, PNG has it at the end
-    turn = _turn(image)
-    if side is not None:
-        top, left, height, width = middle(image.height, image.width)
-        image = image.crop((left, top, left + width, top + height)) if top or left else image
-        image = _reduced(image, side) if _can_resize(image) else image
-    image = _to_mode(image, "L" if channels == 1 else "RGB", white)
-    image = image if side is None else _reduced(image, side)
-    if turn is not None:
-        image = image.transpose(turn)  # last, on the small image
-    pixels = torch.from_numpy(np.array(image))
-    planes = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-    return to_channels(planes, channels)
+    lines = np.array(_to_mode(image, "L" if pil_channels(image) == 1 else "RGB", white))
+    planes = torch.from_numpy(np.atleast_3d(lines)).permute(2, 0, 1)
+    planes = planes if side is None else shrink(planes, side)
+    turned, down, across = _UPRIGHT.get(_orientation(image), (False, 1, 1))
+    pixels = planes.numpy()  # it knows negative steps, and copies without the threads that torch would start
+    pixels = (pixels.swapaxes(1, 2) if turned else pixels)[:, ::down, ::across]  # last, on the small image
+    return to_channels(torch.from_numpy(np.ascontiguousarray(pixels)), channels)
 
 
-def _can_resize(image: Image.Image) -> bool:
-    """Whether a mode can be resized as it is: cheaper before its conversion, and alpha is then weighted right."""
-    return image.mode in ("L", "RGB", "LA", "RGBA", "CMYK", "YCbCr") and "transparency" not in image.info
-
-
-def _reduced(image: Image.Image, side: int) -> Image.Image:
-    """The shorter side at most `side`: whole pixels are averaged down to twice that, the rest is resampled."""
-    if min(image.size) <= side:
-        return image
-    height, width = scaled(image.height, image.width, side)
-    factor = min(image.size) // (2 * side)
-    image = image.reduce(factor) if factor > 1 else image
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The turn that brings the image upright, by its EXIF tag."""
+def _orientation(image: Image.Image) -> int:
+    """How the image lies, by its EXIF tag; 1 is upright."""
     try:
-        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged tags raise nearly anything, and must not cost a good image
-        return None
+        return 1
 
 
 def _to_mode(image: Image.Image, mode: str, white: int) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
@@ -31,7 +31,7 @@ class PreparedImages(ImageStore):
     waits for the disk, and copying a batch of photos takes as long as a small step. Both leave the interpreter free.
     """
 
-    threads: ClassVar[int] = 1  # nothing is decoded
+    threads = 0  # nothing is decoded
 
     def __init__(self, file: PreparedFile) -> None:
         self.file, self.channels = file, file.record.channels

@@ -27,7 +27,6 @@ PARTS = ("all", "train", "bank", "queries")  # rows of each part, (n,) int64; wi
 LONGEST = 65535  # side of an image in pixels
 VIEWS = (8, 512)  # smallest and largest side of view that a file may ask for
 MOST_CLASSES = 2**20  # of classes without names, which are counted in a table in memory
-ROOMIEST = 16  # pixels of the canvas that holds every image, over those of the largest: sides differ by 4 at most
 
 _DTYPES = {
     "pixels": "U8",
@@ -255,7 +254,7 @@ def _reduced(tensors: Mapping[str, Tensor], record: Record) -> Tensor:
 
 
 def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:
-    """That the images fill the pixels exactly and fit into a canvas of reasonable size; their number."""
+    """That the images fill the pixels exactly; their number."""
     sizes, pixels = tensors["sizes"], tensors["pixels"]
     if len(sizes) == 0:
         raise NotPrepared("is damaged: it holds no image")
@@ -277,10 +276,6 @@ def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:
     total = float(amounts.double().sum())
     if total != pixels.numel():
         raise NotPrepared(f"is damaged: its sizes add up to {total:.0f} bytes of pixels, and it holds {pixels.numel()}")
-    height, width = sizes.amax(0).tolist()
-    largest = int(sizes.long().prod(1).max())
-    if height * width > ROOMIEST * largest:
-        raise NotPrepared(f"is damaged: sides of up to {height} x {width} px do not go with images of {largest} pixels")
     return len(sizes)
 
 

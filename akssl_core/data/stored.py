@@ -19,9 +19,13 @@ from .base import ImageSet, Pixels
 from .convert import Cut, is_whole
 from .decode import Unreadable
 
-THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes without the interpreter lock
 Form: TypeAlias = int | Cut  # reduced to this shorter side, or as a backbone sees it
 SAMPLE = 64  # headers read to learn the usual size and the channels
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ImageStore(ABC):
@@ -43,8 +47,8 @@ class ImageStore(ABC):
     """The word for rows in messages."""
     expected: ClassVar[str] = "can be read"
     """The end of the message "none of 64 images ..."."""
-    threads: ClassVar[int] = THREADS
-    """How many threads decode a batch; 1: the one that fetches it."""
+    threads: int = usable_cores()
+    """How many threads decode a batch; 1: the one that fetches it; 0: nothing is decoded."""
     channels: int
     """1 or 3, of every decoded image."""
 
@@ -198,7 +202,7 @@ class ImageStore(ABC):
                 return error
 
         cells = self.cells(rows) if rows else []
-        if len(cells) <= 1 or self.threads == 1:
+        if len(cells) <= 1 or self.threads <= 1:
             return [one(cell) for cell in cells]
         with ThreadPoolExecutor(self.threads, thread_name_prefix="akssl-decode") as pool:
             return list(pool.map(one, cells))
@@ -238,6 +242,15 @@ class StoredImages(ImageSet):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def threads(self) -> int:
+        """Those of the store."""
+        return self.store.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        self.store.threads = count
 
     def fetch(self, index: Sequence[int]) -> Pixels:
         """The images at these positions, in this order, reduced to a little more than the size of the views.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ..data.stored import usable_cores
 from ..metrics.features import sample
 from ..reporting.files import RunFiles
 from ..rundir.folder import RunDir
@@ -90,12 +90,11 @@ class Machine:
     @classmethod
     def here(cls, device: torch.device, out: Path) -> Machine:
         """The machine we are on, for a run on `device` that writes to `out`."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
         own = device.type in ("cuda", "xpu")  # MPS shares the machine's memory
         memory = getattr(torch, device.type).mem_get_info(device)[0] if own else _free_memory()
         built, gpus = torch.version.cuda or torch.version.hip, max(accelerators().values())
-        return cls(cores, gpus, memory, shutil.disk_usage(place).free, built)
+        return cls(usable_cores(), gpus, memory, shutil.disk_usage(place).free, built)
 
 
 def _free_memory() -> int | None:

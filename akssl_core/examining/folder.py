@@ -182,7 +182,7 @@ def rank_falls(run: FinishedRun) -> Evidence:
 
 @after_run(
     cause="the device waits for images: they are decoded or read too slowly.",
-    cure="decode them once with 'akssl data prepare SRC --out FILE', or use --workers with a torch Dataset.",
+    cure="decode them once with 'akssl data prepare SRC --out FILE', or use more --workers.",
 )
 def slow_loading(run: FinishedRun) -> Evidence:
     """More than 30 % of the time spent on waiting for images."""

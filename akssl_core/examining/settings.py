@@ -43,21 +43,21 @@ def disk_too_small(run: PlannedRun) -> Evidence:
 
 
 @before_run(
-    cause="processes that share a core wait for each other.",
+    cause="those that share a core wait for each other.",
     cure="use at most as many train.workers as there are cores left by the training processes.",
 )
 def more_workers_than_cores(run: PlannedRun) -> Evidence:
-    """More worker processes than cores."""
+    """More workers than cores."""
     workers = (run.plan.spec.train.workers or 0) * run.devices
     return f"{workers} workers on {run.machine.cores} cores." if workers > run.machine.cores else None
 
 
-@before_run(cause="these images are not read by worker processes.", cure="leave --workers out.")
+@before_run(cause="there is nothing that workers could do.", cure="leave --workers out.")
 def workers_without_use(run: PlannedRun) -> Evidence:
-    """Worker processes for images that are read in memory or by threads."""
-    workers, loading = run.plan.spec.train.workers, run.plan.images.loading
-    how = "directly" if loading == "direct" else "by threads"
-    return f"{workers} workers, and images that are read {how}." if workers and loading != "process" else None
+    """Workers for images that are neither decoded by threads nor read by worker processes."""
+    workers, images = run.plan.spec.train.workers, run.plan.images
+    useful = images.threads or images.loading == "process"
+    return f"{workers} workers, and images that lie ready in memory or a file." if workers and not useful else None
 
 
 @before_run(cause="each process needs a GPU, or a core, of its own.", cure="use at most as many --devices.")

@@ -79,7 +79,7 @@ def run(
         precision: number format of the forward pass, "auto", "fp32", "bf16" or "fp16".
         device: where to train; auto: on a GPU where there is one. Or "cpu", "cuda", "mps", "xpu".
         devices: processes; the command line starts them, torchrun those of a script.
-        workers: processes that read a torch Dataset; folders use threads.
+        workers: processes that read a torch Dataset, or threads that decode the images of a folder or table.
         options: the method's own settings.
         config: a YAML file or a table with any of these settings.
         overwrite: replace a run that `out` already holds.

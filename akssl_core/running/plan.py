@@ -105,7 +105,15 @@ class Plan(Sight):
         """The batches of this process."""
         size, workers = self.spec.train.batch_size, self.spec.train.workers or 0
         assert size is not None
-        return Loader(self.images, size, seed=self.spec.seed, world=dist.world(), rank=dist.rank(), workers=workers)
+        return Loader(
+            self.images,
+            size,
+            seed=self.spec.seed,
+            world=dist.world(),
+            rank=dist.rank(),
+            workers=workers,
+            device=self.hardware.device,
+        )
 
     def curves(self) -> dict[str, Described]:
         """How the method's terms move in a healthy run.
@@ -152,7 +160,7 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     spec = check(layers, plugins)  # mistakes are told before data is read
     rules.refuse(spec)
     sight = _look(spec, given, plugins)
-    chosen = rules.core_rules(spec, layers, sight.size, len(sight.images), sight.hardware)
+    chosen = rules.core_rules(spec, layers, sight.size, sight.images, sight.hardware)
     layers.fill(chosen)
     facts = _facts(spec, chosen, sight)
     rules.refuse_unlabelled(spec, facts)

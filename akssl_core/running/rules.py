@@ -14,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import dist
 from ..augment import Augmentation
 from ..backbone import Backbone, TokenBackbone, default_backbone
-from ..config.describe import count
+from ..config import describe
+from ..data import ImageSet
+from ..data.stored import usable_cores
 from ..errors import ConfigError
 from ..method import Choice, Facts, Method
 from ..optim import Optimizer, OptimizerConfig
@@ -47,29 +49,38 @@ def passes(images: int, side: int, hardware: Hardware) -> Choice:
     return Choice(full, seen)
 
 
-def core_rules(spec: RunSpec, layers: Layers, size: Choice, images: int, hardware: Hardware) -> dict[str, Choice]:
+def readers(images: ImageSet, processes: int) -> Choice:
+    """How many processes read the images, or threads decode them, in each of so many processes of this machine."""
+    if not images.threads:
+        return Choice(0, "reading needs no further processes unless you ask for them")
+    cores = usable_cores()
+    shared = f", shared by {processes} processes" if processes > 1 else ""
+    return Choice(max(1, cores // processes), f"threads that decode, one for each of the {cores} usable cores{shared}")
+
+
+def core_rules(spec: RunSpec, layers: Layers, size: Choice, images: ImageSet, hardware: Hardware) -> dict[str, Choice]:
     """The choices of the core where `spec` says nothing, by dotted path.
 
     Few images also reduce a recipe's batch, and with it a recipe's learning rate that nothing scales. `layers` tell
-    who set what, `size` is what `view_size` says, and `images` counts those that are trained on.
+    who set what, `size` is what `view_size` says, and `images` are those that are trained on.
     """
-    train, side = spec.train, spec.train.image_size or size.value
+    train, side, count = spec.train, spec.train.image_size or size.value, len(images)
     batch = train.batch_size
-    if batch is None or (images < 4 * batch and not layers.set_by_user("train", "batch_size")):
-        fitting = 1 << max((images // 4).bit_length() - 1, 1)  # a power of two that gives four batches, 2 or more
+    if batch is None or (count < 4 * batch and not layers.set_by_user("train", "batch_size")):
+        fitting = 1 << max((count // 4).bit_length() - 1, 1)  # a power of two that gives four batches, 2 or more
         batch = min(batch or 256, fitting)
-    steps = max(images // batch, 1)
-    epochs = passes(images, side, hardware)
+    steps = max(count // batch, 1)
+    epochs = passes(count, side, hardware)
     if train.steps is not None:
         epochs = Choice(-(-train.steps // steps), f"{train.steps} steps")
     length = train.epochs or epochs.value
     choices = {
         "train.image_size": size,
-        "train.batch_size": Choice(batch, f"at least four batches from {images} images"),
+        "train.batch_size": Choice(batch, f"at least four batches from {count} images"),
         "train.epochs": epochs,
         "train.log_every": Choice(min(steps, 50), "once an epoch, at least every 50 steps"),
         "evaluate.every": Choice(float(-(-length // 10)), "about ten probes in a run"),
-        "train.workers": Choice(0, "reading needs no further processes unless you ask for them"),
+        "train.workers": readers(images, max(train.devices, dist.local_world())),
         "backbone": Choice(*default_backbone(spec.method_class.accepts, side)),
     }
     chosen = {path: one for path, one in choices.items() if attrgetter(path)(spec) is None}
@@ -187,7 +198,7 @@ def offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
         allowed = need if isinstance(need, range) else range(need, need + 1)
         if have.get(name, 0) not in allowed:
             raise ConfigError(
-                f"augmentation: {method.name} takes {count(need)} '{name}' views; "
+                f"augmentation: {method.name} takes {describe.count(need)} '{name}' views; "
                 f"{augmentation.name} offers {_counts(have)}. Choose another augmentation or its counts."
             )
     if extra := sorted(have.keys() - method.views.keys()):

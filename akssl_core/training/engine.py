@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -144,7 +144,7 @@ class Engine:
         """Train from `now` to the end."""
         norms = dist.shared_statistics(self.method) if self.method.shared_batch_norm else nullcontext()
         exact = _deterministic(self.spec.deterministic), whole_float32(tune=not self.spec.deterministic)
-        with exact[0], exact[1], fast_convolutions(self.method), norms, kept_memory():
+        with closing(self.loader), exact[0], exact[1], fast_convolutions(self.method), norms, kept_memory():
             self._call("on_start")
             self.method.train()
             self.clock.read()

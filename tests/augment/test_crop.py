@@ -8,7 +8,16 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2 import functional as TF
 
 from akssl_core.augment import RandomResizedCrop, crop
-from akssl_core.augment.crop import TRIES, Crops, cpu_kernel_of, crop_each, crop_enlarged, crop_often, crop_together
+from akssl_core.augment.crop import (
+    TRIES,
+    Crops,
+    boxes_of_strip,
+    cpu_kernel_of,
+    crop_each,
+    crop_enlarged,
+    crop_often,
+    crop_together,
+)
 from akssl_core.data.base import Pixels
 from akssl_core.draws import Draws
 
@@ -159,10 +168,11 @@ def test_a_policy_chooses_the_interpolation():
     linear, cubic = (RandomResizedCrop(32, *PAPER, 0.5, mode) for mode in ("bilinear", "bicubic"))
     crops = cubic.sample(numbers, sizes(8, 40, 40))
     assert torch.equal(crops.boxes, linear.sample(numbers, sizes(8, 40, 40)).boxes)
-    for view, image, box, flip in zip(cubic.apply(batch, crops), batch, crops.boxes.tolist(), crops.flip, strict=True):
+    views = cubic.apply(Pixels(batch), crops)
+    for view, image, box, flip in zip(views, batch, crops.boxes.tolist(), crops.flip, strict=True):
         expected = torchvision_crop(image, box, 32, "bicubic")
         torch.testing.assert_close(view, expected.flip(2) if flip else expected, atol=5e-5, rtol=0)
-    assert (cubic.apply(batch, crops) - linear.apply(batch, crops)).abs().max() > 0.01
+    assert (views - linear.apply(Pixels(batch), crops)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -193,16 +203,46 @@ def test_many_views_of_each_image_are_cut_at_once(interpolation):
 def test_ragged_images_never_see_the_canvas(kernel):
     singles = [images(1, height, width)[0] for height, width in [(20, 30), (30, 12), (9, 9), (30, 30)]]
     pixels = Pixels.stack(singles)
-    outside = torch.ones_like(pixels.images, dtype=torch.bool)
+    canvas = pixels.canvas(*pixels.sides)
+    outside = torch.ones_like(canvas, dtype=torch.bool)
     for place, image in zip(outside, singles, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = False
     crops = RandomResizedCrop(16, (0.5, 1.0), PAPER[1], 0.5).sample(Draws.of(1, 0, torch.arange(4)), pixels.sizes)
-    spoilt = pixels.images.masked_fill(outside, 255)
+    spoilt = canvas.masked_fill(outside, 255)
     size = 30 if kernel is crop_enlarged else 16
-    assert torch.equal(kernel(pixels.images, crops, size), kernel(spoilt, crops, size))
+    assert torch.equal(kernel(canvas, crops, size), kernel(spoilt, crops, size))
     for i, view in enumerate(kernel(spoilt, crops, size)):
         expected = torchvision_crop(pixels.image(i), crops.boxes[i].tolist(), size)
         torch.testing.assert_close(view, expected.flip(2) if crops.flip[i] else expected, atol=2e-5, rtol=0)
+
+
+PHOTOS = [(60, 80), (80, 60), (20, 20), (60, 240), (240, 60), (50, 75), (33, 47)]  # two of them panoramas
+
+
+@pytest.mark.parametrize("size", [8, 32, 64])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_strip_is_cropped_as_a_canvas_is_to_the_bit(size, interpolation):
+    pixels = Pixels.stack([images(1, *shape)[0] for shape in PHOTOS])
+    cut = RandomResizedCrop(size, *PAPER, 0.5, interpolation)
+    crops = cut.sample(Draws.of(0, 0, torch.arange(len(PHOTOS))), pixels.sizes)
+    wide = Pixels(pixels.canvas(*pixels.sides))
+    assert torch.equal(cut.apply(pixels, crops), cut.apply(wide, crops))
+
+
+def test_boxes_are_cut_out_of_a_strip_on_a_device():
+    """What a GPU does: of each image the lines of its box alone, however long the image is."""
+    pixels = Pixels.stack([images(1, *shape)[0] for shape in PHOTOS])
+    corners = boxes(*((h - h // 2, w - w // 3, h // 2, w // 3) for h, w in PHOTOS))  # to the last pixel of each
+    cut = RandomResizedCrop(32, *PAPER, 0.5)
+    drawn = cut.sample(Draws.of(0, 0, torch.arange(len(PHOTOS))), pixels.sizes)
+    for crops in (corners, drawn):
+        canvas, alone = boxes_of_strip(pixels, crops)
+        assert canvas.shape == (len(PHOTOS), 3, *crops.boxes[:, 2:].amax(0))
+        assert not alone.boxes[:, :2].any()
+        for one, image, (top, left, tall, wide) in zip(canvas, pixels.each(), crops.boxes.tolist(), strict=True):
+            assert torch.equal(one[:, :tall, :wide], image[:, top : top + tall, left : left + wide])
+    views = crop_together(canvas, alone, 32)
+    torch.testing.assert_close(views, cut.apply(pixels, crops), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -245,7 +285,7 @@ def test_apply_gives_each_box_the_kernel_it_needs(monkeypatch, side, size, kerne
     cut = RandomResizedCrop(size, (0.3, 1.0), PAPER[1], 0.5)
     batch = images(24, side, side)
     crops = cut.sample(Draws.of(0, 0, torch.arange(24)), sizes(24, side, side))
-    views = cut.apply(batch, crops)
+    views = cut.apply(Pixels(batch), crops)
     assert used == kernels
     for i in range(24):
-        assert torch.equal(views[i : i + 1], cut.apply(batch[i : i + 1], crops.rows(slice(i, i + 1))))
+        assert torch.equal(views[i : i + 1], cut.apply(Pixels(batch[i : i + 1]), crops.rows(slice(i, i + 1))))

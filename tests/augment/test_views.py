@@ -124,6 +124,9 @@ def test_ragged_images_may_be_shown_in_one_go(monkeypatch, limit):
     transform = augmentation.groups()[0].transforms[0]
     for v, made in enumerate(augmentation(batch, draws(3))["global"]):
         torch.testing.assert_close(made, transform(batch, draws(3).view(v)), atol=1e-5, rtol=0)
+    twice = batch.repeat(2)
+    assert twice.sizes.tolist() == [[20, 20], [40, 40], [64, 64]] * 2
+    assert [twice.image(i).equal(batch.image(i % 3)) for i in range(6)] == [True] * 6
 
 
 # -- on another device, which cannot be asked for values ------------------------------------------
@@ -146,8 +149,8 @@ def test_no_step_of_the_views_asks_the_device_for_values(component, calls, inter
     policy = {"blur": 0.5, "solarize": 0.5, "interpolation": interpolation}
     names = {Pair: [], Asymmetric: ["first", "second"], MultiCrop: ["first", "second", "local"]}[component]
     augmentation = build(component, spec(64), **({name: policy for name in names} or policy))
-    sizes = torch.tensor([[64, 40]] * 30 + [[50, 72]] * 2) if ragged else None
-    batch = Pixels(torch.empty(32, 3, 64, 72, dtype=torch.uint8, device="meta"), sizes)
+    sizes = [(64, 40)] * 30 + [(50, 72)] * 2 if ragged else [(64, 72)] * 32
+    batch = Pixels.stack([torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]).to(torch.device("meta"))
     augmentation(batch, draws(32))  # what is made once
     with Calls() as counted:
         views = augmentation(batch, draws(32)).all()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torch.nn import functional as F
 
 from akssl_core.data.convert import find_layout, pil_channels, pil_to_tensor, scaled, shrink, to_channels
 from akssl_core.errors import DataError
@@ -79,6 +80,15 @@ def test_images_are_reduced_and_never_enlarged(size, side, expected):
     assert shrink(torch.zeros(3, size[1], size[0], dtype=torch.uint8), side).shape[1:] == expected
 
 
+@pytest.mark.parametrize("lies", range(10))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_image_is_turned_as_pillow_turns_it(lies, mode):
+    image = Image.fromarray(np.random.default_rng(lies).integers(0, 256, (5, 7, 3), dtype=np.uint8)).convert(mode)
+    image.getexif()[0x0112] = lies
+    expected = torch.from_numpy(np.atleast_3d(np.array(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
+    assert torch.equal(pil_to_tensor(image, 1 if mode == "L" else 3), expected)
+
+
 def test_a_panorama_keeps_its_middle():
     image = Image.new("RGB", (1000, 10), "red")
     image.paste("lime", (490, 0, 510, 10))
@@ -94,6 +104,19 @@ def test_reducing_a_tensor_equals_reducing_with_pillow():
     reference = image.resize((50, 40), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.array(reference)).permute(2, 0, 1)
     assert (shrink(tensor, 40).int() - expected.int()).abs().max() <= 1
+    assert torch.equal(shrink(tensor, 40), pil_to_tensor(image, 3, 40)), "an array and a picture are reduced alike"
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (401, 333), (3000, 2000), (130, 520)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_reduced_pixels_are_those_of_exact_weights_to_one_unit(width, height, channels):
+    pixels = np.random.default_rng(width).integers(0, 256, (channels, height, width), dtype=np.uint8)
+    exact = F.interpolate(
+        torch.from_numpy(pixels)[None].double(), scaled(height, width, 96), mode="bilinear", antialias=True
+    )[0]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        image = torch.from_numpy(pixels)[None].contiguous(memory_format=layout)[0]
+        assert (shrink(image, 96) - exact).abs().max() <= 1
 
 
 def test_gray_is_the_luma_that_pillow_uses():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import sys
 import threading
@@ -170,6 +171,28 @@ def test_closing_early_leaves_nothing_behind():
     assert multiprocessing.active_children() == []
 
 
+class Processes(Slow):
+    """Images that tell which process fetched them."""
+
+    def fetch(self, index):
+        number = torch.tensor(list(os.getpid().to_bytes(8, "little")), dtype=torch.uint8)
+        return Pixels(number.expand(len(index), 1, 1, 8))
+
+
+def test_workers_stay_from_epoch_to_epoch_and_end_with_the_run():
+    loader = Loader(Processes(16, "process"), 4, workers=2)
+    seen = [{tuple(images[0].flatten().tolist()) for images, *_ in epoch(loader, number)} for number in (0, 1, 1)]
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == len(multiprocessing.active_children()) == 2
+    batches = loader.epoch(2)
+    next(batches)
+    batches.close()
+    assert multiprocessing.active_children() == []
+    assert len(epoch(loader, 3)) == 4
+    loader.close()
+    assert multiprocessing.active_children() == []
+
+
 def test_dropping_the_batches_leaves_nothing_behind():
     batches = Loader(Slow(240), 4).epoch(0)
     next(batches)
@@ -228,6 +251,10 @@ def test_workers_draw_anew_in_each_epoch_and_alike_in_each_run():
 
     first, second, other = drawn(1, 0), drawn(1, 1), drawn(2, 0)
     assert torch.equal(first, drawn(1, 0))
+    staying = Loader(images, 2, seed=1, workers=2)
+    for number, expected in ((0, first), (1, second), (1, second), (0, first)):
+        again = torch.cat([pixels.images[:, :, 0, 0] for pixels, *_ in staying.epoch(number)])
+        assert torch.equal(again, expected), "workers that stay draw otherwise than new ones"
     for channel in range(3):
         rows = [set(part[:, channel].tolist()) for part in (first, second, other)]
         assert rows[0] != rows[1]

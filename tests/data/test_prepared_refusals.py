@@ -87,8 +87,6 @@ TENSORS = {
     "missing pixels": ({"pixels": torch.zeros(9, dtype=torch.uint8)}, "add up to .* bytes of pixels, and it holds 9"),
     "sides that outgrow the record": ({**with_sizes(*[[20, 20]] * 6), "pixels": torch.zeros(7200, dtype=torch.uint8)},
                                       "a shorter side of 20 px, more than the 14"),
-    "a huge canvas": ({**with_sizes([1, 60000], [60000, 1], *[[9, 9]] * 4),
-                       "pixels": torch.zeros(3 * 120324, dtype=torch.uint8)}, "60000 x 60000 px do not go with"),
     "a word on too few images": ({"reduced": u8("\1")}, "does not say which of its images were reduced"),
     "a hole without a reason": ({"unreadable": u8('{"rows":{},"others":{}}')}, "1 images have no pixels, and 0 are"),
     "a reason without a hole": ({"unreadable": u8('{"rows":{"0":"x","7":"y"},"others":{}}')}, "have no pixels, and 2"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from prepared_files import save
 
 import akssl_core
 from akssl_core import DataError, HoldOutSource, ImageStore, Schema, StoredImages, Unreadable
+from akssl_core.data import Loader, Subset
 from akssl_core.data.decode import read_image
+from akssl_core.data.stored import usable_cores
 
 
 class Packed(ImageStore):
@@ -62,6 +65,28 @@ def test_cells_are_asked_for_once_a_batch_and_never_again():
     assert shown(images, [2, 5]) == [2, 5]
     assert (store.asked, store.decoded) == ([[5, 2]], 2)
     assert [images.id_of(i) for i in (0, 7)] == ["0", "7"]
+
+
+class Meeting(Packed):
+    """Images of which as many must be decoded at once as there are threads."""
+
+    def __init__(self, count, threads):
+        super().__init__([png(i) for i in range(count)])
+        self.meet = threading.Barrier(threads)
+
+    def decode(self, cell, side):
+        self.meet.wait(timeout=60)
+        return super().decode(cell, side)
+
+
+def test_as_many_threads_decode_as_workers_were_asked_for():
+    images = StoredImages(Meeting(6, 3), range(6), 16)
+    part = images.subset(torch.arange(6))
+    assert part.threads == usable_cores()
+    assert Loader(Subset(part, torch.arange(6)), 6).images.threads == usable_cores()
+    loader = Loader(Subset(part, torch.arange(6)), 6, workers=3)
+    assert len(list(loader.epoch(0))) == 1
+    assert images.threads == 3
 
 
 def test_the_budget_counts_bytes():

@@ -50,7 +50,7 @@ def test_kinds_of_items(image, label):
 def test_items_of_varying_size_and_mode():
     items = [Image.fromarray(noise(20 + i, 30)) if i % 2 else Image.fromarray(noise(40, 20 + i, 3)) for i in range(8)]
     pixels = Wrapped(Items(items), image_size=14).train().fetch(range(8))
-    assert pixels.images.shape[1] == 3  # colour, as soon as one item has it
+    assert pixels.channels == 3  # colour, as soon as one item has it
     assert pixels.sizes.amin(1).tolist() == [20, 21, 22, 23, 24, 24, 24, 24]
 
 

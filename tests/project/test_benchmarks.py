@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import busy  # noqa: E402
+import feeding  # noqa: E402
 import results  # noqa: E402
 
 
@@ -38,3 +40,23 @@ def test_busy_has_a_rate_for_each_load_and_leaves_no_process_behind(tmp_path, mo
         assert all(row[name] > 0 for name in ("images/s", "beside 1", "beside 2", "kept beside 1", "kept beside 2"))
     assert len(started) == 1 + 1 + 2  # a side, and busy ones beside it
     assert all(process.poll() is not None for process in started)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_feeding(monkeypatch, tmp_path, threads, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(feeding, "FILES", ((50, 40, "4:2:0"), (900, 800, "4:4:4")))
+    feeding.main(["--batch", "8", "--repeats", "1"])
+    decoding, batches = (
+        json.loads((tmp_path / f"feeding-{name}.json").read_text())["rows"] for name in ("decoding", "batches")
+    )
+    assert [row["JPEG"][:9] for row in decoding] == ["50 x 40, ", "900 x 800"]
+    assert [row["panoramas"] for row in batches] == [0, 1, 1]
+    assert all(row["ratio"] > 0 for row in decoding + batches)
+    assert batches[1]["strip MB"] < 1.1 * batches[1]["MB of pixels"] < batches[1]["canvas MB"] / 2

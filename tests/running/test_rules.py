@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from conftest import ToyMethod
+from drawn_folders import save
 from pydantic import Field
 
 import akssl_core
 from akssl_core import Choice, ConfigError, Schema, hookimpl
 from akssl_core.config.schema import validate
+from akssl_core.running import rules
 from akssl_core.running.layers import collect
 from akssl_core.running.plan import make_plan
 
@@ -148,3 +150,25 @@ class WithLoss(ToyMethod):
         """A reference."""
 
         loss: akssl_core.LossRef = akssl_core.LossRef.field("small", description="compares")
+
+
+@pytest.mark.parametrize(("devices", "here", "threads", "reason"), [(1, None, 12, ""), (5, None, 2, ", shared by 5"),
+                                                                 (1, "4", 3, ", shared by 4")])  # fmt: skip
+def test_the_cores_of_a_process_decode(sized, tmp_path, monkeypatch, devices, here, threads, reason):
+    for i in range(8):
+        save(tmp_path / f"{i}.jpg", seed=i)
+    monkeypatch.setattr(rules, "usable_cores", lambda: 12)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    ready = plan(sized, str(tmp_path))
+    assert ready.spec.train.workers == ready.loader().images.threads == (12 if here is None else threads)
+    chosen = rules.readers(ready.images, max(devices, int(here or 1)))
+    assert chosen.value == threads
+    assert chosen.reason.startswith(f"threads that decode, one for each of the 12 usable cores{reason}")
+
+
+def test_what_lies_ready_needs_no_workers(sized, photos):
+    ready = plan(sized, photos)
+    assert ready.spec.train.workers == 0
+    assert ready.provenance["train.workers"] == "rule: reading needs no further processes unless you ask for them"
+    assert plan(sized, photos, workers=2).loader().workers == 2

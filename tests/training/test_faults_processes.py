@@ -117,7 +117,7 @@ class Deadly(Dataset):
 def test_a_killed_loader_process_stops_a_run_and_loses_nothing(start, at_step, toys, photos, tmp_path):
     data = Deadly(photos[0], tmp_path / "flag")
     whole = start("whole", data=data, workers=2)
-    at_step(3, data.flag.touch)  # the next epoch starts its processes anew
+    at_step(3, data.flag.touch)  # the next image that a process reads ends it
     with pytest.raises(RunStopped, match=r"a process that reads images ended after step \d.*'akssl resume RUN_DIR'"):
         start(data=data, workers=2)
     data.flag.unlink()
