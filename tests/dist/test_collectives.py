@@ -150,6 +150,7 @@ def test_a_group_waits_for_the_main_process_and_knows_its_gpu(monkeypatch, devic
     joined = {}
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **how: joined.update(how))
+    monkeypatch.setitem(dist._met, "env://", torch.distributed.HashStore())
     for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert dist.start(device)

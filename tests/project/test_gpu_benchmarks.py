@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -165,3 +167,23 @@ def test_a_bare_clone_has_plugins_and_packages_of_wheels(tmp_path, monkeypatch):
     assert "('simclr', 'installed')" in done.stdout.decode()
     metadata = {path.name for path in (tmp_path / "scratch" / "metadata").iterdir()}
     assert len(metadata) == 1 + len(list((ROOT / "plugins").iterdir()))
+
+
+def test_the_commands_for_what_is_not_measured_name_rows_that_there_are():
+    code = "import correct, fast, json, whole\n"
+    code += "print(json.dumps({m.__name__: [row.name for row in m.ROWS] for m in (correct, fast, whole)}))"
+    done = subprocess.run([sys.executable, "-c", code], env=on_path(), check=True, capture_output=True)
+    rows = json.loads(done.stdout)
+    part, named = "", 0
+    for word in re.findall(r'PART=\w+|ROWS="[^"]+"', (ROOT / "docs" / "performance.md").read_text()):
+        part = word.removeprefix("PART=") if word.startswith("PART=") else part
+        if word.startswith("ROWS=") and part:
+            assert any(word[6:-1] in row for row in rows[part]), word
+            named += 1
+    assert named > 20
+
+
+def on_path():
+    """The variables of a process that finds the rows."""
+    places = [SCRIPT, SCRIPT.parent, os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
