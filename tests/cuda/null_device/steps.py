@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -107,7 +108,7 @@ def _plan(request: Mapping[str, Any], steps: int) -> Any:
 
 @contextmanager
 def _among(world: int) -> Iterator[None]:
-    """As the first of so many processes, of which the others are not there."""
+    """As the first of so many processes, one a machine, of which the others are not there."""
     if world == 1:
         yield
         return
@@ -115,7 +116,8 @@ def _among(world: int) -> Iterator[None]:
 
     distributed.init_process_group("cpu:fake,cuda:nccl", rank=0, world_size=world, store=distributed.HashStore())
     try:
-        yield
+        with mock.patch.dict(os.environ, {"LOCAL_WORLD_SIZE": "1"}):
+            yield
     finally:
         distributed.destroy_process_group()
 
