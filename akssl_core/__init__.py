@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from . import dist, nn
     from . import sklearn as sklearn
     from .augment import Augmentation, ViewGroup, ViewPolicy
-    from .backbone import Backbone, Counterpart, Features, TokenBackbone
+    from .backbone import TOKEN_DIALECTS, Backbone, Counterpart, Features, Keys, Stock, TokenBackbone
+    from .backbone.weights import Account, load_weights
     from .config.registry import Registry
     from .config.schema import AugmentationRef, BackboneRef, Component, FilePath, LossRef, Schema, absolute_path
     from .data.arrays import Arrays, TensorImages
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .plugins.lookup import Installed, Location, build, find, methods
     from .plugins.manager import Plugins
     from .reporting.comparison import Compared, compare
+    from .running.convert import Converted, convert
     from .running.explain import Explained, explain
     from .running.launch import resume, run
     from .running.result import Report, Result, prepare, report
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "augment": "Augmentation ViewGroup ViewPolicy",
-    "backbone": "Backbone Counterpart Features TokenBackbone",
+    "backbone": "Backbone Counterpart Features Keys Stock TOKEN_DIALECTS TokenBackbone",
+    "backbone.weights": "Account load_weights",
     "config.registry": "Registry",
     "config.schema": "AugmentationRef BackboneRef Component FilePath LossRef Schema absolute_path",
     "data": "Arrays Batch DatasetSource HoldOutSource ImageSet ImageSpec ImageStore Pixels Preprocess StoredImages "
@@ -70,6 +73,7 @@ _ROOMS = {
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",
     "reporting.comparison": "Compared compare",
+    "running.convert": "Converted convert",
     "running.explain": "Explained explain",
     "running.launch": "resume run",
     "running.result": "Report Result prepare report",
@@ -82,17 +86,17 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split
 _MODULES = ("dist", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
 
 __all__ = [
-    "AksslError", "Arrays", "Augmentation", "AugmentationRef", "Backbone", "BackboneRef", "Batch", "Callback",
-    "Choice", "Compared", "Component", "ConfigError", "Counterpart", "Curve", "DataError", "DatasetSource",
-    "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined", "Explained", "Exported", "Facts", "Features",
-    "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore", "Installed", "Interrupted",
-    "KnownValue", "Landmark", "LearningRate", "Location", "Logger", "Loss", "LossRef", "Method", "Now", "ParamRule",
-    "Pixels", "PluginError", "Plugins", "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result",
-    "RunDirError", "RunStopped", "Schedule", "Schema", "StoredImages", "Sweep", "TensorImages", "TokenBackbone",
-    "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "build", "compare", "cosine", "decode_image",
-    "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl",
-    "image_header", "linear", "load_backbone", "methods", "nearest_path", "nn", "prepare", "report", "resume",
-    "run", "suitable_size", "sweep",
+    "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Augmentation", "AugmentationRef", "Backbone", "BackboneRef",
+    "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted", "Counterpart", "Curve",
+    "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined", "Explained", "Exported",
+    "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore", "Installed",
+    "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "Location", "Logger", "Loss", "LossRef", "Method",
+    "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PreparedData", "Preprocess", "Published", "Registry",
+    "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Stock", "StoredImages", "Sweep",
+    "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "build",
+    "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels",
+    "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear", "load_backbone", "load_weights",
+    "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "suitable_size", "sweep",
 ]  # fmt: skip
 
 

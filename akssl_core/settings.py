@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, PositiveFloat
 from pydantic.fields import FieldInfo
 
-from .config.schema import HARMLESS, AugmentationRef, BackboneRef, CallbackRef, DataRef, MethodRef, OptimizerRef, Schema
+from .config.schema import (
+    HARMLESS,
+    AugmentationRef,
+    BackboneRef,
+    CallbackRef,
+    DataRef,
+    MethodRef,
+    OptimizerRef,
+    Schema,
+    absolute_path,
+)
 from .config.yaml import DEEPEST
 from .errors import ConfigError, did_you_mean, plain, shown
 
@@ -94,6 +106,31 @@ class EvaluateSpec(Schema):
     batch_size: int = Field(256, ge=1, description="images a forward pass of the probe")
 
 
+PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
+
+
+def _absolute_if_there(source: str) -> str:
+    """A path that exists, or looks like one, holds from any folder; a backbone's name stays."""
+    looks = source.startswith((".", "~", "/")) or source.lower().endswith((".safetensors", *PICKLES))
+    return str(absolute_path(source)) if source and (looks or os.path.exists(source)) else source
+
+
+class StartSpec(Schema):
+    """The weights that a run begins from."""
+
+    source: Annotated[str, AfterValidator(_absolute_if_there)] = Field(
+        min_length=1,
+        description="run folder, .safetensors file, or name of a backbone that has published weights",
+    )
+    prefix: str | None = Field(
+        None, description="how the keys of the network begin where there are several networks; null: found"
+    )
+    mean: tuple[float, ...] | None = Field(
+        None, description="normalisation of the images that the weights know, a number a channel; null: of the data"
+    )
+    std: tuple[PositiveFloat, ...] | None = Field(None, description="as mean")
+
+
 class RunSpec(Schema):
     """A whole run. Null means: decided by a rule once the data is known."""
 
@@ -104,6 +141,9 @@ class RunSpec(Schema):
     optimizer: OptimizerRef
     callbacks: Harmless[tuple[CallbackRef, ...]] = ()
     train: TrainSpec = TrainSpec()
+    start: Flag[StartSpec | None] = Field(
+        None, description="weights to begin from: run folder, .safetensors file or name; null: random ones"
+    )
     evaluate: Harmless[EvaluateSpec] = EvaluateSpec()
     seed: Flag[int] = Field(0, ge=0, lt=2**63, description="decides weights, batches and views")
     recipe: Flag[str] = Field("default", description="the method's preset: default, cifar, imagenet, ...")
@@ -126,7 +166,7 @@ def flags(schema: type[Schema]) -> dict[str, FieldInfo]:
 
 FLAT = flags(TrainSpec)  # keywords that are settings of `train`
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
-TABLES = ("train", "evaluate")
+TABLES = ("train", "evaluate", "start")
 PLAIN = ("seed", "recipe", "callbacks")
 OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
 
@@ -152,6 +192,8 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if key in FLAT:
             result.setdefault("train", {})[key] = value
+        elif key == "start" and (value is None or isinstance(value, str | Path)):
+            result[key] = value if value is None else {"source": str(value)}
         elif key in ("options", *TABLES):
             result.setdefault("method" if key == "options" else key, {}).update(table_of(key, value))
         elif key == "method":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from ..config.registry import Registry
 from ..hookspecs import hookimpl
-from .base import Backbone, Counterpart, Features, TokenBackbone
+from .base import Backbone, Counterpart, Features, Keys, Stock, TokenBackbone
 from .resnet import SMALL, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNetTiny, ResNeXt50, WideResNet50
-from .vit import ViTSmall, ViTTiny
+from .vit import TOKEN_DIALECTS, ViTSmall, ViTTiny
 from .wrap import WrappedBackbone
 
-__all__ = ["Backbone", "Counterpart", "Features", "TokenBackbone", "WrappedBackbone", "default_backbone"]
+__all__ = [
+    "TOKEN_DIALECTS", "Backbone", "Counterpart", "Features", "Keys", "Stock", "TokenBackbone", "WrappedBackbone",
+    "default_backbone",
+]  # fmt: skip
 
 READY_MADE = (
     ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, WideResNet50, ResNeXt50, ResNetTiny, ViTTiny, ViTSmall,

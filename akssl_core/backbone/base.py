@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,37 @@ class Counterpart:
     """Python statements that leave the network in the name `model`."""
     state: dict[str, Tensor]
     """The weights under that library's key names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """How weights of other libraries become those of a network, as data: `--start` matches names by it."""
+
+    dialects: Sequence[Sequence[tuple[str, str]]] = ()
+    """For each library that spells keys in its own way, patterns and what stands for them here, applied one after the
+    other. A key that ends in "#0", "#1", ... is that part of a tensor, along its first side."""
+    first: str = ""
+    """The convolution that sees the images, which is fitted to channels and sizes."""
+    positions: str = ""
+    """Positions (1, before + rows * columns, D), which are fitted to the grid."""
+    before: int = 0
+    """Tokens before the grid in the positions."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the patches."""
+    class_token: str = ""
+    """The class token, to which its position is added where the network has none for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Published weights of a network under its own key names, and how its images are normalised."""
+
+    tensors: Mapping[str, Tensor]
+    """By key."""
+    mean: tuple[float, ...] | None = None
+    """One number a channel, of values from 0 to 1; None: unknown."""
+    std: tuple[float, ...] | None = None
+    """As `mean`."""
 
 
 class Backbone(nn.Module, Component, ABC):
@@ -75,8 +106,18 @@ class Backbone(nn.Module, Component, ABC):
         """
         return _blocks(self)
 
+    @property
+    def keys(self) -> Keys:
+        """How weights under other key names and of other sizes become those of this network."""
+        return Keys()
+
+    @classmethod
+    def stock(cls) -> Stock | None:
+        """Published weights of this network, from this machine or the net; None: there are none."""
+        return None
+
     def export_state(self) -> dict[str, Tensor]:
-        """The weights as they are exported, under the key names of the library the network comes from."""
+        """The weights themselves, no copies, under the key names of the library the network comes from."""
         return dict(self.state_dict())
 
     def counterpart(self, library: str) -> Counterpart | None:

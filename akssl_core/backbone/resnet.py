@@ -9,9 +9,28 @@ from torch import Tensor, nn
 
 from ..config.schema import Schema
 from ..data.base import ImageSpec
-from .base import Backbone, Counterpart, Features
+from .base import Backbone, Counterpart, Features, Keys
 
 SMALL = 64  # px; up to here the ImageNet stem, which divides the side by 4 at once, leaves too little
+
+
+_IN_A_ROW = ((r"^0\.(?=\w+$)", "conv1."), (r"^1\.(?=\w+$)", "bn1."))
+_SHORTCUT = (r"\.shortcut\.", ".downsample.")
+DIALECTS = (
+    (*_IN_A_ROW, *((rf"^{stage + 3}\.", f"layer{stage}.") for stage in range(1, 5))),  # torchvision's children
+    (*_IN_A_ROW, *((rf"^{stage + 1}\.", f"layer{stage}.") for stage in range(1, 5)), _SHORTCUT),  # lightly's own
+    (_SHORTCUT,),
+    (
+        (r"^embedder\.embedder\.", ""),
+        *((rf"^encoder\.stages\.{stage - 1}\.layers\.", f"layer{stage}.") for stage in range(1, 5)),
+        (r"\.shortcut\.convolution\.", ".downsample.0."),
+        (r"\.shortcut\.normalization\.", ".downsample.1."),
+        (r"^convolution\.", "conv1."),
+        (r"^normalization\.", "bn1."),
+        *((rf"\.layer\.{n - 1}\.convolution\.", f".conv{n}.") for n in range(1, 4)),
+        *((rf"\.layer\.{n - 1}\.normalization\.", f".bn{n}.") for n in range(1, 4)),
+    ),  # Hugging Face
+)  # parts of key names elsewhere and what they are here
 
 
 class ConvBackbone(Backbone):
@@ -25,6 +44,11 @@ class ConvBackbone(Backbone):
     layer2: nn.Module
     layer3: nn.Module
     layer4: nn.Module
+
+    @property
+    def keys(self) -> Keys:
+        """Those of networks put in a row, of lightly's own ResNet and of Hugging Face."""
+        return Keys(DIALECTS, first="conv1.weight")
 
     def features(self, images: Tensor) -> Features:
         """The average of the last map (B, D), and the map itself as patches."""

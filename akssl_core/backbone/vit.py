@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from ..config.schema import Schema
 from ..data.base import ImageSpec
 from ..errors import ConfigError
 from ..nn import sincos, take
-from .base import Counterpart, Features, TokenBackbone
+from .base import Counterpart, Features, Keys, TokenBackbone
 
 SMALL = 64  # px; up to here patches of 16 px would leave at most 16 tokens
 
@@ -176,6 +177,11 @@ class ViT(TokenBackbone):
             self.pos_embed[:, :1] = 0.0
             self.pos_embed[:, 1:] = sincos(self.grid, self.width)
 
+    @property
+    def keys(self) -> Keys:
+        """Those of torchvision and Hugging Face; timm's, DINO's and MoCo v3's are its own."""
+        return Keys(TOKEN_DIALECTS, "patch_embed.proj.weight", "pos_embed", 1, self.grid, "cls_token")
+
     def features(
         self,
         images: Tensor,
@@ -274,6 +280,35 @@ TORCHVISION = (
     (".mlp.fc1.", ".mlp.0."),
     (".mlp.fc2.", ".mlp.3."),
 )  # parts of timm's key names and what torchvision calls them
+
+
+_FUSED = tuple(
+    (rf"\.attention\.(?:attention\.)?{one}(?:uery|ey|alue|_proj)\.(\w+)$", rf".attn.qkv.\1#{part}")
+    for part, one in enumerate("qkv")
+)
+TOKEN_DIALECTS = (
+    (
+        *((f"^{re.escape(there)}" if here[0] != "." else re.escape(there), here) for here, there in TORCHVISION),
+        (r"\.mlp\.linear_1\.", ".mlp.fc1."),
+        (r"\.mlp\.linear_2\.", ".mlp.fc2."),
+    ),
+    (
+        (r"^embeddings\.patch_embeddings(?:\.projection)?\.", "patch_embed.proj."),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.register_tokens$", "reg_token"),
+        (r"^embeddings\.", ""),
+        (r"^(?:encoder\.|model\.)?layers?\.", "blocks."),
+        (r"^(?:layernorm|norm)\.", "norm."),
+        *_FUSED,
+        (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.intermediate\.dense\.|\.mlp\.up_proj\.", ".mlp.fc1."),
+        (r"(\d)\.output\.dense\.|(\d)\.mlp\.down_proj\.", r"\1\2.mlp.fc2."),
+        (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+    ),  # Hugging Face
+    ((r"^register_tokens$", "reg_token"), (r"^blocks\.\d+\.(?=\d)", "blocks.")),  # DINOv2, its blocks in chunks or not
+)  # parts of key names elsewhere and what timm calls them
 
 
 def torchvision_key(key: str) -> str:

@@ -128,6 +128,20 @@ def doctor(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **opt
 
 
 @akssl.command()
+@click.argument("file", type=PATH)
+@click.option("--out", required=True, type=PATH, help="file to write, NAME.safetensors")
+@overwrite_option("replace the file that --out names")
+def convert(file: Path, out: Path, overwrite: bool) -> None:
+    """Write the tensors of a .pth FILE to a .safetensors file, which --start takes.
+
+    FILE is a pickle. It is read by torch's weights-only reader, and by no other command.
+    """
+    from ..running.convert import convert as convert_file
+
+    click.echo(convert_file(file, out, overwrite=overwrite).text)
+
+
+@akssl.command()
 @click.argument("run_dir", type=PATH)
 def report(run_dir: Path) -> None:
     """Write RUN_DIR/report.html again from the files of the run."""

@@ -51,6 +51,7 @@ def run(
     batch_size: int | None = None,
     image_size: int | None = None,
     out: str | Path | None = None,
+    start: Any = None,
     seed: int | None = None,
     precision: str | None = None,
     device: str | None = None,
@@ -75,6 +76,8 @@ def run(
         batch_size: images a step, over all processes.
         image_size: side of the global views in pixels.
         out: the run folder. Default: a new one under `runs/`.
+        start: weights to begin from: a run folder, a `.safetensors` file of ours or of another library, or the name
+            of a backbone that has published weights. Default: random ones.
         seed: decides weights, batches and views.
         precision: number format of the forward pass, "auto", "fp32", "bf16" or "fp16".
         device: where to train; auto: on a GPU where there is one. Or "cpu", "cuda", "mps", "xpu".
@@ -94,7 +97,7 @@ def run(
     plugins = plugins or installed()
     flat = {
         "data": data, "backbone": backbone, "epochs": epochs, "batch_size": batch_size, "image_size": image_size,
-        "seed": seed, "precision": precision, "device": device, "devices": devices, "workers": workers,
+        "start": start, "seed": seed, "precision": precision, "device": device, "devices": devices, "workers": workers,
         "options": options, **sections,
     }  # fmt: skip
     if resume is not None:
@@ -207,11 +210,11 @@ def _resumed(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool
         if dict(leaves(stored)).get("train.devices", 1) != dist.world():
             processes["threads"] = None  # each has another share of the cores
         layers.insert(1, ("the launcher", {"train": processes}))
-        plan = make_plan(Given(layers, told.objects), plugins)
+        checkpoint, problems = folder.latest()
+        plan = make_plan(Given(layers, told.objects), plugins, anew=checkpoint is None)
         before = folder.origins
         origins = {path: before.get(path, who) if who == STORED else who for path, who in plan.provenance.items()}
         plan = replace(plan, provenance=origins)
-        checkpoint, problems = folder.latest()
         if checkpoint is None and folder.begun and GIVEN_WEIGHTS in folder.manifest.notes:
             _refuse_without_weights(folder, told)
         same_images, other = _compare_data(folder, plan)

@@ -19,6 +19,7 @@ from torch import nn
 from .. import dist
 from ..augment import Augmentation, PerImageAugmentation
 from ..backbone import Backbone, TokenBackbone, WrappedBackbone
+from ..backbone.weights import Account
 from ..config.registry import STAND_IN
 from ..config.schema import first_mistake
 from ..data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, open_source
@@ -32,7 +33,7 @@ from ..rundir.schemas import Described
 from ..settings import Given, Layers, RunSpec, TrainSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware, choose_threads
-from . import rules
+from . import rules, start
 from .layers import check, layer, provenance
 
 GIVEN_WEIGHTS = "the run begins from the weights of the backbone that was passed from Python"
@@ -64,6 +65,10 @@ class Plan(Sight):
     facts: Facts
     notes: list[str]
     warnings: list[str]
+    account: Account | None
+    """What became of the weights that the run begins from."""
+    random: Backbone | None
+    """The encoder with random weights, where the run begins from others."""
     has_objects: bool
     """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
 
@@ -150,12 +155,13 @@ class Plan(Sight):
         }
 
 
-def make_plan(given: Given, plugins: Plugins) -> Plan:
-    """Resolve the settings and build every part of the run.
+def make_plan(given: Given, plugins: Plugins, *, anew: bool = True) -> Plan:
+    """Resolve the settings and build every part of the run; one that is not begun anew has its weights already.
 
     Raises:
         AksslError: anything the user can mend, before anything was written.
     """
+    begun, given = start.begin(given, plugins) if anew else (None, given)
     layers = layer(given, plugins)
     spec = check(layers, plugins)  # mistakes are told before data is read
     rules.refuse(spec)
@@ -166,7 +172,7 @@ def make_plan(given: Given, plugins: Plugins) -> Plan:
     rules.refuse_unlabelled(spec, facts)
     choices = spec.method_class.choose(spec.method.config, facts)
     layers.fill({f"method.{name}": one for name, one in choices.items() if not layers.set_by_user("method", name)})
-    return _build(check(layers, plugins), layers, sight, facts, given)
+    return _build(check(layers, plugins), layers, sight, facts, given, begun)
 
 
 def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
@@ -182,14 +188,17 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
         source.asked_size = size.value  # photos are decoded about that large
     images = source.train()
     mean, std = source.mean, source.std
-    if mean is None or std is None:
+    if spec.start is not None and spec.start.mean is not None and spec.start.std is not None:
+        mean, std = (start.for_channels(values, images.channels) for values in (spec.start.mean, spec.start.std))
+        source.notes.append(f"normalisation of the weights that the run begins from: mean {mean}, std {std}")
+    elif mean is None or std is None:
         mean, std = measure(images)
         source.notes.append(f"normalisation measured on a sample of the data: mean {mean}, std {std}")
     image = ImageSpec(spec.train.image_size or size.value, images.channels, mean, std)
     return Sight(hardware, source, size, images, image, _augmentation(spec, image, given))
 
 
-def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given) -> Plan:
+def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given, begun: start.Start | None) -> Plan:
     """The parts that are trained, checked against the facts, and the plan of them all."""
     origin, augmentation = provenance(spec, layers), sight.augmentation
     warnings = [*sight.source.warnings, *spec.method_class.check(spec.method.config, facts)]
@@ -200,7 +209,11 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
             kind = type(backbone).__name__
             raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
         rules.refuse_recompute(spec.train, backbone)
+        fresh = copy.deepcopy(backbone) if begun else None
+        account = begun.fill(backbone) if begun else None  # before a method makes copies of it
         method: Method = spec.method.build(backbone)
+        random = _encoder(spec, fresh) if fresh else None
+    warnings += [start.UNKNOWN] if begun and spec.start and spec.start.mean is None else []
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
     if isinstance(backbone, TokenBackbone):
@@ -210,6 +223,7 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
     notes += [*sight.source.notes, *backbone.notes, *augmentation.notes, *rules.padding(backbone, augmentation)]
     notes += rules.recipe_notes(spec, origin, sight.source.natural_size)
     notes += [GIVEN_WEIGHTS] if "backbone" in given.objects and backbone.name != STAND_IN else []
+    notes += [f"start: {line}" for line in account.lines()] if account else []
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
         **vars(sight),
@@ -221,10 +235,18 @@ def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Giv
         facts=facts,
         notes=notes,
         warnings=warnings,
+        account=account,
+        random=random,
         has_objects=bool(given.objects),
     )
     plan.loader()  # the batch size must fit the data
     return plan
+
+
+def _encoder(spec: RunSpec, backbone: Backbone) -> Backbone:
+    """The encoder of the method around a backbone; a method may start it in a way of its own."""
+    encoder: Backbone = spec.method.build(backbone).encoder
+    return encoder
 
 
 # -- parts ----------------------------------------------------------------------------------------

@@ -130,7 +130,10 @@ class Training:
     def _trained(self, probe: Probe, engine: Engine) -> tuple[Backbone, Scored]:
         """The encoder after training, where it stands, and what the probe says of it; all processes take part."""
         if self.checkpoint is None:
-            baselines = _baselines(probe, engine.encoder(), engine.device)
+            random = engine.encoder()  # asked for in all processes
+            if self.plan.random is not None:  # the run begins from weights
+                random, self.plan.random = self.plan.random.to(engine.device), None
+            baselines = _baselines(probe, random, engine.device)
             if dist.is_main():
                 self.run_dir.update_manifest(Manifest(baselines=baselines))
         self._train()

@@ -91,7 +91,8 @@ WORDS = {
     r"autocast": {"training", "loss", "testing"},
     r"\bprint\(|click\.echo": {"cli"},
     r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": WRITERS,
-    r"^import pickle|torch\.save|torch\.load\b|yaml\.load\(|[^.\w]eval\(": set(),
+    r"^import pickle|torch\.save|yaml\.load\(|[^.\w]eval\(": set(),
+    r"torch\.load\b": {"running"},
 }
 
 

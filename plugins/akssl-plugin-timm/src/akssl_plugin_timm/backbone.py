@@ -12,15 +12,39 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from akssl_core import Backbone, ConfigError, Counterpart, Features, ImageSpec, Schema, TokenBackbone, absolute_path
+from akssl_core import (
+    TOKEN_DIALECTS,
+    Backbone,
+    ConfigError,
+    Counterpart,
+    Features,
+    ImageSpec,
+    Keys,
+    Schema,
+    Stock,
+    TokenBackbone,
+    absolute_path,
+)
 from akssl_core.nn import take
 
-from .build import arguments_for, build, call, short, unusable
+from .build import arguments_for, build, call, published, short, unusable
 from .interpolation import ByMatrices
 
 FEW = 16  # places in the last map; with fewer, methods that compare places have little to go by
 TABLES = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
+DIALECTS = (
+    *TOKEN_DIALECTS,
+    *(
+        (
+            *dialect,
+            (r"\.ls(\d)\.gamma$", r".gamma_\1"),
+            (r"\.attn\.qkv\.bias#0$", ".attn.q_bias"),
+            (r"\.attn\.qkv\.bias#2$", ".attn.v_bias"),
+        )
+        for dialect in TOKEN_DIALECTS
+    ),
+)  # the second half for DINOv3, whose blocks timm builds of its EVA
 
 FILES = ("file", "cache_dir")  # arguments of timm that are paths
 
@@ -142,6 +166,24 @@ class TimmBackbone(Backbone):
                 f"backbone: {self.name}, made for images of {side} px, cannot take views of {height} x {width} px: "
                 f"{short(error)}. Give all views sizes that it takes, or choose another backbone."
             ) from error
+
+    @property
+    def keys(self) -> Keys:
+        """Its own, and those of vision transformers elsewhere; timm says which convolution sees the images."""
+        first, positions = self.timm.pretrained_cfg.get("first_conv"), getattr(self.timm, "pos_embed", None)
+        first = f"{first}.weight" if isinstance(first, str) else ""
+        grid = getattr(getattr(self.timm, "patch_embed", None), "grid_size", None)
+        if not isinstance(positions, Tensor) or grid is None:
+            return Keys(DIALECTS, first)
+        before = positions.shape[1] - grid[0] * grid[1]
+        return Keys(DIALECTS, first, "pos_embed", before, tuple(grid), "cls_token")
+
+    @classmethod
+    def stock(cls) -> Stock:
+        """Timm's weights, from the cache of its hub on this machine or from the hub."""
+        network = published(cls.model, {"num_classes": 0})
+        mean, std = (tuple(network.pretrained_cfg[key]) for key in ("mean", "std"))
+        return Stock(dict(network.state_dict()), mean, std)
 
     def counterpart(self, library: str) -> Counterpart | None:
         """The call that makes this network in timm; options that are no names could become other code there."""

@@ -87,10 +87,10 @@ def build(model: str, arguments: Mapping[str, Any], *, pretrained: bool, accepte
         sketch(model, arguments)  # what is wrong with the arguments shows before anything is fetched
     except Exception as error:  # the models of timm raise whatever they like
         raise _refused(model, arguments, error, accepted) from error
-    return _pretrained(model, arguments)
+    return published(model, arguments)
 
 
-def _pretrained(model: str, arguments: Mapping[str, Any]) -> Any:
+def published(model: str, arguments: Mapping[str, Any]) -> Any:
     """The network with weights from the hub, or from its cache on this machine."""
     if not timm.models.is_model_pretrained(model):
         raise ConfigError(f"backbone.pretrained: timm has no weights for {model}. Set pretrained to false.")

@@ -1,0 +1,74 @@
+"""The one place that reads a pickle: torch's weights-only reader makes a .safetensors file of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.schema import user_path
+from ..errors import ConfigError, shown
+from ..rundir.files import refuse_file, tensor_bytes, write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A file that was written."""
+
+    path: Path
+    """The file."""
+    tensors: int
+    """How many it holds."""
+    left_out: tuple[str, ...]
+    """The names of what was no tensor."""
+
+    @property
+    def text(self) -> str:
+        """What `akssl convert` prints."""
+        more = f"; left out, no tensors: {', '.join(self.left_out[:5])}" if self.left_out else ""
+        return f"{self.path}: {self.tensors} tensors{more}\nBegin a run from it: akssl run METHOD --start {self.path}"
+
+
+def convert(file: str | Path, out: str | Path, *, overwrite: bool = False) -> Converted:
+    """Write the tensors of a file of torch (`.pth`, `.pt`, `.ckpt`, `.bin`) to a `.safetensors` file.
+
+    Tables within tables become names with dots: `state_dict.conv1.weight`. Only tensors and plain values are read.
+
+    Raises:
+        ConfigError: there is no such file, it holds other things or no tensor, or `out` cannot be written.
+    """
+    source, target = user_path(file), user_path(out)
+    if not source.is_file():
+        raise ConfigError(f"convert: there is no file '{source}'.")
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"--out: expected a name that ends in .safetensors, got {shown(str(target))}.")
+    refuse_file(target, overwrite=overwrite)
+    flat = dict(_flat(_read(source)))
+    tensors = {name: value.clone() for name, value in flat.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ConfigError(f"convert: {source} holds no tensor by a name. Expected a state dict.")
+    write_atomic(target, tensor_bytes(tensors))
+    return Converted(target, len(tensors), tuple(name for name in flat if name not in tensors))
+
+
+def _read(source: Path) -> Any:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file brings about in torch's reader
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"convert: {source} is no file of torch that holds tensors and plain values alone: {reason:.200}"
+        ) from error
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested tables by its dotted name."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _flat(one, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
