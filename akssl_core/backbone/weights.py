@@ -216,7 +216,7 @@ def resized(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     old = (kernel.shape[2], kernel.shape[3])
     rows, columns = (_resizing(a, b) for a, b in zip(old, size, strict=True))
     inverse = torch.linalg.pinv(torch.kron(rows, columns).T)  # (new, old) pixels
-    result = (kernel.double().flatten(2) @ inverse.T).reshape(*kernel.shape[:2], *size)
+    result: Tensor = (kernel.double().flatten(2) @ inverse.T).reshape(*kernel.shape[:2], *size)
     change = kernel.double().sum((2, 3), keepdim=True) - result.sum((2, 3), keepdim=True)
     return (result + change / (size[0] * size[1])).float()
 
