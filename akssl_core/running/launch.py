@@ -79,10 +79,10 @@ def run(
         start: weights to begin from: a run folder, a `.safetensors` file of ours or of another library, or the name
             of a backbone that has published weights. Default: random ones.
         seed: decides weights, batches and views.
-        precision: number format of the forward pass, "auto", "fp32", "bf16" or "fp16".
+        precision: number format of the forward pass; what is float32 is never TF32. "auto", "fp32", "bf16", "fp16".
         device: where to train; auto: on a GPU where there is one. Or "cpu", "cuda", "mps", "xpu".
         devices: processes; the command line starts them, torchrun those of a script.
-        workers: processes that read a torch Dataset, or threads that decode the images of a folder or table.
+        workers: processes that read a torch Dataset (null: none), or threads that decode files (one a core).
         options: the method's own settings.
         config: a YAML file or a table with any of these settings.
         overwrite: replace a run that `out` already holds.
