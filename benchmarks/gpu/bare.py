@@ -20,7 +20,7 @@ def environment(scratch: Path, wheels: Path | None) -> dict[str, str]:
     zip files that need no more than unpacking.
     """
     metadata, packages = scratch / "metadata", scratch / "packages"
-    projects = [ROOT, *sorted((ROOT / "plugins").iterdir())]
+    projects = [ROOT, *sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml"))]
     for project in projects:
         _describe(tomllib.loads((project / "pyproject.toml").read_text()), metadata)
     for wheel in sorted(wheels.glob("*.whl")) if wheels else ():

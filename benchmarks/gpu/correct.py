@@ -21,9 +21,9 @@ from bare import ROOT
 from rows import Found, Row, Rows, Setup, bounded
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from trial import METHODS, SMALL, TINY, exact_float32, noise, plan, repeated, trained, waits
+from trial import METHODS, SMALL, TINY, Ragged, exact_float32, noise, plan, repeated, trained, waits
 
-from akssl_core import Draws, Pixels, dist
+from akssl_core import Draws, dist
 from akssl_core.testing.ranks import ThreadRank, on_ranks
 
 ROWS = Rows()
@@ -54,12 +54,11 @@ def machine(setup: Setup) -> Iterator[Found]:
 def views(setup: Setup, method: str, side: int) -> Iterator[Found]:
     """The views of one batch, of photos of several sizes, made twice."""
     side = setup.pick(side, 32)
-    made = {"recipe": "imagenet" if side > 32 else "cifar", "image_size": side, "batch_size": 16}
-    augmentation = plan(setup, method, data=noise(32, side + 32), **made).augmentation
-    sizes = torch.tensor([[side + 32, side + 24], [side + 8, side + 32]]).repeat(8, 1)
-    pixels, draws = Pixels(noise(16, side + 32), sizes), Draws.of(0, 0, torch.arange(16))
+    sizes = {"recipe": "imagenet" if side > 32 else "cifar", "image_size": side, "batch_size": 16}
+    made = plan(setup, method, data=Ragged(32, side), **sizes)
+    pixels, draws = made.images.fetch(range(16)), Draws.of(0, 0, torch.arange(16))
     with exact_float32():
-        here, there = augmentation(pixels, draws), augmentation(pixels.to(setup.device), draws)
+        here, there = (made.augmentation(pixels.to(device), draws) for device in (setup.host.device, setup.device))
     pairs = zip(here.all(), there.all(), strict=True)
     apart = max((a - b.cpu()).abs().max().item() for a, b in pairs)
     yield bounded("largest difference", apart, most=2e-5)

@@ -23,7 +23,6 @@ from trial import TINY, After, Pace, noise, plan, repeated, timed, traced, train
 
 import akssl_core
 from akssl_core.running.plan import Plan
-from akssl_core.training.engine import LAYOUT
 
 ROWS = Rows()
 NULL_PEAKS = Path(__file__).with_name("null_peaks.json")
@@ -195,9 +194,11 @@ def supervised(setup: Setup) -> Iterator[Found]:
     """Two labelled views in place of self-supervision: what the network alone allows."""
     side, batch, network = setup.pick((224, 128, {"name": "resnet50"}), (32, 8, TINY))
     backbone = plan(setup, "simclr", data=noise(16, 32), image_size=side, batch_size=8, backbone=network).backbone
-    model = nn.Sequential(backbone, nn.Linear(backbone.embed_dim, 1000)).to(setup.device, memory_format=LAYOUT)
+    model = nn.Sequential(backbone, nn.Linear(backbone.embed_dim, 1000)).to(
+        setup.device, memory_format=torch.channels_last
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-    images = torch.randn(2 * batch, 3, side, side, device=setup.device).contiguous(memory_format=LAYOUT)
+    images = torch.randn(2 * batch, 3, side, side, device=setup.device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (2 * batch,), device=setup.device)
 
     def step() -> None:

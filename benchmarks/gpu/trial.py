@@ -15,6 +15,7 @@ import torch
 from rows import Setup
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import Dataset
 
 from akssl_core import Callback, Views
 from akssl_core.plugins.manager import installed
@@ -37,6 +38,19 @@ def noise(count: int, side: int, width: int | None = None) -> Tensor:
     """Images (count, 3, side, width or side) uint8, the same in each process."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (count, 3, side, width or side), dtype=torch.uint8, generator=generator)
+
+
+class Ragged(Dataset[Tensor]):
+    """Images of two sizes in turn, the one upright and the other lying, a little larger than the views."""
+
+    def __init__(self, count: int, side: int) -> None:
+        self.tall, self.wide = noise(count, side + 32, side + 8), noise(count, side + 8, side + 32)
+
+    def __len__(self) -> int:
+        return len(self.tall)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return (self.tall if i % 2 else self.wide)[i]
 
 
 @contextmanager
@@ -183,7 +197,7 @@ def waits(engine: Engine, steps: int) -> Counter[str]:
             train(engine, 2 + steps, After(listen))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    synchronous = [one for one in caught if "synchronizing" in str(one.message)]
+    synchronous = [one for one in caught if "called a synchronizing" in str(one.message)]
     return Counter(f"{'/'.join(one.filename.split('/')[-3:])}:{one.lineno}" for one in synchronous)
 
 
