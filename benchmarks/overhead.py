@@ -26,7 +26,7 @@ from akssl_core.nn import StepState
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.running.plan import Plan
 from akssl_core.training.convolution import fast_convolutions
-from akssl_core.training.engine import LAYOUT, Engine
+from akssl_core.training.engine import Engine
 from akssl_core.training.hardware import kept_memory
 
 
@@ -35,11 +35,11 @@ class Bare:
 
     def __init__(self, plan: Plan) -> None:
         self.engine: Engine = plan.engine([])
-        batch, channels = self.engine.batch_size, plan.image.channels
+        batch, channels, layout = self.engine.batch_size, plan.image.channels, plan.hardware.layout
         views = Views()
         for group in plan.augmentation.groups():
             shape = (batch, channels, group.size, group.size)
-            views[group.name] = [torch.randn(shape).contiguous(memory_format=LAYOUT) for _ in group.transforms]
+            views[group.name] = [torch.randn(shape).contiguous(memory_format=layout) for _ in group.transforms]
         self.batch = Batch(views, torch.arange(batch))
         self.dtype = plan.hardware.dtype
         plan.method.train()
@@ -74,7 +74,7 @@ class Ours:
     def step(self) -> None:
         """One step, from uint8 images on."""
         pixels, index, label, epoch = next(self.batches)
-        self.engine._step(list(self.engine._micro_batches(pixels, index, label, epoch)))
+        self.engine._step(self.engine._micro_batches(pixels, index, label, epoch))
 
 
 def seconds(side: Bare | Ours, steps: int) -> float:

@@ -13,8 +13,10 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import augment  # noqa: E402
 import busy  # noqa: E402
 import feeding  # noqa: E402
+import overhead  # noqa: E402
 import results  # noqa: E402
 
 
@@ -60,3 +62,14 @@ def test_feeding(monkeypatch, tmp_path, threads, capsys):
     assert [row["panoramas"] for row in batches] == [0, 1, 1]
     assert all(row["ratio"] > 0 for row in decoding + batches)
     assert batches[1]["strip MB"] < 1.1 * batches[1]["MB of pixels"] < batches[1]["canvas MB"] / 2
+
+
+def test_overhead():
+    row = overhead.measure("simsiam", "fp32", batch=4, size=32, repeats=1, steps=1)
+    assert row["ratio"] > 0
+
+
+def test_operations_beside_torchvision_do_the_same(monkeypatch):
+    monkeypatch.setattr(augment, "SIZES", {32: (32, 2)})
+    for ours, theirs in augment.operations(32).values():
+        torch.testing.assert_close(ours(), theirs(), atol=1e-4, rtol=0)
