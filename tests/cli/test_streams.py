@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from akssl_core import cli, run
 from akssl_core.cli.base import akssl
@@ -27,6 +28,7 @@ COMMANDS = {
     "report": "report RUN",
     "compare": "compare RUN RUN",
     "sweep": f"sweep --methods simsiam {TINY} --out SWEEP --no-report",
+    "convert": "convert w.pth --out w.safetensors --overwrite",
     "data": "data prepare shapes --set data.size=32 --set data.test_size=16 --out p.safetensors --overwrite",
     "plugins": "plugins",
     "find": "find method simsiam",
@@ -41,6 +43,7 @@ def test_every_command_is_tried():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("streams")
     run("simsiam", data={"name": "shapes", "size": 32, "test_size": 16}, out=path / "RUN", report=False, **SMALL)
+    torch.save({"weight": torch.ones(2)}, path / "w.pth")
     return path
 
 
