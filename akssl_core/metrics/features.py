@@ -92,7 +92,7 @@ def labelled(features: Tensor, labels: Tensor, protocol: str, what: str) -> tupl
     known = labels >= 0
     if not known.any():
         raise DataError(
-            f"{protocol}: the {what} hold no labelled image. Give data with labels, or leave {protocol} out."
+            f"{protocol}: no image of the {what} has a label. Give data with labels, or leave {protocol} out."
         )
     return (features, labels) if known.all() else (features[known], labels[known])
 

@@ -244,7 +244,7 @@ def test_images_without_a_label_do_not_count():
 
 @pytest.mark.parametrize(("bank", "queries"), [([-1, -1], [0]), ([0, 1], [-1])])
 def test_without_any_label_there_is_no_accuracy(bank, queries):
-    with pytest.raises(DataError, match=r"hold no labelled image\. Give data with labels"):
+    with pytest.raises(DataError, match=r"no image of the .* has a label\. Give data with labels"):
         knn(torch.eye(2), torch.tensor(bank), torch.ones(1, 2), torch.tensor(queries))
 
 

@@ -269,7 +269,7 @@ def test_the_same_seed_gives_the_same_answer_and_leaves_no_trace(hard):
 # -- errors ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("bank", "queries"), [([-1, -1], [0]), ([0, 1], [-1])])
 def test_without_any_label_there_is_no_accuracy(bank, queries):
-    with pytest.raises(DataError, match="linear probe: the .* hold no labelled image. Give data with labels"):
+    with pytest.raises(DataError, match="linear probe: no image of the .* has a label. Give data with labels"):
         linear_probe(torch.eye(2), torch.tensor(bank), torch.ones(1, 2), torch.tensor(queries))
 
 
