@@ -13,7 +13,7 @@ from clean_environment import ROOT, CleanEnvironment
 from packaging.metadata import ExceptionGroup, Metadata
 
 DIST = ROOT / "dist"
-SOURCES = (ROOT, *sorted((ROOT / "plugins").iterdir()))
+SOURCES = (ROOT, *sorted((ROOT / "plugins").glob("akssl-plugin-*")))
 
 
 def main() -> int:

@@ -121,6 +121,6 @@ def test_every_page_stands_in_one_table_of_contents():
 
 
 def test_every_plugin_has_a_page():
-    for plugin in (ROOT / "plugins").iterdir():
+    for plugin in (ROOT / "plugins").glob("akssl-plugin-*"):
         page = DOCS / "methods" / f"{plugin.name.removeprefix('akssl-plugin-')}.md"
         assert page.read_text() == f"```{{include}} ../../plugins/{plugin.name}/README.md\n```\n"
