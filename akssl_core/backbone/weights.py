@@ -166,7 +166,9 @@ def _some(names: Sequence[str]) -> str:
 def _joined(name: str, parts: Sequence[tuple[str, Tensor]]) -> Tensor:
     """One tensor of the parts `#0`, `#1`, ... along the first side."""
     tensors = [tensor for _, tensor in sorted(parts, key=lambda pair: pair[0])]
-    if any(not tensor.isfinite().all() for tensor in tensors):
+    if kinds := {tensor.dtype for tensor in tensors if not tensor.is_floating_point() and not name.endswith(COUNTER)}:
+        raise ConfigError(f"start: the weights of '{name}' are {kinds.pop()}. Expected floating-point numbers.")
+    if any(not tensor.to(torch.float32).isfinite().all() for tensor in tensors):
         raise ConfigError(f"start: the weights of '{name}' are not finite numbers. Take another file.")
     if len(tensors) > 1 and len({part for part, _ in parts}) < len(parts):
         raise ConfigError(f"start: several tensors of the file mean '{name}'. Name one network: start.prefix.")
@@ -182,8 +184,7 @@ def _adapted(name: str, tensor: Tensor, wanted: Tensor, keys: Keys) -> tuple[Ten
         name == keys.first
         and len(have) == len(need) == 4
         and have[0] == need[0]
-        and have[1] > 0
-        and max(have) <= LARGEST
+        and 0 < min(have) <= max(have) <= LARGEST
     ):
         said, kernel = [], tensor.float()
         if have[1] != need[1]:

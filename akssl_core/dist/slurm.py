@@ -29,6 +29,8 @@ def join(environment: MutableMapping[str, str]) -> None:
         raise ConfigError(f"SLURM_HET_SIZE: the ranks of a heterogeneous job cannot be told. {CURE}")
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
     here = _tasks_here(environment) or local + 1
+    if rank >= world:
+        raise ConfigError(f"SLURM_PROCID: process {rank} of {world}, counted from 0, cannot be. {CURE}")
     if _has_own_gpu(environment):
         local, here = 0, 1
     job, step = _number(environment, "SLURM_JOB_ID", "SLURM_JOBID"), _number(environment, "SLURM_STEP_ID", default=0)
@@ -57,7 +59,9 @@ def _number(environment: Mapping[str, str], *names: str, default: int | None = N
     """The number in the first of these variables that there is."""
     text = next((environment[name] for name in names if name in environment), default)
     try:
-        return int(text)  # type: ignore[arg-type] # None is told as well
+        if (number := int(text)) >= 0:  # type: ignore[arg-type] # None is told as well
+            return number
+        raise ValueError
     except (TypeError, ValueError):
         raise ConfigError(
             f"{names[0]}: srun has started several processes; expected a whole number of it, got {shown(text)}. {CURE}"

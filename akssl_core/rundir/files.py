@@ -86,6 +86,8 @@ CURES = {
     errno.EROFS: "The file system is read-only: choose another folder.",
     errno.EACCES: "You may not write there: choose another folder, or change its permissions.",
     errno.EPERM: "You may not write there: choose another folder, or change its permissions.",
+    errno.EFBIG: "The file would be larger than a limit allows (ulimit -f, or the file system's own).",
+    errno.ENOTDIR: "A part of that path is a file: choose another folder.",
     errno.EIO: "The disk does not work; copy the run elsewhere and resume it there.",
     errno.ENOENT: "The folder is gone: a run needs its folder until it ends.",
 }

@@ -47,22 +47,36 @@ def convert(file: str | Path, out: str | Path, *, overwrite: bool = False) -> Co
     if target.suffix != ".safetensors":
         raise ConfigError(f"--out: expected a name that ends in .safetensors, got {shown(str(target))}.")
     refuse_file(target, overwrite=overwrite)
-    flat = dict(_flat(_read(source)))
-    tensors = {name: value.clone() for name, value in flat.items() if isinstance(value, Tensor)}
+    try:
+        pairs = list(_flat(_read(source)))
+        tensors = {name: value.clone() for name, value in pairs if isinstance(value, Tensor)}
+        content = tensor_bytes(tensors)
+    except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, RecursionError) as error:
+        raise ConfigError(
+            f"convert: {source} holds what a .safetensors file cannot: {_first_line(error)} Expected dense tensors."
+        ) from error
+    names = [name for name, value in pairs if isinstance(value, Tensor)]
     if not tensors:
         raise ConfigError(f"convert: {source} holds no tensor by a name. Expected a state dict.")
-    write_atomic(target, tensor_bytes(tensors))
-    return Converted(target, len(tensors), tuple(name for name in flat if name not in tensors))
+    if twice := [name for name in tensors if names.count(name) > 1] or [
+        name for name in names if name == "__metadata__"
+    ]:
+        raise ConfigError(f"convert: {source} holds a name that a .safetensors file cannot: {shown(twice[0])}.")
+    write_atomic(target, content)
+    return Converted(target, len(tensors), tuple(name for name, _ in pairs if name not in tensors))
 
 
 def _read(source: Path) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file brings about in torch's reader
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"convert: {source} is no file of torch that holds tensors and plain values alone: {reason:.200}"
+            f"convert: {source} is no file of torch that holds tensors and plain values alone: {type(error).__name__}."
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.200}"
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -180,6 +180,9 @@ def _go_on_with_same(folder: RunDir, given: Given, plugins: Plugins, *, with_rep
             f"same, or choose another folder."
         )
     if _ended(folder) and not LENGTH & {one.path for one in differing}:
+        if differing and dist.is_main():
+            text = f"{folder.path} has ended and is read; what it was not run with has no effect: "
+            warnings.warn(text + "; ".join(map(str, differing)), UserWarning, stacklevel=3)
         return _read(folder, given.objects.get("backbone"), plugins, with_report=with_report)
     return _resumed(folder, given, plugins, with_report=with_report)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,11 @@ class Plan(Sight):
             self.spec = self.spec.model_copy(update={"train": train})
             self.provenance["train.threads"] = f"rule: {choice.reason}"
         if train.threads is not None:
-            torch.set_num_threads(min(train.threads, os.cpu_count() or 1))  # config.yaml may be of a larger machine
+            cores = os.cpu_count() or 1
+            if train.threads > cores:  # config.yaml may be of a larger machine
+                text = f"train.threads: {train.threads}, and this machine has {cores} cores: it computes with as many"
+                warnings.warn(text, UserWarning, stacklevel=3)
+            torch.set_num_threads(min(train.threads, cores))
 
     def engine(self, callbacks: Sequence[Hook]) -> Engine:
         """The engine over these parts."""

@@ -1,7 +1,8 @@
 """Blocks computed twice: what they keep for the backward pass is dropped, and made again when that reaches them.
 
 Chen et al. 2016, arXiv 1604.06174, by torch.utils.checkpoint. A step then holds the input of every block and the
-insides of one. The second pass repeats the draws of the first, and running statistics move in the first alone.
+insides of one. The second pass repeats the draws of the first (torch's, of no other library), and buffers move in the
+first alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
@@ -28,16 +29,19 @@ def twice(method: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
 def _twice(block: nn.Module) -> Callable[..., Any]:
     inner = block.forward
     norms = [part for part in block.modules() if isinstance(part, _NormBase)]
+    own = {id(buffer) for norm in norms for buffer in norm.buffers()}
+    buffers = [buffer for buffer in block.buffers() if id(buffer) not in own]
 
     def passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _still(norms)
+        return nullcontext(), _still(norms, buffers)
 
     return partial(checkpoint, inner, use_reentrant=False, context_fn=passes)
 
 
 @contextmanager
-def _still(norms: Sequence[_NormBase]) -> Iterator[None]:
-    """Norms compute as before and leave their running statistics as they are, while this lasts."""
+def _still(norms: Sequence[_NormBase], buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Norms compute as before and leave their running statistics as they are, and so are other buffers afterwards."""
+    kept = [buffer.clone() for buffer in buffers]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -46,3 +50,5 @@ def _still(norms: Sequence[_NormBase]) -> Iterator[None]:
     finally:
         for norm, momentum, count in before:
             norm.momentum, norm.num_batches_tracked = momentum, count
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)

@@ -182,6 +182,14 @@ def changed(**tensors):
         ),
         (changed(**{"bn1.weight": torch.ones(7)}), r"'bn1.weight' is of shape \(7,\) in the file, expected \(16,\)"),
         (changed(**{"bn1.weight": torch.full((16,), torch.nan)}), "'bn1.weight' are not finite numbers"),
+        (
+            changed(**{"bn1.weight": torch.full((16,), 1e300, dtype=torch.float64)}),
+            "'bn1.weight' are not finite numbers",
+        ),
+        (
+            changed(**{"bn1.weight": torch.ones(16, dtype=torch.int8)}),
+            r"'bn1.weight' are torch.int8\. Expected floating",
+        ),
         (changed(**{"conv1.weight": torch.ones(16, 0, 3, 3)}), "'conv1.weight' is of shape"),
         ({}, "72 of 72 tensors of the network have none|tensors of the network have none"),
         (

@@ -76,6 +76,8 @@ def test_a_batch_script_of_several_tasks_that_starts_one_is_told():
         ({"SLURM_STEP_NODELIST": None}, r"SLURM_JOB_NODELIST: .*got ''\. Set MASTER_ADDR"),
         ({"SLURM_STEP_NODELIST": "gpu[a]"}, r"expected machines as node\[01-04,7\], got 'gpu\[a\]'"),
         ({"SLURM_HET_SIZE": "2"}, "heterogeneous job"),
+        ({"SLURM_LOCALID": "-1"}, r"SLURM_LOCALID: .*got '-1'"),
+        ({"SLURM_PROCID": "1000"}, r"SLURM_PROCID: process 1000 of .*, counted from 0, cannot be"),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_words(change, message):

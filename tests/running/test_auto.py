@@ -79,6 +79,12 @@ def test_what_moves_no_weight_may_differ(start, killed):
     assert result.history[-1]["epoch"] == 3
 
 
+def test_what_a_run_that_has_ended_cannot_heed_is_said(start):
+    start(**SETTINGS)
+    with pytest.warns(UserWarning, match="has ended and is read; .* has no effect: evaluate.k: 20 -> 5"):
+        start(resume="auto", **SETTINGS, evaluate={"k": 5})
+
+
 def test_more_epochs_take_a_run_that_has_ended_further(start):
     start(**SETTINGS)
     with pytest.warns(UserWarning, match="train.epochs: 3 -> 4"):

@@ -178,6 +178,26 @@ def test_a_file_of_torch_is_converted_once(tmp_path):
         akssl_core.convert(tmp_path / "x.pth", tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}},
+        {"__metadata__": torch.ones(1)},
+        {"a": torch.eye(3).to_sparse()},
+        {"a": torch.ones(2, dtype=torch.complex128)},
+        {"a": torch.ones(2, device="meta")},
+        {"a": {}},
+    ],
+    ids=["twice", "header", "sparse", "complex", "meta", "none"],
+)
+def test_what_cannot_be_converted_is_refused_in_a_line(tmp_path, state):
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match="convert: ") as found:
+        akssl_core.convert(tmp_path / "x.pth", tmp_path / "out.safetensors")
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_a_hostile_pickle_runs_nothing(tmp_path):
     torch.save({"weight": torch.ones(1), "harm": Harm(tmp_path / "trace")}, tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Harm(tmp_path / "trace")))

@@ -24,9 +24,12 @@ class Branch(nn.Module):
         self.conv = nn.Conv2d(8, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8, momentum=None)
         self.drop = nn.Dropout2d(0.4)
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x):
         type(self).passes += torch.is_grad_enabled()
+        if self.training:
+            self.seen += 1
         return x + self.drop(self.norm(self.conv(x))).relu()
 
 
