@@ -1,10 +1,22 @@
-"""How tests compare the folders of whole runs."""
+"""A small run in words and as keywords, and how tests compare the folders of whole runs."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
 from akssl_core.rundir.folder import read_tensors
+
+SETTINGS = {
+    "backbone": {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}, "image_size": 16, "epochs": 2, "batch_size": 16,
+    "precision": "fp32", "device": "cpu", "data": {"name": "shapes", "size": 64, "test_size": 32}, "report": False,
+}  # fmt: skip
+SMALL = (
+    "--backbone", "resnet_tiny", "--image-size", "16", "--batch-size", "16", "--precision", "fp32", "--no-report",
+    "--device", "cpu", "--set", "data.size=64", "--set", "data.test_size=32", "--set", "backbone.widths=[4,4,8,8]",
+)  # fmt: skip
+AKSSL = (sys.executable, "-m", "akssl_core")
 
 
 class Stop(BaseException):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from whole_runs import Stop, losses, same
+from whole_runs import losses, same
 
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.running.launch import resume as go_on
@@ -14,31 +14,10 @@ from akssl_core.running.launch import run
 SETTINGS = {"epochs": 3, "options": {"noise": 0.1}, "train": {"checkpoint_every": 1, "log_every": 2}}
 
 
-@pytest.fixture
-def killed(start, toys, monkeypatch):
-    """Begins a run that dies in a step."""
-
-    def begin(step, **settings):
-        method = toys.get("method", "toy")
-        original = method.after_step
-
-        def dies(self, now):
-            if now.step == step:
-                raise Stop
-            original(self, now)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(method, "after_step", dies)
-            with pytest.raises(Stop):
-                start(**settings)
-
-    return begin
-
-
 @pytest.mark.parametrize("step", [0, 5])
 def test_the_same_call_begins_goes_on_and_reads(start, killed, step):
     whole = start("whole", **SETTINGS)
-    killed(step, resume="auto", **SETTINGS)
+    killed(step, "run", resume="auto", **SETTINGS)
     result = start(resume="auto", **SETTINGS)
     assert losses(result) == losses(whole)
     assert same(result.run_dir, whole.run_dir)
@@ -62,7 +41,7 @@ OTHER = [
 @pytest.mark.parametrize("step", [0, 5])
 def test_another_run_is_refused_with_what_differs(start, killed, step, other, difference):
     """Before the first checkpoint too, where there are no trained steps whose meaning could change."""
-    killed(step, **SETTINGS)
+    killed(step, "run", **SETTINGS)
     folder = start.folder / "run"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="holds another run than the one that is asked for: ") as caught:
@@ -73,7 +52,7 @@ def test_another_run_is_refused_with_what_differs(start, killed, step, other, di
 
 
 def test_what_moves_no_weight_may_differ(start, killed):
-    killed(5, **SETTINGS)
+    killed(5, "run", **SETTINGS)
     with pytest.warns(UserWarning, match=r"resumed with other settings: train.keep: 2 -> 5"):
         result = start(resume="auto", **{**SETTINGS, "train": {**SETTINGS["train"], "keep": 5}})
     assert result.history[-1]["epoch"] == 3
@@ -92,7 +71,7 @@ def test_more_epochs_take_a_run_that_has_ended_further(start):
 
 
 def test_who_decided_a_setting_is_known_after_a_resume(start, killed, toys, photos):
-    killed(5, **SETTINGS)
+    killed(5, "run", **SETTINGS)
     before = json.loads((start.folder / "run" / "provenance.json").read_text())
     with pytest.warns(UserWarning, match="resumed with other settings: evaluate.k: 20 -> 3"):
         go_on(start.folder / "run", data=photos, plugins=toys, evaluate={"k": 3})

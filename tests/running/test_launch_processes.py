@@ -12,19 +12,10 @@ import time
 
 import pytest
 import torch
+from whole_runs import AKSSL, SETTINGS, SMALL
 
 from akssl_core.rundir.folder import RunDir
 from akssl_core.running.launch import resume, run
-
-SETTINGS = {
-    "backbone": {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}, "image_size": 16, "epochs": 2, "batch_size": 16,
-    "precision": "fp32", "device": "cpu", "data": {"name": "shapes", "size": 64, "test_size": 32}, "report": False,
-}  # fmt: skip
-SMALL = (
-    "--backbone", "resnet_tiny", "--image-size", "16", "--batch-size", "16", "--precision", "fp32", "--no-report",
-    "--device", "cpu", "--set", "data.size=64", "--set", "data.test_size=32", "--set", "backbone.widths=[4,4,8,8]",
-)  # fmt: skip
-AKSSL = (sys.executable, "-m", "akssl_core")
 
 
 def start(command, folder):

@@ -27,28 +27,6 @@ EVERY_STEP = {"train": {"checkpoint_every": 1, "log_every": 2}}
 
 
 @pytest.fixture
-def killed(start, toys, monkeypatch):
-    """The folder of a run that was killed within a step."""
-
-    def begin(step=6, name="killed", **settings):
-        method = toys.get("method", "toy")
-        original = method.after_step
-
-        def dies(self, now):
-            if now.step == step:
-                raise Stop
-            original(self, now)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(method, "after_step", dies)
-            with pytest.raises(Stop):
-                start(name, **settings)
-        return start.folder / name
-
-    return begin
-
-
-@pytest.fixture
 def go_on(toys, photos):
     return lambda folder, **settings: resume(folder, data=photos, plugins=toys, **settings)
 
