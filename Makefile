@@ -16,8 +16,8 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt $(wildcard plugins/*/pyp
 demo: install  ## train SimSiam on drawn shapes; scores and a report at the end
 	$(BIN)/akssl run simsiam
 
-test: install lint types  ## the whole suite
-	$(BIN)/python -m pytest
+test: install lint types  ## the whole suite, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from ..schedule import Now
 from ..settings import CORE, Layers, RunSpec, TrainSpec
 from ..training.hardware import Hardware
 
-BUDGET = 250_000  # images of 32 x 32 px that a run sees when nobody says how long it should train
+BUDGET = 200_000  # images of 32 x 32 px that a run sees when nobody says how long it should train
 SLOW = 3  # times as long as with bf16 units takes a CPU without them
 CPU_IMAGE_SIZE = 64  # larger views need hours on a CPU; the user may still ask for them
 TRIAL = 200  # steps; in a shorter run nothing is learned, whatever its rates

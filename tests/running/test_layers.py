@@ -271,6 +271,6 @@ def test_local_views_of_a_transformer_are_whole_patches_or_it_is_said(toys, phot
 def test_the_budget_follows_the_hardware(toys, precision):
     images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     p = plan(toys, images, precision=precision)
-    full, few = 200, 83
+    full, few = 200, 67
     assert p.spec.train.epochs == (few if precision == "fp32" else full)
     assert (f"--epochs {full}" in p.provenance["train.epochs"]) == (precision == "fp32")
