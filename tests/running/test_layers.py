@@ -124,6 +124,12 @@ def test_odd_batches_over_micro_batches_are_refused_with_the_nearest(toys, photo
 def test_views_must_match_the_augmentation(toys, photos):
     with pytest.raises(ConfigError, match="toy does not use 'local' views; multicrop offers 2 global and 6 local"):
         plan(toys, photos, augmentation="multicrop")
+    one_view = {"name": "views", "groups": {"global": {"count": 1}}}
+    cure = "--set augmentation.name=views --set augmentation.groups.global.count=2"
+    with pytest.raises(ConfigError, match=rf"toy takes 2 'global' views; views offers 1 global\..*: {cure}"):
+        plan(toys, photos, augmentation=one_view)
+    one_view["groups"]["global"]["count"] = 2
+    assert plan(toys, photos, augmentation=one_view).facts.views == {"global": 2}
 
 
 def test_a_method_over_patches_refuses_a_convnet(toys, photos):
