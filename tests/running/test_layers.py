@@ -273,6 +273,29 @@ def test_local_views_of_a_transformer_are_whole_patches_or_it_is_said(toys, phot
     assert "vit_tiny: local views are padded from 13 to 16 px, whole patches" in p.notes
 
 
+def test_a_method_is_told_of_the_backbone_before_it_chooses(toys, photos):
+    told = []
+
+    class Curious(ToyMethod):
+        name = "curious"
+
+        @classmethod
+        def choose(cls, config, facts):
+            told.append(facts)
+            return {}
+
+    toys.registry.add(Curious)
+    settings = {"method": "curious", "image_size": 30}
+    images = photos[0][:, :1]
+    p = plan(toys, images, backbone={"name": "vit_tiny", "patch_size": 8}, **settings)
+    assert p.facts is told[-1]
+    assert (p.facts.channels, p.facts.backbone, p.facts.embed_dim, p.facts.tokens) == (1, "vit", 192, (4, 4))
+    plan(toys, photos, backbone="resnet18", **settings)
+    assert (told[-1].channels, told[-1].backbone, told[-1].embed_dim, told[-1].tokens) == (3, "resnet", 512, None)
+    plan(toys, photos, backbone=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2700, 7)), **settings)
+    assert (told[-1].backbone, told[-1].embed_dim, told[-1].tokens) == ("custom", 7, None)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_budget_follows_the_hardware(toys, precision):
     images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
