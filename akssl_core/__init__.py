@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import dist, nn
+    from . import dist, masks, nn
     from . import sklearn as sklearn
     from .augment import Augmentation, ViewGroup, ViewPolicy
     from .backbone import TOKEN_DIALECTS, Backbone, Counterpart, Features, Keys, Stock, TokenBackbone
@@ -83,7 +83,7 @@ _ROOMS = {
     "training.recorder": "Interrupted",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
-_MODULES = ("dist", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
+_MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
 
 __all__ = [
     "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Augmentation", "AugmentationRef", "Backbone", "BackboneRef",
@@ -96,7 +96,7 @@ __all__ = [
     "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "build",
     "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels",
     "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear", "load_backbone", "load_weights",
-    "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "suitable_size", "sweep",
+    "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "suitable_size", "sweep",
 ]  # fmt: skip
 
 

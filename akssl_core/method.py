@@ -57,6 +57,15 @@ class Facts:
     """Training images that have a label; the others have -1."""
     classes: int = 0
     """Labels are from 0 to `classes - 1`; 0: there are none."""
+    channels: int = 3
+    """Of every image: 3 for colour, 1 for gray."""
+    backbone: str = ""
+    """The family of the backbone, the letters that its name begins with: "vit" of `vit_tiny`, "resnet" of `resnet50`,
+    "mobilenetv" of `timm/mobilenetv3_small_050`, "custom" for a module that was passed from Python."""
+    embed_dim: int = 0
+    """The width of the backbone's features; 0 where it is not known."""
+    tokens: tuple[int, int] | None = None
+    """Rows and columns of the patches of a global view; None: the backbone has no tokens, as a convolution has none."""
 
 
 @dataclass(frozen=True, slots=True)

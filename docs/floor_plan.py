@@ -14,7 +14,7 @@ from pathlib import Path
 CORE = Path(__file__).parents[1] / "akssl_core"
 LAYERS = (
     {"errors", "console", "draws", "hookspecs"},
-    {"config", "dist"},
+    {"config", "dist", "masks"},
     {"loss", "rundir", "schedule", "settings"},
     {"data", "nn"},
     {"augment", "backbone"},

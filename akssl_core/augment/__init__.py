@@ -8,17 +8,17 @@ from .base import Augmentation, Operation, Parameters, Transform, ViewGroup
 from .color import ColorJitter, GaussianBlur, Grayscale, Normalize, Solarize
 from .crop import RandomResizedCrop
 from .policy import PolicyTransform, ViewPolicy
-from .views import Asymmetric, MultiCrop, Pair, PerImage, PerImageAugmentation
+from .views import Asymmetric, MultiCrop, NamedViews, Pair, PerImage, PerImageAugmentation
 
 __all__ = [
-    "Asymmetric", "Augmentation", "ColorJitter", "GaussianBlur", "Grayscale", "MultiCrop", "Normalize", "Operation",
-    "Pair", "Parameters", "PerImage", "PerImageAugmentation", "PolicyTransform", "RandomResizedCrop", "Solarize",
-    "Transform", "ViewGroup", "ViewPolicy",
+    "Asymmetric", "Augmentation", "ColorJitter", "GaussianBlur", "Grayscale", "MultiCrop", "NamedViews", "Normalize",
+    "Operation", "Pair", "Parameters", "PerImage", "PerImageAugmentation", "PolicyTransform", "RandomResizedCrop",
+    "Solarize", "Transform", "ViewGroup", "ViewPolicy",
 ]  # fmt: skip
 
 
 @hookimpl
 def akssl_register(registry: Registry) -> None:
     """Add the augmentations that a config can name."""
-    for augmentation in (Pair, Asymmetric, MultiCrop):
+    for augmentation in (Pair, NamedViews, Asymmetric, MultiCrop):
         registry.add(augmentation)

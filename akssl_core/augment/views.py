@@ -1,4 +1,4 @@
-"""The augmentations of the core: two alike views, two unlike views, multi-crop, and views from callables of a user."""
+"""The augmentations of the core: alike views, named groups of them, two unlike ones, multi-crop, and own callables."""
 
 from __future__ import annotations
 
@@ -41,20 +41,42 @@ class _Policies(Augmentation):
         return decisions(transforms, self.image.channels)
 
 
+class AlikeViews(ViewPolicy):
+    """Views of one size, drawn alike: how many, how large, and by which policy."""
+
+    count: int = Field(2, ge=1, description="number of views")
+    size: int | None = Field(None, ge=8, description=SIZE)
+
+    def group(self, name: str, image: ImageSpec) -> ViewGroup:
+        """These views under a name."""
+        size = self.size or image.size
+        return ViewGroup(name, size, (PolicyTransform(self, size, image),) * self.count)
+
+
 class Pair(_Policies):
-    """Two views drawn alike (SimCLR, arXiv 2002.05709; MoCo v2, arXiv 2003.04297)."""
+    """Two views drawn alike, or as many as `count` says (SimCLR, arXiv 2002.05709; MoCo v2, arXiv 2003.04297)."""
 
     name = "pair"
+    Config = AlikeViews
 
-    class Config(ViewPolicy):
-        """The policy of both views."""
+    def __init__(self, config: AlikeViews, image: ImageSpec) -> None:
+        super().__init__(config, image, [config.group("global", image)])
 
-        size: int | None = Field(None, ge=8, description=SIZE)
+
+class NamedViews(_Policies):
+    """Groups of views by the names under which a method takes them, each with a policy, a count and a size."""
+
+    name = "views"
+
+    class Config(Schema):
+        """The groups, in the order in which a method sees them."""
+
+        groups: dict[str, AlikeViews] = Field(
+            {"global": {}}, min_length=1, description="name of a group -> its count, size and policy, as of `pair`"
+        )
 
     def __init__(self, config: Config, image: ImageSpec) -> None:
-        size = config.size or image.size
-        view = PolicyTransform(config, size, image)
-        super().__init__(config, image, [ViewGroup("global", size, (view, view))])
+        super().__init__(config, image, [views.group(name, image) for name, views in config.groups.items()])
 
 
 class FirstPolicy(ViewPolicy):

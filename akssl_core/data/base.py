@@ -66,9 +66,24 @@ class Batch:
     """Of the run; what is drawn follows from it."""
     step: int = 0
     """Optimizer steps done before this one."""
+    host_index: Tensor | None = None
+    """`index` in the host's memory, where `index` is on a GPU."""
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def host(self) -> Batch:
+        """The batch without its images, in the host's memory, for masks and whatever else decides shapes.
+
+        `batch.host.draws` are the numbers of `batch.draws`, and no GPU is asked for them.
+        """
+        index = self.index if self.host_index is None else self.host_index
+        return replace(self, views=Views(), index=index, label=None)
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device of the batch, by a copy that the host does not wait for."""
+        return sent(tensor, self.index.device)
 
     @property
     def draws(self) -> Draws:
@@ -87,7 +102,8 @@ class Batch:
         """The images from `start` up to `end` alone."""
         views = Views({name: [view[start:end] for view in group] for name, group in self.views.items()})
         label = None if self.label is None else self.label[start:end]
-        return replace(self, views=views, index=self.index[start:end], label=label)
+        host_index = None if self.host_index is None else self.host_index[start:end]
+        return replace(self, views=views, index=self.index[start:end], label=label, host_index=host_index)
 
 
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):

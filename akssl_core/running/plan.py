@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ..method import Choice, Facts, Method
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
 from ..rundir.schemas import Described
-from ..settings import Given, Layers, RunSpec, TrainSpec
+from ..settings import Given, Layers, RunSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware, choose_threads
 from . import rules, start
@@ -171,13 +172,19 @@ def make_plan(given: Given, plugins: Plugins, *, anew: bool = True) -> Plan:
     spec = check(layers, plugins)  # mistakes are told before data is read
     rules.refuse(spec)
     sight = _look(spec, given, plugins)
-    chosen = rules.core_rules(spec, layers, sight.size, sight.images, sight.hardware)
-    layers.fill(chosen)
-    facts = _facts(spec, chosen, sight)
-    rules.refuse_unlabelled(spec, facts)
-    choices = spec.method_class.choose(spec.method.config, facts)
-    layers.fill({f"method.{name}": one for name, one in choices.items() if not layers.set_by_user("method", name)})
-    return _build(check(layers, plugins), layers, sight, facts, given, begun)
+    layers.fill(rules.core_rules(spec, layers, sight.size, sight.images, sight.hardware))
+    spec = check(layers, plugins)
+    views = rules.offered(spec.method_class, sight.augmentation)
+    share = rules.share(spec.train)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(spec.seed)  # weights are drawn on the CPU; a GPU's numbers stay its own
+        backbone = _backbone(spec, sight.image, given)
+        rules.refuse_backbone(spec, backbone)
+        facts = _facts(spec, sight, backbone, views, share)
+        rules.refuse_unlabelled(spec, facts)
+        choices = spec.method_class.choose(spec.method.config, facts)
+        layers.fill({f"method.{name}": one for name, one in choices.items() if not layers.set_by_user("method", name)})
+        return _build(check(layers, plugins), layers, sight, facts, backbone, given, begun)
 
 
 def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
@@ -203,21 +210,22 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
     return Sight(hardware, source, size, images, image, _augmentation(spec, image, given))
 
 
-def _build(spec: RunSpec, layers: Layers, sight: Sight, facts: Facts, given: Given, begun: start.Start | None) -> Plan:
+def _build(
+    spec: RunSpec,
+    layers: Layers,
+    sight: Sight,
+    facts: Facts,
+    backbone: Backbone,
+    given: Given,
+    begun: start.Start | None,
+) -> Plan:
     """The parts that are trained, checked against the facts, and the plan of them all."""
     origin, augmentation = provenance(spec, layers), sight.augmentation
     warnings = [*sight.source.warnings, *spec.method_class.check(spec.method.config, facts)]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(spec.seed)  # weights are drawn on the CPU; a GPU's numbers stay its own
-        backbone = _backbone(spec, sight.image, given)
-        if not isinstance(backbone, spec.method_class.accepts):
-            kind = type(backbone).__name__
-            raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
-        rules.refuse_recompute(spec.train, backbone)
-        fresh = copy.deepcopy(backbone) if begun else None
-        account = begun.fill(backbone) if begun else None  # before a method makes copies of it
-        method: Method = spec.method.build(backbone)
-        random = _encoder(spec, fresh) if fresh else None
+    fresh = copy.deepcopy(backbone) if begun else None
+    account = begun.fill(backbone) if begun else None  # before a method makes copies of it
+    method: Method = spec.method.build(backbone)
+    random = _encoder(spec, fresh) if fresh else None
     warnings += [start.UNKNOWN] if begun and spec.start and spec.start.mean is None else []
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
@@ -298,23 +306,28 @@ def _augmentation(spec: RunSpec, image: ImageSpec, given: Given) -> Augmentation
     return result
 
 
-def _facts(spec: RunSpec, chosen: Mapping[str, Choice], sight: Sight) -> Facts:
-    """The facts a method may decide by, once the core has chosen; the views must be those that it takes."""
-    decided = {path.partition(".")[2]: one.value for path, one in chosen.items()}
-    train = spec.train.model_copy(update={name: decided[name] for name in decided.keys() & TrainSpec.model_fields})
+def _facts(spec: RunSpec, sight: Sight, backbone: Backbone, views: Mapping[str, int], share: int) -> Facts:
+    """The facts a method may decide by, once the core has chosen."""
+    train, image, images = spec.train, sight.image, len(sight.images)
     assert train.batch_size is not None
     assert train.epochs is not None
-    shares = dist.world() * train.accumulate
-    if train.batch_size % shares:  # every process and micro-batch gets as many images as every other
-        raise ConfigError(
-            f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {shares}; "
-            f"{train.batch_size // shares * shares or shares} is."
-        )
-    views, images = rules.offered(spec.method_class, sight.augmentation), len(sight.images)
     rates = spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)
-    if "lr.start" in decided:
-        rates = rates.model_copy(update={"lr": rates.lr.model_copy(update={"start": decided["lr.start"]})})
-    peak = rates.lr.peak(rules.length(train, images).epochs) * rates.scale(train.batch_size)
-    share, known = train.batch_size // shares, sight.images.known_labels()
-    return Facts(images, train.batch_size, share, sight.image.size, train.epochs, views, peak, *known)
+    labelled, classes = sight.images.known_labels()
+    side = -(-image.size // backbone.patch_size) if isinstance(backbone, TokenBackbone) else None
+    family = re.match("[a-z]*", backbone.name.rpartition("/")[2].lower())
+    return Facts(
+        images=images,
+        batch_size=train.batch_size,
+        forward_size=share,
+        image_size=image.size,
+        epochs=train.epochs,
+        views=views,
+        peak_rate=rates.lr.peak(rules.length(train, images).epochs) * rates.scale(train.batch_size),
+        labelled=labelled,
+        classes=classes,
+        channels=image.channels,
+        backbone=family.group() if family else "",
+        embed_dim=backbone.embed_dim,
+        tokens=side and (side, side),
+    )

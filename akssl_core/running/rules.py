@@ -137,20 +137,39 @@ def refuse(spec: RunSpec) -> None:
         )
 
 
-def refuse_recompute(train: TrainSpec, backbone: Backbone) -> None:
-    """Refuses to compute blocks again where no blocks can be told apart.
+def refuse_backbone(spec: RunSpec, backbone: Backbone) -> None:
+    """Refuses a backbone that the method does not take, and to compute blocks again that cannot be told apart.
 
     Raises:
-        ConfigError: the backbone has less than two of them, or is compiled as a whole.
+        ConfigError: it has no patch tokens and the method needs them, less than two blocks, or is compiled as a whole.
     """
-    if train.recompute and train.compile:
+    if not isinstance(backbone, spec.method_class.accepts):
+        kind = type(backbone).__name__
+        raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
+    if spec.train.recompute and spec.train.compile:
         raise ConfigError("train.recompute does not go with train.compile, which makes one of all blocks. Use one.")
-    if train.recompute and len(backbone.parts()) < 2:
+    if spec.train.recompute and len(backbone.parts()) < 2:
         raise ConfigError(
             f"train.recompute: {backbone.name} has no blocks of which all but one could be dropped and computed again. "
             "Expected two or more modules of one class, with layers inside, in an nn.Sequential or nn.ModuleList. "
             "Leave it out, or give a backbone whose parts() are its blocks."
         )
+
+
+def share(train: TrainSpec) -> int:
+    """Images of one forward pass in one process: each process and micro-batch gets as many as every other.
+
+    Raises:
+        ConfigError: the batch cannot be shared out.
+    """
+    assert train.batch_size is not None
+    shares = dist.world() * train.accumulate
+    if train.batch_size % shares:
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} must be a multiple of processes x train.accumulate = {shares}; "
+            f"{train.batch_size // shares * shares or shares} is."
+        )
+    return train.batch_size // shares
 
 
 def refuse_unlabelled(spec: RunSpec, facts: Facts) -> None:
@@ -199,14 +218,21 @@ def offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
         if have.get(name, 0) not in allowed:
             raise ConfigError(
                 f"augmentation: {method.name} takes {describe.count(need)} '{name}' views; "
-                f"{augmentation.name} offers {_counts(have)}. Choose another augmentation or its counts."
+                f"{augmentation.name} offers {_counts(have)}. {_other_views(method)}"
             )
     if extra := sorted(have.keys() - method.views.keys()):
         raise ConfigError(
             f"augmentation: {method.name} does not use '{extra[0]}' views; {augmentation.name} offers "
-            f"{_counts(have)}. Choose an augmentation with {_counts(dict.fromkeys(method.views, 2))} alone."
+            f"{_counts(have)}. {_other_views(method)}"
         )
     return have
+
+
+def _other_views(method: type[Method]) -> str:
+    """How to get the views that a method takes."""
+    least = {name: need.start if isinstance(need, range) else need for name, need in method.views.items()}
+    groups = " ".join(f"--set augmentation.groups.{name}.count={count}" for name, count in least.items() if count)
+    return f"Choose another augmentation or its counts, or name the groups: --set augmentation.name=views {groups}"
 
 
 def _counts(groups: Mapping[str, int]) -> str:

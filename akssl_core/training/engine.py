@@ -177,7 +177,7 @@ class Engine:
             for group in views.values():
                 group[:] = [view.contiguous(memory_format=self.hardware.layout) for view in group]
             self.clock.lap("augment")
-            yield Batch(views, there[part], None if label is None else label[part], self.seed, step)
+            yield Batch(views, there[part], None if label is None else label[part], self.seed, step, index[part])
 
     def _step(self, micro: Iterator[Batch]) -> None:
         """One optimizer step over one or more micro-batches."""

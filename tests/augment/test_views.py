@@ -8,7 +8,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as TF
 
-from akssl_core.augment import Asymmetric, MultiCrop, Pair, PolicyTransform, ViewPolicy, akssl_register, base, policy
+from akssl_core.augment import (
+    Asymmetric,
+    MultiCrop,
+    NamedViews,
+    Pair,
+    PolicyTransform,
+    ViewPolicy,
+    akssl_register,
+    base,
+    policy,
+)
 from akssl_core.augment.policy import _chunks
 from akssl_core.augment.views import local_size
 from akssl_core.config.schema import validate
@@ -245,13 +255,13 @@ def test_parameters_differ_within_a_batch():
 
 
 # -- components -----------------------------------------------------------------------------------
-def test_registers_the_three_that_a_config_can_name():
+def test_registers_those_that_a_config_can_name():
     class Names(list):
         add = list.append
 
     names = Names()
     akssl_register(registry=names)
-    assert [component.name for component in names] == ["pair", "asymmetric", "multicrop"]
+    assert [component.name for component in names] == ["pair", "views", "asymmetric", "multicrop"]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -290,6 +300,40 @@ def test_pair_views_follow_one_policy():
 def test_size_is_the_runs_unless_it_is_given():
     assert build(Pair, spec(48)).groups()[0].size == 48
     assert build(Pair, spec(48), size=24)(pixels(), draws())["global"][0].shape[-1] == 24
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_pair_has_as_many_views_as_it_is_told(count):
+    alike, two = build(Pair, count=count, blur=0.5)(pixels(), draws())["global"], build(Pair, blur=0.5)
+    assert len(alike) == count
+    for more, one in zip(alike, two(pixels(), draws())["global"], strict=False):
+        assert torch.equal(more, one)  # one more view changes none of the others
+
+
+def test_named_views_have_a_policy_a_count_and_a_size_a_group():
+    groups = {"global": {"count": 1, "blur": 1.0}, "local": {"count": 3, "size": 16, "scale": [0.1, 0.2], "flip": 0}}
+    made = build(NamedViews, spec(40), groups=groups)
+    large, small = made.groups()
+    assert (large.name, large.size, len(large.transforms)) == ("global", 40, 1)
+    assert (small.name, small.size, len(small.transforms)) == ("local", 16, 3)
+    assert (large.transforms[0].policy.blur, small.transforms[0].policy.scale) == (1.0, (0.1, 0.2))
+    views = made(pixels(), draws())
+    assert [[view.shape[-1] for view in group] for group in views.values()] == [[40], [16] * 3]
+    assert "blur: none on views of 16 px; published recipes blur from 64 px up" in made.notes
+    config = made.config.model_dump(mode="json")
+    assert validate(NamedViews.Config, config, registry=None) == made.config
+    assert list(config["groups"]) == ["global", "local"]
+
+
+def test_named_groups_make_the_views_of_a_pair_and_of_multicrop():
+    policy = {"scale": [0.2, 0.9], "blur": 0.3}
+    pair, named = build(Pair, **policy), build(NamedViews, groups={"global": policy})
+    assert all(map(torch.equal, pair(pixels(), draws())["global"], named(pixels(), draws())["global"]))
+    crops = build(MultiCrop, local_count=3, local_size=16)
+    local = {"scale": [0.05, 0.14], "size": 16, "count": 3}
+    named = build(NamedViews, groups={"global": {"scale": [0.14, 1.0]}, "local": local})
+    for one, other in zip(crops(pixels(), draws()).all(), named(pixels(), draws()).all(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_asymmetric_views_follow_their_policies():
@@ -389,6 +433,22 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(settings, message):
     assert str(error.value).startswith(message)
 
 
-def test_a_wrong_setting_of_one_view_is_named_with_its_path():
-    with pytest.raises(ConfigError, match=r"^second\.flip: should be less than or equal to 1, got 3"):
-        validate(Asymmetric.Config, {"second": {"flip": 3}}, registry=None)
+@pytest.mark.parametrize(
+    ("component", "settings", "message"),
+    [
+        (Asymmetric, {"second": {"flip": 3}}, "second.flip: should be less than or equal to 1, got 3"),
+        (NamedViews, {"groups": {"local": {"flip": 3}}}, "groups.local.flip: should be less than or equal to 1, got 3"),
+        (
+            NamedViews,
+            {"groups": {"local": {"cuont": 3}}},
+            "groups.local: unknown setting 'cuont'. Did you mean 'count'?",
+        ),
+        (NamedViews, {"groups": {"global": {"count": 0}}}, "groups.global.count: should be greater than or equal to 1"),
+        (NamedViews, {"groups": {"global": 2}}, "groups.global: should be a table (name: value), got 2"),
+        (NamedViews, {"groups": {}}, "groups: "),
+    ],
+)
+def test_a_wrong_setting_of_one_view_is_named_with_its_path(component, settings, message):
+    with pytest.raises(ConfigError) as error:
+        validate(component.Config, settings, registry=None)
+    assert str(error.value).startswith(message)

@@ -50,7 +50,7 @@ def test_imports_go_one_way(room):
 
 def test_the_plan_is_small():
     found = measure()
-    assert found.entries <= 30, "a concern has a room; a file at the top is a word that a plugin author uses"
+    assert found.entries <= 31, "a concern has a room; a file at the top is a word that a plugin author uses"
     assert found.layers <= 16
     assert found.files_over_400 == 0
     assert found.cycles == []
@@ -140,10 +140,10 @@ PUBLIC = sorted([*PLUGINS.glob("*/src/**/*.py"), *PLUGINS.glob("*/tests/**/*.py"
 @pytest.mark.parametrize("file", PUBLIC, ids=lambda f: f.parent.name + "/" + f.name)
 def test_plugins_use_public_names_alone(file):
     import akssl_core
-    from akssl_core import dist, nn, testing
+    from akssl_core import dist, masks, nn, testing
 
     public = {"akssl_core": {*akssl_core.__all__, "sklearn"}, "akssl_core.testing": {*testing.__all__}}
-    public |= {f"akssl_core.{module.__name__.rpartition('.')[2]}": {*dir(module)} for module in (dist, nn)}
+    public |= {f"akssl_core.{module.__name__.rpartition('.')[2]}": {*dir(module)} for module in (dist, masks, nn)}
     source = re.sub(r"@@\{?\w+\}?", "name", file.read_text())
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("akssl_core"):

@@ -15,7 +15,7 @@ from floor_plan import CORE
 import akssl_core
 from akssl_core import Schema
 
-OPEN = {"akssl_core.nn", "akssl_core.dist", "akssl_core.sklearn", "akssl_core.testing"}
+OPEN = {f"akssl_core.{module}" for module in ("nn", "masks", "dist", "sklearn", "testing")}
 FILES = sorted(CORE.rglob("*.py"))
 PARSED = {file: ast.parse(file.read_text()) for file in FILES}
 CLASSES = [value for name in akssl_core.__all__ if inspect.isclass(value := getattr(akssl_core, name))]

@@ -124,6 +124,12 @@ def test_odd_batches_over_micro_batches_are_refused_with_the_nearest(toys, photo
 def test_views_must_match_the_augmentation(toys, photos):
     with pytest.raises(ConfigError, match="toy does not use 'local' views; multicrop offers 2 global and 6 local"):
         plan(toys, photos, augmentation="multicrop")
+    one_view = {"name": "views", "groups": {"global": {"count": 1}}}
+    cure = "--set augmentation.name=views --set augmentation.groups.global.count=2"
+    with pytest.raises(ConfigError, match=rf"toy takes 2 'global' views; views offers 1 global\..*: {cure}"):
+        plan(toys, photos, augmentation=one_view)
+    one_view["groups"]["global"]["count"] = 2
+    assert plan(toys, photos, augmentation=one_view).facts.views == {"global": 2}
 
 
 def test_a_method_over_patches_refuses_a_convnet(toys, photos):
@@ -265,6 +271,29 @@ def test_local_views_of_a_transformer_are_whole_patches_or_it_is_said(toys, phot
     assert not [note for note in p.notes if "padded" in note]
     p = plan(toys, photos, augmentation={"name": "multicrop", "local_size": 13}, **settings)
     assert "vit_tiny: local views are padded from 13 to 16 px, whole patches" in p.notes
+
+
+def test_a_method_is_told_of_the_backbone_before_it_chooses(toys, photos):
+    told = []
+
+    class Curious(ToyMethod):
+        name = "curious"
+
+        @classmethod
+        def choose(cls, config, facts):
+            told.append(facts)
+            return {}
+
+    toys.registry.add(Curious)
+    settings = {"method": "curious", "image_size": 30}
+    images = photos[0][:, :1]
+    p = plan(toys, images, backbone={"name": "vit_tiny", "patch_size": 8}, **settings)
+    assert p.facts is told[-1]
+    assert (p.facts.channels, p.facts.backbone, p.facts.embed_dim, p.facts.tokens) == (1, "vit", 192, (4, 4))
+    plan(toys, photos, backbone="resnet18", **settings)
+    assert (told[-1].channels, told[-1].backbone, told[-1].embed_dim, told[-1].tokens) == (3, "resnet", 512, None)
+    plan(toys, photos, backbone=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2700, 7)), **settings)
+    assert (told[-1].backbone, told[-1].embed_dim, told[-1].tokens) == ("custom", 7, None)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -31,7 +31,7 @@ from akssl_core.testing import checks
 
 BUILT_IN = {
     "backbone": ("resnet_tiny", "vit_tiny"),
-    "augmentation": ("pair", "asymmetric", "multicrop"),
+    "augmentation": ("pair", "views", "asymmetric", "multicrop"),
     "data": ("shapes",),
     "optimizer": ("sgd", "adamw", "lars"),
 }
