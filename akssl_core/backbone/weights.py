@@ -59,14 +59,21 @@ class Account:
                 yield f"{title}, {why}: {_some(names)}"
 
 
-def load_weights(tensors: Mapping[str, Tensor], backbone: Backbone, *, prefix: str | None = None) -> Account:
+def load_weights(
+    tensors: Mapping[str, Tensor], backbone: Backbone, *, prefix: str | None = None, who: str = "start"
+) -> Account:
     """Fill a backbone; `prefix` is where the keys of the network begin in the file, null: found.
+
+    `who` is the setting that named the weights: messages begin with it.
 
     Raises:
         ConfigError: a tensor of the file or of the network is unaccounted for, or has a shape that cannot be adapted.
     """
     wanted = backbone.export_state()  # the tensors themselves
-    state, account = fit(tensors, wanted, backbone.keys, prefix=prefix)
+    try:
+        state, account = fit(tensors, wanted, backbone.keys, prefix=prefix)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from error
     with torch.no_grad():
         for name, tensor in state.items():
             wanted[name].copy_(tensor)
@@ -112,8 +119,8 @@ def _named(names: Collection[str], wanted: Collection[str], keys: Keys, prefix: 
     starts = dict.fromkeys(start for rank, start, _ in ways if rank == best)
     if len(starts) > 1 and best[0] > len(wanted) / 2:
         raise ConfigError(
-            f"start.prefix: the file holds {len(starts)} networks that fit; name one by where its keys begin: "
-            f"{', '.join(map(repr, starts))}."
+            f"the file holds {len(starts)} networks that fit, whose keys begin with {', '.join(map(repr, starts))}. "
+            f"Take a file of one, or name it where a run begins: start.prefix."
         )
     return next(meant for rank, _, meant in ways if rank == best)
 
@@ -153,7 +160,7 @@ def _refuse(strays: Sequence[str], lost: Sequence[str], size: int) -> None:
     if strays:
         near = did_you_mean(strays[0], lost)
         said.append(f"{len(strays)} tensors of the file have no place, '{visible(strays[0]):.80}' first.{near}")
-    raise ConfigError(f"start: the weights are not those of this backbone: {'; '.join(said).rstrip('.')}.")
+    raise ConfigError(f"the weights are not those of this backbone: {'; '.join(said).rstrip('.')}.")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -167,13 +174,13 @@ def _joined(name: str, parts: Sequence[tuple[str, Tensor]]) -> Tensor:
     """One tensor of the parts `#0`, `#1`, ... along the first side."""
     tensors = [tensor for _, tensor in sorted(parts, key=lambda pair: pair[0])]
     if kinds := {tensor.dtype for tensor in tensors if not tensor.is_floating_point() and not name.endswith(COUNTER)}:
-        raise ConfigError(f"start: the weights of '{name}' are {kinds.pop()}. Expected floating-point numbers.")
+        raise ConfigError(f"the weights of '{name}' are {kinds.pop()}. Expected floating-point numbers.")
     if any(not tensor.to(torch.float32).isfinite().all() for tensor in tensors):
-        raise ConfigError(f"start: the weights of '{name}' are not finite numbers. Take another file.")
+        raise ConfigError(f"the weights of '{name}' are not finite numbers. Take another file.")
     if len(tensors) > 1 and len({part for part, _ in parts}) < len(parts):
-        raise ConfigError(f"start: several tensors of the file mean '{name}'. Name one network: start.prefix.")
+        raise ConfigError(f"several tensors of the file mean '{name}'. Name one network: start.prefix.")
     if any(tensor.shape[1:] != tensors[0].shape[1:] for tensor in tensors):
-        raise ConfigError(f"start: the parts of '{name}' do not fit together. Take another file.")
+        raise ConfigError(f"the parts of '{name}' do not fit together. Take another file.")
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
@@ -199,7 +206,7 @@ def _adapted(name: str, tensor: Tensor, wanted: Tensor, keys: Keys) -> tuple[Ten
         if found is not None and found[0].shape == wanted.shape:
             return found
     raise ConfigError(
-        f"start: '{name}' is of shape {have!s:.60} in the file, expected {need!s:.60}. Choose the backbone of the file."
+        f"'{name}' is of shape {have!s:.60} in the file, expected {need!s:.60}. Choose the backbone of the file."
     )
 
 

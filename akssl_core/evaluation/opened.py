@@ -6,7 +6,6 @@ Nothing here writes, and every network is a copy of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from ..backbone import Backbone, WrappedBackbone
+from ..backbone.weights import load_weights
 from ..config.registry import STAND_IN
 from ..config.schema import user_path, validate
 from ..data import DatasetSource, Preprocess
@@ -96,8 +96,8 @@ class Trained:
     def with_weights(self, file: Path) -> tuple[Backbone, list[str]]:
         """The same network with weights from a file, and what was decided for it.
 
-        The file is a state dict under the key names of the library the network comes from, or a backbone that a run
-        has left. A plain one is fed with images normalised as photos are, where there are three channels.
+        The file is a state dict that a run could begin from (`load_weights`), or a backbone that a run has left. A
+        plain one is fed with images normalised as photos are, where there are three channels.
 
         Raises:
             RunDirError: the file cannot be read.
@@ -107,16 +107,8 @@ class Trained:
         if metadata.get("format") == BACKBONE_FORMAT:
             return load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins), []
         backbone = _empty(self)
-        target: nn.Module = backbone.module if isinstance(backbone, WrappedBackbone) else backbone
-        wanted = target.state_dict()
-        known = {name: tensor for name, tensor in tensors.items() if name in wanted}
-        wrong = [name for name, tensor in wanted.items() if not _fits(known.get(name), tensor, name)]
-        if wrong:
-            name = f"the run's backbone '{self.config['backbone']['name']}' at {self.preprocess.size} px"
-            raise ConfigError(f"weights: {file} does not fit {name}: {_difference(wrong, known, wanted)}")
-        target.load_state_dict({**wanted, **known})
-        left = sorted(tensors.keys() - known.keys())
-        notes = [f"{file.name}: left out {', '.join(left[:4])}{', ...' if len(left) > 4 else ''}"] if left else []
+        account = load_weights(tensors, backbone, who="weights")
+        notes = [f"{file.name}: {line}" for line in account.lines()]
         if self.preprocess.channels == len(PHOTOS[0]):
             backbone.preprocess = replace(self.preprocess, mean=PHOTOS[0], std=PHOTOS[1])
             notes.append(f"{file.name}: its images are normalised with mean {PHOTOS[0]} and std {PHOTOS[1]}")
@@ -150,22 +142,3 @@ def _empty(trained: Trained) -> Backbone:
         target = result.module if isinstance(result, WrappedBackbone) else result
         target.load_state_dict(trained.module.state_dict())
     return result.eval()
-
-
-def _fits(found: torch.Tensor | None, wanted: torch.Tensor, name: str) -> bool:
-    """Whether a weight is there in the right shape; counters of batches decide nothing."""
-    return name.endswith("num_batches_tracked") if found is None else found.shape == wanted.shape
-
-
-def _difference(wrong: list[str], known: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
-    """The first weight that is missing or of another shape, and what to do."""
-    first = wrong[0]
-    if first not in known:
-        return (
-            f"{len(wrong)} weights are missing, '{first}' first. Give a state dict under the library's own key names."
-        )
-    have, need = tuple(known[first].shape), tuple(wanted[first].shape)
-    return (
-        f"'{first}' has the shape {have}, expected {need}. Weights must be of the same architecture, with the same "
-        f"stem: small images get a small one."
-    )

@@ -194,7 +194,7 @@ def changed(**tensors):
         ({}, "72 of 72 tensors of the network have none|tensors of the network have none"),
         (
             under("one.", changed()) | under("two.", changed()),
-            r"start.prefix: the file holds 2 networks.*'one.', 'two.'",
+            r"start: the file holds 2 networks.*'one.', 'two.'.*start.prefix",
         ),
     ],
 )

@@ -133,6 +133,9 @@ def test_weights_from_a_file_are_compared(finished, tmp_path):
     assert "knn_given_weights" in found.metrics
     assert any("fc.weight" in note for note in found.notes)
     assert any("0.485" in note for note in found.notes)
+    save_file({f"state_dict.{name}": value for name, value in trained.items()}, tmp_path / "under.safetensors")
+    under = akssl_core.evaluate(finished, weights=tmp_path / "under.safetensors")
+    assert under.metrics == found.metrics, "names are matched as by --start"
     same = akssl_core.evaluate(finished, weights=finished / "backbone.safetensors").metrics
     assert same["knn_given_weights"] == same["knn_top1"]
 
@@ -145,7 +148,7 @@ def test_weights_of_torchvision_are_taken_as_they_are(tmp_path):
     ours = akssl_core.build("backbone", "resnet18", spec, stem="imagenet")
     ours.preprocess = akssl_core.Preprocess.of(spec)
     given, notes = Trained(tmp_path, ours, None, installed()).with_weights(tmp_path / "resnet18.safetensors")
-    assert notes[0].endswith("left out fc.bias, fc.weight")
+    assert "resnet18.safetensors: left out, a head: fc.weight, fc.bias" in notes
     theirs.fc = nn.Identity()
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -157,8 +160,8 @@ def test_weights_of_torchvision_are_taken_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: {**t, "conv1.weight": torch.zeros(64, 3, 7, 7)}, r"'conv1.weight' has the shape \(64, 3, 7, 7\)"),
-        (lambda t: {name: v for name, v in t.items() if name != "conv1.weight"}, "1 weights are missing, 'conv1"),
+        (lambda t: {**t, "conv1.weight": torch.zeros(64, 3, 7, 7)}, r"weights: 'conv1.weight' is of shape \(64, 3, 7, 7"),
+        (lambda t: {name: v for name, v in t.items() if name != "conv1.weight"}, "weights: .* have none, 'conv1"),
     ],
 )
 def test_weights_of_another_network_are_refused(finished, tmp_path, change, message):
