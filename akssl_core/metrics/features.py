@@ -1,6 +1,7 @@
 """Features of images, and which images they are taken of. Nothing here trains.
 
-Probing leaves no trace: the encoder's mode, its statistics and the random state are as they were before.
+Probing leaves no trace: the encoder's mode, its statistics and the random state are as they were before;
+`measure_statistics` alone changes the statistics, when it is asked to.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import dist
 from ..backbone.base import Backbone, evaluating
@@ -48,6 +50,39 @@ def features_of(encoder: Backbone, batch: Pixels, preprocess: Preprocess, *, dev
     with evaluating(encoder):
         result: Tensor = encoder(preprocess.pixels(batch.to(device)).contiguous(memory_format=layout))
     return result
+
+
+def measure_statistics(
+    encoder: Backbone,
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    batches: int = 200,
+    batch_size: int = 256,
+    device: torch.device,
+) -> int:
+    """Measure the running statistics of an encoder's batch norms anew, and say how many norms have some.
+
+    They become plain averages over up to so many batches of images as a probe sees them, one pass and no step
+    (Izmailov et al. 2018, arXiv 1803.05407, section 3.2). Weights, modes and all else stay; the encoder stands on
+    `device`. Processes that do this together measure the same images and agree.
+    """
+    norms = [part for part in encoder.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    if not norms:
+        return 0
+    chosen, momenta = sample(images, batches * batch_size), [norm.momentum for norm in norms]
+    size = min(batch_size, len(chosen))
+    with evaluating(encoder):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the average of all batches
+            norm.train()
+        for start in range(0, len(chosen) - size + 1, size):  # a smaller last one would weigh as much as the others
+            batch = preprocess.fetch(chosen, range(start, start + size))
+            encoder(preprocess.pixels(batch.to(device)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return len(norms)
 
 
 def pixels_as_features(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from akssl_core import Backbone, Features, ImageSet, ImageSpec, Pixels, Preprocess, TensorImages
 from akssl_core.errors import DataError
 from akssl_core.metrics.diagnosis import verdict
-from akssl_core.metrics.features import embed, pixels_as_features, sample, spread
+from akssl_core.metrics.features import embed, measure_statistics, pixels_as_features, sample, spread
 from akssl_core.metrics.health import Spectrum, spectrum
 from akssl_core.metrics.nearest import knn, neighbours
 from akssl_core.testing.ranks import on_ranks
@@ -338,3 +338,27 @@ def test_one_dimension_or_one_image_breaks_nothing():
 )
 def test_verdict_thresholds(found, expected):
     assert verdict(found) == expected
+
+
+def test_statistics_are_measured_as_plain_averages_over_batches(images):
+    net = Net().train()
+    net.norm.running_mean.fill_(9.0)
+    before, drawn = {name: p.clone() for name, p in net.named_parameters()}, torch.get_rng_state()
+    assert measure_statistics(net, images, PREPROCESS, batch_size=10, device=CPU) == 1
+    with torch.no_grad():
+        maps = net.conv(PREPROCESS.pixels(PREPROCESS.fetch(images, range(20))))  # the last image alone is left out
+    means = torch.stack([maps[:10].mean((0, 2, 3)), maps[10:].mean((0, 2, 3))]).mean(0)
+    variances = torch.stack([maps[:10].transpose(0, 1).flatten(1).var(1), maps[10:].transpose(0, 1).flatten(1).var(1)])
+    torch.testing.assert_close(net.norm.running_mean, means)
+    torch.testing.assert_close(net.norm.running_var, variances.mean(0))
+    assert net.norm.momentum == 0.1
+    assert all(part.training for part in net.modules())
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_statistics_are_of_as_many_batches_as_asked_for(images):
+    net = Net()
+    measure_statistics(net, images, PREPROCESS, batches=3, batch_size=2, device=CPU)
+    assert len(net.seen) == net.norm.num_batches_tracked == 3
+    assert measure_statistics(nn.Identity(), images, PREPROCESS, device=CPU) == 0
