@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .exporting.backbone_file import load_backbone
     from .hookspecs import hookimpl
     from .loss import KnownValue, Loss
-    from .method import Choice, Curve, Facts, Landmark, Method, ParamRule, Published
+    from .method import Artefacts, Choice, Curve, Facts, Landmark, Method, ParamRule, Published
     from .metrics.diagnosis import Diagnosis
     from .plugins.lookup import Installed, Location, build, find, methods
     from .plugins.manager import Plugins
@@ -69,7 +69,7 @@ _ROOMS = {
     "hookspecs": "hookimpl",
     "loss": "KnownValue Loss",
     "metrics.diagnosis": "Diagnosis",
-    "method": "Choice Curve Facts Landmark Method ParamRule Published",
+    "method": "Artefacts Choice Curve Facts Landmark Method ParamRule Published",
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",
     "reporting.comparison": "Compared compare",
@@ -86,17 +86,18 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split
 _MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
 
 __all__ = [
-    "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Augmentation", "AugmentationRef", "Backbone", "BackboneRef",
-    "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted", "Counterpart", "Curve",
-    "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined", "Explained", "Exported",
-    "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore", "Installed",
-    "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "Location", "Logger", "Loss", "LossRef", "Method",
-    "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PreparedData", "Preprocess", "Published", "Registry",
-    "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Stock", "StoredImages", "Sweep",
-    "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "build",
-    "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels",
-    "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear", "load_backbone", "load_weights",
-    "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "suitable_size", "sweep",
+    "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
+    "BackboneRef", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted", "Counterpart",
+    "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined", "Explained",
+    "Exported", "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
+    "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "Location", "Logger", "Loss",
+    "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PreparedData", "Preprocess",
+    "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Stock",
+    "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views",
+    "absolute_path", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed",
+    "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear", "load_backbone",
+    "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "suitable_size",
+    "sweep",
 ]  # fmt: skip
 
 

@@ -112,6 +112,19 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Artefacts:
+    """What a method has to show at the end of a run, beside its backbone."""
+
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> (B, C, H, W), one for each image of the batch, values in [0, 1]: columns of a table in the report.
+    `backbone.image.pictures` makes them of views."""
+    numbers: Mapping[str, float | Tensor] = field(default_factory=dict)
+    """Name -> a number, which stands among the final scores."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> what to keep beside the backbone, in `method.safetensors`: the weights of a head."""
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """The settings that the source of a recipe states. The kit compares it with the recipe, READMEs show both."""
 
@@ -221,6 +234,14 @@ class Method(nn.Module, Component, ABC, Generic[B]):
 
     def after_step(self, now: Now) -> None:
         """Called once after each real optimizer step, for slow state that no block covers."""
+
+    def artefacts(self, batch: Batch, now: Now) -> Artefacts:
+        """What there is to show after the last step, of some training images that are the same for each method.
+
+        It is asked once, in evaluation mode, without gradients and in the main process alone, where collectives see no
+        other. `batch` has the views of the first epoch; `now` is the end. What cannot be kept is warned of.
+        """
+        return Artefacts()
 
     @property
     def encoder(self) -> Backbone:

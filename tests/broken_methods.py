@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core import Curve, Landmark, Loss, Method, Published, Schedule, Schema, ViewPolicy, dist
+from akssl_core import Artefacts, Curve, Landmark, Loss, Method, Published, Schedule, Schema, ViewPolicy, dist
 from akssl_core.augment import Augmentation, ViewGroup
 from akssl_core.nn import EMA, Queue, mlp, std_ratio
 
@@ -75,6 +75,11 @@ class Right(Method):
         spread = (F.normalize(p1, dim=1) @ self.queue.rows.T).square().mean()
         loss = self.loss(p1, t2) + self.loss(p2, t1) + self.config.weight * spread
         return {"loss": loss, "z_std_ratio": std_ratio(p1)}
+
+    def artefacts(self, batch, now):
+        x = batch.views["global"][0]
+        z = self.projector(self.backbone(x))
+        return Artefacts({"view": self.backbone.image.pictures(x)}, {"spread": std_ratio(z)}, {"projections": z})
 
 
 class SignFlipped(Right):
@@ -199,6 +204,22 @@ class RemembersInEvaluation(Right):
         if not self.training:
             self.queue._pushed.append(torch.ones(4, self.config.out_dim))
         return terms
+
+
+class ShowsNoise(Right):
+    def artefacts(self, batch, now):
+        return Artefacts(numbers={"noise": torch.rand(())})
+
+
+class ShowsNothingReal(Right):
+    def artefacts(self, batch, now):
+        return Artefacts(pictures={"view": batch.views["global"][0] * float("nan")})
+
+
+class MovesWhileItShows(Right):
+    def artefacts(self, batch, now):
+        self.queue.rows.add_(1)
+        return Artefacts()
 
 
 class InitialisesTheBackbone(Right):
@@ -331,6 +352,9 @@ BROKEN = {
     TrainedTarget: "gradient_reaches_every_parameter",
     WrongMomentum: "slow_copies_follow_their_momentum",
     RemembersInEvaluation: "evaluation_changes_nothing",
+    ShowsNoise: "artefacts_can_be_kept",
+    ShowsNothingReal: "artefacts_can_be_kept",
+    MovesWhileItShows: "artefacts_can_be_kept",
     InitialisesTheBackbone: "construction_leaves_the_backbone_alone",
     StoredTwice: "state_goes_through_safetensors",
     FixedImageSize: "any_channels_and_sizes",

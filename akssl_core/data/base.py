@@ -43,6 +43,11 @@ class ImageSpec:
     std: tuple[Annotated[float, Field(gt=0)], ...]
     """The divisor of each channel after that."""
 
+    def pictures(self, images: Tensor) -> Tensor:
+        """Normalised images (..., C, H, W) as they were before: values in [0, 1]."""
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
+
 
 class Views(dict[str, list[Tensor]]):
     """The augmented views of one batch by group: `views["global"]` is a list of (B, C, H, W)."""

@@ -90,11 +90,12 @@ _thread = threading.local()
 @contextmanager
 def acting_in(group: Group) -> Iterator[None]:
     """Within this context the collectives of this thread go to `group`: how a test plays several ranks at once."""
+    before: Group | None = getattr(_thread, "group", None)
     _thread.group = group
     try:
         yield
     finally:
-        del _thread.group
+        _thread.group = before
 
 
 def _group() -> Group:

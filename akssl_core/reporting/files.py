@@ -112,7 +112,7 @@ def _samples(path: Path) -> Mapping[str, Tensor]:
         if (tensor.dtype, tensor.ndim) != LAYOUTS.get(name, (torch.uint8, 5)) or not tensor.numel():
             kind, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
             raise RunDirError(f"{path} is damaged: '{name:.60}' holds no pictures, but {kind} of shape {shape!s:.60}.")
-    rows = [len(t) for name, t in tensors.items() if name == "originals" or name.startswith("views.")]
+    rows = [len(t) for name, t in tensors.items() if name == "originals" or name.startswith(("views.", "method."))]
     found, labels_of = tensors.get("neighbours"), tensors.get("neighbour_labels")
     fit = found is None or labels_of is None or found.shape[:2] == labels_of.shape
     if len(set(rows)) > 1 or not fit:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .files import RunFiles
 from .html import Html, section, table, tag
 
-VIEWS = "views."
+VIEWS, METHOD = "views.", "method."
 HUES = 10  # classes with a colour of their own; further ones share them
 LARGEST = 128  # pixels a side; a larger picture is averaged down, so that the page stays small
 COARSE = 64  # up to this side a picture is enlarged with its pixels kept sharp
@@ -63,6 +63,24 @@ def attention(run: RunFiles) -> list[Html]:
     )
     text = tag("p", said, channel_note(images.shape[2]), class_="quiet")
     return [section("Attention", text, table(["", *names], rows, kind="pictures"))]
+
+
+def of_method(run: RunFiles) -> list[Html]:
+    """What the method itself shows of training images: what it has made of a masked one, say."""
+    names = sorted(name for name in run.samples if name.startswith(METHOD))
+    if not names:
+        return []
+    shown = [(name, name.split(".", 2)[-1]) for name in names]
+    count, channels = run.samples[names[0]].shape[::2][:2]
+    rows = [
+        [str(i + 1), *(picture(run.samples[name][i, 0], f"image {i + 1}, {column}") for name, column in shown)]
+        for i in range(count)
+    ]
+    said = f"Each row is one training image, as the method shows it after its last step.{channel_note(channels)}"
+    text = tag("p", said, class_="quiet")
+    return [
+        section("Pictures of the method", text, table(["", *(column for _, column in shown)], rows, kind="pictures"))
+    ]
 
 
 def nearest(run: RunFiles) -> list[Html]:

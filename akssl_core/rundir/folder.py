@@ -25,7 +25,7 @@ from .files import read_tensors as read_tensors
 from .schemas import Evaluations, Manifest, Origins, checked
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
-OWN_MORE = ("report.html", "samples.safetensors", "unreadable.txt", "evaluation.json")
+OWN_MORE = ("report.html", "samples.safetensors", "method.safetensors", "unreadable.txt", "evaluation.json")
 EXPORTED = {
     "safetensors": "backbone-exported.safetensors",
     "torchvision": "backbone-torchvision.safetensors",

@@ -29,6 +29,7 @@ from ..training.faults import explain_faults
 from ..training.recorder import Recorder, Signals
 from ..training.rows import Rows
 from ..training.watch import Collapsed, Probe, Scored, Vitals, Watch
+from .artefacts import of_run
 from .plan import Plan
 from .result import Result, read_result
 from .samples import sample_tensors, view_features
@@ -97,15 +98,19 @@ class Training:
             trained, (scores, spread, missing) = self._trained(probe, engine)
             self.product = encoder = _product(trained, plan)
             health = of_views(view_features(plan, encoder, engine.device))
+            metrics = {"loss": run_dir.history[-1]["loss"], **scores, **health.numbers, **run_dir.manifest.baselines}
+            own = of_run(plan, engine, [*metrics, "seconds"])
             if missing := {**missing, **health.missing}:
                 run_dir.update_manifest(Manifest(not_measured=missing))
             export_backbone(run_dir, plan.spec.method.name, plan.spec.table()["backbone"], encoder, plan.preprocess)
-            run_dir.write_tensors("samples.safetensors", sample_tensors(plan, encoder, engine.device), {})
+            pictures = sample_tensors(plan, encoder, engine.device) | own.samples()
+            run_dir.write_tensors("samples.safetensors", pictures, {})
+            if own.tensors:
+                run_dir.write_tensors("method.safetensors", own.tensors, {"method": plan.spec.method.name})
             encoder.cpu()
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
-        loss = run_dir.history[-1]["loss"]
-        metrics = {"loss": loss, **scores, **health.numbers, **run_dir.manifest.baselines, "seconds": seconds}
+        metrics |= {**own.numbers, "seconds": seconds}
         return metrics, diagnose(
             run_dir.history,
             self._landmarks(),

@@ -65,6 +65,7 @@ class Result:
             "loss": "loss",
             "seconds": "seconds of training and evaluation",
         }
+        names |= {key: key for key in self.metrics if key not in names}  # the method's own
         lines = [(text, f"{self.metrics[key]:.4g}") for key, text in names.items() if self.metrics.get(key) is not None]
         found = asdict(self.diagnosis) if self.diagnosis else {}
         return "\n".join(

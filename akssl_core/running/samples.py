@@ -20,13 +20,18 @@ MAPPED, THUMBNAIL = 500, 24  # images on the map, and their side in pixels there
 COMPARED, DRAWS, AT_ONCE = 600, 2, 100  # images whose views are compared, and views of each
 
 
+def sample_index(plan: Plan) -> Tensor:
+    """The positions (R,) of the training images whose views are shown."""
+    return spread(len(plan.images), min(IMAGES, len(plan.images)))
+
+
 def sample_tensors(plan: Plan, encoder: Backbone, device: torch.device) -> dict[str, Tensor]:
     """uint8 pictures by name: `originals` (R, C, S, S), `views.<group>` (R, V, C, s, s), `neighbours`, `map_images`.
 
     `attention` (R, 1 + heads, C, S, S) where the backbone has heads. Beside them the places `map` (M, 2) in [0, 1] of
     the mapped images, and the `spectrum` of their features. The encoder stands on `device`; all of this is on the CPU.
     """
-    index = spread(len(plan.images), min(IMAGES, len(plan.images)))
+    index = sample_index(plan)
     pixels = plan.images.fetch(index.tolist())
     views = plan.augmentation(pixels, Draws.of(plan.spec.seed, 0, index)).items()  # those of the first epoch
     shown = {f"views.{name}": torch.stack([_pictures(plan, v) for v in group], 1) for name, group in views if group}
@@ -114,6 +119,4 @@ def _shown(plan: Plan, images: ImageSet, index: list[int]) -> Tensor:
 
 def _pictures(plan: Plan, images: Tensor) -> Tensor:
     """Normalised images (N, C, S, S) as uint8 pictures."""
-    mean = torch.tensor(plan.image.mean)[:, None, None]
-    std = torch.tensor(plan.image.std)[:, None, None]
-    return ((images.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    return (plan.image.pictures(images.cpu()) * 255).round().to(torch.uint8)

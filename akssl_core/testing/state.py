@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load, save
 
 from ..backbone import Backbone
+from ..method import Method
 from ..nn import EMA
+from ..running.artefacts import of_method
 from ..schedule import Now
 from .check import NotApplicable, expect, few, rule
 from .subject import MethodSubject, changed, copied, disturb_global_randomness
@@ -157,3 +159,25 @@ def encoder_can_be_exported(subject: MethodSubject) -> None:
         other.load_state_dict(load(save({n: t.contiguous() for n, t in encoder.export_state().items()})))
         gap = float((other(images) - features).abs().max())
     expect(gap == 0, f"a fresh network with the exported weights gives features that differ by {gap:.2g}")
+
+
+@rule(
+    "method",
+    cure="return Artefacts(pictures={'name': (B, C, H, W) in [0, 1]}, numbers={'name': a finite number}) from "
+    "artefacts, drawn from batch.draws, and move no state there",
+)
+def artefacts_can_be_kept(subject: MethodSubject) -> None:
+    """What a method shows at its end can be kept, is the same each time, and costs its state nothing."""
+    if subject.component.artefacts is Method.artefacts:
+        raise NotApplicable("the method shows nothing of its own at its end")
+    at = subject.ready()
+    before, found = copied(at.method.state_dict()), []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found.append(of_method(at.method, at.batch(), at.now))
+    expect(not found[0].problems, f"cannot be kept: {'; '.join(found[0].problems)}")
+    other = [*changed(found[0].pictures, found[1].pictures), *changed(found[0].tensors, found[1].tensors)]
+    expect(not other and found[0].numbers == found[1].numbers, f"another each time: {few(other) or 'numbers'}")
+    moved = changed(before, at.method.state_dict())
+    expect(not moved, f"changed by artefacts: {few(moved)}")
