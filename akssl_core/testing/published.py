@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..config.schema import Ref, leaves
@@ -42,7 +42,10 @@ def compared(method: type[Method], recipe: str, plugins: Plugins) -> Iterator[tu
 def _setting(spec: Any, path: str) -> Any:
     """One setting of a resolved run, as a recipe would write it."""
     for name in path.split("."):
-        spec = getattr(spec.config if isinstance(spec, Ref) and name != "name" else spec, name)
+        if isinstance(spec, Mapping):  # named groups of views
+            spec = spec[name]
+        else:
+            spec = getattr(spec.config if isinstance(spec, Ref) and name != "name" else spec, name)
     if isinstance(spec, Schedule):
         return spec.model_dump(mode="json")
     return list(spec) if isinstance(spec, tuple) else spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unittest
+from dataclasses import replace
 
 import pytest
 from broken_methods import BROKEN, Contrast, OneDraw, Right, SignFlipped
@@ -53,6 +54,18 @@ def test_a_check_that_fails_raises_what_pytest_reports(manager):
     (check,) = [check for check in kit(SignFlipped, manager) if str(check) == "views_of_one_image_attract"]
     with pytest.raises(CheckFailed, match="after 24 steps the loss is"):
         check()
+
+
+def test_a_source_may_tell_groups_of_views(manager):
+    groups, source = {"global": {"scale": [0.3, 1.0], "blur": 0.1}}, Right.published["default"]
+    told = {**source.values, "augmentation": {"groups": groups}}
+
+    class Grouped(Right):
+        recipes = {"default": {**Right.recipes["default"], "augmentation": {"name": "views", "groups": groups}}}
+        published = {"default": replace(source, values=told)}
+
+    (check,) = [check for check in kit(Grouped, manager) if str(check) == "recipes_are_as_published"]
+    check()
 
 
 def test_a_check_that_does_not_apply_is_skipped(manager):
