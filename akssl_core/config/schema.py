@@ -257,6 +257,7 @@ TABLE, LIST = "should be a table (name: value)", "should be a list"
 WORDS = {
     "missing": "is missing", "dict_type": TABLE, "model_type": TABLE, "mapping_type": TABLE, "dataclass_type": TABLE,
     "tuple_type": LIST, "list_type": LIST, "path_type": "should be a path", "string_type": "should be a text",
+    "too_short": "should not be empty",
 }  # fmt: skip
 
 

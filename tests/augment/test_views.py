@@ -445,7 +445,7 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(settings, message):
         ),
         (NamedViews, {"groups": {"global": {"count": 0}}}, "groups.global.count: should be greater than or equal to 1"),
         (NamedViews, {"groups": {"global": 2}}, "groups.global: should be a table (name: value), got 2"),
-        (NamedViews, {"groups": {}}, "groups: "),
+        (NamedViews, {"groups": {}}, "groups: should not be empty, got {}"),
     ],
 )
 def test_a_wrong_setting_of_one_view_is_named_with_its_path(component, settings, message):
