@@ -389,7 +389,7 @@ class ViTSmall(ViT):
 
 
 class ViTBase(ViT):
-    """768 wide, 12 deep, 12 heads: 85.4 M parameters."""
+    """768 wide, 12 deep, 12 heads: 85.6 M parameters."""
 
     name = "vit_base"
     width, heads = 768, 12
