@@ -10,9 +10,12 @@ on int64, elementwise. It gives the same numbers on every platform, device and n
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,3 +93,30 @@ class Draws:
     def seeds(self, op: str) -> Tensor:
         """(B,) int64, not negative: seeds for generators that one named operation drives itself."""
         return mix(self.keys ^ fold(3, zlib.crc32(op.encode()))) & ((1 << 63) - 1)
+
+
+_STEP: ContextVar[tuple[Draws, Iterator[int]] | None] = ContextVar("step", default=None)
+
+
+@contextmanager
+def drawing(draws: Draws) -> Iterator[None]:
+    """While it lasts, layers draw `for_rows` of these images: those of a training step."""
+    token = _STEP.set((draws, itertools.count()))
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
+
+def for_rows(rows: int, op: str, count: int, device: torch.device) -> Tensor:
+    """(rows, count) float32, uniform in [0, 1), for a layer that sees images of a step and not which they are.
+
+    They follow from seed, step and image where `rows` are whole views of the batch, one after the other; each call in
+    a step has others. Else, and outside of a step, they are from torch's generator.
+    """
+    step = _STEP.get()
+    if step is None or rows % len(step[0].keys):
+        return torch.rand(rows, count, device=device)
+    draws, calls = step
+    views = [draws.view(v) for v in range(rows // len(draws.keys))]
+    return Draws.join(views).uniform(f"{op} {next(calls)}", count)

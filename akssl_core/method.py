@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from .backbone.base import Backbone
 from .config.schema import Component
 from .data.base import Batch
+from .draws import drawing
 from .errors import PluginError, shown
 from .schedule import Now
 
@@ -220,7 +221,8 @@ class Method(nn.Module, Component, ABC, Generic[B]):
         Raises:
             PluginError: what the step returns are no terms.
         """
-        terms: Any = self.step(batch, now)
+        with drawing(batch.draws):
+            terms: Any = self.step(batch, now)
         if not isinstance(terms, Mapping) or not isinstance(terms.get("loss"), Tensor):
             raise PluginError(
                 f"method {self.name}: its step returned {shown(terms)}; expected tensors by name with one 'loss', as "

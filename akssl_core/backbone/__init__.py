@@ -6,7 +6,7 @@ from ..config.registry import Registry
 from ..hookspecs import hookimpl
 from .base import Backbone, Counterpart, Features, Keys, Stock, TokenBackbone
 from .resnet import SMALL, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNetTiny, ResNeXt50, WideResNet50
-from .vit import TOKEN_DIALECTS, ViTSmall, ViTTiny
+from .vit import TOKEN_DIALECTS, ViTBase, ViTMicro, ViTSmall, ViTTiny
 from .wrap import WrappedBackbone
 
 __all__ = [
@@ -15,7 +15,8 @@ __all__ = [
 ]  # fmt: skip
 
 READY_MADE = (
-    ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, WideResNet50, ResNeXt50, ResNetTiny, ViTTiny, ViTSmall,
+    ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, WideResNet50, ResNeXt50, ResNetTiny,
+    ViTMicro, ViTTiny, ViTSmall, ViTBase,
 )  # fmt: skip
 
 

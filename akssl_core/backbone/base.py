@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config.schema import Component
 from ..data.base import ImageSpec
 from ..data.preprocess import Preprocess
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Features:
     """(B, N, D): patch tokens, or a CNN's last map, row by row."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the patches; N is their product. None where only some patches were encoded (`keep`)."""
+    cls: Tensor | None = None
+    """(B, D): the class token beside the patches, whatever is pooled; None: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,24 @@ class TokenBackbone(Backbone, ABC):
             mask: (B, N) bool, true where a patch is replaced before positions are added (iBOT, SimMIM).
             token: (D,), the replacement; it belongs to the method, for a backbone has no unused parameter.
         """
+
+    @property
+    def token_dim(self) -> int:
+        """The width D of the tokens, which is `embed_dim` unless several of them are pooled side by side."""
+        return self.embed_dim
+
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of images (B, C, H, W); sides are padded to whole patches."""
+        height, width = (-(-side // self.patch_size) for side in images.shape[2:])
+        return height, width
+
+    def layers(self, images: Tensor, last: int) -> list[Features]:
+        """The features after each of the `last` blocks, in their order, each normalised as those of the last one are.
+
+        Raises:
+            ConfigError: it has fewer blocks, or does not tell.
+        """
+        raise ConfigError(f"layers: {self.name} gives the features of its last layer alone. Take those.")
 
     def attention(self, images: Tensor) -> Tensor | None:
         """How the last block's heads weigh the patches for the pooled features: `(B, heads, *grid)`; None: unknown."""

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..backbone import Backbone, TokenBackbone
+from ..errors import ConfigError
 from ..training.recompute import twice
 from .check import NotApplicable, expect, few, rule
 from .subject import ComponentSubject, Waiting, backward, patterns, toy_spec
@@ -135,6 +136,22 @@ def patches_can_be_kept_and_masked(subject: ComponentSubject) -> None:
             net.features(other, mask=mask, token=token).pooled for other in (images, _first_patch_white(net, images))
         ]
         expect(torch.allclose(masked[0], masked[1], atol=1e-5), "pixels of a masked patch still reach the features")
+
+
+@rule("backbone", cure="give what comes out of each block the norm and the pooling of the last one")
+def layers_end_with_the_features(subject: ComponentSubject) -> None:
+    """The features after the last of several layers are the features."""
+    net, images = _token_backbone(subject), patterns(2, 3, 32)
+    try:
+        with torch.no_grad():
+            *_, one, last = net.layers(images, 2)
+    except ConfigError as error:
+        raise NotApplicable("it does not tell those of other layers") from error
+    with torch.no_grad():
+        whole = net.features(images)
+    expect(torch.equal(last.pooled, whole.pooled), "the pooled ones differ")
+    expect(torch.equal(last.patches, whole.patches), "those of the patches differ")
+    expect(not torch.equal(one.pooled, last.pooled), "two layers have the same")
 
 
 @rule("backbone", cure="return weights (B, heads, rows, columns) of the patches' grid, without the class token's own")

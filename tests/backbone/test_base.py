@@ -37,8 +37,8 @@ def test_registers_every_backbone():
     names = Names()
     akssl_register(registry=names)
     assert sorted(component.name for component in names) == [
-        "resnet101", "resnet152", "resnet18", "resnet34", "resnet50", "resnet_tiny", "resnext50_32x4d", "vit_small",
-        "vit_tiny", "wide_resnet50_2",
+        "resnet101", "resnet152", "resnet18", "resnet34", "resnet50", "resnet_tiny", "resnext50_32x4d", "vit_base",
+        "vit_micro", "vit_small", "vit_tiny", "wide_resnet50_2",
     ]  # fmt: skip
 
 

@@ -5,17 +5,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core.backbone.vit import ViTSmall, ViTTiny
+from akssl_core.backbone.vit import ViTBase, ViTMicro, ViTSmall, ViTTiny
 from akssl_core.config.schema import validate
 from akssl_core.data.base import ImageSpec
 from akssl_core.errors import ConfigError
 from akssl_core.nn import EMA, sincos, take
+from akssl_core.optim import AdamW, parameter_groups
 from akssl_core.schedule import Schedule
 
 
-def build(size: int = 32, **settings) -> ViTTiny:
+def build(size: int = 32, component=ViTTiny, **settings) -> ViTTiny:
     torch.manual_seed(0)
-    return ViTTiny(validate(ViTTiny.Config, settings, registry=None), ImageSpec(size, 3, (0.5,) * 3, (0.2,) * 3)).eval()
+    image = ImageSpec(size, 3, (0.5,) * 3, (0.2,) * 3)
+    return component(validate(component.Config, settings, registry=None), image).eval()
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,9 @@ def test_fixed_positions_follow_the_grid_where_it_is_not_the_one_of_training():
 
 
 # -- the network ----------------------------------------------------------------------------------
-@pytest.mark.parametrize(("component", "width", "millions"), [(ViTTiny, 192, 5.5), (ViTSmall, 384, 21.7)])
+@pytest.mark.parametrize(
+    ("component", "width", "millions"), [(ViTTiny, 192, 5.5), (ViTSmall, 384, 21.7), (ViTBase, 768, 85.8)]
+)
 def test_keys_and_sizes(component, width, millions):
     with torch.device("meta"):
         vit = component(component.Config(), ImageSpec(224, 3, (0.5,) * 3, (0.2,) * 3))
@@ -256,17 +260,6 @@ def test_pooling_is_the_class_token_or_the_mean(vit, images):
     assert not torch.allclose(found.pooled, vit(images))
 
 
-def test_stochastic_depth_drops_branches_of_single_images_in_training():
-    vit = build(drop_path=0.5)
-    x = torch.ones(200, 1, 1)
-    drop = vit.blocks[11].drop_path.train()
-    values = drop(x).flatten()
-    assert set(values.tolist()) == {0.0, 2.0}
-    assert 60 < int((values == 0).sum()) < 140
-    assert [block.drop_path.rate for block in vit.blocks][::11] == [0.0, 0.5]
-    assert torch.equal(drop.eval()(x), x)
-
-
 def test_stochastic_depth_follows_torchs_generator(images):
     vit = build(drop_path=0.5).train()
     torch.manual_seed(5)
@@ -280,3 +273,101 @@ def test_a_slow_copy_has_no_stochastic_depth(images):
     vit = build(drop_path=0.5).train()
     slow = EMA(Schedule(start=0.9), backbone=vit).train()
     assert torch.equal(slow.backbone(images), vit.eval()(images))
+
+
+# -- settings of the network ----------------------------------------------------------------------
+def test_width_depth_and_hidden_width_are_settings(images):
+    vit = build(width=128, depth=3, mlp_ratio=2)
+    assert vit(images).shape == (2, vit.embed_dim) == (2, 128)
+    assert len(vit.blocks) == len(vit.parts()) == 3
+    assert vit.blocks[0].mlp.fc1.out_features == 256
+    assert vit.blocks[0].attn.heads == 2, "64 channels each"
+
+
+def test_the_small_one_for_a_cpu(images):
+    vit = build(component=ViTMicro)
+    assert (vit.grid, vit.patch_size, vit.blocks[0].attn.heads) == ((4, 4), 8, 4)
+    assert build(size=96, component=ViTMicro).patch_size == 16
+    assert vit.notes == ["vit_micro: patches of 8 px, because 32 px is at most 64 px"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 90, "positions": "sincos"}, "backbone.width: 90 must be a multiple of 4"),
+        ({"class_token": False}, "backbone.pool: 'cls' takes the class token, .* Set backbone.pool to mean"),
+        ({"class_token": False, "pool": "both"}, "backbone.pool: 'both' takes the class token"),
+        ({"width": 4}, "width"),
+        ({"registers": -1}, "registers"),
+        ({"layer_scale": 0}, "layer_scale"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**settings)
+
+
+def test_registers_are_attended_to_and_no_features(images):
+    vit, plain = build(registers=3), build()
+    found = vit.features(images)
+    assert (found.patches.shape, found.grid) == ((2, 64, 192), (8, 8))
+    assert vit.attention(images).shape == (2, 3, 8, 8)
+    assert {key: tuple(t.shape) for key, t in vit.state_dict().items() if key not in plain.state_dict()} == {
+        "reg_token": (1, 3, 192)
+    }
+    assert vit.pos_embed.shape == (1, 64, 192), "as timm has it: neither class token nor registers have a position"
+    nn.init.normal_(vit.reg_token)
+    assert not torch.allclose(vit.features(images).pooled, found.pooled)
+    everything = torch.arange(64).expand(2, -1)
+    assert torch.equal(vit.features(images, keep=everything).pooled, vit(images))
+
+
+def test_without_a_class_token_patches_are_pooled(images):
+    vit = build(class_token=False, pool="mean", positions="sincos", depth=2)
+    found = vit.features(images)
+    torch.testing.assert_close(found.pooled, found.patches.mean(1))
+    assert found.cls is None
+    assert vit.attention(images) is None
+    assert "cls_token" not in vit.state_dict()
+    assert torch.equal(vit.pos_embed[0], sincos((8, 8), 192))
+
+
+def test_both_ways_of_pooling_side_by_side(images):
+    both, mean = build(pool="both", depth=2), build(pool="mean", depth=2)
+    found = both.features(images)
+    assert (both.embed_dim, both.token_dim, mean.token_dim) == (384, 192, 192)
+    assert torch.equal(found.pooled, torch.cat([found.cls, mean(images)], 1))
+    assert torch.equal(found.cls, build(depth=2)(images))
+    assert torch.equal(mean.features(images).cls, found.cls), "the class token is there whatever is pooled"
+
+
+@pytest.mark.parametrize("settings", [{}, {"registers": 2, "pool": "mean"}])
+def test_the_features_after_each_of_the_last_blocks(images, settings):
+    vit = build(depth=4, **settings)
+    found = vit.layers(images, 3)
+    for features, depth in zip(found, (2, 3, 4), strict=True):
+        shorter = build(depth=depth, **settings)
+        shorter.load_state_dict({key: vit.state_dict()[key] for key in shorter.state_dict()})
+        expected = shorter.features(images)
+        assert torch.equal(features.pooled, expected.pooled)
+        assert torch.equal(features.patches, expected.patches)
+        assert torch.equal(features.cls, expected.cls)
+        assert features.grid == (8, 8)
+    for wrong in (0, 5):
+        with pytest.raises(ConfigError, match=f"layers: vit_tiny has 4 blocks; expected 1 to 4, got {wrong}"):
+            vit.layers(images, wrong)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 24), (30, 18)])
+def test_the_grid_is_known_before_a_pass(vit, shape):
+    images = torch.zeros(1, 3, *shape)
+    assert vit.patch_grid(images) == vit.features(images).grid
+
+
+def test_fixed_positions_and_factors_of_branches_are_not_decayed():
+    vit = build(positions="sincos", layer_scale=1e-5, registers=2, depth=2)
+    groups = parameter_groups(vit, [], AdamW.Config())
+    decayed = {name: group["weight_decay"] > 0 for group in groups for name in group["names"]}
+    assert "pos_embed" not in decayed
+    assert not decayed["blocks.1.ls2.gamma"]
+    assert decayed["reg_token"]

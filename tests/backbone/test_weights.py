@@ -17,7 +17,7 @@ from akssl_core.errors import ConfigError
 from akssl_core.plugins.manager import Plugins
 
 PLUGINS = Plugins()
-FOREIGN = json.loads(FILES["core"].read_text())
+FOREIGN, OF_TIMM = (json.loads(FILES[place].read_text()) for place in ("core", "timm"))
 
 
 def build(name, size, channels=3, **settings):
@@ -102,6 +102,21 @@ def test_networks_of_hugging_face(title):
             backbone(images(case["size"]))[0, :12], torch.tensor(case["features"]), atol=1e-5, rtol=0
         )
     assert not account.missing
+
+
+@pytest.mark.parametrize(("title", "registers"), [("Dinov2Model", 0), ("Dinov2WithRegistersModel", 4)])
+def test_dinov2_with_and_without_registers(title, registers):
+    case = next(case for name, case in OF_TIMM.items() if name.endswith(title))
+    settings = {"patch_size": 14, "layer_scale": 1e-5, "registers": registers}
+    account = load_weights(filled(expanded(case["keys"])), backbone := build("vit_small", case["size"], **settings))
+    with torch.no_grad():
+        found = backbone(images(case["size"]))[0, :12]
+    torch.testing.assert_close(found, torch.tensor(case["features"]), atol=1e-5, rtol=0)
+    assert not account.missing
+    assert account.left_out.keys() == {"embeddings.mask_token"}
+    assert len(account.adapted) == (registers > 0), "the position of the class token was added to it"
+    with pytest.raises(ConfigError, match="have no place" if registers else "of the network have none, 'reg_token'"):
+        load_weights(filled(expanded(case["keys"])), build("vit_small", 56, **settings | {"registers": 4 - registers}))
 
 
 # -- other sizes ------------------------------------------------------------------------------------

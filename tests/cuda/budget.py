@@ -27,6 +27,7 @@ BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "resnet18": {},
     "vit_tiny": {"patch_size": 8},
     "timm/mobilenetv3_small_050": {},
+    "vit_micro": {"drop_path": 0.1, "registers": 2, "layer_scale": 0.1},
 }
 PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("sgd", "adamw", "lars")
@@ -46,6 +47,8 @@ def configurations(*, every: bool = False) -> Iterator[tuple[str, dict[str, Any]
         yield _request(method, "resnet18", "bf16", "sgd", "ddp")
         if every or number % 3 == 0:
             yield _request(method, "vit_tiny", "bf16", "adamw", "fsdp")
+    for method in ("dino", "simclr"):
+        yield _request(method, "vit_micro", "bf16", "adamw")
 
 
 def _request(

@@ -107,6 +107,10 @@ CASES = [
     ("resnet18", {"size": 16, "channels": 5}, "timm"),
     ("vit_tiny", {"size": 30, "channels": 1, "pool": "mean", "heads": 6, "positions": "sincos"}, "timm"),
     ("vit_tiny", {"size": 32, "channels": 1, "patch_size": 8, "heads": 6}, "torchvision"),
+    ("vit_micro", {"size": 32, "width": 64, "mlp_ratio": 3.0}, "torchvision"),
+    ("vit_micro", {"size": 32, "registers": 3, "layer_scale": 0.1, "mlp_ratio": 3.0}, "timm"),
+    ("vit_tiny", {"size": 32, "depth": 2, "class_token": False, "pool": "mean", "registers": 2}, "timm"),
+    ("vit_tiny", {"size": 32, "depth": 2, "class_token": False, "pool": "mean"}, "timm"),
 ]
 
 
@@ -129,12 +133,18 @@ def test_key_names_of_torchvision():
     assert torchvision_key("norm.weight") == "encoder.ln.weight"
 
 
-@pytest.mark.parametrize("settings", [{"pool": "mean"}, {"size": 30}])
+@pytest.mark.parametrize("settings", [{"pool": "mean"}, {"size": 30}, {"registers": 1}, {"layer_scale": 0.1}])
 def test_what_torchvisions_vit_cannot_do_has_no_counterpart(settings):
     size = settings.pop("size", 32)
     backbone = akssl_core.build("backbone", "vit_tiny", ImageSpec(size, 3, (0.0,) * 3, (1.0,) * 3), **settings)
     assert backbone.counterpart("torchvision") is None
     assert backbone.counterpart("timm") is not None
+
+
+def test_pooling_both_ways_has_no_counterpart():
+    image = ImageSpec(32, 3, (0.0,) * 3, (1.0,) * 3)
+    backbone = akssl_core.build("backbone", "vit_micro", image, pool="both")
+    assert backbone.counterpart("torchvision") is backbone.counterpart("timm") is None
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ def test_every_public_name_is_on_the_site(site):
 
     names = names_of(site)
     wanted = {f"akssl_core.{name}" for name in akssl_core.__all__} | public(nn) | public(dist)
+    wanted |= {f"akssl_core.nn.{name}" for name in ("Attention", "Block", "Trunk", "initialise")}
     wanted |= {f"akssl_core.testing.{name}" for name in testing.__all__} | {"akssl_core.sklearn.Featurizer"}
     assert wanted - names == set()
 

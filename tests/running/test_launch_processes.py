@@ -52,7 +52,7 @@ def test_two_processes_from_one_command_are_one_run(tmp_path):
     assert [row["step"] for row in longer.history] == [4, 8, 12]
 
 
-VIT = {"name": "vit_tiny", "patch_size": 8}
+VIT = {"name": "vit_tiny", "patch_size": 8, "depth": 4, "drop_path": 0.3, "registers": 2}
 SHARED_OUT = {
     "a teacher, clipping, SGD": ("byol", {"backbone": VIT, "optimizer": {"name": "sgd", "lr": 0.01}}, ()),
     "blocks twice, AdamW": ("simsiam", {"optimizer": {"name": "adamw", "lr": 1e-3}}, ("train.recompute=true",)),

@@ -169,6 +169,13 @@ class AttendsToTheClassToken(HonoursTheMask):
         return torch.full((len(images), 2, 1, 17), 1 / 17)
 
 
+class RepeatsTheLastLayer(HonoursTheMask):
+    """All of its layers have the features of the last one."""
+
+    def layers(self, images, last):
+        return [self.features(images)] * last
+
+
 # -- augmentations --------------------------------------------------------------------------------
 class RightAugmentation(Augmentation):
     """Shifts each image by its own draw and resizes it."""
@@ -330,6 +337,7 @@ BROKEN = {
     ExportsTooLittle: "weights_can_be_exported",
     IgnoresTheMask: "patches_can_be_kept_and_masked",
     AttendsToTheClassToken: "attention_is_over_the_patches",
+    RepeatsTheLastLayer: "layers_end_with_the_features",
     OneDrawForAll: "views_are_drawn_per_image",
     TorchsGenerator: "views_follow_from_the_draws",
     WrongSize: "views_have_their_shapes",

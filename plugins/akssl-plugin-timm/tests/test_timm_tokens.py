@@ -50,6 +50,21 @@ def test_attention_gives_what_the_class_token_takes_from_the_patches(build, pict
     assert ((found >= 0) & (found.flatten(2).sum(-1)[..., None, None] <= 1)).all()
 
 
+def test_the_class_token_and_the_features_after_each_of_the_last_blocks(build, pictures, vit):
+    with torch.no_grad():
+        tokens = vit.timm.forward_intermediates(pictures(), norm=True, intermediates_only=True, output_fmt="NLC")
+        found, seen = vit.layers(pictures(), 3), vit.features(pictures())
+    for features, patches in zip(found, tokens[-3:], strict=True):
+        assert torch.equal(features.patches, patches)
+        assert features.grid == (4, 4)
+    assert torch.equal(found[-1].pooled, seen.pooled)
+    assert torch.equal(seen.cls, seen.pooled)
+    assert vit.patch_grid(pictures()) == seen.grid
+    assert build("test_vit", pool="avg", options={"class_token": False}).features(pictures()).cls is None
+    with pytest.raises(ConfigError, match=r"layers: .* has 12 blocks; expected 1 to 12, got 13"):
+        vit.layers(pictures(), 13)
+
+
 def test_pooled_patches_have_no_attention_of_a_class_token(build, pictures):
     assert build("test_vit", pool="avg").attention(pictures()) is None
 

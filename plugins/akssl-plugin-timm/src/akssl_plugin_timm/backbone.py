@@ -238,6 +238,23 @@ class TimmTokenBackbone(TimmBackbone, TokenBackbone):
         token: Tensor | None = None,
     ) -> Features:
         """Tokens as timm gives them. Masked patches are replaced before positions are added, `keep` selects after."""
+        x, grid = self._embedded(images, keep, mask, token)
+        return self._read(self.timm.blocks(x), grid)
+
+    def layers(self, images: Tensor, last: int) -> list[Features]:
+        """The features after each of the last blocks, all by the final norm."""
+        depth = len(self.timm.blocks)
+        if not 1 <= last <= depth:
+            raise ConfigError(f"layers: {self.name} has {depth} blocks; expected 1 to {depth}, got {last}.")
+        (x, grid), states = self._embedded(images), []
+        for block in self.timm.blocks:
+            states.append(x := block(x))
+        return [self._read(state, grid) for state in states[-last:]]
+
+    def _embedded(
+        self, images: Tensor, keep: Tensor | None = None, mask: Tensor | None = None, token: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int] | None]:
+        """All tokens (B, prefix + N, D) before the first block, and the grid where all patches are there."""
         net = self.timm
         with self._explained(images):
             x = net.patch_embed(images)  # (B, rows, columns, D), or (B, N, D) without dynamic_img_size
@@ -248,11 +265,16 @@ class TimmTokenBackbone(TimmBackbone, TokenBackbone):
         first = net.num_prefix_tokens
         if keep is not None:
             x = torch.cat([x[:, :first], take(x[:, first:], keep)], 1)
-        x = net.norm(net.blocks(net.norm_pre(net.patch_drop(x))))
-        patches = x[:, first:]
+        x = net.norm_pre(net.patch_drop(x))
         rows, columns = net.patch_embed.dynamic_feat_size(images.shape[2:])
-        whole = keep is None and patches.shape[1] == rows * columns  # patch_drop_rate of timm leaves some out
-        return Features(net.forward_head(x, pre_logits=True), patches, (rows, columns) if whole else None)
+        whole = keep is None and x.shape[1] - first == rows * columns  # patch_drop_rate of timm leaves some out
+        return x, (rows, columns) if whole else None
+
+    def _read(self, x: Tensor, grid: tuple[int, int] | None) -> Features:
+        """The features in tokens (B, prefix + N, D) that come out of a block."""
+        net, x = self.timm, self.timm.norm(x)
+        first = x[:, 0] if net.has_class_token else None
+        return Features(net.forward_head(x, pre_logits=True), x[:, net.num_prefix_tokens :], grid, first)
 
     def attention(self, images: Tensor) -> Tensor | None:
         """The class token's attention in the last block; None where patches are pooled, or the block has another."""

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import dist
-from .schedule import Now, Schedule
+from .. import dist
+from ..schedule import Now, Schedule
+from .transformer import Attention as Attention
+from .transformer import Block as Block
+from .transformer import Trunk as Trunk
+from .transformer import initialise as initialise
 
 
 class StepState(nn.Module, ABC):
