@@ -56,7 +56,7 @@ def judge(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Did it help? Judge a run's backbone beside raw pixels and the same backbone untrained.
+    """Did it help? Judge a run's backbone beside raw pixels, itself untrained and the weights it began from.
 
     Accuracies come with 95 % intervals. The run is left as it is, but for RUN_DIR/evaluation.json, which collects what
     was found by protocol, data and share of labels.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..config.schema import user_path, validate
 from ..console import Progress
 from ..errors import AksslError, ConfigError, did_you_mean
+from ..metrics.interval import interval
 from ..plugins.manager import Plugins
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
@@ -23,7 +24,7 @@ from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .opened import Trained, at_least_one, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
-from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
+from .result import GIVEN, HOW, PIXELS, RANDOM, START, TRAINED, Comparison, Evaluation, Score
 from .split import Split, also_trained, stratified
 
 EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json
@@ -50,7 +51,7 @@ def evaluate(
     device: str = "auto",
     plugins: Plugins | None = None,
 ) -> Evaluation:
-    """Judge what a run has learned, beside raw pixels and the same backbone untrained, with 95 % intervals.
+    """Judge what a run has learned, with 95 % intervals, beside raw pixels, itself untrained and what it began from.
 
     The run is left as it is, except for `evaluation.json` in its folder, which collects what was found.
 
@@ -145,10 +146,17 @@ def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System]
         System(RANDOM, trained.untrained(), feed),
         System(PIXELS, None, feed),
     ]
-    if weights is None:
-        return systems, []
-    given, notes = trained.with_weights(user_path(weights))
-    return [*systems, System(GIVEN, given, given.preprocess or feed)], notes
+    notes = []
+    if (start := trained.start()) is not None:
+        systems.append(System(START, start, start.preprocess or feed))
+    elif trained.config.get("start"):
+        source = trained.config["start"]["source"]
+        notes.append(f"this run began from weights and its folder does not keep them: compare with --weights {source}")
+    if weights is not None:
+        given, told = trained.with_weights(user_path(weights))
+        systems.append(System(GIVEN, given, given.preprocess or feed))
+        notes += told
+    return systems, notes
 
 
 def _draws(labels: Tensor, share: float, seeds: int, way: Protocol) -> list[Tensor]:

@@ -261,8 +261,8 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     notes = [*folder.manifest.notes, *notes]
     folder.update_manifest(
         Manifest(
-            status="running", final=None, verdict=None, diagnosis=None, error=None, resumed_at=step, notes=notes,
-            repeatable=not plan.has_objects,
+            status="running", final=None, above=None, verdict=None, diagnosis=None, error=None, resumed_at=step,
+            notes=notes, repeatable=not plan.has_objects,
         )
     )  # fmt: skip
 
