@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..method import Landmark
+from ..method import Headline, Landmark
 from .health import Spectrum
 from .interval import NORMAL, Interval
 
@@ -25,7 +25,8 @@ LEAST_RATE = 1e-7  # a smaller learning rate may move weights by less than they 
 QUERIES = 1000  # images that an accuracy is taken to be of where their answers were not recorded
 
 STEP, LOSS, LEARNED = "backbone_step", "loss", "learned"
-BELOW, WORSE = "did not beat", "worse than the start"
+BELOW, WORSE, UNJUDGED = "did not beat", "worse than the start", "not judged by"
+JUDGES = {"knn": "k-NN", "linear": "a linear probe", "finetune": "fine-tuning"}
 BASELINES = {"raw_pixels": "raw pixels", "random_init": "the untrained backbone", "start": "the start"}
 """What needs no training, by the ends of the names of its numbers: knn_raw_pixels."""
 START = "start"
@@ -44,8 +45,8 @@ class Diagnosis:
     cure: str = ""
     """How to mend it."""
     outcome: str = ""
-    """Learned, barely better than ..., did not beat ..., worse than the start; empty before the end, without labels
-    or baselines, and where a fault was seen although the accuracy is good."""
+    """Learned, barely better than ..., did not beat ..., worse than the start, not judged by ... yet; empty before the
+    end, without labels or baselines, and where a fault was seen although the accuracy is good."""
 
     @property
     def words(self) -> str:
@@ -87,6 +88,7 @@ def diagnose(
     features: Verdict = "healthy",
     stopped: bool = False,
     paired: Mapping[str, Interval] = MappingProxyType({}),
+    headline: Headline = "knn",
 ) -> Diagnosis:
     """The verdict on a run by its rows so far.
 
@@ -98,11 +100,21 @@ def diagnose(
         stopped: the run was stopped as collapsed, so that no accuracy outweighs what its rows say.
         paired: how many points the k-NN is above each baseline, image by image, by the baseline's name: they decide
             what is clear.
+        headline: the protocol that the method is judged by; of any other than k-NN the verdict says that it is to come.
     """
     outcome = ("", "") if scores is None else compare_scores(scores, paired)
     learned = not stopped and outcome[0] == LEARNED
     fault = _fault(rows, landmarks, features=features, learned=learned, ended=scores is not None)
+    if headline != "knn" and outcome[0] and fault is None:
+        by = JUDGES[headline]
+        said = f"{outcome[1]} This method is judged by {by}, which is not done yet: akssl eval RUN_DIR."
+        return Diagnosis("healthy", said, outcome=f"{UNJUDGED} {by} yet")
     return _with_outcome(fault, *outcome)
+
+
+def judged(headline: str, score: float, known: Mapping[str, float], above: Mapping[str, Interval]) -> Diagnosis:
+    """The verdict on a healthy run by the protocol that its method is judged by: accuracies, and gains by baseline."""
+    return _with_outcome(None, *_compare(f"accuracy by {JUDGES[headline]}", score, known, above))
 
 
 def read_diagnosis(manifest: Mapping[str, Any], rows: Rows) -> Diagnosis:
@@ -131,8 +143,12 @@ def compare_scores(scores: Mapping[str, float], paired: Mapping[str, Interval]) 
         return "", f"{f'{spread}; ' if spread else ''}without labels there is no accuracy to compare."
     known = {name: scores[f"knn_{name}"] for name in BASELINES if f"knn_{name}" in scores}
     above = {name: paired.get(name) or unpaired(score, of) for name, of in known.items()}
+    return _compare("k-NN accuracy", score, known, above)
+
+
+def _compare(what: str, score: float, known: Mapping[str, float], above: Mapping[str, Interval]) -> tuple[str, str]:
     said = ", ".join(_beside(BASELINES[name], of, above[name]) for name, of in known.items())
-    return outcome_of(above), f"k-NN accuracy {score:.1f} %; {said or 'no baseline was measured'}."
+    return outcome_of(above), f"{what} {score:.1f} %; {said or 'no baseline was measured'}."
 
 
 def _beside(name: str, accuracy: float, by: Interval) -> str:

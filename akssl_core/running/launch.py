@@ -297,6 +297,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     manifest = Manifest(
         status="running",
         method=spec.method.name,
+        headline=spec.method_class.headline,
         trained_with_labels=spec.method_class.uses_labels,
         seed=spec.seed,
         image=asdict(plan.image),

@@ -120,6 +120,7 @@ class Training:
             features=found.verdict,
             stopped=self.collapsed,
             paired=above,
+            headline=plan.spec.method_class.headline,
         )
 
     def _landmarks(self) -> Sequence[Landmark]:
