@@ -139,6 +139,8 @@ class Published:
     """Other differences, which no setting expresses."""
 
 
+Headline = Literal["knn", "linear", "finetune"]
+"""A protocol of `akssl eval`."""
 B = TypeVar("B", bound=Backbone, default=Backbone, covariant=True)
 
 
@@ -155,6 +157,8 @@ class Method(nn.Module, Component, ABC, Generic[B]):
     """The backbones it works with; `Method[TokenBackbone]` sets it to those over patch tokens."""
     uses_labels: ClassVar[bool] = False
     """Whether `step` reads `batch.label`: a run without labels is refused, the report says so."""
+    headline: ClassVar[Headline] = "knn"
+    """The protocol of `akssl eval` that the method is judged by. A run ends with k-NN; another is waited for."""
     shared_batch_norm: bool = True
     """With several processes, batch norms see the batch of all (SyncBN)."""
     batch_norm_groups: int = 1

@@ -331,7 +331,14 @@ class MisnamedCurve(Right):
         return {"losss": Curve("falls")}
 
 
+class JudgedByNothing(Right):
+    """Names a protocol that there is not."""
+
+    headline = "accuracy"
+
+
 BROKEN = {
+    JudgedByNothing: "headline_is_a_protocol",
     MisnamedLandmark: "landmarks_are_of_terms",
     MisnamedCurve: "curves_are_of_terms",
     SignFlipped: "views_of_one_image_attract",

@@ -31,7 +31,7 @@ device_option = field_option(TrainSpec, "device", default="auto", show_default=T
 
 @akssl.command("eval")
 @click.argument("run_dir", type=PATH)
-@click.option("--protocol", type=click.Choice(PROTOCOLS), default="knn", show_default=True, help="how to judge")
+@click.option("--protocol", type=click.Choice(PROTOCOLS), help="how to judge  [default: as its method is judged: knn]")
 @data_option
 @click.option("--labels", default="1.0", show_default=True, help="shares of the training labels: 0.01,0.1,1.0")
 @click.option("--seeds", type=int, default=5, show_default=True, help="draws of the labels")
@@ -56,10 +56,10 @@ def judge(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Did it help? Judge a run's backbone beside raw pixels and the same backbone untrained.
+    """Did it help? Judge a run's backbone beside raw pixels, itself untrained and the weights it began from.
 
     Accuracies come with 95 % intervals. The run is left as it is, but for RUN_DIR/evaluation.json, which collects what
-    was found by protocol, data and share of labels.
+    was found by protocol, data and share of labels, and for its verdict, where its method is judged by this protocol.
     """
     shares = _numbers("labels", labels, float)
     ks = None if k is None else _numbers("k", k, int)

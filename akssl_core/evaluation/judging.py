@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from ..config.schema import user_path, validate
 from ..console import Progress
 from ..errors import AksslError, ConfigError, did_you_mean
+from ..metrics.diagnosis import BASELINES, judged, read_diagnosis
+from ..metrics.interval import Interval, interval
 from ..plugins.manager import Plugins
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
-from ..rundir.schemas import Evaluations
+from ..rundir.schemas import Evaluations, Manifest
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .opened import Trained, at_least_one, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
-from .result import GIVEN, HOW, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score, interval
+from .result import GIVEN, HOW, NAMES, PIXELS, RANDOM, START, TRAINED, Comparison, Evaluation, Score
 from .split import Split, also_trained, stratified
 
 EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json
@@ -34,7 +36,7 @@ USUAL_K = 20  # of the comparisons, where it is among those that were asked for
 
 def evaluate(
     run_dir: str | Path,
-    protocol: str = "knn",
+    protocol: str | None = None,
     *,
     data: Any = None,
     labels: float | Sequence[float] = 1.0,
@@ -50,13 +52,15 @@ def evaluate(
     device: str = "auto",
     plugins: Plugins | None = None,
 ) -> Evaluation:
-    """Judge what a run has learned, beside raw pixels and the same backbone untrained, with 95 % intervals.
+    """Judge what a run has learned, with 95 % intervals, beside raw pixels, itself untrained and what it began from.
 
-    The run is left as it is, except for `evaluation.json` in its folder, which collects what was found.
+    The run is left as it is, except for `evaluation.json` in its folder, which collects what was found, and for its
+    verdict, where this is the protocol that the method is judged by, with all labels of the run's own data.
 
     Args:
         run_dir: the folder of a run that has ended.
-        protocol: "knn", "linear" (a probe on frozen features) or "finetune" (a copy of the whole backbone).
+        protocol: "knn", "linear" (a probe on frozen features) or "finetune" (a copy of the whole backbone). Default:
+            that by which the run's method is judged.
         data: labelled data as `run` takes it, or a table of a source's settings. Default: that of the run.
         labels: share of the training labels to use, or several; each class keeps the same share, at least one image.
         seeds: draws of the labels. Where all are used, k-NN and probe have nothing to draw and are computed once.
@@ -79,9 +83,10 @@ def evaluate(
     for name, value in {"seeds": seeds, "batch_size": batch_size, **limits}.items():
         at_least_one(name, 1 if value is None and name in limits else value)
     settings = {"k": k, "solver": solver, "epochs": epochs}
-    _only_own(protocol, {name for name, value in settings.items() if value is not None})
     trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
     folder = RunDir.open(trained.path)
+    protocol = protocol or folder.manifest.headline
+    _only_own(protocol, {name for name, value in settings.items() if value is not None})
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
     way = _protocol(protocol, settings, batch_size, hardware.device)
     systems, notes = _systems(trained, weights)
@@ -92,7 +97,10 @@ def evaluate(
     right = _all_right(way, systems, split, draws)
     found = _evaluation(way, name, split, draws, right, notes)
     try:
-        return replace(found, file=_collect(folder, trained, found))
+        found = replace(found, file=_collect(folder, trained, found))
+        if data is None and 1.0 in shares:
+            _judge(folder, found.only(1.0))
+        return found
     except CannotWrite as error:
         warnings.warn(f"the results are not kept: {error}", UserWarning, stacklevel=2)
         return found
@@ -145,10 +153,17 @@ def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System]
         System(RANDOM, trained.untrained(), feed),
         System(PIXELS, None, feed),
     ]
-    if weights is None:
-        return systems, []
-    given, notes = trained.with_weights(user_path(weights))
-    return [*systems, System(GIVEN, given, given.preprocess or feed)], notes
+    notes = []
+    if (start := trained.start()) is not None:
+        systems.append(System(START, start, start.preprocess or feed))
+    elif trained.config.get("start"):
+        source = trained.config["start"]["source"]
+        notes.append(f"this run began from weights and its folder does not keep them: compare with --weights {source}")
+    if weights is not None:
+        given, told = trained.with_weights(user_path(weights))
+        systems.append(System(GIVEN, given, given.preprocess or feed))
+        notes += told
+    return systems, notes
 
 
 def _draws(labels: Tensor, share: float, seeds: int, way: Protocol) -> list[Tensor]:
@@ -252,3 +267,16 @@ def _collect(folder: RunDir, trained: Trained, found: Evaluation) -> Path:
     return folder.write_evaluations(
         Evaluations(format=EVALUATION_FORMAT, backbone=trained.fingerprint, results=results)
     )
+
+
+def _judge(folder: RunDir, found: Evaluation) -> None:
+    """The verdict of the run by these scores, if its method is judged by them and nothing worse is known of it."""
+    manifest = folder.manifest
+    told = read_diagnosis(manifest.table(), folder.history)
+    if found.protocol != manifest.headline or found.protocol == "knn" or told.verdict != "healthy":
+        return
+    known = {NAMES[one.system]: one.accuracy for one in found.scores}
+    above = {NAMES[one.against]: Interval(one.difference, one.low, one.high) for one in found.comparisons}
+    known, above = ({name: of[name] for name in BASELINES if name in of} for of in (known, above))
+    verdict = judged(found.protocol, found.accuracy, known, above)
+    folder.update_manifest(Manifest(diagnosis=asdict(verdict)))

@@ -22,7 +22,7 @@ from ..config.schema import user_path, validate
 from ..data import DatasetSource, Preprocess
 from ..data.opening import data_title, open_source
 from ..errors import ConfigError
-from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, load_backbone
+from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, load_backbone
 from ..method import Method
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import digest
@@ -92,6 +92,13 @@ class Trained:
         encoder = method.encoder
         encoder.preprocess = self.preprocess
         return encoder.eval()
+
+    def start(self) -> Backbone | None:
+        """The weights that the run began from, as its folder keeps them; None: it keeps none."""
+        file = self.path / START
+        if not file.is_file():
+            return None
+        return load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins)
 
     def with_weights(self, file: Path) -> tuple[Backbone, list[str]]:
         """The same network with weights from a file, and what was decided for it.

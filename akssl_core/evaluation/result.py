@@ -7,20 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..config import describe
+from ..metrics.diagnosis import KEEP, START
 from ..rundir.files import jsonable
 
 TRAINED, RANDOM, PIXELS, GIVEN = "trained", "random init", "raw pixels", "given weights"
-NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
-_STUDENT = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
-    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
-    2.0452, 2.0423,
-)  # fmt: skip # the 97.5 % quantiles of Student's t with 1, 2, .. 30 degrees of freedom
-
+NAMES = {TRAINED: "top1", RANDOM: "random_init", PIXELS: "raw_pixels", START: "start", GIVEN: "given_weights"}
 RECORDED = "protocol meaning interval data split labels k answer metrics scores comparisons notes"  # in this order
 HOW = (
     "mean over the draws; 95 % interval: Student's t over the draws and the normal approximation over the test images "
@@ -30,46 +22,11 @@ HOW = (
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean and its 95 % confidence interval, in percent or percentage points."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def interval(values: Tensor, *, least: float, most: float) -> Interval:
-    """The mean of values (draws, test images) float64 in [least, most], and how far it may be off.
-
-    Two things were drawn and could have come out otherwise. Over n draws with standard deviation s, the mean is off
-    by t(n - 1) s / sqrt(n), Student's t; one draw tells nothing of it and adds nothing. Over Q test images it is off by
-    1.96 sqrt(v / Q), where v is the variance over the images of the mean over the draws; an image at each end of the
-    range is added for v, so that the width is not zero when all are right (Agresti and Caffo 2000). The two are
-    independent, so the half width is the root of the sum of their squares.
-    """
-    mean = values.mean().item()
-    draws = values.mean(1)
-    of_draws = student(len(draws) - 1) * draws.std().item() / len(draws) ** 0.5 if len(draws) > 1 else 0.0
-    images = torch.cat([values.mean(0), values.new_tensor([least, most])])
-    of_images = NORMAL * images.std().item() / len(images) ** 0.5
-    half = (of_draws**2 + of_images**2) ** 0.5
-    return Interval(mean, max(mean - half, least), min(mean + half, most))
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, for 1 degree of freedom or more."""
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    z, n = NORMAL, freedom  # the first terms of Cornish and Fisher; under 0.0001 off from 31 on
-    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """The accuracy of one system in percent, with its 95 % interval and the accuracy of each draw of labels."""
 
     system: str
-    """"trained", "random init", "raw pixels" or "given weights"."""
+    """"trained", "random init", "raw pixels", "start" (the weights that the run began from) or "given weights"."""
     labels: float
     """Share of the labels, above 0 and at most 1."""
     images: int
@@ -133,8 +90,7 @@ class Evaluation:
     @property
     def metrics(self) -> dict[str, float]:
         """Accuracies with the most labels, named as those of a run: knn_top1, knn_random_init, knn_raw_pixels."""
-        names = {TRAINED: "top1", RANDOM: "random_init", PIXELS: "raw_pixels", GIVEN: "given_weights"}
-        return {f"{self.protocol}_{names[system]}": score.accuracy for system, score in self._headline().items()}
+        return {f"{self.protocol}_{NAMES[system]}": score.accuracy for system, score in self._headline().items()}
 
     @property
     def answer(self) -> str:
@@ -195,9 +151,9 @@ class Evaluation:
 def sentence(scores: Sequence[Score], comparisons: Sequence[Comparison], k: int | None) -> str:
     """Did it help? For each share of labels, from the intervals of the differences.
 
-    "yes": better than the same backbone untrained and than raw pixels, both intervals above zero. "partly": better
-    than untrained alone, and it says how raw pixels stand. "cannot be told": the interval against untrained holds
-    zero. "no": worse than untrained.
+    "yes": better than the same backbone untrained, than raw pixels and than the weights that the run began from, all
+    intervals above zero. "partly": better than untrained alone, and it says how the others stand. "cannot be told":
+    the interval against untrained holds zero. "no": worse than untrained or, with what to do, than the start.
     """
     shares = list(dict.fromkeys(score.labels for score in scores))
     words: dict[str, list[float]] = {}
@@ -213,17 +169,22 @@ def sentence(scores: Sequence[Score], comparisons: Sequence[Comparison], k: int 
         if one.labels == first
     )
     where = f"with {_shares([first])} " if len(shares) > 1 else ""
-    return f"Did it help? {verdicts[0].upper()}{verdicts[1:]}: {where}{trained.accuracy:.1f} % is {than}."
+    cure = f" Try {KEEP}" if any(one.against == START and one.high < 0 for one in comparisons) else ""
+    return f"Did it help? {verdicts[0].upper()}{verdicts[1:]}: {where}{trained.accuracy:.1f} % is {than}.{cure}"
 
 
 def _word(comparisons: Sequence[Comparison]) -> str:
     against = {one.against: one for one in comparisons}
     if against[RANDOM].low <= 0:
         return "no" if against[RANDOM].high < 0 else "cannot be told"
-    if against[PIXELS].low > 0:
-        return "yes"
-    worse = against[PIXELS].high < 0
-    return f"partly (better than untrained, {'worse than' if worse else 'not surely better than'} raw pixels)"
+    if START in against and against[START].high < 0:
+        return "no (worse than the start)"
+    unsure = [_stands(against[name]) for name in (START, PIXELS) if name in against and against[name].low <= 0]
+    return f"partly (better than untrained, {', '.join(unsure)})" if unsure else "yes"
+
+
+def _stands(one: Comparison) -> str:
+    return f"{'worse' if one.high < 0 else 'not surely better'} than {one.against}"
 
 
 def _shares(shares: Sequence[float]) -> str:

@@ -119,7 +119,8 @@ def no_checkpoint(run: FinishedRun) -> Evidence:
 @after_run(cause="they were deleted, or not copied along.", cure="put them back, or run it again from config.yaml.")
 def missing_files(run: FinishedRun) -> Evidence:
     """Files that a run at this point has written, and that are not there."""
-    names = (*ALWAYS, *(WRITTEN_AT_THE_END if run.files.status in ("finished", "collapsed") else ()))
+    began = ("start.safetensors",) if run.files.rows and run.files.setting("start.source") else ()
+    names = (*ALWAYS, *began, *(WRITTEN_AT_THE_END if run.files.status in ("finished", "collapsed") else ()))
     missing = [name for name in names if not (run.files.path / name).exists()]
     return f"{', '.join(missing)}." if missing else None
 
@@ -134,7 +135,7 @@ def damaged_rows(run: FinishedRun) -> Evidence:
 
 @after_run(cause=NO_GAIN, cure=GAIN_MORE)
 def below_a_baseline(run: FinishedRun) -> Evidence:
-    """A final k-NN accuracy that does not clearly beat raw pixels and the untrained backbone."""
+    """A final k-NN accuracy that does not clearly beat raw pixels, the untrained backbone and the start."""
     return _judged(run) if run.files.diagnosis.verdict == "healthy" and run.files.diagnosis.cause else None
 
 

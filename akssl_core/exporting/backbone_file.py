@@ -26,6 +26,7 @@ from ..rundir.folder import RunDir, read_tensors
 
 BACKBONE_FORMAT = "akssl-backbone-1"
 FILE = "backbone.safetensors"
+START = "start.safetensors"  # the same file of the weights that a run began from
 
 
 def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preprocess: Preprocess) -> dict[str, str]:
@@ -44,10 +45,15 @@ def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preproce
 
 
 def export_backbone(
-    run_dir: RunDir, method: str, backbone: Mapping[str, Any], encoder: Backbone, preprocess: Preprocess
+    run_dir: RunDir,
+    method: str,
+    backbone: Mapping[str, Any],
+    encoder: Backbone,
+    preprocess: Preprocess,
+    name: str = FILE,
 ) -> Path:
-    """Write `backbone.safetensors` into a run folder."""
-    return run_dir.write_tensors(FILE, encoder.export_state(), header(method, backbone, encoder, preprocess))
+    """Write `backbone.safetensors`, or a file of another name, into a run folder."""
+    return run_dir.write_tensors(name, encoder.export_state(), header(method, backbone, encoder, preprocess))
 
 
 def file_of(path: Path | str) -> Path:

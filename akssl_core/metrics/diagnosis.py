@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
-from ..method import Landmark
+from ..method import Headline, Landmark
 from .health import Spectrum
+from .interval import NORMAL, Interval
 
 Rows = Sequence[Mapping[str, Any]]
 Verdict = Literal["healthy", "not learning", "dimensional collapse", "collapsed"]
@@ -20,11 +22,14 @@ STEPS = 50  # the stretch of last steps that must all agree
 FEWEST_ROWS = 2  # in that stretch, or before it
 HALF = 0.5  # of their first spread and of 1: healthy projections of all first-party methods keep more than 0.7
 LEAST_RATE = 1e-7  # a smaller learning rate may move weights by less than they can hold
-NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
-QUERIES = 1000  # images that an accuracy is taken to be of where their number was not recorded
+QUERIES = 1000  # images that an accuracy is taken to be of where their answers were not recorded
 
 STEP, LOSS, LEARNED = "backbone_step", "loss", "learned"
-BASELINES = {"knn_raw_pixels": "raw pixels", "knn_random_init": "the untrained backbone"}
+BELOW, WORSE, UNJUDGED = "did not beat", "worse than the start", "not judged by"
+JUDGES = {"knn": "k-NN", "linear": "a linear probe", "finetune": "fine-tuning"}
+BASELINES = {"raw_pixels": "raw pixels", "random_init": "the untrained backbone", "start": "the start"}
+"""What needs no training, by the ends of the names of its numbers: knn_raw_pixels."""
+START = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +45,19 @@ class Diagnosis:
     cure: str = ""
     """How to mend it."""
     outcome: str = ""
-    """Learned, barely better than ... or did not beat ...; empty before the end, without labels or baselines, and where
-    a fault was seen although the accuracy is good."""
+    """Learned, barely better than ..., did not beat ..., worse than the start, not judged by ... yet; empty before the
+    end, without labels or baselines, and where a fault was seen although the accuracy is good."""
 
     @property
     def words(self) -> str:
         """The verdict in short: "healthy, learned"."""
         but = "but " if self.verdict == "healthy" and self.outcome != LEARNED else ""
         return f"{self.verdict}, {but}{self.outcome}" if self.outcome else self.verdict
+
+    @property
+    def fell_short(self) -> bool:
+        """Whether something that needs no training is as good or better."""
+        return self.outcome.startswith((BELOW, WORSE))
 
     def __str__(self) -> str:
         parts = [f"{self.words}: {self.evidence}" if self.evidence else f"{self.words}."]
@@ -63,6 +73,11 @@ LOOK = (
 )
 NO_GAIN = "what it learns is not what the labels ask for, or it trained too little."
 GAIN_MORE = "train longer, or try the method's default recipe and milder views."
+UNDONE = "training has undone what the start knew: its steps were too large, or new heads pulled the backbone along."
+KEEP = (
+    "'akssl adapt', which returns the best of the start, what it became and their mixtures; a lower optimizer.lr, by "
+    "three to ten times; a longer start.warm_heads, so that heads learn before the backbone moves."
+)
 
 
 def diagnose(
@@ -72,7 +87,8 @@ def diagnose(
     scores: Mapping[str, float] | None = None,
     features: Verdict = "healthy",
     stopped: bool = False,
-    queries: int = QUERIES,
+    paired: Mapping[str, Interval] = MappingProxyType({}),
+    headline: Headline = "knn",
 ) -> Diagnosis:
     """The verdict on a run by its rows so far.
 
@@ -82,11 +98,23 @@ def diagnose(
         scores: final numbers; k-NN accuracy clearly above all baselines outweighs what any spread says.
         features: what the spread of the final features says.
         stopped: the run was stopped as collapsed, so that no accuracy outweighs what its rows say.
-        queries: images that the accuracies are of; they decide what is clearly above.
+        paired: how many points the k-NN is above each baseline, image by image, by the baseline's name: they decide
+            what is clear.
+        headline: the protocol that the method is judged by; of any other than k-NN the verdict says that it is to come.
     """
-    learned = not stopped and compare_scores(scores or {}, queries)[0] == LEARNED
+    outcome = ("", "") if scores is None else compare_scores(scores, paired)
+    learned = not stopped and outcome[0] == LEARNED
     fault = _fault(rows, landmarks, features=features, learned=learned, ended=scores is not None)
-    return _with_outcome(fault, scores, queries)
+    if headline != "knn" and outcome[0] and fault is None:
+        by = JUDGES[headline]
+        said = f"{outcome[1]} This method is judged by {by}, which is not done yet: akssl eval RUN_DIR."
+        return Diagnosis("healthy", said, outcome=f"{UNJUDGED} {by} yet")
+    return _with_outcome(fault, *outcome)
+
+
+def judged(headline: str, score: float, known: Mapping[str, float], above: Mapping[str, Interval]) -> Diagnosis:
+    """The verdict on a healthy run by the protocol that its method is judged by: accuracies, and gains by baseline."""
+    return _with_outcome(None, *_compare(f"accuracy by {JUDGES[headline]}", score, known, above))
 
 
 def read_diagnosis(manifest: Mapping[str, Any], rows: Rows) -> Diagnosis:
@@ -101,36 +129,55 @@ def read_diagnosis(manifest: Mapping[str, Any], rows: Rows) -> Diagnosis:
         return Diagnosis(**known)
     scores = {name: value for name, value in (manifest.get("final") or {}).items() if value is not None} or None
     if told.get("evidence"):
-        return _with_outcome(Diagnosis(**known), scores, QUERIES)
+        return _with_outcome(Diagnosis(**known), *(compare_scores(scores, {}) if scores else ("", "")))
     collapsed = manifest.get("status") == "collapsed"
     alike = collapsed or not (scores or {}).get("std_ratio", math.inf) >= COLLAPSED_STD
     return diagnose(rows, scores=scores, features="collapsed" if alike else "healthy", stopped=collapsed)
 
 
-def compare_scores(scores: Mapping[str, float], queries: int) -> tuple[str, str]:
+def compare_scores(scores: Mapping[str, float], paired: Mapping[str, Interval]) -> tuple[str, str]:
     """The outcome of training by the final k-NN accuracies, and these in a sentence."""
     score = scores.get("knn_top1", math.nan)
-    known = {name: scores[key] for key, name in BASELINES.items() if key in scores}
     if not math.isfinite(score):
         spread = ", ".join(f"{name} {scores[name]:.4g}" for name in ("std_ratio", "rankme") if name in scores)
         return "", f"{f'{spread}; ' if spread else ''}without labels there is no accuracy to compare."
-    if not known:
-        return "", f"k-NN accuracy {score:.1f} %; no baseline was measured."
-    said = ", ".join(f"{name} {of:.1f} % ({score - of:+.1f} points)" for name, of in known.items())
-    said = f"k-NN accuracy {score:.1f} %; {said}."
-    if below := [name for name, of in known.items() if not score > of]:
-        return f"did not beat {' and '.join(below)}", said
-    if near := {name: chance for name, of in known.items() if score - of <= (chance := margin(score, of, queries))}:
-        said += f" Differences of up to {max(near.values()):.1f} points may be chance with so few images."
-        return f"barely better than {' and '.join(near)}", said
-    return LEARNED, said
+    known = {name: scores[f"knn_{name}"] for name in BASELINES if f"knn_{name}" in scores}
+    above = {name: paired.get(name) or unpaired(score, of) for name, of in known.items()}
+    return _compare("k-NN accuracy", score, known, above)
+
+
+def _compare(what: str, score: float, known: Mapping[str, float], above: Mapping[str, Interval]) -> tuple[str, str]:
+    said = ", ".join(_beside(BASELINES[name], of, above[name]) for name, of in known.items())
+    return outcome_of(above), f"{what} {score:.1f} %; {said or 'no baseline was measured'}."
+
+
+def _beside(name: str, accuracy: float, by: Interval) -> str:
+    return f"{name} {accuracy:.1f} % ({by.mean:+.1f} points [{by.low:+.1f}, {by.high:+.1f}])"
+
+
+def outcome_of(above: Mapping[str, Interval]) -> str:
+    """The outcome of training by how far it is above each baseline."""
+    if START in above and above[START].high < 0:
+        return WORSE
+    if not above:
+        return ""
+    if below := [BASELINES[name] for name, by in above.items() if not by.mean > 0]:
+        return f"{BELOW} {' and '.join(below)}"
+    if near := [BASELINES[name] for name, by in above.items() if by.low <= 0]:
+        return f"barely better than {' and '.join(near)}"
+    return LEARNED
+
+
+def unpaired(score: float, of: float) -> Interval:
+    """The 95 % interval of a difference of accuracies in percent of which nobody has the single answers."""
+    by, chance = score - of, margin(score, of, QUERIES)
+    return Interval(by, by - chance, by + chance)
 
 
 def margin(first: float, second: float, queries: int) -> float:
     """Points by which two accuracies in percent, each of so many images, may differ by chance: a 95 % interval.
 
-    The normal approximation, with one right and one wrong image added to each (Agresti and Caffo 2000). Both are
-    of the same images, so that chance moves them together: the true interval is narrower, seldom wider.
+    The normal approximation, with one right and one wrong image added to each (Agresti and Caffo 2000).
     """
     shares = [(of / 100 * queries + 1) / (queries + 2) for of in (first, second)]
     return 100 * NORMAL * math.sqrt(sum(share * (1 - share) for share in shares) / (queries + 2))
@@ -161,12 +208,11 @@ def collapse_bound(name: str) -> float | None:
     return {"std_ratio": COLLAPSED_STD}.get(name, COLLAPSED_PROJECTION) if name.endswith("std_ratio") else None
 
 
-def _with_outcome(fault: Diagnosis | None, scores: Mapping[str, float] | None, queries: int) -> Diagnosis:
+def _with_outcome(fault: Diagnosis | None, outcome: str, said: str) -> Diagnosis:
     """The whole verdict of a run: a fault is never said to have learned, but it is said that it fell short."""
-    outcome, said = ("", "") if scores is None else compare_scores(scores, queries)
     if fault is None:
-        mend = (NO_GAIN, GAIN_MORE) if outcome not in ("", LEARNED) else ("", "")
-        return Diagnosis("healthy", said, *mend, outcome)
+        mend = (UNDONE, KEEP) if outcome == WORSE else (NO_GAIN, GAIN_MORE)
+        return Diagnosis("healthy", said, *(mend if outcome not in ("", LEARNED) else ("", "")), outcome)
     if not outcome:
         return fault
     return replace(fault, evidence=f"{fault.evidence} {said}", outcome="" if outcome == LEARNED else outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,17 @@ _STEPS = 2**20  # similarities closer than 1e-6 count as equal, so that rounding
 _INDICES = 2**32  # the lower half of a sort key holds an index
 
 
-def knn(
+def knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, **more: Any) -> float:
+    """Accuracy in percent of a weighted k-NN classifier; arguments and errors are those of `knn_right`."""
+    return percent(knn_right(bank, bank_labels, queries, query_labels, **more))
+
+
+def percent(right: Tensor) -> float:
+    """The accuracy in percent of answers (Q,), true where they are right."""
+    return 100 * right.double().mean().item()
+
+
+def knn_right(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor,
@@ -24,8 +35,8 @@ def knn(
     k: int = 20,
     temperature: float = 0.07,
     device: torch.device | None = None,
-) -> float:
-    """Accuracy in percent of a weighted k-NN classifier: cosine similarity, votes weighted with exp(sim / T).
+) -> Tensor:
+    """Whether a weighted k-NN classifier is right (Q,): cosine similarity, votes weighted with exp(sim / T).
 
     Wu et al. 2018 (arXiv 1805.01978); k = 20 and T = 0.07 as in DINO (arXiv 2104.14294). `bank` is (N, D) and
     `queries` (Q, D); images without a label (-1) are left out. Of equally similar images the earlier one counts.
@@ -37,7 +48,7 @@ def knn(
     bank, bank_labels = labelled(bank, bank_labels, "k-NN", "bank")
     queries, query_labels = labelled(queries, query_labels, "k-NN", "queries")
     guesses = knn_guesses(bank, bank_labels, queries, ks=(k,), temperature=temperature, device=device)[k]
-    return 100 * (guesses == query_labels).double().mean().item()
+    return guesses == query_labels
 
 
 def knn_guesses(
@@ -49,7 +60,7 @@ def knn_guesses(
     temperature: float = 0.07,
     device: torch.device | None = None,
 ) -> dict[int, Tensor]:
-    """For each number of neighbours the labels (Q,) that `knn` judges by; the search is done once for all of them.
+    """For each number of neighbours the guesses (Q,) of `knn_right`; the search is done once for all of them.
 
     `bank_labels` (N,) are all known.
     """

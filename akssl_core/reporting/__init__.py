@@ -64,7 +64,7 @@ def headline(run: RunFiles) -> tuple[str, str]:
     found = run.diagnosis
     verdict = f"{found}"[:1].upper() + f"{found}"[1:]
     if run.status not in UNFINISHED:
-        bad = found.verdict != "healthy" or found.outcome.startswith("did not beat")
+        bad = found.verdict != "healthy" or found.fell_short
         return "bad" if bad else "good" if found.outcome == "learned" else "open", verdict
     what_next = {
         "stopped": f". Go on with: akssl resume {run.path}",

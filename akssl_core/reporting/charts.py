@@ -13,6 +13,7 @@ from .svg import line_chart, short
 
 SCORES = {
     "knn_top1": "trained backbone",
+    "knn_start": "the weights it began from",
     "knn_random_init": "same backbone, untrained",
     "knn_raw_pixels": "raw pixels",
 }
@@ -44,20 +45,31 @@ def scores(run: RunFiles) -> list[Html]:
     """The final scores: accuracies side by side as bars, then everything else."""
     if not run.final:
         return []
-    bars = [(label, run.final[key]) for key, label in SCORES.items() if key in run.final]
+    bars = [(label, run.final[key], _above(run, key)) for key, label in SCORES.items() if key in run.final]
     classes = run.manifest.get("data", {}).get("classes")
     if bars and isinstance(classes, int) and classes > 0:
-        bars.append((f"chance ({classes} classes)", 100 / classes))
+        bars.append((f"chance ({classes} classes)", 100 / classes, ""))
     rest = [[key, short(value), MEANINGS.get(key, "")] for key, value in run.final.items() if key not in SCORES]
     parts = [_bars(run, bars)] if bars else []
     return [section("Scores", *parts, table(["Number", "Value", "Meaning"], rest) if rest else "")]
 
 
-def _bars(run: RunFiles, bars: Sequence[tuple[str, float]]) -> Html:
+def _bars(run: RunFiles, bars: Sequence[tuple[str, float, str]]) -> Html:
     k = run.setting("evaluate.k")
-    caption = f"Accuracy of a {f'{k}-NN' if k else 'k-NN'} classifier on frozen features, in percent"
-    rows = [[label, f"{value:.1f}", _bar(value, own=label == SCORES["knn_top1"])] for label, value in bars]
-    return table(["Features", "Accuracy", ""], rows, caption=caption, kind="bars")
+    caption = (
+        f"Accuracy of a {f'{k}-NN' if k else 'k-NN'} classifier on frozen features, in percent, and how many points "
+        "the trained backbone is above, paired by test image, with 95 % intervals"
+    )
+    rows = [
+        [label, f"{value:.1f}", above, _bar(value, own=label == SCORES["knn_top1"])] for label, value, above in bars
+    ]
+    return table(["Features", "Accuracy", "Trained is above by", ""], rows, caption=caption, kind="bars")
+
+
+def _above(run: RunFiles, key: str) -> str:
+    """How many points the trained backbone is above a baseline, where that is known."""
+    by = run.above.get(key.removeprefix("knn_"))
+    return f"{by['mean']:+.1f} [{by['low']:+.1f}, {by['high']:+.1f}]" if by else ""
 
 
 def _bar(percent: float, *, own: bool) -> Html:
@@ -105,7 +117,7 @@ def _marks(run: RunFiles, name: str) -> list[tuple[str, float]]:
     if name != "knn_top1":
         return [(label, value) for label, value in _described(run, name).get("lines", {}).items()]
     known: Mapping[str, float | None] = {**run.manifest.get("baselines", {}), **run.final}
-    named = [(SCORES[key], known.get(key)) for key in ("knn_raw_pixels", "knn_random_init")]
+    named = [(SCORES[key], known.get(key)) for key in SCORES if key != "knn_top1"]
     return [(label, value) for label, value in named if value is not None and math.isfinite(value)]
 
 

@@ -68,7 +68,7 @@ class Summary:
             status=str(run.manifest.get("status", "unknown")),
             method=str(run.manifest.get("method", run.setting("method.name"))),
             settings=dict(leaves(run.config)),
-            metrics={**final, **dict(_evaluated(path))},
+            metrics={**final, **_above(run), **dict(_evaluated(path))},
             cost=_cost(run),
             files=run,
         )
@@ -108,6 +108,11 @@ def _cost(run: RunFiles) -> dict[str, float]:
     found |= {"images_per_s": seen / seconds} if seconds > 0 else {}
     found |= {"images_seen": float(run.rows[-1]["step"] * batch)} if run.rows and isinstance(batch, int) else {}
     return found
+
+
+def _above(run: RunFiles) -> dict[str, Measured]:
+    """How many points the final k-NN is above each baseline, paired by test image."""
+    return {f"knn_top1 - knn_{name}": Measured(by["mean"], by["low"], by["high"]) for name, by in run.above.items()}
 
 
 def _evaluated(path: Path) -> Iterator[tuple[str, Measured]]:

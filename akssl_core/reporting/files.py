@@ -81,6 +81,12 @@ class RunFiles:
         return {name: drawable(value) for name, value in scores.items()}
 
     @property
+    def above(self) -> Mapping[str, Mapping[str, float]]:
+        """How many points k-NN is above each baseline, by its name: mean, low and high."""
+        found: Mapping[str, Mapping[str, float]] = self.manifest.get("above") or {}
+        return found
+
+    @property
     def diagnosis(self) -> Diagnosis:
         """Its verdict; of a run that goes on or broke off, by the rows so far."""
         return read_diagnosis(self.manifest, self.rows)

@@ -127,7 +127,9 @@ def evaluation(run: RunFiles) -> list[Html]:
     groups: dict[tuple[str, str], list[Share]] = {}
     for share in found:
         groups.setdefault((share.protocol, share.data), []).append(share)
-    parts = [part for (protocol, data), shares in groups.items() for part in _group(protocol, data, shares)]
+    first = run.manifest.get("headline")  # the protocol that the method is judged by
+    ordered = sorted(groups.items(), key=lambda group: group[0][0] != first)
+    parts = [part for (protocol, data), shares in ordered for part in _group(protocol, data, shares)]
     interval = next((share.found.interval for share in found if share.found.interval), "")
     said = [tag("p", f"Interval: {interval}.", class_="quiet")] if interval else []
     return [section("Evaluation", *parts, *said)]

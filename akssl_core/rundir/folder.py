@@ -25,7 +25,11 @@ from .files import read_tensors as read_tensors
 from .schemas import Evaluations, Manifest, Origins, checked
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
-OWN_MORE = ("report.html", "samples.safetensors", "method.safetensors", "unreadable.txt", "evaluation.json")
+ANSWERS = "baselines.safetensors"  # whether k-NN is right for each test image, by baseline
+OWN_MORE = (
+    "report.html", "samples.safetensors", "method.safetensors", "unreadable.txt", "evaluation.json",
+    "start.safetensors", ANSWERS,
+)  # fmt: skip
 EXPORTED = {
     "safetensors": "backbone-exported.safetensors",
     "torchvision": "backbone-torchvision.safetensors",

@@ -54,12 +54,21 @@ class Described(_Open):
     lines: dict[str, Drawable] = {}
 
 
+class Difference(_Open):
+    """A difference of accuracies in points, paired by test image, with its 95 % interval."""
+
+    mean: Drawable
+    low: Drawable
+    high: Drawable
+
+
 class Manifest(_Open):
     """`manifest.json`, in the order in which a run writes it. Times are UTC."""
 
     created: str = ""
     status: str = "unknown"  # running, finished, failed, stopped or collapsed
     method: str = ""
+    headline: str = "knn"  # the protocol of `akssl eval` that the method is judged by
     trained_with_labels: bool | None = None  # the method has read them; else they are for scores alone
     seed: int | None = None
     image: dict[str, Any] | None = None  # what the network sees: size, channels, mean and standard deviation
@@ -71,12 +80,13 @@ class Manifest(_Open):
     versions: Facts = Facts()
     plugins: list[dict[str, Scalar]] = []
     updated: str = ""
-    baselines: dict[str, Drawable | None] = {}  # accuracies that need no training
+    baselines: dict[str, Drawable | None] = {}  # accuracies that need no training, as they are before the first step
     resumed_at: int | None = None  # the step from which the run last went on
     error: str | None = None  # why it failed or stopped
     not_measured: dict[str, str] | None = None  # why a number is missing, by number
     unreadable: int | None = None  # images
     final: dict[str, float | None] | None = None  # None for NaN or infinite
+    above: dict[str, Difference] | None = None  # points of k-NN above each baseline, by its name: raw_pixels
     verdict: str | None = None
     diagnosis: dict[str, Any] | None = None  # the verdict with its evidence, cause and cure
 

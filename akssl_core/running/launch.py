@@ -261,8 +261,8 @@ def _go_on(folder: RunDir, plan: Plan, plugins: Plugins, checkpoint: Checkpoint 
     notes = [*folder.manifest.notes, *notes]
     folder.update_manifest(
         Manifest(
-            status="running", final=None, verdict=None, diagnosis=None, error=None, resumed_at=step, notes=notes,
-            repeatable=not plan.has_objects,
+            status="running", final=None, above=None, verdict=None, diagnosis=None, error=None, resumed_at=step,
+            notes=notes, repeatable=not plan.has_objects,
         )
     )  # fmt: skip
 
@@ -297,6 +297,7 @@ def _begin(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
     manifest = Manifest(
         status="running",
         method=spec.method.name,
+        headline=spec.method_class.headline,
         trained_with_labels=spec.method_class.uses_labels,
         seed=spec.seed,
         image=asdict(plan.image),

@@ -236,7 +236,7 @@ def _build(
     notes += [*sight.source.notes, *backbone.notes, *augmentation.notes, *rules.padding(backbone, augmentation)]
     notes += rules.recipe_notes(spec, origin, sight.source.natural_size)
     notes += [GIVEN_WEIGHTS] if "backbone" in given.objects and backbone.name != STAND_IN else []
-    notes += [f"start: {line}" for line in account.lines()] if account else []
+    notes += [*(f"start: {line}" for line in account.lines()), start.kept(backbone)] if account else []
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
         **vars(sight),

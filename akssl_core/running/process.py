@@ -9,19 +9,23 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
 from .. import dist
 from ..backbone import Backbone
-from ..exporting.backbone_file import export_backbone
+from ..errors import RunDirError
+from ..exporting.backbone_file import FILE, START, export_backbone
 from ..method import Landmark
-from ..metrics.diagnosis import Diagnosis, diagnose
+from ..metrics.diagnosis import BASELINES, Diagnosis, diagnose
 from ..metrics.features import sample
 from ..metrics.health import of_views
+from ..metrics.interval import Interval, interval
+from ..metrics.nearest import percent
 from ..plugins.manager import Plugins
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
-from ..rundir.folder import RunDir
-from ..rundir.schemas import Manifest
+from ..rundir.folder import ANSWERS, RunDir, read_tensors
+from ..rundir.schemas import Difference, Manifest
 from ..training.callback import Callback, Logger, Observers
 from ..training.checkpoint import Checkpoints, restore
 from ..training.engine import Engine
@@ -95,14 +99,14 @@ class Training:
         probe = _probe(plan, evaluate.queries, evaluate.bank)
         engine = self._engine()
         with explain_faults(engine):
-            trained, (scores, spread, missing) = self._trained(probe, engine)
+            trained, found = self._trained(probe, engine)
             self.product = encoder = _product(trained, plan)
             health = of_views(view_features(plan, encoder, engine.device))
-            metrics = {"loss": run_dir.history[-1]["loss"], **scores, **health.numbers, **run_dir.manifest.baselines}
+            metrics = {"loss": run_dir.history[-1]["loss"], **found.numbers, **health.numbers, **run_dir.manifest.baselines}
             own = of_run(plan, engine, [*metrics, "seconds"])
-            if missing := {**missing, **health.missing}:
+            if missing := {**found.missing, **health.missing}:
                 run_dir.update_manifest(Manifest(not_measured=missing))
-            export_backbone(run_dir, plan.spec.method.name, plan.spec.table()["backbone"], encoder, plan.preprocess)
+            self._export(encoder, FILE)
             pictures = sample_tensors(plan, encoder, engine.device) | own.samples()
             run_dir.write_tensors("samples.safetensors", pictures, {})
             if own.tensors:
@@ -111,13 +115,17 @@ class Training:
         run_dir.write_unreadable(plan.images.unreadable)
         seconds = round(time.perf_counter() - started, 1)
         metrics |= {**own.numbers, "seconds": seconds}
+        above = _above(run_dir, found.right)
+        if above:
+            run_dir.update_manifest(Manifest(above={name: Difference(**asdict(by)) for name, by in above.items()}))
         return metrics, diagnose(
             run_dir.history,
             self._landmarks(),
             scores=metrics,
-            features=spread,
+            features=found.verdict,
             stopped=self.collapsed,
-            queries=len(probe.queries),
+            paired=above,
+            headline=plan.spec.method_class.headline,
         )
 
     def _landmarks(self) -> Sequence[Landmark]:
@@ -135,15 +143,31 @@ class Training:
     def _trained(self, probe: Probe, engine: Engine) -> tuple[Backbone, Scored]:
         """The encoder after training, where it stands, and what the probe says of it; all processes take part."""
         if self.checkpoint is None:
-            random = engine.encoder()  # asked for in all processes
-            if self.plan.random is not None:  # the run begins from weights
-                random, self.plan.random = self.plan.random.to(engine.device), None
-            baselines = _baselines(probe, random, engine.device)
-            if dist.is_main():
-                self.run_dir.update_manifest(Manifest(baselines=baselines))
+            self._keep_beginning(probe, engine)
         self._train()
         encoder = engine.encoder()
         return encoder, probe.encoder_scores(encoder, engine.device)
+
+    def _keep_beginning(self, probe: Probe, engine: Engine) -> None:
+        """Before the first step: what the trained encoder must beat, and the weights that the run begins from."""
+        beginning, device = engine.encoder(), engine.device  # asked for in all processes
+        others = {"random_init": beginning}
+        if self.plan.random is not None:  # the run begins from weights
+            others = {"random_init": self.plan.random.to(device), "start": beginning}
+            self.plan.random = None
+        right = {"raw_pixels": probe.pixels_right(device)}
+        right |= {name: probe.encoder_scores(encoder, device).right for name, encoder in others.items()}
+        if dist.is_main():
+            known = {name: answers for name, answers in right.items() if answers is not None}
+            if known:
+                self.run_dir.write_tensors(ANSWERS, known, {})
+            self.run_dir.update_manifest(Manifest(baselines={f"knn_{name}": percent(of) for name, of in known.items()}))
+            if "start" in others:
+                self._export(beginning, START)
+
+    def _export(self, encoder: Backbone, name: str) -> None:
+        spec = self.plan.spec
+        export_backbone(self.run_dir, spec.method.name, spec.table()["backbone"], encoder, self.plan.preprocess, name)
 
     def _train(self) -> None:
         """Train to the end, or to where the run has collapsed if it is to stop there."""
@@ -171,11 +195,17 @@ class Training:
         )
 
 
-def _baselines(probe: Probe, encoder: Backbone, device: torch.device) -> dict[str, float]:
-    """The k-NN accuracy that a trained encoder must beat: raw pixels, and itself before the first step."""
-    raw, (untrained, *_) = probe.pixel_scores(device), probe.encoder_scores(encoder, device)
-    named = {"knn_raw_pixels": raw.get("knn_top1"), "knn_random_init": untrained.get("knn_top1")}
-    return {name: value for name, value in named.items() if value is not None}
+def _above(run_dir: RunDir, right: Tensor | None) -> dict[str, Interval]:
+    """How many points k-NN is above each baseline, paired by test image; nothing where either's answers are unknown."""
+    known: dict[str, Tensor] = {}
+    if right is not None:
+        with suppress(RunDirError):  # of a run that an earlier version began
+            known = read_tensors(run_dir.path / ANSWERS)[0]
+    return {
+        name: interval(100 * (right.double() - known[name].double())[None], least=-100, most=100)
+        for name in BASELINES
+        if right is not None and name in known and known[name].shape == right.shape
+    }
 
 
 def _probe(plan: Plan, queries: int, bank: int) -> Probe:

@@ -55,6 +55,7 @@ class Result:
         names = {
             "knn_raw_pixels": "k-NN top-1, raw pixels",
             "knn_random_init": "k-NN top-1, same backbone untrained",
+            "knn_start": "k-NN top-1, the start",
             "knn_top1": "k-NN top-1, trained",
             "std_ratio": "std of features x sqrt(D) (healthy near 1)",
             "rankme": "effective rank (RankMe)",

@@ -20,6 +20,7 @@ from ..config.schema import Schema, user_path, validate
 from ..data import ImageSpec
 from ..errors import AksslError, ConfigError, did_you_mean, visible
 from ..exporting.backbone_file import BACKBONE_FORMAT, file_of, read_backbone_file
+from ..exporting.backbone_file import START as KEPT
 from ..plugins.manager import Plugins
 from ..rundir.folder import RunDir, read_tensors
 from ..settings import PICKLES, Given, StartSpec, merged
@@ -55,6 +56,12 @@ class Start:
             ConfigError: they are not all accounted for.
         """
         return load_weights(self.tensors, backbone, prefix=self.spec.prefix)
+
+
+def kept(backbone: Backbone) -> str:
+    """The note that a run folder keeps the weights of the start, and how large the file is."""
+    size = sum(tensor.nbytes for tensor in backbone.export_state().values())
+    return f"start: its weights are kept in the run folder as {KEPT}, {size / 1e6:.3g} MB, for akssl eval"
 
 
 class _Only(Schema):

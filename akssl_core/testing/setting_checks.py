@@ -12,6 +12,7 @@ from ..config.schema import Ref, Schema, leaves
 from ..data import Pixels
 from ..draws import Draws
 from ..errors import AksslError, ConfigError
+from ..method import Headline
 from ..schedule import Schedule
 from ..settings import dotted, merged
 from .check import NotApplicable, expect, fail, few, rule
@@ -44,6 +45,15 @@ def settings_are_described(subject: MethodSubject) -> None:
     describe_settings(subject)
     expect(bool(subject.component.paper), "the class names no paper (paper = 'authors, title, year, link')")
     expect("default" in subject.component.recipes, "there is no recipe 'default'")
+
+
+@rule("method", cure="set headline to the protocol of akssl eval by which the paper compares: knn, linear or finetune")
+def headline_is_a_protocol(subject: MethodSubject) -> None:
+    """The method is judged by a protocol that there is."""
+    known = get_args(Headline)
+    expect(
+        subject.component.headline in known, f"headline is {subject.component.headline!r}, none of {', '.join(known)}"
+    )
 
 
 @rule("method", cure="name terms of step in `where`, lower bound first, and say what is meant, why and what to do")

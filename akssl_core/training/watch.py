@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +19,23 @@ from ..method import Landmark
 from ..metrics.diagnosis import Diagnosis, Verdict, diagnose, verdict
 from ..metrics.features import embed, pixels_as_features
 from ..metrics.health import of_features, spectrum
-from ..metrics.nearest import knn
+from ..metrics.nearest import knn_right, percent
 from ..nn import EMA, relative_distance
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Manifest
 from ..settings import EvaluateSpec
 from .engine import Engine
 
-Scored = tuple[dict[str, float], Verdict, dict[str, str]]
-"""Numbers of an encoder by name, whether it has collapsed, and why a number is missing."""
+
+class Scored(NamedTuple):
+    """What a probe says of an encoder."""
+
+    numbers: dict[str, float]
+    verdict: Verdict = "healthy"
+    missing: Mapping[str, str] = MappingProxyType({})
+    """Why a number is missing."""
+    right: Tensor | None = None
+    """Whether k-NN is right, for each query (Q,) with a label; None without labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +47,16 @@ class Probe:
     preprocess: Preprocess
     spec: EvaluateSpec
 
-    def score(self, features: Callable[[ImageSet], Tensor], device: torch.device) -> tuple[Tensor, dict[str, float]]:
-        """Features of the queries and the k-NN accuracy in percent, where labels exist."""
+    def answers(self, features: Callable[[ImageSet], Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Features of the queries, and whether k-NN is right for each (Q,) in the main process, where labels exist."""
         queries = features(self.queries)
         if self.bank is None or self.bank.labels is None or self.queries.labels is None:
-            return queries, {}
+            return queries, None
         bank, k, temperature = features(self.bank), self.spec.k, self.spec.temperature
         if not dist.is_main():
-            return queries, {}
+            return queries, None
         known = bank, self.bank.labels, queries, self.queries.labels
-        return queries, {"knn_top1": knn(*known, k=k, temperature=temperature, device=device)}
+        return queries, knn_right(*known, k=k, temperature=temperature, device=device)
 
     def encoder_scores(self, encoder: Backbone, device: torch.device) -> Scored:
         """k-NN accuracy and health numbers of an encoder, whether it has collapsed, and why a number is missing.
@@ -58,17 +68,18 @@ class Probe:
         def features(images: ImageSet) -> Tensor:
             return embed(encoder, images, self.preprocess, batch_size=size, device=device, shared=True)
 
-        queries, scores = self.score(features, device)
+        queries, right = self.answers(features, device)
         if not dist.is_main():
-            return {}, "healthy", {}
+            return Scored({})
+        scores = {} if right is None else {"knn_top1": percent(right)}
         shape = spectrum(queries)
         health = of_features(queries)
         known = {"std_ratio": shape.std_ratio, "rankme": shape.rankme, **health.numbers}
-        return {**scores, **known}, verdict(shape), health.missing
+        return Scored({**scores, **known}, verdict(shape), health.missing, right)
 
-    def pixel_scores(self, device: torch.device) -> dict[str, float]:
-        """The same k-NN on raw pixels."""
-        return self.score(lambda images: pixels_as_features(images, self.preprocess, shared=True), device)[1]
+    def pixels_right(self, device: torch.device) -> Tensor | None:
+        """Whether the same k-NN on raw pixels is right, for each query (Q,)."""
+        return self.answers(lambda images: pixels_as_features(images, self.preprocess, shared=True), device)[1]
 
     def due(self, epoch: float) -> bool:
         """Whether a multiple of `evaluate.every` epochs was passed in the last one."""
@@ -78,7 +89,7 @@ class Probe:
 
     def scores(self, engine: Engine) -> dict[str, float]:
         """The numbers of the encoder as it stands: in the main process, while all must ask for them together."""
-        return self.encoder_scores(engine.encoder(), engine.device)[0]
+        return self.encoder_scores(engine.encoder(), engine.device).numbers
 
 
 class Collapsed(RunStopped):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import akssl_core
-from akssl_core.evaluation.result import Comparison, Score, interval, sentence, student
+from akssl_core.evaluation.result import Comparison, Score, sentence
 from akssl_core.evaluation.split import stratified
+from akssl_core.metrics.interval import interval, student
 from akssl_core.metrics.linear import linear_guesses, linear_guesses_sgd
 
 

@@ -9,11 +9,13 @@ from html import unescape
 from types import SimpleNamespace
 
 import pytest
+import torch
 from synthetic_run import FINAL, ROWS, row, write_run
 
 import akssl_core
 from akssl_core.examining import examine_run
 from akssl_core.metrics.diagnosis import Diagnosis, diagnose, margin, read_diagnosis
+from akssl_core.metrics.interval import Interval, interval
 from akssl_core.reporting import render
 from akssl_core.rundir.folder import RunDir
 from akssl_core.running.process import read_result
@@ -45,6 +47,10 @@ RUNS = {
         "scores": BELOW,
         "features": "dimensional collapse",
     },
+    "healthy, but worse than the start": {"scores": {"knn_start": 70.0}},
+    "healthy, but did not beat the start": {"scores": {"knn_start": 62.0}},
+    "healthy, but barely better than the start": {"scores": {"knn_start": 60.0}},
+    "collapsed, worse than the start": {"scores": {"knn_start": 70.0}, "rows": ALIKE},
 }
 
 
@@ -114,7 +120,7 @@ def test_a_run_below_its_untrained_backbone_says_so_on_the_console(tmp_path):
     judged(tmp_path / "run", scores={"knn_top1": 28.0, "knn_raw_pixels": 40.0})
     said = result_of(tmp_path / "run").text
     assert "Verdict: healthy, but did not beat raw pixels and the untrained backbone\n" in said
-    assert "the untrained backbone 30.2 % (-2.2 points)" in said
+    assert "the untrained backbone 30.2 % (-2.2 points [-6.2, +1.7])" in said
     assert "\n  cure: train longer" in said
 
 
@@ -126,11 +132,37 @@ def test_the_margin_is_that_of_chance():
     assert margin(30, 31, 1000) == margin(31, 30, 1000)
 
 
+def answers(score, queries, *, shift=0):
+    """A right answer for the first images, from `shift` on."""
+    return 100 * torch.roll(torch.arange(queries) < score / 100 * queries, shift).double()
+
+
 @pytest.mark.parametrize(
-    ("queries", "outcome"), [(5000, "learned"), (1000, "barely better than the untrained backbone")]
+    ("queries", "shift", "outcome"),
+    [
+        (5000, 0, "learned"),
+        (5000, 2500, "barely better than the untrained backbone"),  # right and wrong of other images each
+        (40, 0, "barely better than the untrained backbone"),
+    ],
 )
-def test_more_images_make_a_smaller_gain_certain(queries, outcome):
-    assert diagnose(ROWS, scores={**FINAL, **BETTER}, queries=queries).outcome == outcome
+def test_a_gain_is_clear_where_its_paired_interval_lies_above_zero(queries, shift, outcome):
+    gain = answers(34, queries) - answers(32.5, queries, shift=shift)
+    paired = {"random_init": interval(gain[None], least=-100, most=100)}
+    found = diagnose(ROWS, scores={**FINAL, "knn_top1": 34.0, "knn_random_init": 32.5}, paired=paired)
+    assert found.outcome == outcome
+    assert f"32.5 % ({gain.mean():+.1f} points [{paired['random_init'].low:+.1f}, " in found.evidence
+
+
+def test_a_run_that_made_its_start_worse_is_told_how_to_keep_it(tmp_path):
+    scores = {**FINAL, "knn_start": 63.0}
+    worse = diagnose(ROWS, scores=scores, paired={"start": Interval(-1.6, -2.4, -0.8)})
+    assert worse.words == "healthy, but worse than the start"
+    assert "the start 63.0 % (-1.6 points [-2.4, -0.8])" in worse.evidence
+    assert all(cure in worse.cure for cure in ("akssl adapt", "lower optimizer.lr", "longer start.warm_heads"))
+    assert worse.fell_short
+    unsure = diagnose(ROWS, scores=scores, paired={"start": Interval(-1.6, -3.4, 0.2)})
+    assert unsure.outcome == "did not beat the start"
+    assert "akssl adapt" not in unsure.cure
 
 
 @pytest.mark.parametrize("gain", [0.0, 1.0, 3.0, 4.0, 4.5, 6.0, 20.0])

@@ -150,7 +150,7 @@ def test_a_last_row_that_was_cut_is_left_out(run):
 @pytest.mark.parametrize(
     ("final", "tone", "sentence"),
     [
-        ({}, "good", "Healthy, learned: k-NN accuracy 61.4 %; raw pixels 21.5 % (+39.9 points), the untrained "),
+        ({}, "good", "Healthy, learned: k-NN accuracy 61.4 %; raw pixels 21.5 % (+39.9 points [+36.0, +43.8]), "),
         ({"knn_top1": 31.0}, "open", "Healthy, but barely better than the untrained backbone: k-NN accuracy 31.0 %"),
         ({"knn_top1": 20.0, "knn_random_init": 10.0}, "bad", "Healthy, but did not beat raw pixels: k-NN"),
         ({"knn_top1": 20.0}, "bad", "Healthy, but did not beat raw pixels and the untrained backbone: k-NN"),
