@@ -102,7 +102,12 @@ class Training:
             trained, found = self._trained(probe, engine)
             self.product = encoder = _product(trained, plan)
             health = of_views(view_features(plan, encoder, engine.device))
-            metrics = {"loss": run_dir.history[-1]["loss"], **found.numbers, **health.numbers, **run_dir.manifest.baselines}
+            metrics = {
+                "loss": run_dir.history[-1]["loss"],
+                **found.numbers,
+                **health.numbers,
+                **run_dir.manifest.baselines,
+            }
             own = of_run(plan, engine, [*metrics, "seconds"])
             if missing := {**found.missing, **health.missing}:
                 run_dir.update_manifest(Manifest(not_measured=missing))

@@ -160,7 +160,10 @@ def test_weights_of_torchvision_are_taken_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: {**t, "conv1.weight": torch.zeros(64, 3, 7, 7)}, r"weights: 'conv1.weight' is of shape \(64, 3, 7, 7"),
+        (
+            lambda t: {**t, "conv1.weight": torch.zeros(64, 3, 7, 7)},
+            r"weights: 'conv1.weight' is of shape \(64, 3, 7, 7",
+        ),
         (lambda t: {name: v for name, v in t.items() if name != "conv1.weight"}, "weights: .* have none, 'conv1"),
     ],
 )
