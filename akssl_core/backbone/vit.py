@@ -52,6 +52,8 @@ class ViT(TokenBackbone):
     small_patch: ClassVar[int] = 4
     in_timm: ClassVar[tuple[str, int, int, int]]
     """The network of timm that it is made of, and that one's width, depth and heads."""
+    cls_token: nn.Parameter | None
+    reg_token: nn.Parameter | None
 
     class Config(Schema):
         """Settings of the vision transformers."""
@@ -223,9 +225,9 @@ class ViT(TokenBackbone):
     def _after_prefix(self, patches: Tensor) -> Tensor:
         """(B, N, D) -> (B, prefix + N, D): after class token and registers."""
         count = patches.shape[0]  # not len(patches), which a tracer takes for a constant
-        first = [] if self.cls_token is None else [self.cls_token]
-        if self.before:
-            first = [self.cls_token + self.pos_embed[:, :1]]
+        first: list[Tensor] = []
+        if self.cls_token is not None:
+            first.append(self.cls_token + self.pos_embed[:, :1] if self.before else self.cls_token)
         if self.reg_token is not None:
             first.append(self.reg_token)
         return torch.cat([*(tokens.expand(count, -1, -1) for tokens in first), patches], 1)

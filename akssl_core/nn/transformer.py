@@ -164,7 +164,9 @@ class Trunk(nn.Sequential):
         inner: dict[str, Any] = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale, "drop_path_kind": drop_path_kind}
         shares = [i / (depth - 1) if drop_path_shape == "linear" and depth > 1 else 1.0 for i in range(depth)]
         super().__init__(*(Block(width, heads, drop_path=drop_path * share, **inner) for share in shares))
-        self._for_rows = torch.compiler.disable(for_rows) if drop_path else None  # hashes, which are not traced
+        self._for_rows = None
+        if drop_path:  # its hashes are not traced
+            self._for_rows = torch.compiler.disable(for_rows)  # type: ignore[no-untyped-call] # torch leaves it so
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -183,8 +185,8 @@ class Trunk(nn.Sequential):
         """(B, depth, 2) int32, where branches are left out."""
         if self._for_rows is None:
             return None
-        drawn: Tensor = self._for_rows(len(x), "drop_path", 2 * len(self), x.device) * (1 << BITS)
-        return drawn.int().unflatten(1, (len(self), 2))
+        drawn: Tensor = self._for_rows(len(x), "drop_path", 2 * len(self), x.device)
+        return (drawn * (1 << BITS)).int().reshape(len(x), len(self), 2)
 
 
 def initialise(module: nn.Module, first_weights: FirstWeights = "normal") -> None:
