@@ -275,8 +275,8 @@ def _judge(folder: RunDir, found: Evaluation) -> None:
     told = read_diagnosis(manifest.table(), folder.history)
     if found.protocol != manifest.headline or found.protocol == "knn" or told.verdict != "healthy":
         return
-    known = {NAMES[one.system]: one.accuracy for one in found.scores}
-    above = {NAMES[one.against]: Interval(one.difference, one.low, one.high) for one in found.comparisons}
-    known, above = ({name: of[name] for name in BASELINES if name in of} for of in (known, above))
+    by = {NAMES[one.against]: one for one in found.comparisons}
+    above = {name: Interval(by[name].difference, by[name].low, by[name].high) for name in BASELINES if name in by}
+    known = {name: found.metrics[f"{found.protocol}_{name}"] for name in above}
     verdict = judged(found.protocol, found.accuracy, known, above)
     folder.update_manifest(Manifest(diagnosis=asdict(verdict)))
