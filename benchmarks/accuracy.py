@@ -42,6 +42,11 @@ BANK, QUERIES = 10_000, 5_000
 DATA = {"shapes": {"name": "shapes", "size": IMAGES}, "fashion-mnist": {"name": "fashion-mnist", "size": IMAGES}}
 SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,)}
 BACKBONE = "resnet_tiny"
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "simclr dcl": ("simclr", {"options": {"loss": {"name": "dcl", "temperature": 0.2}}}),
+    "simclr dclw": ("simclr", {"options": {"loss": {"name": "dclw", "temperature": 0.2}}}),
+    "simsiam 4 views": ("simsiam", {"augmentation": {"count": 4}}),
+}  # a method under other settings than its recipe's; four views take twice the time of two
 PEERS = ("simclr", "byol", "swav", "dino")  # of lightly, on shapes
 BASELINES = ("raw pixels", "random init", "supervised")
 NO_PROBES = {"every": EPOCHS, "queries": 100, "bank": 100, "online_queries": 100, "online_bank": 100}
@@ -53,7 +58,7 @@ class Job:
     """One run of one system."""
 
     data: str
-    system: str  # a method's name, a baseline, or "lightly NAME"
+    system: str  # a method's or a variant's name, a baseline, or "lightly NAME"
     seed: int
 
 
@@ -62,7 +67,7 @@ def jobs(systems: list[str]) -> list[Job]:
     found = []
     for data, seeds in SEEDS.items():
         peers = [f"lightly {name}" for name in PEERS] if data == "shapes" else []
-        for system in [*BASELINES, *METHODS, *peers]:
+        for system in [*BASELINES, *METHODS, *VARIANTS, *peers]:
             drawn = seeds[:1] if system == "raw pixels" else seeds  # nothing is drawn where nothing is trained
             found += [Job(data, system, seed) for seed in drawn if not systems or system in systems]
     return sorted(found, key=lambda job: job.seed)
@@ -90,10 +95,12 @@ def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, f
     plugins = Plugins()
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
+    method, settings = VARIANTS.get(job.system, (job.system, {}))
     with tempfile.TemporaryDirectory() as folder:
         result = akssl_core.run(
-            method=job.system, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed,
+            method=method, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed,
             precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
+            **settings,
         )  # fmt: skip
     last = result.history[-1]
     return result.backbone, result.preprocess, {"z_std_ratio": last["z_std_ratio"], "loss": last["loss"]}

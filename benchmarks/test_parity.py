@@ -5,6 +5,7 @@ Ours compute in float32, the others in float64 on the same numbers, so that what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import pytest
@@ -96,6 +97,41 @@ def test_ntxent_is_equation_1(temperature: float) -> None:
         return torch.stack(terms).mean()
 
     assert_parity(akssl_core.build("loss", "ntxent", temperature=temperature), paper, rows(6, 5, count=2))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_dcl_is_lightlys(temperature: float) -> None:
+    """Factor 1: both are the mean over the 2N anchors; the paper sums over them."""
+    ours = akssl_core.build("loss", "dcl", temperature=temperature)
+    assert_parity(ours, lightly_loss.DCLLoss(temperature), rows(24, 16, count=2))
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")  # lightly's weights
+@pytest.mark.parametrize("sigma", [0.3, 0.5])
+def test_dclw_is_lightlys(sigma: float) -> None:
+    """Factor 1, with weights that receive no gradient."""
+    ours = akssl_core.build("loss", "dclw", temperature=0.2, sigma=sigma)
+    assert_parity(ours, lightly_loss.DCLWLoss(0.2, sigma), rows(24, 16, count=2))
+
+
+# NNCLR
+
+
+def test_nnclr_is_equation_3_and_not_lightlys() -> None:
+    """Lightly's examples take its NT-Xent of neighbours and predictions: 2N - 1 candidates, rows of both kinds.
+
+    NNCLR, arXiv 2104.14548, equation 3: the predictions of the N images are the candidates of each neighbour.
+    """
+    neighbours, predictions = rows(24, 16, count=2)
+
+    def paper(predictions: Tensor) -> Tensor:
+        e = torch.exp(cosines(neighbours.double(), predictions) / 0.2)
+        return -torch.log(e.diagonal() / e.sum(1)).mean()
+
+    ours = akssl_core.build("loss", "nnclr", temperature=0.2)
+    assert_parity(lambda p: ours(neighbours, p), paper, [predictions])
+    theirs = lightly_loss.NTXentLoss(0.2)(neighbours.double(), predictions.double())
+    assert theirs.item() - ours(neighbours, predictions).item() == pytest.approx(math.log(47 / 24), abs=0.3)
 
 
 # MoCo
@@ -226,6 +262,37 @@ def test_barlowtwins_is_equations_1_and_2() -> None:
 
     ours = akssl_core.build("loss", "barlowtwins", lambda_=weight)
     assert_parity(ours, paper, rows(16, 6, count=2, scale=10.0))
+
+
+# VICReg
+
+
+@pytest.mark.parametrize(("invariance", "variance", "covariance"), [(25.0, 25.0, 1.0), (10.0, 50.0, 3.0)])
+@pytest.mark.parametrize("dim", [16, 48])
+def test_vicreg_is_lightlys(invariance: float, variance: float, covariance: float, dim: int) -> None:
+    """Factor 1, with half of the variance terms' sum, for fewer and more features than rows."""
+    weights = {"invariance_weight": invariance, "variance_weight": variance, "covariance_weight": covariance}
+    ours = akssl_core.build("loss", "vicreg", **weights)
+    assert_parity(ours, lightly_loss.VICRegLoss(invariance, variance, covariance), rows(32, dim, count=2, scale=0.7))
+
+
+# LeJEPA
+
+
+@pytest.mark.parametrize("global_views", [1, 2])
+def test_lejepa_is_lightlys(global_views: int) -> None:
+    """Factor 1 along the same directions: shares of both terms, the statistic per view, 17 points up to 3."""
+    directions = unit_rows(40, 8, seed=7).T
+    ours, peer = akssl_core.build("loss", "lejepa", lambda_=0.3), lightly_loss.LeJEPALoss(0.3).double()
+    peer.sigreg._generate_unit_vectors = lambda *shape: directions.double()
+
+    def theirs(*views: Tensor) -> Tensor:
+        large, small = torch.stack(views[:global_views]), torch.stack(views[global_views:])
+        value: Tensor = peer(local_proj=small, global_proj=large)
+        return value
+
+    views = rows(24, 8, count=4, scale=0.7)
+    assert_parity(lambda *z: ours(list(z), directions, global_views), theirs, views)
 
 
 # SwAV

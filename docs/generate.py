@@ -28,10 +28,24 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+FAMILIES = {
+    "contrast": ("simclr", "simclrv2", "mocov2", "mocov3", "nnclr"),
+    "redundancy": ("barlowtwins", "vicreg", "lejepa"),
+    "distillation": ("byol", "simsiam", "dino"),
+    "clustering": ("swav",),
+}  # of methods, by what keeps images apart
+
+
 def methods() -> str:
-    """The table of installed methods."""
-    lines = [[f"`{m.name}`", m.summary, f"[{m.distribution}](plugins/{m.distribution})"] for m in akssl_core.methods()]
-    return describe.markdown(["method", "what it does", "package"], lines)
+    """The table of installed methods, family by family."""
+    family = {name: kind for kind, names in FAMILIES.items() for name in names}
+    order = [*FAMILIES, "other"]
+    found = sorted(akssl_core.methods(), key=lambda m: order.index(family.get(m.name, "other")))
+    lines = [
+        [family.get(m.name, "other"), f"`{m.name}`", m.summary, f"[{m.distribution}](plugins/{m.distribution})"]
+        for m in found
+    ]
+    return describe.markdown(["family", "method", "what it does", "package"], lines)
 
 
 def installation(name: str) -> str:
@@ -99,7 +113,10 @@ def learning_results(names: list[str]) -> str:
     data = json.loads(file.read_text())
     wanted = ["raw pixels", "random init", *names, "supervised"]
     columns = ["data", *data["columns"]]
-    lines = [[entry[key] for key in columns] for entry in data["summary"] if entry["system"] in wanted]
+    mine = [entry for entry in data["summary"] if entry["system"] in wanted or entry["system"].split()[0] in names]
+    if not any(entry["system"] in names for entry in mine):
+        return "Nothing has been measured yet."
+    lines = [[entry[key] for key in columns] for entry in mine]
     return f"{data['caption']}\n\n{describe.markdown(columns, lines)}"
 
 
@@ -118,6 +135,7 @@ def scores() -> str:
     lines = [
         [name, of["shapes", system]["k-NN"], of["fashion-mnist", system]["k-NN"], of["shapes", system]["minutes"]]
         for system, name in systems.items()
+        if ("shapes", system) in of  # what is new has not been measured
     ]
     return describe.markdown(["features", "shapes", "fashion-mnist", "minutes"], lines)
 

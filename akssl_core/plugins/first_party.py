@@ -9,12 +9,15 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "akssl-plugin-byol": {"method": ("byol",), "loss": ("byol",)},
     "akssl-plugin-dino": {"method": ("dino",), "loss": ("dino",)},
     "akssl-plugin-hf-datasets": {"data": ("hf",)},
+    "akssl-plugin-lejepa": {"method": ("lejepa",), "loss": ("lejepa",)},
     "akssl-plugin-moco": {"method": ("mocov2", "mocov3"), "loss": ("infonce_mocov3", "infonce_queue")},
-    "akssl-plugin-simclr": {"method": ("simclr", "simclrv2"), "loss": ("ntxent",)},
+    "akssl-plugin-nnclr": {"method": ("nnclr",), "loss": ("nnclr",)},
+    "akssl-plugin-simclr": {"method": ("simclr", "simclrv2"), "loss": ("dcl", "dclw", "ntxent")},
     "akssl-plugin-simsiam": {"method": ("simsiam",), "loss": ("negative_cosine",)},
     "akssl-plugin-swav": {"method": ("swav",), "loss": ("swav",)},
     "akssl-plugin-tensorboard": {"callback": ("tensorboard",)},
     "akssl-plugin-timm": {"backbone": ("timm",)},
+    "akssl-plugin-vicreg": {"method": ("vicreg",), "loss": ("vicreg",)},
     "akssl-plugin-wandb": {"callback": ("wandb",)},
 }  # kind -> names, or what stands before the slash of an open family ("timm/vit_small_patch16_224")
 

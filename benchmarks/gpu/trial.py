@@ -23,7 +23,10 @@ from akssl_core.running.layers import collect
 from akssl_core.running.plan import Plan, make_plan
 from akssl_core.training.engine import Engine
 
-METHODS = ("barlowtwins", "byol", "dino", "mocov2", "mocov3", "simclr", "simclrv2", "simsiam", "swav")
+METHODS = (
+    "barlowtwins", "byol", "dino", "lejepa", "mocov2", "mocov3", "nnclr", "simclr", "simclrv2", "simsiam", "swav",
+    "vicreg",
+)  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {"resnet18": {}, "vit_tiny": {"patch_size": 8}}  # with the settings for 32 px
 TINY = {"name": "resnet_tiny", "widths": [8, 8, 16, 16]}  # of the short form
 

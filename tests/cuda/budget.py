@@ -36,7 +36,7 @@ Cost = Mapping[str, Any]
 def configurations(*, every: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names and requests of every combination; or of three a method, with each backbone, precision and optimizer once.
 
-    Nine methods together then have each of the 27 triples once: those of method 3 a + b are (i, i + a, i + b) modulo 3.
+    Any nine methods in a row have each of the 27 triples once: those of method 3 a + b are (i, i + a, i + b) modulo 3.
     Beside them each method is one of eight processes with whole parameters, and every third one with shares of them.
     """
     for number, method in enumerate(sorted(METHODS)):

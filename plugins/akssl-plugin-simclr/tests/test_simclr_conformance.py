@@ -10,6 +10,8 @@ ALL = [
     *checks("simclr"),
     *checks("simclrv2"),
     *checks("ntxent", kind="loss"),
+    *checks("dcl", kind="loss"),
+    *checks("dclw", kind="loss"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Batch, Now, Views
+from akssl_core import Batch, ConfigError, Now, Views
 from akssl_core.testing import ToyBackbone, spec_of, toy_batch
 
 NOW = Now(0, 10, 100)
@@ -92,6 +93,86 @@ def test_each_view_has_a_forward_pass_of_its_own() -> None:
     assert method.backbone.seen == [(6, 8), (6, 8)]
 
 
+# -- more than two views (FastSiam) ---------------------------------------------------------------
+def with_heads(method: SimSiam, p: list[Tensor], z: list[Tensor]) -> float:
+    """The loss of a step whose heads give these predictions and projections of the views, in this order."""
+    projections, predictions = iter(z), iter(p)
+    method.backbone.forward = lambda x: x
+    method.projector.forward = lambda x: next(projections)
+    method.predictor.forward = lambda x: next(predictions)
+    views = Views({"global": [torch.zeros(len(one), 3, 8, 8) for one in z]})
+    return method.step(Batch(views, torch.arange(len(z[0]))), NOW)["loss"].item()
+
+
+E0, E1, E2 = torch.eye(3)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("p", "z", "expected"),
+    [
+        ([E0, E0, E0], [E0, E0, E1], -0.8047379),  # the mean of pairs of losses is -0.6666667
+        ([E0, E0, E0], [E0, 3 * E1, E2], -0.3411115),  # of unit projections it is -0.4714045
+        ([E0, E1, E2], [E0, E1, E2], 0.0),
+        ([E0] * 4, [E0] * 4, -1.0),
+        ([E0, E1], [E0, E0], -0.5),
+    ],
+    ids=["two of three agree", "unlike lengths", "orthogonal", "alike", "two views"],
+)
+def test_target_of_a_view_is_the_mean_of_the_others(p: list[Tensor], z: list[Tensor], expected: float) -> None:
+    assert with_heads(make(), p, z) == pytest.approx(expected, abs=1e-6)
+
+
+def four_views() -> Batch:
+    views = toy_batch().views["global"] + toy_batch(seed=2).views["global"]
+    return Batch(Views({"global": views}), torch.arange(6))
+
+
+def test_order_of_four_views_does_not_matter_and_each_view_does() -> None:
+    method, b = make(), four_views()
+    views = b.views["global"]
+
+    def loss(*views: Tensor) -> float:
+        return method.step(Batch(Views({"global": list(views)}), b.index), NOW)["loss"].item()
+
+    usual = loss(*views)
+    assert loss(*views[2:], *views[:2]) == pytest.approx(usual, abs=1e-6)
+    for i in range(4):
+        changed = [x.flip(0) if i == j else x for j, x in enumerate(views)]
+        assert loss(*changed) != pytest.approx(usual, abs=1e-5)
+    assert method.backbone.seen[:4] == [(6, 8)] * 4, "each view is encoded once, by itself"
+
+
+def test_no_gradient_passes_through_the_mean_of_the_others() -> None:
+    method, b = make(), four_views()
+    method.step(b, NOW)["loss"].backward()
+    got = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    method.zero_grad()
+    with torch.no_grad():
+        z = [method.projector(method.backbone(x)) for x in b.views["global"]]
+    for i, x in enumerate(b.views["global"]):
+        target = (z[(i + 1) % 4] + z[(i + 2) % 4] + z[(i + 3) % 4]) / 3
+        (-F.cosine_similarity(method.predictor(method.projector(method.backbone(x))), target).mean() / 4).backward()
+    for name, p in method.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_one_view_is_refused_and_four_are_trained(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 16, "precision": "fp32", "report": False}
+    small = {"out_dim": 16, "predictor_dim": 4, "hidden_dim": 16}
+    with pytest.raises(ConfigError, match="global"):
+        akssl_core.run(
+            method="simsiam", data=images, augmentation={"name": "pair", "count": 1}, out=tmp_path / "one", **settings
+        )
+    result = akssl_core.run(
+        method="simsiam", data=images, recipe="fastsiam", options=small, image_size=16,
+        backbone={"name": "resnet_tiny", "widths": [4, 4, 8, 8]}, out=tmp_path / "four", **settings,
+    )  # fmt: skip
+    assert -1 <= result.metrics["loss"] <= 1
+    assert "count: 4" in (tmp_path / "four" / "config.yaml").read_text()
+
+
+# -- heads and recipes ----------------------------------------------------------------------------
 def test_heads_layer_by_layer() -> None:
     method = make()
     projector = [type(layer).__name__ for layer in method.projector]
@@ -120,7 +201,7 @@ def test_first_loss_is_near_zero() -> None:
     assert abs(method.step(toy_batch(64), NOW)["loss"].item()) < 0.2
 
 
-@pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
+@pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet", "fastsiam"])
 def test_recipes_are_valid(recipe: str) -> None:
 
     spec = spec_of("simsiam", recipe=recipe)

@@ -29,6 +29,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .decoupled import DCL, DCLW
 from .published import PUBLISHED, PUBLISHED_V2
 from .recipes import RECIPES, RECIPES_V2
 
@@ -103,13 +104,13 @@ class SimCLR(Method):
 
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
-        """A loss that stays at log(2N - 1), as if all 2N - 1 other views were alike."""
+        """A loss that stays at the log of the candidates, 2N - 1, as if all of them were alike."""
         chance = _chance(config, facts)
         return [
             Landmark(
                 "not learning",
                 {"loss": (0.99 * chance, math.inf)},
-                f"the other view is found no better than by chance (log {2 * facts.forward_size * dist.world() - 1})",
+                f"the other view is found no better than by chance (log {_others(config, facts)})",
                 "the views share too little, the learning rate does not suit, or the temperature is far off.",
                 "use milder views (a larger scale, less jitter), another optimizer.lr, or method.loss.temperature of "
                 "0.1 to 0.5.",
@@ -119,8 +120,9 @@ class SimCLR(Method):
 
     @classmethod
     def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
-        """The loss, beside log(2N - 1)."""
-        shape = "falls from chance, fast at first and then slowly; it stays above 0"
+        """The loss, beside the log of the candidates."""
+        end = "may fall below 0" if issubclass(config.loss.component, DCL) else "stays above 0"
+        shape = f"falls from chance, fast at first and then slowly; it {end}"
         return {"loss": Curve(shape, {"chance": _chance(config, facts)})}
 
     @classmethod
@@ -153,13 +155,18 @@ class SimCLRv2(SimCLR):
 
 
 def _chance(config: Any, facts: Facts) -> float:
-    """The loss of views that are all alike: log(2N - 1), times the loss's factor."""
+    """The loss of views that are all alike: the log of the candidates, times the loss's factor."""
     scale: float = getattr(config.loss.config, "scale", 1.0)  # another loss may have none
-    return scale * math.log(max(2 * facts.forward_size * dist.world() - 1, 2))
+    return scale * math.log(max(_others(config, facts), 2))
+
+
+def _others(config: Any, facts: Facts) -> int:
+    """The views among which the loss looks: all but the anchor, and but its partner where that is decoupled."""
+    return 2 * facts.forward_size * dist.world() - (2 if issubclass(config.loss.component, DCL) else 1)
 
 
 @hookimpl
 def akssl_register(registry: Registry) -> None:
-    """Add both methods and their loss."""
-    for component in (NTXent, SimCLR, SimCLRv2):
+    """Add both methods and their losses."""
+    for component in (NTXent, DCL, DCLW, SimCLR, SimCLRv2):
         registry.add(component)

@@ -38,6 +38,21 @@ PUBLISHED = {
             "train": {"epochs": 800, "batch_size": 512},
         },
     ),
+    "fastsiam": Published(
+        "Pototzky, Sultan and Schmidt-Thieme, FastSiam, GCPR 2022, doi 10.1007/978-3-031-16788-1_4, abstract; heads, "
+        "policy and optimizer of arXiv 2011.10566, section 3",
+        {
+            "method": {**HEADS, "projector_layers": 3, "fixed_predictor_lr": True},
+            "backbone": {"name": "resnet50", "zero_init_residual": True},
+            "augmentation": {**views(0.5), "count": 4},
+            "optimizer": sgd(0.05, 0.0001),
+            "train": {"epochs": 25, "batch_size": 32, "image_size": 224},
+        },
+        beside=(
+            "the learning rate is SimSiam's per image, since the paper's could not be looked up",
+            "projections are averaged as they are; whether the paper brings them to unit length first is not known",
+        ),
+    ),
     "imagenet": Published(
         "arXiv 2011.10566, section 3; a constant rate of the predictor as in facebookresearch/simsiam",
         {
