@@ -100,7 +100,7 @@ def test_steps_of_a_run_that_ends_early(toys, photos):
     assert steps(plan_of(toys, photos)).total_steps == 4 * (len(plan_of(toys, photos).images) // 8)
 
 
-NEGATIVES = {"simclr": "254 ", "simclrv2": "254 ", "mocov2": "1024 ", "mocov3": "127 "}
+NEGATIVES = {"simclr": "254 ", "simclrv2": "254 ", "mocov2": "1024 ", "mocov3": "127 ", "nnclr": "127 "}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -40,7 +40,7 @@ def anchors(z1: Tensor, z2: Tensor, temperature: float, weights: Tensor | None =
 
 
 def weights_of(z1: Tensor, z2: Tensor, sigma: float) -> Tensor:
-    """Equation 7 of the paper, in float64."""
+    """The weights of the paper, in float64."""
     cosine = F.cosine_similarity(z1.double(), z2.double())
     return 2 - torch.exp(cosine / sigma) / torch.exp(cosine / sigma).mean()
 

@@ -63,7 +63,7 @@ class DCL(Loss):
 
 
 class DCLW(DCL):
-    """DCL in which images whose views are far apart attract more (equation 7 of arXiv 2110.06848).
+    """DCL in which images whose views are far apart attract more (arXiv 2110.06848, by a von Mises-Fisher function).
 
     The attraction of an image's views is weighted by `2 - N exp(s / sigma) / sum exp(s / sigma)`, over the cosines s of
     the N images of all processes. The mean weight is 1; weights receive no gradient, and may be below 0.

@@ -95,7 +95,7 @@ class SimSiam(Method):
         z = [self.projector(self.backbone(x)) for x in batch.views["global"]]
         p = [self.predictor(one) for one in z]
         targets = [torch.stack(z[:i] + z[i + 1 :]).detach().float().mean(0) for i in range(len(z))]
-        loss = sum(map(self.loss, p, targets)) / len(z)
+        loss = torch.stack(list(map(self.loss, p, targets))).mean()
         return {"loss": loss, "z_std_ratio": std_ratio(z[0])}
 
     @classmethod
