@@ -165,7 +165,9 @@ class NNCLR(Method):
             "loss": Curve(
                 "falls from a little above chance, slower at first than SimCLR's", {"chance": _chance(facts)}
             ),
-            "neighbour_cosine": Curve("rises from that of a random queue to between 0.6 and 1", {"random queue": random}),
+            "neighbour_cosine": Curve(
+                "rises from that of a random queue to between 0.6 and 1", {"random queue": random}
+            ),
             "distinct_neighbours": Curve("stays well above 0.05; it falls where a few rows attract all images"),
         }
 
