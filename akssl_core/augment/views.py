@@ -72,7 +72,7 @@ class NamedViews(_Policies):
         """The groups, in the order in which a method sees them."""
 
         groups: dict[str, AlikeViews] = Field(
-            {"global": {}}, min_length=1, description="name of a group -> its count, size and policy, as of `pair`"
+            {"global": AlikeViews()}, min_length=1, description="name of a group -> its count, size and policy, as of `pair`"
         )
 
     def __init__(self, config: Config, image: ImageSpec) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config.schema import user_path, validate
 from ..console import Progress
 from ..errors import AksslError, ConfigError, did_you_mean
-from ..metrics.diagnosis import BASELINES, judged, read_diagnosis
+from ..metrics.diagnosis import BASELINES, START, judged, read_diagnosis
 from ..metrics.interval import Interval, interval
 from ..plugins.manager import Plugins
 from ..rundir.files import CannotWrite
@@ -25,7 +25,7 @@ from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
 from .opened import Trained, at_least_one, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
-from .result import GIVEN, HOW, NAMES, PIXELS, RANDOM, START, TRAINED, Comparison, Evaluation, Score
+from .result import GIVEN, HOW, NAMES, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score
 from .split import Split, also_trained, stratified
 
 EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json

@@ -91,4 +91,5 @@ class DCLW(DCL):
         """(N,), of this process's images among those of all."""
         scaled = cosine / self.config.sigma
         everywhere = dist.gather(scaled)
-        return 2 - len(everywhere) * (scaled - everywhere.logsumexp(0)).exp()
+        relative: Tensor = len(everywhere) * (scaled - everywhere.logsumexp(0)).exp()
+        return 2 - relative
