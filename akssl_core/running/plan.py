@@ -329,5 +329,5 @@ def _facts(spec: RunSpec, sight: Sight, backbone: Backbone, views: Mapping[str, 
         channels=image.channels,
         backbone=family.group() if family else "",
         embed_dim=backbone.embed_dim,
-        tokens=side and (side, side),
+        tokens=(side, side) if side else None,
     )
