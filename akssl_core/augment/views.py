@@ -20,6 +20,7 @@ from .color import Normalize
 from .policy import PolicyTransform, Saturation, Scale, SolarizeChance, ViewPolicy, decisions
 
 ImageCallable = Callable[[Any], Any]  # any torchvision transform, or a function of yours
+TWO_ALIKE: Any = {"global": {}}  # as a user would write it
 SIZE = "side of the views in pixels; null: the run's image size"
 
 
@@ -72,7 +73,7 @@ class NamedViews(_Policies):
         """The groups, in the order in which a method sees them."""
 
         groups: dict[str, AlikeViews] = Field(
-            {"global": AlikeViews()}, min_length=1, description="name of a group -> its count, size and policy, as of `pair`"
+            TWO_ALIKE, min_length=1, description="name of a group -> its count, size and policy, as of `pair`"
         )
 
     def __init__(self, config: Config, image: ImageSpec) -> None:
