@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from traceback import walk_tb
 
 import torch
+from torch.utils.checkpoint import CheckpointError
 
 from ..dist import lost_peer
-from ..errors import AksslError, RunStopped, told
+from ..errors import AksslError, ConfigError, RunStopped, told
 from .engine import Engine
 
 SHORT = (
@@ -19,12 +20,19 @@ SHORT = (
     r"|\bunable to allocate shared memory\b|\bstd::bad_alloc\b|\bbad allocation\b|_STATUS_ALLOC_FAILED\b"
 )  # torch and the system; torch of its worker processes; C++; cuDNN and cuBLAS
 
+DIFFERS = (
+    "a block of the backbone did other things when it was computed again than at first: its forward pass depends on "
+    "more than its input, its weights and torch's random numbers. Draw with torch in place of 'random' or numpy, keep "
+    "no state outside buffers, or leave train.recompute out."
+)
+
 
 @contextmanager
 def explain_faults(engine: Engine) -> Iterator[None]:
     """Turn an error while a run trains into a RunStopped, where the cause is known.
 
     Raises:
+        ConfigError: blocks cannot be computed again.
         RunStopped: memory or file numbers ran out, another process has ended, one that reads images was killed, or
             the method's own code failed.
     """
@@ -36,6 +44,8 @@ def explain_faults(engine: Engine) -> Iterator[None]:
         known = isinstance(error, RuntimeError | MemoryError | OSError | EOFError) and not isinstance(error, RunStopped)
         if known and (reason := _reason(error, engine)):
             raise RunStopped(f"{reason} 'akssl resume RUN_DIR' goes on from the last checkpoint.") from error
+        if isinstance(error, CheckpointError):
+            raise ConfigError(f"train.recompute: {DIFFERS}") from error
         if isinstance(error, RunStopped) or not _is_of_method(error, engine):
             raise
         raise RunStopped(f"the method {engine.method.name} failed in step {engine.now.step}: {told(error)}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -107,3 +109,17 @@ def test_a_network_without_blocks_is_refused(start):
         "more modules of one class, with layers inside, in an nn.Sequential or nn.ModuleList. Leave it out, or give a "
         "backbone whose parts() are its blocks."
     )
+
+
+class Whim(Branch):
+    """A block that is left out now and then, as Python's `random` has it."""
+
+    def forward(self, x):
+        return super().forward(x) if random.random() < 0.5 else x * 1.0
+
+
+def test_a_block_that_does_something_else_the_second_time_is_told(start):
+    network = Own()
+    network.blocks = nn.ModuleList(Whim() for _ in range(8))
+    with pytest.raises(ConfigError, match=r"train.recompute: a block .* Draw with torch .* leave train.recompute out"):
+        start(backbone=network, train={"recompute": True, "steps": 20})
