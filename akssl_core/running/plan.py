@@ -171,7 +171,7 @@ def make_plan(given: Given, plugins: Plugins, *, anew: bool = True) -> Plan:
     layers = layer(given, plugins)
     spec = check(layers, plugins)  # mistakes are told before data is read
     rules.refuse(spec)
-    sight = _look(spec, given, plugins)
+    sight = _look(spec, given, plugins, begun)
     layers.fill(rules.core_rules(spec, layers, sight.size, sight.images, sight.hardware))
     spec = check(layers, plugins)
     views = rules.offered(spec.method_class, sight.augmentation)
@@ -187,7 +187,7 @@ def make_plan(given: Given, plugins: Plugins, *, anew: bool = True) -> Plan:
         return _build(check(layers, plugins), layers, sight, facts, backbone, given, begun)
 
 
-def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
+def _look(spec: RunSpec, given: Given, plugins: Plugins, begun: start.Start | None) -> Sight:
     """Open what the settings name.
 
     Raises:
@@ -200,8 +200,8 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins) -> Sight:
         source.asked_size = size.value  # photos are decoded about that large
     images = source.train()
     mean, std = source.mean, source.std
-    if spec.start is not None and spec.start.mean is not None and spec.start.std is not None:
-        mean, std = (start.for_channels(values, images.channels) for values in (spec.start.mean, spec.start.std))
+    if spec.start is not None and (known := start.normalisation(spec.start, begun, images.channels)):
+        mean, std = known
         source.notes.append(f"normalisation of the weights that the run begins from: mean {mean}, std {std}")
     elif mean is None or std is None:
         mean, std = measure(images)

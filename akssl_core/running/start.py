@@ -18,7 +18,7 @@ from ..backbone.weights import Account, fit, load_weights
 from ..config.registry import STAND_IN
 from ..config.schema import Schema, user_path, validate
 from ..data import ImageSpec
-from ..errors import AksslError, ConfigError, did_you_mean, visible
+from ..errors import LONGEST, AksslError, ConfigError, did_you_mean, visible
 from ..exporting.backbone_file import BACKBONE_FORMAT, file_of, read_backbone_file
 from ..exporting.backbone_file import START as KEPT
 from ..plugins.manager import Plugins
@@ -90,31 +90,31 @@ def begin(given: Given, plugins: Plugins) -> tuple[Start | None, Given]:
         start = replace(start, backbone={"name": _network_of(start, plugins)})
     elif start.backbone.get("name") == STAND_IN:
         raise ConfigError(f"start: {spec.source} is of a network of your own; pass it too: backbone=... in Python.")
-    who = f"rule: that of the weights in {os.path.basename(spec.source)}"
+    who = f"rule: that of the weights in {visible(os.path.basename(spec.source))}"
     return start, Given([(who, start.settings()), *given.layers], given.objects)
 
 
 def _read(spec: StartSpec, plugins: Plugins) -> Start:
     """The weights of a path or a name."""
-    path = user_path(spec.source)
-    if path.is_dir():
+    path, name = user_path(spec.source), visible(spec.source)[:LONGEST]
+    if os.path.isdir(path):
         published = path / "model.safetensors"
         return _of_file(spec, published if published.is_file() and not RunDir(path).begun else file_of(path))
     if path.suffix.lower() in PICKLES:
         raise ConfigError(
-            f"start: {path} may be a pickle, which can run code when it is read. Convert it once: "
-            f"akssl convert {path} --out {path.with_suffix('.safetensors')}"
+            f"start: {name} may be a pickle, which can run code when it is read. Convert it once: "
+            f"akssl convert {name} --out {name.removesuffix(path.suffix)}.safetensors"
         )
-    if path.is_absolute() or path.exists():
+    if path.is_absolute() or os.path.exists(path):
         return _of_file(spec, path)
     try:
         stock = plugins.get("backbone", spec.source).stock()  # type: ignore[attr-defined]
     except AksslError as error:
         raise ConfigError(
-            f"start: '{visible(spec.source)}' is neither a run folder nor a .safetensors file, and as a name: {error}"
+            f"start: '{name}' is neither a run folder nor a .safetensors file, and as a name: {visible(str(error))}"
         ) from error
     if stock is None:
-        raise ConfigError(f"start: there are no published weights of {spec.source}. Give a file or a run folder.")
+        raise ConfigError(f"start: there are no published weights of {name}. Give a file or a run folder.")
     return Start(spec, stock.tensors, {"name": spec.source}, stock.mean, stock.std)
 
 
@@ -125,11 +125,15 @@ def _of_file(spec: StartSpec, file: Path) -> Start:
         ConfigError: there is none.
         RunDirError: it is damaged.
     """
-    if not file.is_file():
-        if file.parent.is_dir() and RunDir(file.parent).begun:
+    if not os.path.isfile(file):
+        name = visible(str(file))[:LONGEST]
+        if os.path.exists(file):
+            raise ConfigError(f"start: '{name}' holds no weights. Give a run folder or a .safetensors file.")
+        if RunDir(file.parent).begun:
             read_backbone_file(file)  # it says how to go on with a run that has not ended
-        near = did_you_mean(file.name, [other.name for other in file.parent.glob("*")])
-        raise ConfigError(f"start: there is no '{file}'.{near} Give a run folder or a .safetensors file.")
+        beside = [other.name for other in file.parent.glob("*")] if os.path.isdir(file.parent) else []
+        near = visible(did_you_mean(file.name, beside))
+        raise ConfigError(f"start: there is no '{name}'.{near} Give a run folder or a .safetensors file.")
     tensors, metadata = read_tensors(file)
     if metadata.get("format") != BACKBONE_FORMAT:
         return Start(spec, tensors, None, *_normalisation_beside(file))
@@ -189,6 +193,27 @@ def _fitting(start: Start, plugins: Plugins) -> Iterator[str]:
         yield component.name
 
 
-def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """A number a channel: as they are, or their mean for other channels than the weights know."""
-    return values if len(values) == channels else (sum(values) / len(values),) * channels
+def normalisation(
+    spec: StartSpec, begun: Start | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation, a number a channel; None: neither is known.
+
+    Those that the weights know of themselves become their mean where the images have other channels.
+
+    Raises:
+        ConfigError: the user has given one alone, or not a number a channel.
+    """
+    of_weights = (begun.mean, begun.std) if begun else (spec.mean, spec.std)  # a run that goes on was asked before
+    found = []
+    for name, values, own in zip(("mean", "std"), (spec.mean, spec.std), of_weights, strict=True):
+        if values is None:
+            continue
+        if len(values) != channels and values != own:
+            raise ConfigError(
+                f"start.{name}: the images have {channels} {'channel' if channels == 1 else 'channels'}, and "
+                f"{len(values)} numbers were given. Expected a number for each channel."
+            )
+        found.append(values if len(values) == channels else (sum(values) / len(values),) * channels)
+    if len(found) == 1:
+        raise ConfigError("start: expected both start.mean and start.std, or neither; one of them is not known.")
+    return (found[0], found[1]) if found else None

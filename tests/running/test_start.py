@@ -61,6 +61,43 @@ def test_network_and_normalisation_are_those_of_the_weights_unless_the_user_says
         plan_of(toys, photos, start=first, backbone="resnet_tiny")
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"mean": [0.5], "std": [0.2] * 3}, r"start.mean: the images have 3 channels, and 1 numbers were given"),
+        ({"mean": [0.5] * 3, "std": [0.2] * 4}, r"start.std: the images have 3 channels, and 4 numbers"),
+        ({"mean": []}, r"start.mean: the images have 3 channels, and 0 numbers"),
+    ],
+)
+def test_a_normalisation_of_the_users_has_a_number_for_each_channel(first, toys, photos, told, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_of(toys, photos, start={"source": str(first), **told})
+
+
+@pytest.fixture
+def plain(toys, tmp_path):
+    """A file of weights of which nothing but the shapes is known."""
+    network = toys.get("backbone", "resnet_tiny")
+    spec = akssl_core.ImageSpec(32, 3, (0.5,) * 3, (0.5,) * 3)
+    save_file(network(network.Config(), spec).state_dict(), tmp_path / "plain.safetensors")
+    return tmp_path / "plain.safetensors"
+
+
+def test_the_weights_own_normalisation_is_averaged_for_other_channels(plain, toys, photos):
+    known = {"image_mean": [0.25, 0.5, 0.75], "image_std": [0.125, 0.25, 0.375]}
+    (plain.parent / "config.json").write_text(json.dumps(known))
+    gray = photos[0][:, :1], photos[1]
+    plan = plan_of(toys, gray, start=plain)
+    assert (plan.image.mean, plan.image.std) == ((0.5,), (0.25,))
+    again = plan_of(toys, gray, start=plan.spec.start.model_dump())
+    assert again.image.mean == (0.5,), "config.yaml keeps the three numbers of the weights"
+
+
+def test_half_a_normalisation_is_refused(plain, toys, photos):
+    with pytest.raises(ConfigError, match="both start.mean and start.std, or neither"):
+        plan_of(toys, photos, start={"source": str(plain), "std": [0.2] * 3})
+
+
 def test_the_untrained_baseline_is_a_random_network(start, first, monkeypatch):
     seen = []
     score = akssl_core.training.watch.Probe.encoder_scores
@@ -102,15 +139,12 @@ def test_before_its_first_checkpoint_a_run_begins_from_its_source_again(
 
 
 # -- files of other origin --------------------------------------------------------------------------
-def test_a_plain_file_names_its_network_by_its_shapes_and_is_warned_of(start, toys, photos, tmp_path):
-    network = toys.get("backbone", "resnet_tiny")
-    spec = akssl_core.ImageSpec(32, 3, (0.5,) * 3, (0.5,) * 3)
-    save_file(network(network.Config(), spec).state_dict(), tmp_path / "plain.safetensors")
-    plan = plan_of(toys, photos, start=tmp_path / "plain.safetensors")
+def test_a_plain_file_names_its_network_by_its_shapes_and_is_warned_of(plain, toys, photos, tmp_path):
+    plan = plan_of(toys, photos, start=plain)
     assert plan.backbone.name == "resnet_tiny"
     assert [text for text in plan.warnings if "Set start.mean and start.std" in text]
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}')
-    plan = plan_of(toys, photos, start=tmp_path / "plain.safetensors")
+    plan = plan_of(toys, photos, start=plain)
     assert plan.image.mean == (0.4, 0.5, 0.6)
     assert not plan.warnings
 
