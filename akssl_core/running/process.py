@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .. import dist
 from ..backbone import Backbone
-from ..errors import RunDirError
+from ..errors import RunDirError, RunStopped
 from ..exporting.backbone_file import FILE, START, export_backbone
 from ..method import Landmark
 from ..metrics.diagnosis import BASELINES, Diagnosis, diagnose
@@ -22,14 +23,17 @@ from ..metrics.health import of_views
 from ..metrics.interval import Interval, interval
 from ..metrics.nearest import percent
 from ..plugins.manager import Plugins
+from ..plugins.table import environment
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.folder import ANSWERS, RunDir, read_tensors
 from ..rundir.schemas import Difference, Manifest
+from ..settings import TrainSpec
 from ..training.callback import Callback, Logger, Observers
 from ..training.checkpoint import Checkpoints, restore
 from ..training.engine import Engine
 from ..training.faults import explain_faults
+from ..training.hardware import choose_hardware, kept_random_state
 from ..training.recorder import Recorder, Signals
 from ..training.rows import Rows
 from ..training.watch import Collapsed, Probe, Scored, Vitals, Watch
@@ -226,3 +230,54 @@ def _product(encoder: Backbone, plan: Plan) -> Backbone:
     encoder.to(memory_format=torch.contiguous_format)
     encoder.preprocess = plan.preprocess
     return encoder.eval()
+
+
+# -- before it ------------------------------------------------------------------------------------
+@contextmanager
+def surroundings(train: TrainSpec) -> Iterator[None]:
+    """The process group that a launcher describes, and the caller's random state and threads kept as they were.
+
+    Raises:
+        RunStopped: the processes do not meet.
+    """
+    threads = torch.get_num_threads()
+    device = choose_hardware(train).device
+    try:
+        joined = dist.start(device)
+    except (RuntimeError, ValueError) as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise RunStopped(
+            f"the {dist.expected()} processes of this run did not meet at {place}. Can all of them reach that machine "
+            f"(MASTER_ADDR, GLOO_SOCKET_IFNAME), and is its port free (MASTER_PORT)? {str(error).partition(chr(10))[0]}"
+        ) from error
+    try:
+        with kept_random_state(device):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if joined:
+            dist.stop()
+
+
+def write_beginning(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
+    """The files that exist from the start."""
+    if not dist.is_main():
+        return
+    spec = plan.spec
+    run_dir.write_config(spec.table(), plan.provenance)
+    run_dir.write_text("metrics.jsonl", "")
+    manifest = Manifest(
+        status="running",
+        method=spec.method.name,
+        headline=spec.method_class.headline,
+        trained_with_labels=spec.method_class.uses_labels,
+        seed=spec.seed,
+        image=asdict(plan.image),
+        data=plan.fingerprint(),
+        notes=plan.notes,
+        repeatable=not plan.has_objects,
+        hardware=plan.hardware.record(),
+        curves=plan.curves(),
+        **environment(plugins),
+    )
+    run_dir.update_manifest(manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from whole_runs import losses, same
@@ -62,6 +63,20 @@ def test_what_a_run_that_has_ended_cannot_heed_is_said(start):
     start(**SETTINGS)
     with pytest.warns(UserWarning, match="has ended and is read; .* has no effect: evaluate.k: 20 -> 5"):
         start(resume="auto", **SETTINGS, evaluate={"k": 5})
+
+
+def test_a_start_that_has_gone_since_is_the_same_start(start, killed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start("first", **SETTINGS)
+    began = {**SETTINGS, "start": start.folder.relative_to(tmp_path) / "first"}
+    whole = start("whole", **began)
+    killed(5, "run", **began)
+    shutil.rmtree(start.folder / "first")
+    result = start(resume="auto", **began)
+    assert losses(result) == losses(whole)
+    assert start(resume="auto", **began).metrics == result.metrics
+    with pytest.raises(ConfigError, match="start.source: "):
+        start(resume="auto", **{**SETTINGS, "start": "second"})
 
 
 def test_more_epochs_take_a_run_that_has_ended_further(start):

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ import akssl_core
 from akssl_core.errors import AksslError, ConfigError, DataError, PluginError, RunDirError
 from akssl_core.method import Curve
 from akssl_core.plugins.manager import installed
-from akssl_core.rundir.folder import read_tensors
+from akssl_core.rundir.folder import RunDir, read_tensors
 from akssl_core.running.launch import resume, run
 from akssl_core.running.layers import collect
 from akssl_core.running.plan import make_plan
@@ -108,6 +109,8 @@ def test_a_resumed_run_counts_the_seconds_before_it(start, photos, toys):
 def test_resuming_a_finished_run_only_reads_it(start, toys):
     first = start()
     again = resume(first.run_dir, plugins=toys)
+    with pytest.warns(UserWarning, match="run has ended and is read: data has no effect"):
+        resume(first.run_dir, data="nosuch", plugins=toys)
     assert again.metrics == first.metrics
     assert again.history == first.history
 
@@ -334,3 +337,10 @@ def test_what_is_no_augmentation_is_told(start, value):
 def test_keys_and_numbers_of_another_kind_are_told(start, settings, message):
     with pytest.raises(ConfigError, match=message):
         start(**settings)
+
+
+def test_numbers_of_numpy_are_numbers(start):
+    result = start(optimizer={"lr": numpy.float32(0.25), "momentum": numpy.float64(0.5)}, epochs=numpy.int64(1))
+    settings = RunDir.open(result.run_dir).read_config()
+    assert (settings["optimizer"]["lr"]["start"], settings["optimizer"]["momentum"]) == (0.25, 0.5)
+    assert result.history[-1]["epoch"] == 1
