@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import user_path
+from ..config.schema import leaves, user_path
 from ..errors import AksslError, ConfigError, RunDirError, UnknownComponent
 from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
@@ -74,11 +74,21 @@ def doctor(
         AksslError: there is no such method or run, or a setting is wrong by itself.
     """
     plugins = plugins or installed()
+    folders = [str(target) for target in targets if _is_folder(target)]
+    if (
+        folders
+        and len(folders) == len(targets)
+        and (useless := [*(["config"] if config else []), *(path for path, _ in leaves(settings))])
+    ):
+        raise ConfigError(
+            f"doctor: {folders[0]} is a run that was, and {', '.join(useless)} would change nothing there. Leave it "
+            f"out, or name a METHOD."
+        )
 
     def examine(target: str | Path | None) -> list[Finding]:
         if target is None and config is None and "method" not in settings:
             return examine_install(plugins)
-        if target is not None and ("/" in str(target) or user_path(target).is_dir()):
+        if target is not None and _is_folder(target):
             return examine_run(user_path(target))
         asked = {name: value for name, value in settings.items() if name not in ("overwrite", "resume", "report")}
         if target is not None:
@@ -149,6 +159,11 @@ def _without_processes(given: Given) -> tuple[Given, int]:
             table = {**table, "train": {name: value for name, value in train.items() if name != "devices"}}
         layers.append((who, table))
     return Given(layers, given.objects), devices
+
+
+def _is_folder(target: str | Path) -> bool:
+    """Whether this is no name of a method."""
+    return "/" in str(target) or user_path(target).is_dir()
 
 
 def _refuse_unknown(target: str, plugins: Plugins) -> None:

@@ -125,12 +125,13 @@ def missing_files(run: FinishedRun) -> Evidence:
     return f"{', '.join(missing)}." if missing else None
 
 
-@after_run(cause="a line was changed or cut.", cure="leave it: rows are for reading alone, and a resume rewrites them.")
+@after_run(
+    cause="it was changed, or cut short.",
+    cure="leave it: rows are for reading alone, and a resume writes them and the manifest again.",
+)
 def damaged_rows(run: FinishedRun) -> Evidence:
-    """A metrics file with lines that cannot be read."""
-    file = run.files.path / "metrics.jsonl"
-    lines = len(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else 0
-    return f"{len(run.files.rows)} of {lines} lines can be read." if lines > len(run.files.rows) else None
+    """Rows that cannot be read or are gone, or a manifest without a word on how the run went."""
+    return f"{'; '.join(run.files.damage)}." if run.files.damage else None
 
 
 @after_run(cause=NO_GAIN, cure=GAIN_MORE)

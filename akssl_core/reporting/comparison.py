@@ -10,10 +10,10 @@ from typing import Any
 
 from ..config import describe
 from ..config.schema import leaves, user_path
-from ..errors import ConfigError, RunDirError
-from ..rundir.files import write_atomic
+from ..errors import ConfigError
+from ..rundir.files import refuse_file, write_atomic
 from .charts import CURVES
-from .files import RunFiles, text_of
+from .files import RunFiles, tell_damage, text_of
 from .html import Html, join, page, section, table, tag
 from .records import TRAINED, judgements
 from .svg import Point, overlay_chart, series, short
@@ -61,6 +61,7 @@ class Summary:
     def read(cls, path: Path, name: str) -> Summary:
         """A run from its folder; raises what `RunFiles.read` does."""
         run = RunFiles.read(path)
+        tell_damage(run)
         final = {key: Measured(value) for key, value in run.final.items() if key != "seconds"}
         return cls(
             name=name,
@@ -169,14 +170,14 @@ def compare(*run_dirs: str | Path, out: str | Path | None = None) -> Compared:
     Numbers carry a 95 % interval where `akssl eval` has left one in the run's `evaluation.json`.
 
     Raises:
-        ConfigError: no runs are named.
-        RunDirError: a folder holds no run, or the page cannot be written there.
+        ConfigError: no runs are named, or the page cannot be written there.
+        RunDirError: a folder holds no run.
     """
     if not run_dirs:
         raise ConfigError("compare: expected the folders of two or more runs, got none.")
     file = None if out is None else user_path(out)
-    if file is not None and not file.parent.is_dir():
-        raise RunDirError(f"out: the folder {file.parent} does not exist. Make it, or choose another.")
+    if file is not None:
+        refuse_file(file, overwrite=True, name="out")
     found = compared(list(dict.fromkeys(map(user_path, run_dirs))))
     if file is not None:
         write_atomic(file, found.page().encode())
@@ -190,7 +191,11 @@ def compared(paths: Sequence[Path]) -> Compared:
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     runs = tuple(Summary.read(path, name) for path, name in zip(paths, names, strict=True))
     known = dict.fromkeys(path for run in runs for path in run.settings)
-    values = {path: tuple(run.settings.get(path) for run in runs) for path in known}
+    values = {
+        path: tuple(run.settings.get(path, run.settings.get(path.removesuffix(".start"))) for run in runs)
+        for path in known
+        if f"{path}.start" not in known  # a number that stands for a schedule of another run
+    }
     return Compared(runs, {path: of for path, of in values.items() if any(value != of[0] for value in of)})
 
 

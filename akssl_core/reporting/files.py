@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,15 @@ class RunFiles:
         )
 
     @property
+    def damage(self) -> list[str]:
+        """What the two files that tell of the run have lost, a line each."""
+        lines, rows = count_lines(self.path / "metrics.jsonl"), len(self.rows)
+        found = [f"metrics.jsonl: {rows} of {lines} lines can be read"] if lines > rows else []
+        if not lines and self.final:
+            found.append("metrics.jsonl has no rows, and the run has ended")
+        return found if "status" in self.manifest else [*found, "manifest.json says nothing of how the run went"]
+
+    @property
     def status(self) -> str:
         """running, finished, failed, stopped or collapsed."""
         return str(self.manifest.get("status", "unknown"))
@@ -104,6 +114,17 @@ class RunFiles:
         """(epoch, value) of every row that has this number; null counts as not a number."""
         rows = ((row["epoch"], row[name]) for row in self.rows if name in row)
         return [(epoch, drawable(value)) for epoch, value in rows]
+
+
+def tell_damage(run: RunFiles) -> None:
+    """Warn that a run is shown without what its files have lost."""
+    for found in run.damage:
+        warnings.warn(f"{run.path}: {found}", UserWarning, stacklevel=3)
+
+
+def count_lines(file: Path) -> int:
+    """The lines of a file; none of one that is not there."""
+    return len(file.read_text(encoding="utf-8", errors="replace").splitlines()) if file.is_file() else 0
 
 
 def drawable(value: float | None) -> float:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import ConfigError, RunDirError, RunStopped
+from ..errors import ConfigError, RunDirError, RunStopped, visible
 
 
 class CannotWrite(RunStopped, OSError):
@@ -57,14 +58,19 @@ def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
     """Refuse a file that cannot or must not be written, before anything is computed.
 
     Raises:
-        ConfigError: there is no such folder, or something is there.
+        ConfigError: there is no such folder, something is there, or nothing can be written there.
     """
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ConfigError(f"{name}: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{name}: '{path}' is a folder; expected a file. Choose another name.")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise ConfigError(f"{name}: '{path}' exists already. Replace it with --overwrite, or choose another name.")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot write {path}: {error.strerror}. Choose another place.") from error
 
 
 @contextmanager
@@ -161,7 +167,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise RunDirError(f"{path} cannot be read as safetensors: {error}") from error
+        raise RunDirError(f"{visible(str(path))} cannot be read as safetensors: {visible(str(error))}") from error
 
 
 def jsonable(value: Any) -> Any:

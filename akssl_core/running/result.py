@@ -17,6 +17,7 @@ from ..data.prepare import prepare as prepare_file
 from ..metrics.diagnosis import Diagnosis, read_diagnosis
 from ..plugins.manager import Plugins, installed
 from ..reporting import render
+from ..reporting.files import RunFiles, tell_damage
 from ..rundir.folder import RunDir
 from .rules import CPU_IMAGE_SIZE
 
@@ -149,4 +150,5 @@ def report(run_dir: str | Path) -> Report:
         AksslError: the folder holds no run, or a file of it is damaged.
     """
     folder = RunDir.open(user_path(run_dir))
+    tell_damage(RunFiles.read(folder.path))
     return Report(folder.write_text("report.html", render(folder.path)))

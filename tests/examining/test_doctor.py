@@ -257,6 +257,8 @@ FOLDERS = {
     "missing-files": remove("backbone.safetensors"),
     "missing-files: origins": remove("provenance.json"),
     "damaged-rows": cut,
+    "damaged-rows: none": {"rows": []},
+    "damaged-rows: an empty manifest": lambda folder: (folder / "manifest.json").write_text("{}"),
     "unreadable-run": remove("config.yaml"),
     "below-a-baseline": {"final": {**FINAL, "knn_top1": 31.0}},
     "plateau": {"rows": rows(knn_top1=lambda i: 40.0 if i < 8 else 39.0)},
@@ -352,3 +354,10 @@ def test_wrong_input_exits_with_2(arguments, said, here, tmp_path):
 def test_nothing_trains_and_nothing_is_written(here, tmp_path):
     here("doctor", "simsiam", *FEW)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_a_run_that_was_cannot_heed_are_refused(here, tmp_path):
+    whole(tmp_path)
+    code, out, err = here("doctor", f"{tmp_path}/run", "--epochs", 3)
+    assert (code, out) == (2, "")
+    assert "run is a run that was, and train.epochs would change nothing there. Leave it out, or name a METHOD." in err

@@ -9,7 +9,7 @@ import pytest
 from synthetic_run import CONFIG, EVIL, FINAL, ROWS, Page, row, write_run
 
 import akssl_core
-from akssl_core.errors import ConfigError, RunDirError
+from akssl_core.errors import ConfigError
 from akssl_core.reporting.svg import COLOURS, DASHES, overlay_chart, series
 
 SCORE = {"system": "trained", "labels": 1.0, "k": 20, "accuracy": 66.5, "low": 64.25, "high": 68.75}
@@ -112,7 +112,7 @@ def test_names_cannot_become_markup(tmp_path):
 
 
 def test_a_curve_without_points_keeps_its_colour(tmp_path):
-    empty = write_run(tmp_path / "empty", rows=[])
+    empty = write_run(tmp_path / "empty", rows=[], final=None, status="running")
     single = write_run(tmp_path / "single", rows=[row(2)])
     page = Page(akssl_core.compare(empty, single).page())
     assert len(page.all("circle")) == len([attrs for attrs in page.all("svg") if attrs.get("role") == "img"])
@@ -145,5 +145,33 @@ def test_what_is_refused(here, two):
     assert (code, "holds no run" in err) == (2, True)
     with pytest.raises(ConfigError, match="expected the folders of two or more runs"):
         akssl_core.compare()
-    with pytest.raises(RunDirError, match="nowhere does not exist"):
+    with pytest.raises(ConfigError, match="out: there is no folder 'nowhere' to write compare.html to"):
         akssl_core.compare(*two, out="nowhere/compare.html")
+
+
+def test_a_number_that_stands_for_a_schedule_is_beside_its_start(tmp_path):
+    a = write_run(tmp_path / "a", config={**CONFIG, "optimizer": {"lr": 0.3}})
+    b = write_run(tmp_path / "b", config={**CONFIG, "optimizer": {"lr": {"start": 0.1, "end": 0.0}}})
+    found = akssl_core.compare(a, b).settings
+    assert found == {"optimizer.lr.start": (0.3, 0.1), "optimizer.lr.end": (None, 0.0)}
+
+
+LOST = {
+    "metrics.jsonl: 15 of 16 lines can be read": lambda run: append(run, "half a li"),
+    "metrics.jsonl has no rows, and the run has ended": lambda run: (run / "metrics.jsonl").write_text(""),
+    "manifest.json says nothing of how the run went": lambda run: (run / "manifest.json").write_text("{}"),
+}
+
+
+def append(run, text):
+    with (run / "metrics.jsonl").open("a") as rows:
+        rows.write(text)
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("lost", LOST)
+def test_what_rows_and_manifest_have_lost_is_said(here, two, lost):
+    LOST[lost](two[0])
+    for command in (("report", two[0]), ("compare", *two)):
+        code, _, err = here(*command)
+        assert (code, err) == (0, f"akssl: warning: {two[0]}: {lost}\n")
