@@ -56,7 +56,7 @@ MACHINES = [
     Case("two tasks of srun", "the variables of `srun -n 2`, no torchrun", 0, shell=TWO, environment=TASKS,
          check=is_like_one, then=""),
     Case("srun without a machine", "two tasks, and a list of machines that is none", 2,
-         r"SLURM_JOB_NODELIST: expected machines as node\[01-04,7\]", shell=TWO,
+         r"SLURM_STEP_NODELIST: expected machines as node\[01-04,7\]", shell=TWO,
          environment={**TASKS, "SLURM_STEP_NODELIST": "node["}, check=no_folder, then=""),
     Case("SIGUSR1", "in step 5, as a scheduler sends it before the limit; then the same command, --resume auto", 1,
          f"stopped by SIGUSR1 at step 5; all is saved.*{RESUME}", settings=AUTO, inside="gate",

@@ -37,7 +37,7 @@ def main() -> NoReturn:
         for number in ENDS:
             signal.signal(number, _terminated)
     try:
-        words = [word for word in arguments if word != "--debug"] or ["--help"]
+        words = [word for word in arguments if word != "--debug"]
         status = akssl.main(words, prog_name="akssl", standalone_mode=False)
         _leave(status if isinstance(status, int) else 0)
     except click.MissingParameter as error:

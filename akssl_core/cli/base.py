@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,6 +19,7 @@ from ..plugins.manager import Plugins, installed
 from ..settings import RunSpec, TrainSpec, dotted, flags, merged, sections
 
 Decorator = Callable[[Any], Any]
+IN_TASKS = ("run", "resume")  # commands whose processes work together where srun has started several
 
 
 class UserPath(click.Path):
@@ -86,7 +88,11 @@ def set_option(text: str) -> Decorator:
 
 
 class Commands(click.Group):
-    """A group that offers the nearest name for a misspelt command."""
+    """A group that offers the nearest name for a misspelt command, and alone shows its help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The command and its words; none are a question for help."""
+        return super().parse_args(ctx, args or ["--help"] * (not self.invoke_without_command))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the command, or say which one was probably meant."""
@@ -113,11 +119,16 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("akssl-core"), prog_name="akssl")
-def akssl() -> None:
+@click.pass_context
+def akssl(ctx: click.Context) -> None:
     """Self-supervised image backbones; every method is an installable plugin.
 
     Start with: akssl run simsiam. --debug, anywhere, shows tracebacks.
     """
+    if ctx.invoked_subcommand not in IN_TASKS and any(name.startswith("SLURM_") for name in os.environ):
+        from ..dist.slurm import alone
+
+        alone(str(ctx.invoked_subcommand), os.environ)
 
 
 def plugins_with(plugin_file: Path | None) -> Plugins:

@@ -91,9 +91,15 @@ def resume(
     _join_by_srun()
     settings = settings_of(options, assignments)
     _share_among_processes(settings, run_dir / "config.yaml")
+    from ..rundir.folder import RunDir
+    from ..running.going_on import is_only_read
     from ..running.launch import resume as resume_run
 
-    _show(resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file), **settings))
+    read = is_only_read(RunDir.open(run_dir), settings)
+    result = resume_run(run_dir, report=not no_report, plugins=plugins_with(plugin_file), **settings)
+    if read and _is_main():
+        say(f"akssl: {run_dir} had ended: nothing was trained. More --epochs take it further.")
+    _show(result)
 
 
 @akssl.command()
@@ -241,8 +247,9 @@ def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> 
 
 def _write_script(asked: Mapping[str, Any], plugins: Plugins) -> None:
     """Write a batch script that runs this command, and say how to submit it; wrong settings are told now."""
-    from ..dist.slurm import script
-    from ..rundir.files import explain_write_errors, refuse_file, write_atomic
+    from ..dist.slurm import CORES, script
+    from ..rundir.files import refuse_file, write_atomic
+    from ..rundir.folder import cannot_start
     from ..running.layers import check, collect, layer
 
     own = {name: asked[name] for name in ("config", "out", "overwrite", "resume") if name in asked}
@@ -251,13 +258,18 @@ def _write_script(asked: Mapping[str, Any], plugins: Plugins) -> None:
     name = spec.method.name
     out = Path(own.get("out", f"runs/{name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")).absolute()
     file = out.with_name(f"{out.name}.sbatch")
-    with explain_write_errors(file):
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_start(out, error) from error
     refuse_file(file, overwrite=own.get("overwrite", False))
     words = _without(sys.argv[1:], ("--slurm", "--overwrite", "--force"), ("--devices", "--out", "--resume"))
     command = [sys.executable, "-m", "akssl_core", *words, "--out", str(out), "--resume", "auto"]
-    gpus = spec.train.device != "cpu"
-    write_atomic(file, script(file, command, name=f"akssl-{name}", tasks=spec.train.devices, gpus=gpus).encode())
+    train = spec.train
+    cores = max(train.threads or 0, 0 if train.workers is None else train.workers + 1) or CORES
+    gpus = train.device != "cpu"
+    text = script(file, command, name=f"akssl-{name}", tasks=train.devices, gpus=gpus, cores=cores)
+    write_atomic(file, text.encode())
     click.echo(f"sbatch {file}")
     say(f"akssl: {file} is written. Look through its lines #SBATCH (machines, GPUs, time, partition), then submit it.")
 
@@ -274,13 +286,18 @@ def _without(words: Sequence[str], alone: Sequence[str], with_value: Sequence[st
     return kept
 
 
+def _is_main() -> bool:
+    """Whether this process is the one of several that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _show(result: Result) -> None:
     """Print the summary; of several processes, the main one alone has anything to say.
 
     The run is done and its files are whole, whether or not the summary can be shown.
     """
     try:
-        if result.metrics and os.environ.get("RANK", "0") == "0":  # all can read a run that has ended
+        if result.metrics and _is_main():  # all can read a run that has ended
             click.echo(result.text)
     except OSError as error:
         say(f"akssl: the summary cannot be shown: {error.strerror}. Everything is in {result.run_dir}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,8 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigError, shown
 
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 WAIT = timedelta(hours=1)  # at a collective, before a process counts as lost; the main one alone writes and searches
@@ -209,10 +212,16 @@ def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
     for those on CUDA and xccl for those on XPU.
 
     A process that was started alone, or that has joined already, is left as it is. Returns whether it joined.
+
+    Raises:
+        ConfigError: MASTER_PORT is no port.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or _grouped():
         return False
+    port = os.environ.get("MASTER_PORT", "1")
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 2**16:
+        raise ConfigError(f"MASTER_PORT: expected a free port, a whole number from 1 to 65535, got {shown(port)}.")
     kind, backend, own = torch.device(device).type, "gloo", None
     if kind in BACKENDS:
         own = torch.device(kind, local_rank())

@@ -23,7 +23,9 @@ def join(environment: MutableMapping[str, str]) -> None:
     Raises:
         ConfigError: srun has started several processes and does not say what they need to meet.
     """
-    if "WORLD_SIZE" in environment or (world := _tasks(environment)) == 1:
+    if (world := tasks(environment)) == 1:
+        if "WORLD_SIZE" not in environment and "SLURM_PROCID" in environment:
+            _tell_of_tasks(environment)
         return
     if _number(environment, "SLURM_HET_SIZE", default=1) > 1:
         raise ConfigError(f"SLURM_HET_SIZE: the ranks of a heterogeneous job cannot be told. {CURE}")
@@ -34,25 +36,49 @@ def join(environment: MutableMapping[str, str]) -> None:
     if _has_own_gpu(environment):
         local, here = 0, 1
     job, step = _number(environment, "SLURM_JOB_ID", "SLURM_JOBID"), _number(environment, "SLURM_STEP_ID", default=0)
-    nodes = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
-    host = environment.get("MASTER_ADDR") or first_host(next((environment[n] for n in nodes if n in environment), ""))
+    named = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    nodes = next((name for name in named if name in environment), named[0])
+    host = environment.get("MASTER_ADDR") or first_host(environment.get(nodes, ""), nodes)
     port = environment.get("MASTER_PORT") or str(FIRST_PORT + (STRIDE * job + step) % PORTS)
     numbers = {"RANK": rank, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": here, "WORLD_SIZE": world}
     environment.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR=host, MASTER_PORT=port)
 
 
-def _tasks(environment: Mapping[str, str]) -> int:
-    """How many processes the step has that this one belongs to: 1 in a batch script and in a shell of `salloc`.
+def alone(command: str, environment: Mapping[str, str]) -> None:
+    """Refuse a command that works in one process where srun has started it several times.
 
-    There SLURM_NTASKS is of the job, and nothing has started its tasks.
+    Raises:
+        ConfigError: it has, and nothing says that each task has work of its own.
     """
-    in_step = any(name in environment for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_STEPID"))
-    if in_step or (environment.get("ENVIRONMENT") != "BATCH" and "SLURM_PROCID" in environment):
-        return _number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", default=1)
-    if "SLURM_PROCID" in environment and (of_job := _number(environment, "SLURM_NTASKS", default=1)) > 1:
+    if (count := tasks(environment)) > 1:
+        raise ConfigError(
+            f"akssl {command}: srun has started {count} tasks, which would all do the same. Start one, srun -n 1; or "
+            f"set WORLD_SIZE=1 where each task has work of its own."
+        )
+
+
+def tasks(environment: Mapping[str, str]) -> int:
+    """How many processes the step has that this one belongs to, where no launcher has spoken.
+
+    1 in a batch script and in a shell of `salloc`: there SLURM_NTASKS is of the job, and nothing has started its tasks.
+    """
+    started = _in_step(environment) or (environment.get("ENVIRONMENT") != "BATCH" and "SLURM_PROCID" in environment)
+    if "WORLD_SIZE" in environment or not started:
+        return 1
+    return _number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", default=1)
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    """Whether variables tell of a step, which srun starts."""
+    return any(name in environment for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_STEPID"))
+
+
+def _tell_of_tasks(environment: Mapping[str, str]) -> None:
+    """Say in a batch script that one process trains, where the job has tasks for several."""
+    of_job = _number(environment, "SLURM_NTASKS", default=1)
+    if environment.get("ENVIRONMENT") == "BATCH" and not _in_step(environment) and of_job > 1:
         text = f"this job has {of_job} tasks, and one process trains: put srun before the command to start all of them"
         warnings.warn(text, UserWarning, stacklevel=3)
-    return 1
 
 
 def _number(environment: Mapping[str, str], *names: str, default: int | None = None) -> int:
@@ -69,12 +95,22 @@ def _number(environment: Mapping[str, str], *names: str, default: int | None = N
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int | None:
-    """How many tasks this machine has, by a list as `2(x3),1`; None where that is not told."""
-    names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
-    text = next((environment[name] for name in names if name in environment), "")
-    counts = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
+    """How many tasks this machine has, by a list as `2(x3),1`; None where that is not told.
+
+    Raises:
+        ConfigError: it is no such list.
+    """
+    named = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
+    name = next((name for name in named if name in environment), named[0])
     node = _number(environment, "SLURM_NODEID", default=0)
-    return counts[node] if node < len(counts) else None
+    for part in filter(None, environment.get(name, "").split(",")):
+        found = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part, re.ASCII)
+        if found is None:
+            raise ConfigError(f"{name}: expected tasks as 2(x3),1, got {shown(environment[name])}. {CURE}")
+        if node < (machines := int(found[2] or 1)):
+            return int(found[1])
+        node -= machines
+    return None
 
 
 def _has_own_gpu(environment: Mapping[str, str]) -> bool:
@@ -83,8 +119,8 @@ def _has_own_gpu(environment: Mapping[str, str]) -> bool:
     return given and "," not in environment.get("CUDA_VISIBLE_DEVICES", "")
 
 
-def first_host(nodes: str) -> str:
-    """`node03`, of `node[03-05,7],other`: the first machine of a list as Slurm writes them.
+def first_host(nodes: str, name: str = "SLURM_JOB_NODELIST") -> str:
+    """`node03`, of `node[03-05,7],other`: the first machine of a list as Slurm writes them, in the variable `name`.
 
     Raises:
         ConfigError: it is no such list.
@@ -92,20 +128,21 @@ def first_host(nodes: str) -> str:
     found = re.match(r"((?:[\w.-]|\[\d[\d,-]*\])+)(?:,|$)", nodes)
     if found is None:
         raise ConfigError(
-            f"SLURM_JOB_NODELIST: expected machines as node[01-04,7], got {shown(nodes)}. Set MASTER_ADDR to the "
+            f"{name}: expected machines as node[01-04,7], got {shown(nodes)}. Set MASTER_ADDR to the "
             f"machine of the first process."
         )
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", found[1])
 
 
 # -- a batch script ------------------------------------------------------------------------------
+CORES = 8  # of a task, where no setting says how many it uses
 SCRIPT = """\
 #!/bin/bash
 # Written by akssl run --slurm. Look through the lines #SBATCH, then: sbatch {file}
 #SBATCH --job-name={name}
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node={tasks}
-{gpus}#SBATCH --cpus-per-task=8
+{gpus}#SBATCH --cpus-per-task={cores}
 #SBATCH --time=24:00:00
 ##SBATCH --partition=NAME
 ##SBATCH --account=NAME
@@ -118,11 +155,12 @@ SCRIPT = """\
 # On several machines gloo and NCCL may need the name of the network between them:
 # export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+# The tasks get what this script has set, also after sbatch --export=NONE.
 
 # 300 s before the time is over Slurm sends USR1: the run saves and stops, and the job queues again to go on with it.
 stopping=
 trap 'stopping=yes; kill -USR1 "$run"' USR1
-srun --kill-on-bad-exit=1 {command} &
+srun --export=ALL --kill-on-bad-exit=1 {command} &
 run=$!
 wait "$run"
 code=$?
@@ -135,7 +173,7 @@ exit "$code"
 """
 
 
-def script(file: Path, command: Sequence[str], *, name: str, tasks: int, gpus: bool) -> str:
+def script(file: Path, command: Sequence[str], *, name: str, tasks: int, gpus: bool, cores: int = CORES) -> str:
     """A script for sbatch that runs a command in several tasks on one machine, again after each time limit.
 
     Args:
@@ -144,11 +182,13 @@ def script(file: Path, command: Sequence[str], *, name: str, tasks: int, gpus: b
         name: of the job.
         tasks: processes.
         gpus: whether each needs a GPU.
+        cores: for each.
     """
     return SCRIPT.format(
         file=shlex.quote(str(file)),
         name=name,
         tasks=tasks,
+        cores=cores,
         gpus=f"#SBATCH --gpus-per-node={tasks}\n" if gpus else "",
         place=shlex.quote(str(Path.cwd())),
         log=shlex.quote(f"{file.with_suffix('')}-%j.log"),

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -141,6 +142,11 @@ BAD = [
     (("eval", "empty"), "Give the folder that 'akssl run' has named"),
     (("rum", "simsiam"), "Did you mean 'run'"),
     (("resume", "nowhere"), "holds no run"),
+    (("run", "simsiam", "--set", "data.size=1000000000000"), "data.size: should be less than or equal to 100000000"),
+    (("run", "simsiam", "--start", "a\nb"), r"start: 'a\nb' is neither a run folder nor a .safetensors file"),
+    (("run", "simsiam", "--start", "/a\x1b[2J"), r"start: there is no '/a\x1b[2J'"),
+    (("run", "simsiam", "--start", "/dev/null"), "start: '/dev/null' holds no weights. Give a run folder or"),
+    (("run", "simsiam", "--start", "/" + 300 * "a"), "start: there is no '/aaa"),
     (("report", "nowhere"), "holds no run"),
     (("plugins", "show", "simsaim"), "Did you mean 'simsiam'"),
     (("run", "simsiam", "--plugin-file", "none.py"), "does not exist"),
@@ -228,3 +234,30 @@ def test_stopping_by_hand_says_how_to_go_on(here, monkeypatch):
 def test_a_settings_error_is_one_line(here, monkeypatch):
     monkeypatch.setattr("akssl_core.running.launch.run", lambda *a, **k: (_ for _ in ()).throw(ConfigError("a: b")))
     assert here("run", "simsiam") == (2, "", "akssl: a: b\n")
+
+
+def test_a_group_alone_prints_its_help(here):
+    assert here("data") == here("data", "--help")
+    assert here("data")[0] == 0
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_finished_run_says_that_nothing_was_trained(here, small_run):
+    code, out, err = here("resume", small_run)
+    assert (code, err) == (0, f"akssl: {small_run} had ended: nothing was trained. More --epochs take it further.\n")
+    assert "Verdict: " in out
+    _, _, err = here("resume", small_run, "--data", "nosuch")
+    assert f"akssl: warning: {small_run} has ended and is read: data has no effect\n" in err
+
+
+PLACES = [("convert", "x.pth", "--out", "{}/x.safetensors"), ("data", "prepare", "shapes", "--out", "{}/x.safetensors"),
+          ("run", "simsiam", "--slurm", "--out", "{}/x")]  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux has a folder in which nobody makes a file")
+@pytest.mark.parametrize("command", PLACES, ids=lambda words: words[0])
+def test_a_place_that_cannot_be_written_is_told_alike_before_the_work(here, tmp_path, command):
+    (tmp_path / "x.pth").write_bytes(b"")
+    code, out, err = here(*(word.format("/proc") for word in command))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"akssl: --out: cannot write /proc/x\.\w+: .+\. Choose another place\.\n", err), err

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from akssl_core import dist
 from akssl_core.errors import ConfigError
-from akssl_core.dist.slurm import first_host, join, script
+from akssl_core.dist.slurm import alone, first_host, join, script
 
 STEP = {
     "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "5",
@@ -42,6 +43,30 @@ def test_the_few_variables_that_every_slurm_sets_are_enough():
     assert found["LOCAL_WORLD_SIZE"] == "2", "at least those up to this one"
 
 
+@pytest.mark.parametrize(("node", "here"), [("0", "2"), ("900000000", "2"), ("999999999", "3")])
+def test_a_list_of_any_number_of_machines_is_walked_and_not_written_out(node, here):
+    found = joined({**STEP, "SLURM_NODEID": node, "SLURM_STEP_TASKS_PER_NODE": "2(x999999999),3"})
+    assert found["LOCAL_WORLD_SIZE"] == here
+
+
+@pytest.mark.parametrize("given", [{}, BATCH, {**BATCH, "SLURM_NTASKS": "8"}, {**STEP, "WORLD_SIZE": "1"}])
+def test_a_command_of_one_process_runs_where_one_was_started_or_asked_for(given):
+    alone("eval", given)
+
+
+def test_a_command_of_one_process_is_refused_in_several_tasks():
+    with pytest.raises(ConfigError, match=r"akssl eval: srun has started 7 tasks, .* srun -n 1; or set WORLD_SIZE=1"):
+        alone("eval", STEP)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "1e4", "٣٣", "9" * 5000])
+def test_what_is_no_port_is_refused(monkeypatch, port):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MASTER_PORT: expected a free port, a whole number from 1 to 65535, got "):
+        dist.start("cpu")
+
+
 def test_address_and_port_may_be_set_by_hand():
     found = joined({**STEP, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"})
     assert not found.keys() & {"MASTER_ADDR", "MASTER_PORT"}
@@ -73,7 +98,10 @@ def test_a_batch_script_of_several_tasks_that_starts_one_is_told():
         ({"SLURM_LOCALID": None}, r"SLURM_LOCALID: .*expected a whole number of it, got None\. Set RANK, WORLD_SIZE"),
         ({"SLURM_PROCID": "one"}, r"SLURM_PROCID: .*got 'one'"),
         ({"SLURM_JOB_ID": None}, "SLURM_JOB_ID"),
-        ({"SLURM_STEP_NODELIST": None}, r"SLURM_JOB_NODELIST: .*got ''\. Set MASTER_ADDR"),
+        ({"SLURM_STEP_NODELIST": None}, r"SLURM_STEP_NODELIST: .*got ''\. Set MASTER_ADDR"),
+        ({"SLURM_STEP_NODELIST": None, "SLURM_JOB_NODELIST": "n["}, r"SLURM_JOB_NODELIST: .*got 'n\['"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "four"}, r"SLURM_STEP_TASKS_PER_NODE: expected tasks as 2\(x3\),1, got 'four'"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x20000000000)"}, r"SLURM_STEP_TASKS_PER_NODE: expected tasks"),
         ({"SLURM_STEP_NODELIST": "gpu[a]"}, r"expected machines as node\[01-04,7\], got 'gpu\[a\]'"),
         ({"SLURM_HET_SIZE": "2"}, "heterogeneous job"),
         ({"SLURM_LOCALID": "-1"}, r"SLURM_LOCALID: .*got '-1'"),
@@ -141,5 +169,7 @@ def test_the_script_asks_for_a_gpu_a_task_and_quotes_what_a_shell_would_read(tmp
     assert {f"#SBATCH {option}" for option in wanted} <= set(lines)
     assert f"#SBATCH --output='{tmp_path}/a run-%j.log'" in lines
     (started,) = (line for line in lines if line.startswith("srun "))
-    assert shlex.split(started) == ["srun", "--kill-on-bad-exit=1", *command, "&"]
-    assert "--gpus" not in script(tmp_path / "x", command, name="n", tasks=1, gpus=False)
+    assert shlex.split(started) == ["srun", "--export=ALL", "--kill-on-bad-exit=1", *command, "&"]
+    other = script(tmp_path / "x", command, name="n", tasks=1, gpus=False, cores=5)
+    assert "--gpus" not in other
+    assert "#SBATCH --cpus-per-task=5" in other.splitlines()

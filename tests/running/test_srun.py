@@ -61,12 +61,21 @@ def test_tasks_of_srun_are_one_run_that_goes_on(srun, tmp_path):
 def test_what_srun_does_not_say_is_told(srun, tmp_path):
     answers = srun(2, ["run", "simsiam", *SMALL, "--out", "run"], SLURM_STEP_NODELIST="node[")
     assert [code for code, *_ in answers] == [2, 2]
-    assert sum(err.count("akssl: SLURM_JOB_NODELIST: expected machines as node[01-04,7]") for *_, err in answers) == 1
+    assert sum(err.count("akssl: SLURM_STEP_NODELIST: expected machines as node[01-04,7]") for *_, err in answers) == 1
     assert not (tmp_path / "run").exists()
 
 
+def test_commands_of_one_process_are_refused_in_several_tasks(srun, tmp_path):
+    answers = srun(2, ["report", "run"])
+    assert [code for code, *_ in answers] == [2, 2]
+    said = "akssl report: srun has started 2 tasks, which would all do the same"
+    assert sum(err.count(said) for *_, err in answers) == 1
+    ((code, _, err),) = srun(1, ["report", "run"])
+    assert (code, "holds no run" in err) == (2, True)
+
+
 def test_processes_that_do_not_meet_say_where(srun, tmp_path):
-    (answer,) = srun(1, ["run", "simsiam", *SMALL, "--out", "run"], WORLD_SIZE="2", RANK="1", MASTER_PORT="x")
+    (answer,) = srun(1, ["run", "simsiam", *SMALL, "--out", "run"], WORLD_SIZE="2", RANK="x", MASTER_PORT="29500")
     assert answer[0] == 1
     assert "the 2 processes of this run did not meet at " in answer[2]
     assert "Traceback" not in answer[2]
@@ -116,6 +125,20 @@ def test_the_script_queues_again_before_the_limit_and_ends_when_the_run_does(clu
     assert RunDir.open(tmp_path / "run").history[-1]["epoch"] == 50
     assert RunDir.open(tmp_path / "run").manifest.table()["resumed_at"] > 0
     assert (tmp_path / "asked").read_text() == "requeue 7\n", "a run that has ended does not queue again"
+
+
+@pytest.mark.parametrize(
+    ("settings", "cores"),
+    [
+        ((), 8),
+        (("--workers", 12), 13),
+        (("--set", "train.threads=6"), 6),
+        (("--workers", 2, "--set", "train.threads=6"), 6),
+    ],
+)
+def test_the_script_asks_for_as_many_cores_as_the_settings_use(here, tmp_path, settings, cores):
+    assert here("run", "simsiam", *settings, "--slurm", "--out", "run")[0] == 0
+    assert f"#SBATCH --cpus-per-task={cores}\n" in (tmp_path / "run.sbatch").read_text()
 
 
 @pytest.mark.parametrize(("settings", "code"), [(("--seed", "-1"), 2), (("--data", "./nowhere"), 2)])
