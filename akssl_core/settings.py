@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -189,7 +190,8 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     allowed = [*COMPONENTS, *TABLES, *PLAIN, *FLAT, "options"]
-    for key, value in settings.items():
+    for key, given in settings.items():
+        value = _plain(given)
         if key in FLAT:
             result.setdefault("train", {})[key] = value
         elif key == "start" and (value is None or isinstance(value, str | Path)):
@@ -204,6 +206,15 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
             hint = did_you_mean(str(key), allowed)
             raise ConfigError(f"run: unknown setting '{key}'.{hint} Settings here: {', '.join(sorted(allowed))}.")
     return result
+
+
+def _plain(value: Any) -> Any:
+    """A setting with numbers of Python in place of numpy's."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def table_of(key: str, value: Any) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from ..errors import AksslError, ConfigError, DataError, did_you_mean, shown
+from ..errors import AksslError, ConfigError, DataError, PluginError, did_you_mean, shown, told
 
 MOST_LINES = 10  # mistakes that a message tells
 
@@ -157,6 +157,7 @@ class Ref(Schema):
 
         Raises:
             ConfigError: it could not be made, and a file or folder that a setting names is gone.
+            PluginError: its own code failed.
         """
         try:
             return self.component(self.config, *args, **kwargs)
@@ -167,6 +168,9 @@ class Ref(Schema):
             path, value = f"{self.kind}.{gone[0][0]}", gone[0][1]
             cure = f"Put it back, or name another: --set {path}=PATH"
             raise ConfigError(f"{path}: '{value}' does not exist. {cure}") from error
+        except Exception as error:  # whatever a plugin's code brings about
+            name = f"{self.kind} {self.name} ({self.component.__module__}.{self.component.__qualname__})"
+            raise PluginError(f"{name} could not be made with these settings: {told(error)}") from error
 
 
 def _is_gone(value: Any) -> bool:

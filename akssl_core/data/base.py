@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -111,6 +111,13 @@ class Batch:
         return replace(self, views=views, index=self.index[start:end], label=label, host_index=host_index)
 
 
+class Decoder(Protocol):
+    """Decodes images one by one, as `ImageStore` does."""
+
+    threads: int
+    """In so many threads."""
+
+
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     """Images that can be fetched many at once. Items are (uint8 (C, h, w), label or -1).
 
@@ -125,8 +132,8 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     channels: int = 3
     """Of every image: 3 for colour, 1 for gray."""
     loading: Literal["direct", "thread", "process"] = "thread"
-    threads: int = 0
-    """How many threads decode a batch, where images are decoded one by one."""
+    decoder: Decoder | None = None
+    """What decodes the images one by one, in threads, where something does."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -173,15 +180,7 @@ class Subset(ImageSet):
         self.whole, self.rows = whole, rows
         self.labels = None if whole.labels is None else whole.labels[rows]
         self.classes, self.channels, self.loading = whole.classes, whole.channels, whole.loading
-
-    @property
-    def threads(self) -> int:
-        """Those of the whole set."""
-        return self.whole.threads
-
-    @threads.setter
-    def threads(self, count: int) -> None:
-        self.whole.threads = count
+        self.decoder = whole.decoder
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -58,8 +58,8 @@ class Loader:
         self.world, self.rank, self.workers = world, rank, workers
         self.device = device or torch.device("cpu")
         self._readers: _Readers | None = None  # between epochs
-        if images.threads and workers:
-            images.threads = workers
+        if images.decoder is not None and workers:
+            images.decoder.threads = workers
 
     @property
     def steps_per_epoch(self) -> int:

@@ -24,6 +24,7 @@ from .base import DatasetSource, ImageSet, Pixels
 
 SIDE = 32  # of an image when the run asks for none
 IN_MEMORY = 2**30  # bytes of images that are kept; a larger set is drawn batch by batch
+MOST = 10**8  # images: their labels and their order take 16 bytes each
 PIXELS_AT_ONCE = 2**19  # drawn together: some 60 MB of temporaries
 TRAIN, TEST = 0, 1
 
@@ -203,8 +204,8 @@ class DrawnImages(ImageSet):
 class ShapesConfig(Schema):
     """Settings of the data source `shapes`."""
 
-    size: int = Field(10_000, gt=0, description="number of training images")
-    test_size: int = Field(2_000, gt=0, description="number of images of the labelled test split")
+    size: int = Field(10_000, gt=0, le=MOST, description="number of training images")
+    test_size: int = Field(2_000, gt=0, le=MOST, description="number of images of the labelled test split")
     seed: int = Field(0, ge=0, lt=2**63, description="another seed draws other images")
 
 

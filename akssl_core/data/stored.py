@@ -236,21 +236,13 @@ class StoredImages(ImageSet):
         labels: Tensor | None = None,
         classes: tuple[str, ...] | None = None,
     ) -> None:
-        self.store, self.rows, self.side = store, rows, side
+        self.store, self.decoder = store, store if store.threads else None
+        self.rows, self.side = rows, side
         self.labels, self.classes, self.channels = labels, classes, store.channels
         self._instead: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def threads(self) -> int:
-        """Those of the store."""
-        return self.store.threads
-
-    @threads.setter
-    def threads(self, count: int) -> None:
-        self.store.threads = count
 
     def fetch(self, index: Sequence[int]) -> Pixels:
         """The images at these positions, in this order, reduced to a little more than the size of the views.

@@ -56,7 +56,7 @@ def more_workers_than_cores(run: PlannedRun) -> Evidence:
 def workers_without_use(run: PlannedRun) -> Evidence:
     """Workers for images that are neither decoded by threads nor read by worker processes."""
     workers, images = run.plan.spec.train.workers, run.plan.images
-    useful = images.threads or images.loading == "process"
+    useful = images.decoder is not None or images.loading == "process"
     return f"{workers} workers, and images that lie ready in memory or a file." if workers and not useful else None
 
 

@@ -13,6 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .. import dist
+from ..backbone import Backbone
 from ..errors import RunStopped
 from ..nn import EMA
 from ..optim import OptimizerConfig
@@ -50,15 +52,31 @@ def steps(plan: Plan) -> Now:
 
 
 def memory(plan: Plan, *, devices: int = 1) -> Memory:
-    """The memory that each of `devices` processes needs; activations by a forward pass of one image."""
+    """The memory that each process needs, where one of the plan stands for `devices`.
+
+    Activations are those of a forward pass of one image. Under FSDP a process has a share of the parameters; whole are
+    those outside of blocks, and of one block at a time.
+    """
     trained = sum(p.numel() * p.element_size() for p in plan.method.parameters() if p.requires_grad)
     kept = sum(t.numel() * t.element_size() for t in plan.method.state_dict().values())
+    shares = devices * dist.world() if plan.spec.train.strategy == "fsdp" else 1
+    if shares > 1:
+        whole = _bytes(plan.method)
+        parts = [part for part in plan.method.modules() if isinstance(part, Backbone)]
+        blocks = [_bytes(block) for part in parts for block in part.parts()]
+        together = whole - sum(blocks) + max(blocks, default=0)
+        kept, trained = kept - whole + whole // shares + together, trained // shares
     moments = 2 if hasattr(plan.spec.optimizer.config, "betas") else 1
     size = torch.tensor([], dtype=plan.hardware.dtype).element_size()
     images = plan.facts.forward_size // devices
     pixels = sum(len(group.transforms) * group.size**2 for group in plan.augmentation.groups())
     share = pixels / plan.image.size**2  # views in images of the full size
     return Memory(kept, (1 + moments) * trained, int(images * share * size * _outputs(plan)))
+
+
+def _bytes(module: nn.Module) -> int:
+    """Bytes of its parameters."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def _outputs(plan: Plan) -> int:

@@ -51,7 +51,7 @@ def passes(images: int, side: int, hardware: Hardware) -> Choice:
 
 def readers(images: ImageSet, processes: int) -> Choice:
     """How many processes read the images, or threads decode them, in each of so many processes of this machine."""
-    if not images.threads:
+    if images.decoder is None:
         return Choice(0, "reading needs no further processes unless you ask for them")
     cores = usable_cores()
     shared = f", shared by {processes} processes" if processes > 1 else ""

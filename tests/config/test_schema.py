@@ -128,3 +128,14 @@ def test_what_a_check_of_ours_says_is_told_without_the_words_of_pydantic(number,
 def test_a_schema_never_changes():
     with pytest.raises(ValueError, match="frozen"):
         Inner.Config().temperature = 3
+
+
+def test_a_component_whose_own_code_fails_is_named():
+    class Broken(Inner):
+        def __init__(self, config):
+            raise KeyError("half")
+
+    Broken.name = "broken"
+    ref = LossRef.model_construct(name="broken", config=Inner.Config(), component=Broken)
+    with pytest.raises(PluginError, match=r"loss broken \(.*Broken\) could not be .*: KeyError: 'half' \(.*:\d+\)"):
+        ref.build()

@@ -82,11 +82,11 @@ class Meeting(Packed):
 def test_as_many_threads_decode_as_workers_were_asked_for():
     images = StoredImages(Meeting(6, 3), range(6), 16)
     part = images.subset(torch.arange(6))
-    assert part.threads == usable_cores()
-    assert Loader(Subset(part, torch.arange(6)), 6).images.threads == usable_cores()
+    assert part.decoder.threads == usable_cores()
+    assert Loader(Subset(part, torch.arange(6)), 6).images.decoder.threads == usable_cores()
     loader = Loader(Subset(part, torch.arange(6)), 6, workers=3)
     assert len(list(loader.epoch(0))) == 1
-    assert images.threads == 3
+    assert images.decoder.threads == 3
 
 
 def test_the_budget_counts_bytes():

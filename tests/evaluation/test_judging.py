@@ -148,7 +148,7 @@ def test_weights_of_torchvision_are_taken_as_they_are(tmp_path):
     ours = akssl_core.build("backbone", "resnet18", spec, stem="imagenet")
     ours.preprocess = akssl_core.Preprocess.of(spec)
     given, notes = Trained(tmp_path, ours, None, installed()).with_weights(tmp_path / "resnet18.safetensors")
-    assert "resnet18.safetensors: left out, a head: fc.weight, fc.bias" in notes
+    assert "resnet18.safetensors: left out, a head: fc.bias, fc.weight" in notes
     theirs.fc = nn.Identity()
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -160,10 +160,7 @@ def test_weights_of_torchvision_are_taken_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda t: {**t, "conv1.weight": torch.zeros(64, 3, 7, 7)},
-            r"weights: 'conv1.weight' is of shape \(64, 3, 7, 7",
-        ),
+        (lambda t: {**t, "conv1.weight": torch.zeros(64, 3, 7, 7)}, r"weights: 'conv1.weight' is of shape \(64, 3, 7"),
         (lambda t: {name: v for name, v in t.items() if name != "conv1.weight"}, "weights: .* have none, 'conv1"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -53,6 +54,19 @@ def test_memory_counts_weights_moments_and_activations(toys, photos):
     assert need.activations == 4 * layers * 2 * 8, "two views of each of 8 images"
     assert memory(plan, devices=2).activations == need.activations // 2
     assert memory(plan_of(toys, photos, optimizer="adamw")).training == 4 * trained * 3
+
+
+def test_shared_out_parameters_take_a_share_and_the_largest_block(toys, photos):
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sequential(*(nn.Sequential(nn.Conv2d(2, 2, 1)) for _ in range(4))))
+    settings = {"backbone": network, "optimizer": "adamw"}
+    one = memory(plan_of(toys, photos, **settings))
+    plan = plan_of(toys, photos, **settings, train={"strategy": "fsdp"})
+    assert memory(plan) == one, "in one process nothing is shared out"
+    shared = memory(plan, devices=4)
+    block, whole = 4 * 6, 4 * sum(p.numel() for p in plan.method.parameters())
+    blocks = sum(1 for name, _ in plan.method.named_modules() if re.search(r"module\.1\.\d$", name))
+    assert shared.training == 3 * (one.training // 3 // 4)
+    assert shared.weights == one.weights - whole + whole // 4 + (whole - blocks * block) + block
 
 
 def test_memory_follows_blocks_that_are_computed_again(toys, photos):

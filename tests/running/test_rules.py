@@ -161,7 +161,7 @@ def test_the_cores_of_a_process_decode(sized, tmp_path, monkeypatch, devices, he
     if here is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
     ready = plan(sized, str(tmp_path))
-    assert ready.spec.train.workers == ready.loader().images.threads == (12 if here is None else threads)
+    assert ready.spec.train.workers == ready.loader().images.decoder.threads == (12 if here is None else threads)
     chosen = rules.readers(ready.images, max(devices, int(here or 1)))
     assert chosen.value == threads
     assert chosen.reason.startswith(f"threads that decode, one for each of the 12 usable cores{reason}")
