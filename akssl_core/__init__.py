@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .plugins.lookup import Installed, Location, build, find, methods
     from .plugins.manager import Plugins
     from .reporting.comparison import Compared, compare
+    from .running.adapt import adapt
     from .running.convert import Converted, convert
     from .running.explain import Explained, explain
     from .running.launch import resume, run
@@ -73,6 +74,7 @@ _ROOMS = {
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",
     "reporting.comparison": "Compared compare",
+    "running.adapt": "adapt",
     "running.convert": "Converted convert",
     "running.explain": "Explained explain",
     "running.launch": "resume run",
@@ -94,10 +96,10 @@ __all__ = [
     "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PreparedData", "Preprocess",
     "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Stock",
     "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views",
-    "absolute_path", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed",
-    "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear", "load_backbone",
-    "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "suitable_size",
-    "sweep",
+    "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor",
+    "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear",
+    "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run",
+    "suitable_size", "sweep",
 ]  # fmt: skip
 
 

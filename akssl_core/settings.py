@@ -130,6 +130,11 @@ class StartSpec(Schema):
         None, description="normalisation of the images that the weights know, a number a channel; null: of the data"
     )
     std: tuple[PositiveFloat, ...] | None = Field(None, description="as mean")
+    keep: Literal["trained", "best"] = Field(
+        "trained",
+        description="what the run leaves: the trained weights, or the best of them, of those it began from, and of "
+        "mixtures of both, chosen by images that are held out of training",
+    )
 
 
 class RunSpec(Schema):

@@ -22,6 +22,7 @@ from .base import (
     PATH,
     akssl,
     field_option,
+    json_option,
     keywords,
     overwrite_option,
     plugin_file_option,
@@ -74,6 +75,29 @@ def run(
     _show(result)
     if options.get("stop_on_collapse") and result.verdict == "collapsed":
         ctx.exit(1)
+
+
+@akssl.command()
+@click.argument("source")
+@click.option("--method", help="how to train  [default: as the weights were trained, else what suits their network]")
+@run_options("start")
+@overwrite_option("replace the run that --out already holds")
+@click.option("--resume", type=click.Choice(["auto"]), help="go on where --out holds this run already, else begin it")
+@click.option("--no-report", is_flag=True, help="do not write report.html")
+@json_option
+def adapt(source: str, method: str | None, no_report: bool, as_json: bool, **options: Any) -> None:
+    """Go on training from the weights in SOURCE with --data, and keep what is surely better, or the start.
+
+    SOURCE is a run folder, a .safetensors file, or the name of a backbone that has published weights. Images that are
+    held out of training choose between the start, what was trained and mixtures of both; RUN_DIR/adaptation.json has
+    the evidence. A run that was stopped goes on with akssl resume.
+    """
+    _join_by_srun()
+    asked = keywords(options, method)
+    _share_among_processes(asked, options["config"])
+    from ..running.adapt import adapt as adapt_weights
+
+    _show(adapt_weights(source, report=not no_report, **asked), as_json)
 
 
 @akssl.command()
@@ -291,14 +315,14 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _show(result: Result) -> None:
+def _show(result: Result, as_json: bool = False) -> None:
     """Print the summary; of several processes, the main one alone has anything to say.
 
     The run is done and its files are whole, whether or not the summary can be shown.
     """
     try:
         if result.metrics and _is_main():  # all can read a run that has ended
-            click.echo(result.text)
+            show(result, as_json)
     except OSError as error:
         say(f"akssl: the summary cannot be shown: {error.strerror}. Everything is in {result.run_dir}.")
         drop_stdout()

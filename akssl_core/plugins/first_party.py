@@ -27,6 +27,9 @@ PROVIDERS = {
 }
 METHODS, LOSSES = PROVIDERS["method"], PROVIDERS["loss"]
 TO_BEGIN = METHODS["simsiam"]  # for who has no plugin yet
+TO_ADAPT = ("simclr", "mocov2", "barlowtwins", "byol", "simsiam", "swav", "dino")
+TO_ADAPT_TOKENS = ("dino", "mocov3", *TO_ADAPT)
+"""With which to go on from weights whose own method is unknown, the first choice first: convolutions, transformers."""
 ON_INDEX = False
 """Whether pip finds our distributions by name; what messages and pages say of installing follows (docs/release.md)."""
 IN_A_CLONE = " (in a clone of the repository)"

@@ -12,12 +12,12 @@ from .charts import curves, scores, spectrum, times
 from .files import RunFiles
 from .html import Html, page, tag
 from .pictures import attention, embedding_map, nearest, of_method, views
-from .records import environment, evaluation, notes, settings, unreadable, use
+from .records import adaptation, environment, evaluation, notes, settings, unreadable, use
 from .svg import short
 
 SECTIONS = (
-    scores, evaluation, curves, embedding_map, nearest, attention, spectrum, of_method, views, times, use, notes,
-    settings, unreadable, environment,
+    scores, adaptation, evaluation, curves, embedding_map, nearest, attention, spectrum, of_method, views, times, use,
+    notes, settings, unreadable, environment,
 )  # fmt: skip
 UNFINISHED = {"running": "Still running", "stopped": "Stopped", "failed": "Failed"}
 

@@ -46,6 +46,7 @@ class RunFiles:
     samples: Mapping[str, Tensor]
     unreadable: list[str]
     has_backbone: bool
+    adaptation: Mapping[str, Any] | None
 
     @classmethod
     def read(cls, path: Path) -> RunFiles:
@@ -68,6 +69,7 @@ class RunFiles:
             samples=_samples(samples) if samples.is_file() else {},
             unreadable=read_start(unreadable).decode("utf-8", "replace").splitlines() if unreadable.is_file() else [],
             has_backbone=(path / "backbone.safetensors").is_file(),
+            adaptation=chosen.table() if (chosen := folder.adaptation) else None,
         )
 
     @property

@@ -17,9 +17,11 @@ from ..rundir.folder import RunDir
 from ..rundir.schemas import Judged, Judgement
 from .files import RunFiles, text_of
 from .html import Html, details, join, section, table, tag
+from .svg import short
 
 DEFAULT = "default"  # the origin of a value that nobody decided
 MOST_FILES = 200
+HEALTH = ("std_ratio", "rankme", "alignment", "uniformity")  # of each mixture
 TRAINED = "trained"  # the system that is the run's own backbone
 
 
@@ -88,6 +90,41 @@ def unreadable(run: RunFiles) -> list[Html]:
     more = [tag("p", f"… and {count - MOST_FILES} more in unreadable.txt")] if count > MOST_FILES else []
     said = tag("p", f"{count} file{'' if count == 1 else 's'} could not be read; another image stood in for each.")
     return [section("Unreadable files", said, details("List", listed, *more) if count > 10 else join([listed, *more]))]
+
+
+def adaptation(run: RunFiles) -> list[Html]:
+    """The start, what was trained and mixtures of both, beside each other, and which is kept."""
+    found = run.adaptation
+    if found is None:
+        return []
+    columns, rows = mixture_rows(found)
+    how = tag("p", f"How: {found['how']}.", class_="quiet")
+    return [section("Adaptation", tag("p", found["answer"]), table(columns, rows, kind="numbers"), how)]
+
+
+def mixture_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the mixtures in `adaptation.json`."""
+    mixtures: Sequence[Mapping[str, Any]] = found["mixtures"]
+    accuracies = [("k-NN, held out", "knn_top1", "knn_low", "knn_high"), ("gain", "gain", "gain_low", "gain_high")]
+    shown = [names for names in accuracies if any(names[1] in row for row in mixtures)]
+    health = dict.fromkeys(name for row in mixtures for name in row if name in HEALTH)
+    rows = [
+        [
+            f"{_share_name(row['share'])}{' (kept)' if row['share'] == found['kept'] else ''}",
+            *(_estimate(*(row.get(name) for name in names[1:])) for names in shown),
+            *(short(row[name]) if row.get(name) is not None else "" for name in health),
+        ]
+        for row in mixtures
+    ]
+    return ["weights", *(names[0] for names in shown), *health], rows
+
+
+def _share_name(share: float) -> str:
+    return {0.0: "start", 1.0: "trained"}.get(share, f"{share:.0%} trained")
+
+
+def _estimate(value: float | None, low: float | None, high: float | None) -> str:
+    return "" if value is None or low is None or high is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 # -- what `akssl eval` has found ------------------------------------------------------------------

@@ -22,13 +22,13 @@ from ..errors import RunDirError, did_you_mean, visible
 from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
 from .files import CannotWrite, explain_write_errors, flush, json_bytes, jsonable, take_lock, tensor_bytes, write_atomic
 from .files import read_tensors as read_tensors
-from .schemas import Evaluations, Manifest, Origins, checked
+from .schemas import Adaptation, Evaluations, Manifest, Origins, checked
 
 OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
 ANSWERS = "baselines.safetensors"  # whether k-NN is right for each test image, by baseline
 OWN_MORE = (
     "report.html", "samples.safetensors", "method.safetensors", "unreadable.txt", "evaluation.json",
-    "start.safetensors", ANSWERS,
+    "start.safetensors", ANSWERS, "adapted.safetensors", "adaptation.json",
 )  # fmt: skip
 EXPORTED = {
     "safetensors": "backbone-exported.safetensors",
@@ -178,6 +178,20 @@ class RunDir:
         with suppress(RunDirError):
             return checked(Evaluations, self.path / "evaluation.json")
         return Evaluations()
+
+    def write_adaptation(self, found: Adaptation) -> Path:
+        """`adaptation.json`: which weights are kept, and why."""
+        return write_atomic(self.path / "adaptation.json", json_bytes(found.table()))
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """`adaptation.json`; None where the run has not chosen.
+
+        Raises:
+            RunDirError: it is damaged.
+        """
+        file = self.path / "adaptation.json"
+        return checked(Adaptation, file) if file.is_file() else None
 
     def clear(self) -> None:
         """Delete what a run writes and leave the rest of the folder."""

@@ -127,6 +127,23 @@ class Evaluations(_Open):
     results: dict[str, dict[str, dict[str, Judgement]]] = {}  # by protocol, data and share of the labels
 
 
+class Mixture(_Open):
+    """Weights between those that a run began from and those it trained, and their numbers by name."""
+
+    __pydantic_extra__: dict[str, Drawable | None]
+    share: float = Field(ge=0, le=1)  # of the trained weights
+
+
+class Adaptation(_Open):
+    """`adaptation.json`: the mixtures of the weights that a run began from and those it trained, and which is kept."""
+
+    format: int | str | None = None
+    kept: float  # the share of the trained weights: 0 for the start, 1 for what was trained
+    answer: str  # what was kept and why, in a sentence
+    how: str = ""  # it was chosen
+    mixtures: list[Mixture]
+
+
 class Origins(RootModel[dict[str, str]]):
     """`provenance.json`."""
 

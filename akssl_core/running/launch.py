@@ -84,12 +84,19 @@ def run(
         "start": start, "seed": seed, "precision": precision, "device": device, "devices": devices, "workers": workers,
         "options": options, **sections,
     }  # fmt: skip
+    given = collect(method, config, flat, plugins)
+    return run_given(given, plugins, out=out, overwrite=overwrite, resume=resume, report=report)
+
+
+def run_given(
+    given: Given, plugins: Plugins, *, out: str | Path | None, overwrite: bool, resume: str | None, report: bool
+) -> Result:
+    """A run of settings in layers, as `run` begins it."""
     if resume is not None:
         _refuse_auto(resume, out, overwrite=overwrite)
     elif out is not None and dist.is_main():
         refuse_folder(user_path(out), overwrite=overwrite)
     join(os.environ)
-    given = collect(method, config, flat, plugins)
     with surroundings(check(layer(given, plugins), plugins).train):
         if resume is not None and out is not None and dist.any_rank(dist.is_main() and holds_run(user_path(out))):
             return go_on_with_same(RunDir.open(user_path(out)), given, plugins, with_report=report)

@@ -51,6 +51,8 @@ class Sight:
     """The side of view that suits images and machine."""
     images: ImageSet
     """Those to train on."""
+    held: ImageSet | None
+    """Those held out of training, to choose by which weights the run leaves."""
     image: ImageSpec
     augmentation: Augmentation
 
@@ -198,7 +200,10 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins, begun: start.Start | No
     size = rules.view_size(source.natural_size, on_cpu=hardware.device.type == "cpu")
     if spec.train.image_size is None:
         source.asked_size = size.value  # photos are decoded about that large
-    images = source.train()
+    images, held = source.train(), None
+    if spec.start is not None and spec.start.keep == "best":
+        images, held = rules.held_out(images)
+        source.notes.append(f"{len(held)} images are held out of training, to choose weights by (start.keep)")
     mean, std = source.mean, source.std
     if spec.start is not None and (known := start.normalisation(spec.start, begun, images.channels)):
         mean, std = known
@@ -207,7 +212,7 @@ def _look(spec: RunSpec, given: Given, plugins: Plugins, begun: start.Start | No
         mean, std = measure(images)
         source.notes.append(f"normalisation measured on a sample of the data: mean {mean}, std {std}")
     image = ImageSpec(spec.train.image_size or size.value, images.channels, mean, std)
-    return Sight(hardware, source, size, images, image, _augmentation(spec, image, given))
+    return Sight(hardware, source, size, images, held, image, _augmentation(spec, image, given))
 
 
 def _build(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import dist
 from ..backbone import Backbone
+from ..data import ImageSet
 from ..errors import RunDirError, RunStopped
 from ..exporting.backbone_file import FILE, START, export_backbone
 from ..method import Landmark
@@ -37,6 +38,7 @@ from ..training.hardware import choose_hardware, kept_random_state
 from ..training.recorder import Recorder, Signals
 from ..training.rows import Rows
 from ..training.watch import Collapsed, Probe, Scored, Vitals, Watch
+from .adaptation import ADAPTED, Mixtures, choose
 from .artefacts import of_run
 from .plan import Plan
 from .result import Result, read_result
@@ -155,6 +157,8 @@ class Training:
             self._keep_beginning(probe, engine)
         self._train()
         encoder = engine.encoder()
+        if self.plan.held is not None:
+            self._choose(encoder, self.plan.held, engine.device)
         return encoder, probe.encoder_scores(encoder, engine.device)
 
     def _keep_beginning(self, probe: Probe, engine: Engine) -> None:
@@ -173,6 +177,15 @@ class Training:
             self.run_dir.update_manifest(Manifest(baselines={f"knn_{name}": percent(of) for name, of in known.items()}))
             if "start" in others:
                 self._export(beginning, START)
+
+    def _choose(self, encoder: Backbone, held: ImageSet, device: torch.device) -> None:
+        """Give the trained encoder, in place, the weights that the run is to leave; all processes take part."""
+        if dist.is_main():
+            self._export(encoder, ADAPTED)
+        probe = _probe(self.plan, len(held), self.plan.spec.evaluate.bank, held=held)
+        found = choose(Mixtures.between(read_tensors(self.run_dir.path / START)[0], encoder, self.plan, probe, device))
+        if found is not None:
+            self.run_dir.write_adaptation(found)
 
     def _export(self, encoder: Backbone, name: str) -> None:
         spec = self.plan.spec
@@ -193,7 +206,7 @@ class Training:
         assert train.log_every is not None
         return Recorder(
             callbacks=self.chosen,
-            probe=_probe(self.plan, evaluate.online_queries, evaluate.online_bank),
+            probe=_probe(self.plan, evaluate.online_queries, evaluate.online_bank, held=self.plan.held),
             vitals=Vitals(),
             rows=Rows(self.run_dir, self.observers),
             watch=Watch(self.run_dir, self._landmarks(), stops=train.stop_on_collapse),
@@ -217,11 +230,16 @@ def _above(run_dir: RunDir, right: Tensor | None) -> dict[str, Interval]:
     }
 
 
-def _probe(plan: Plan, queries: int, bank: int) -> Probe:
-    """Labelled bank and queries where the source has them, else a sample of the training images."""
+def _probe(plan: Plan, queries: int, bank: int, *, held: ImageSet | None = None) -> Probe:
+    """Labelled bank and queries where the source has them, else a sample of the training images.
+
+    Where images were held out of training, and are given, they ask, and those trained on answer.
+    """
     pair, spec = plan.source.probe(), plan.spec.evaluate
     if pair is None:
-        return Probe(sample(plan.images, queries), None, plan.preprocess, spec)
+        return Probe(sample(held or plan.images, queries), None, plan.preprocess, spec)
+    if held is not None:
+        pair = plan.images, held
     return Probe(sample(pair[1], queries), sample(pair[0], bank), plan.preprocess, spec)
 
 

@@ -18,6 +18,8 @@ from ..metrics.diagnosis import Diagnosis, read_diagnosis
 from ..plugins.manager import Plugins, installed
 from ..reporting import render
 from ..reporting.files import RunFiles, tell_damage
+from ..reporting.records import mixture_rows
+from ..rundir.files import jsonable
 from ..rundir.folder import RunDir
 from .rules import CPU_IMAGE_SIZE
 
@@ -38,6 +40,8 @@ class Result:
     """The run's folder."""
     diagnosis: Diagnosis | None
     """Health and outcome with evidence, cause and cure."""
+    adaptation: Mapping[str, Any] | None = None
+    """Which weights were kept of start, trained and mixtures, and the evidence, where `start.keep` is "best"."""
 
     def __repr__(self) -> str:
         scores = ", ".join(
@@ -49,6 +53,12 @@ class Result:
     def verdict(self) -> str:
         """Healthy, not learning, dimensional collapse or collapsed; empty where there is no diagnosis."""
         return self.diagnosis.verdict if self.diagnosis else ""
+
+    def record(self) -> dict[str, Any]:
+        """Scores, verdict and folder as plain values, fit for JSON."""
+        found = {name: getattr(self, name) for name in ("metrics", "verdict", "adaptation")}
+        table: dict[str, Any] = jsonable({**found, "run_dir": str(self.run_dir)})
+        return table
 
     @property
     def text(self) -> str:
@@ -73,6 +83,7 @@ class Result:
         return "\n".join(
             [
                 describe.table(("score", ""), lines),
+                *(("", mixtures(self.adaptation), self.adaptation["answer"]) if self.adaptation else ()),
                 f"\nVerdict: {self.diagnosis.words if self.diagnosis else ''}",
                 *(f"  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)),
                 f"Run folder: {self.run_dir}",
@@ -86,13 +97,19 @@ class Result:
         )
 
 
+def mixtures(adaptation: Mapping[str, Any]) -> str:
+    """The table of what was compared, as text."""
+    return describe.table(*mixture_rows(adaptation))
+
+
 def read_result(run_dir: RunDir, backbone: Backbone) -> Result:
     """The result of a run that has ended."""
     manifest, history = run_dir.manifest, run_dir.history
     assert backbone.preprocess is not None
     metrics = cast("dict[str, float]", manifest.final or {})
-    found = read_diagnosis(manifest.table(), history)
-    return Result(backbone, backbone.preprocess, metrics, history, run_dir.path, found)
+    found, chosen = read_diagnosis(manifest.table(), history), run_dir.adaptation
+    table = chosen.table() if chosen else None
+    return Result(backbone, backbone.preprocess, metrics, history, run_dir.path, found, table)
 
 
 def prepare(

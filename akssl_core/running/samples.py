@@ -57,16 +57,18 @@ def _attention(plan: Plan, encoder: Backbone, index: Tensor, device: torch.devic
 
 
 @torch.no_grad()
-def view_features(plan: Plan, encoder: Backbone, device: torch.device) -> Tensor:
-    """Features (N, V, D) on the CPU of augmented views of training images: the first global one, drawn twice.
+def view_features(plan: Plan, encoder: Backbone, device: torch.device, images: ImageSet | None = None) -> Tensor:
+    """Features (N, V, D) on the CPU of augmented views of images: the first global one, drawn twice.
+
+    They are a sample of these images, or of those trained on.
 
     The encoder is in eval mode and on `device`.
     """
-    rows = []
-    places = spread(len(plan.images), min(COMPARED, len(plan.images)))
+    rows, images = [], plan.images if images is None else images
+    places = spread(len(images), min(COMPARED, len(images)))
     for start in range(0, len(places), AT_ONCE):
         index = places[start : start + AT_ONCE]
-        pixels = plan.images.fetch(index.tolist()).to(device)
+        pixels = images.fetch(index.tolist()).to(device)
         drawn = [plan.augmentation(pixels, Draws.of(plan.spec.seed, epoch, index)) for epoch in range(DRAWS)]
         rows.append(torch.stack([encoder(next(iter(views.values()))[0]) for views in drawn], 1))
     return torch.cat(rows).float().cpu()

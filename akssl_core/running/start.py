@@ -43,6 +43,8 @@ class Start:
     """Settings of their network; None: the file does not say."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    method: str = ""
+    """That trained them, where the file says so."""
 
     def settings(self) -> dict[str, Any]:
         """What a run takes over where its user says nothing."""
@@ -139,7 +141,7 @@ def _of_file(spec: StartSpec, file: Path) -> Start:
         return Start(spec, tensors, None, *_normalisation_beside(file))
     tensors, _, header = read_backbone_file(file)
     table = {**header.backbone, **({"pretrained": False} if header.backbone.get("pretrained") else {})}
-    return Start(spec, tensors, table, header.preprocess.mean, header.preprocess.std)
+    return Start(spec, tensors, table, header.preprocess.mean, header.preprocess.std, metadata.get("method", ""))
 
 
 class _Told(Schema):

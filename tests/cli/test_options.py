@@ -16,7 +16,8 @@ from akssl_core.running.layers import check, collect, layer
 from akssl_core.settings import FLAT, RunSpec, TrainSpec, flags
 
 FIELDS = flags(RunSpec) | flags(TrainSpec)
-TRAINING = ("run", "explain", "doctor", "sweep")
+TRAINING = ("run", "explain", "doctor", "sweep", "adapt")
+NOT_THERE = {"sweep": {"seed", "devices"}, "adapt": {"start"}}
 
 
 def options(command):
@@ -26,7 +27,7 @@ def options(command):
 @pytest.mark.parametrize("command", TRAINING)
 def test_every_flag_of_the_settings_is_an_option_with_its_meaning(command):
     found = options(command)
-    for name in FIELDS.keys() - ({"seed", "devices"} if command == "sweep" else set()):
+    for name in FIELDS.keys() - NOT_THERE.get(command, set()):
         assert found[name].help.partition("  [default: ")[0] == FIELDS[name].description
         assert found[name].default is None, "what is not given is left to rules and recipes"
     assert found["precision"].type.choices == get_args(TrainSpec.model_fields["precision"].annotation)
@@ -93,7 +94,8 @@ def test_what_a_run_can_be_resumed_with_is_said_by_the_fields():
     "command",
     [
         ("run", "simsiam"), ("explain", "simsiam"), ("doctor", "simsiam"), ("resume", "x"), ("eval", "x"),
-        ("sweep", "--methods", "simsiam", "--out", "s"), ("embed", "x", "--out", "f.npz"),
+        ("sweep", "--methods", "simsiam", "--out", "s"), ("adapt", "x", "--data", "shapes"),
+        ("embed", "x", "--out", "f.npz"),
         ("data", "prepare", "shapes", "--out", "f.safetensors"),
     ],
     ids=lambda words: words[0],

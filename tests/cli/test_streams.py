@@ -21,6 +21,7 @@ COMMANDS = {
     "run": f"run simsiam {TINY} --out NEW --no-report --overwrite",
     "explain": f"explain simsiam {TINY}",
     "doctor": "doctor RUN",
+    "adapt": f"adapt RUN {TINY} --out ADAPTED --no-report --overwrite",
     "resume": "resume RUN",
     "eval": "eval RUN --labels 0.5 --seeds 2",
     "embed": "embed RUN --out f.npz --overwrite",

@@ -13,11 +13,13 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import adaptation  # noqa: E402
 import augment  # noqa: E402
 import busy  # noqa: E402
 import feeding  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
+from pages import draw_photos  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -62,6 +64,26 @@ def test_feeding(monkeypatch, tmp_path, threads, capsys):
     assert [row["panoramas"] for row in batches] == [0, 1, 1]
     assert all(row["ratio"] > 0 for row in decoding + batches)
     assert batches[1]["strip MB"] < 1.1 * batches[1]["MB of pixels"] < batches[1]["canvas MB"] / 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adaptation_goes_on_after_the_lines_that_are_there(monkeypatch, tmp_path, threads, capsys):
+    for name in ("adaptation", "results"):
+        monkeypatch.setattr({"adaptation": adaptation, "results": results}[name], "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(adaptation, "SMALL", {"backbone": "resnet_tiny", "image_size": 16, "batch_size": 8})
+    for name in ("cat", "dog"):
+        draw_photos(tmp_path / "train" / name, 20)
+    few = ["--images", "32", "--seen", "32", "--methods", "simsiam"]
+    asked = ["--data", str(tmp_path), "--names", "shapes", "folder", *few, "--work", str(tmp_path / "runs")]
+    adaptation.main(asked)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["combinations"], told["worse than the start"]) == (2, 0)
+    rows = [json.loads(line) for line in (tmp_path / "results" / "adaptation.jsonl").read_text().splitlines()]
+    assert [(row["from"], row["to"]) for row in rows] == [("shapes", "folder"), ("folder", "shapes")]
+    assert all(row["share"] or row["gain"][0] == 0 for row in rows)
+    monkeypatch.setattr(adaptation, "measured", None)
+    adaptation.main(asked)
+    assert json.loads(capsys.readouterr().out) == told
 
 
 def test_overhead():

@@ -72,6 +72,8 @@ def shown(here, words):
 
 def small(words):
     """Options that make a command take a second; a folder that the doctor looks at has no settings."""
+    if words[0] == "adapt":  # the network is that of the weights
+        return ("--precision", "fp32", "--batch-size", "8")
     if words[0] not in TRAIN or words[1].startswith("runs/"):
         return ()
     drawn = () if "--data" in words else ("--image-size", "16", *FEW)
@@ -138,6 +140,19 @@ def test_own_images(follow, photos, monkeypatch):
     shrink(monkeypatch)
     names = execute(page, "own_images.md")
     assert names["result"].history[-1]["epoch"] == 2
+
+
+def test_adapting(follow, photos):
+    page = text_of("adapting")
+    out = follow(page)
+    table = next(block for block in blocks("text", page) if block.startswith("weights"))
+    columns = table.partition("alignment")[0]  # which takes 32 images
+    assert " ".join(columns.split()) in " ".join(out.split())
+    assert "is kept: k-NN" in out
+    assert "given weights" in out
+    names = execute(page, "adapting.md")
+    assert list(names["shares"]) == [0, 0.25, 0.5, 0.75, 1]
+    assert len(names["features"]) == 40
 
 
 def test_choosing_a_method(follow, photos, monkeypatch):
