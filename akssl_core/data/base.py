@@ -101,7 +101,7 @@ class Batch:
     @property
     def shared_draws(self) -> Draws:
         """Random numbers of this step in one row, the same for all images and processes."""
-        return Draws.of_step(self.seed, self.step, self.index.new_tensor([-1]))
+        return Draws.of_step(self.seed, self.step, self.index.new_full((1,), -1))
 
     def part(self, start: int, end: int) -> Batch:
         """The images from `start` up to `end` alone."""
