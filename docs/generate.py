@@ -19,7 +19,7 @@ from akssl_core.config import describe
 from akssl_core.config.registry import KINDS, STAND_IN
 from akssl_core.examining import RULES
 from akssl_core.plugins import first_party
-from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.first_party import ALONE, METHODS
 from akssl_core.plugins.manager import installed
 from akssl_core.settings import EvaluateSpec, TrainSpec
 from akssl_core.testing.published import compared
@@ -107,10 +107,9 @@ def _value(value: Any) -> str:
 
 def learning_results(names: list[str]) -> str:
     """The measured scores of a plugin's methods, beside raw pixels, untrained weights and training with labels."""
-    file = RESULTS / "accuracy.json"
-    if not file.exists():
-        return "Nothing has been measured yet."
-    data = json.loads(file.read_text())
+    data = json.loads((RESULTS / "accuracy.json").read_text())
+    if not {entry["system"] for entry in data["summary"]} & set(names):
+        return "Not among the measured ones."
     wanted = ["raw pixels", "random init", *names, "supervised"]
     columns = ["data", *data["columns"]]
     mine = [entry for entry in data["summary"] if entry["system"] in wanted or entry["system"].split()[0] in names]
@@ -131,7 +130,7 @@ def scores() -> str:
     """What each method's features were worth to a k-NN classifier, and the minutes of its run."""
     summary = json.loads((RESULTS / "accuracy.json").read_text())["summary"]
     of = {(entry["data"], entry["system"]): entry for entry in summary}
-    systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in METHODS}}
+    systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in ALONE}}
     lines = [
         [name, of["shapes", system]["k-NN"], of["fashion-mnist", system]["k-NN"], of["shapes", system]["minutes"]]
         for system, name in systems.items()
