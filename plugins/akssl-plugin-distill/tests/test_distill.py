@@ -223,8 +223,7 @@ def test_mirrored_pixels_have_mirrored_tokens(variant: str) -> None:
 # -- the step -------------------------------------------------------------------------------------
 def test_mixtures_are_of_the_next_image_and_mostly_the_own_one() -> None:
     images = torch.randn(5, 3, 4, 4)
-    one = batch(5)
-    x = mixed(images, one.shared_draws)
+    x = mixed(images, batch(5).shared_draws.uniform("mixup", 1))
     share = ((x - images.roll(-1, 0)) / (images - images.roll(-1, 0))).flatten()
     assert float(share.max() - share.min()) < 1e-3
     assert 0.5 <= float(share.mean()) <= 1

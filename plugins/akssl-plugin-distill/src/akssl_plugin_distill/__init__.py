@@ -16,7 +16,6 @@ from akssl_core import (
     Choice,
     ConfigError,
     Curve,
-    Draws,
     Facts,
     Features,
     FilePath,
@@ -149,7 +148,8 @@ class Distill(Method):
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
         """Teacher and student see the same pixels, mixed or not; the spread of both is logged."""
         (x,) = batch.views["global"]
-        x = mixed(x, batch.shared_draws) if self.config.mixup else x
+        if self.config.mixup:
+            x = mixed(x, batch.sent(batch.host.shared_draws.uniform("mixup", 1)))
         t = self.teacher(x, batch.index, now.step // now.steps_per_epoch)
         s = self.backbone.features(x)
         z = self.head(s.pooled)
@@ -241,15 +241,15 @@ class Distill(Method):
         return {"loss": Curve(shape), "agreement": Curve("rises from chance towards 1", {"all": 1.0})}
 
 
-def mixed(images: Tensor, draws: Draws) -> Tensor:
+def mixed(images: Tensor, share: Tensor) -> Tensor:
     """Images (B, C, H, W) mixed with the next one each, of the batch of all processes: `a x + (1 - a) x'`.
 
-    One a from 0.5 to 1 for all: the larger share of Beta(1, 1), as in arXiv 2106.05237.
+    `share` (1, 1) is from 0 to 1, and a the larger of it and the rest: Beta(1, 1) folded, as in arXiv 2106.05237.
     """
     everyone = dist.gather(images)
     place = torch.arange(len(images), device=images.device) + dist.rank() * len(images) + 1
-    share = draws.uniform("mixup", 1).to(images.device)[..., None, None]
-    return torch.lerp(everyone[place % len(everyone)], images, torch.maximum(share, 1 - share))
+    a = torch.maximum(share, 1 - share)[..., None, None]
+    return torch.lerp(everyone[place % len(everyone)], images, a)
 
 
 def _refuse_without_patches(backbone: Backbone, teacher: Frozen) -> None:
