@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .data.decode import Unreadable, decode_image, image_header
     from .data.labels import encode_labels
     from .data.prepare import PreparedData
-    from .data.preprocess import Preprocess
+    from .data.preprocess import Preprocess, view_as
     from .data.scan import nearest_path
     from .data.stored import ImageStore, StoredImages
     from .draws import Draws
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from .examining import Examined, Finding, doctor
     from .exporting import Exported, export
     from .exporting.backbone_file import load_backbone
+    from .exporting.weights import BackboneSource, LoadedBackbone
     from .hookspecs import hookimpl
     from .loss import KnownValue, Loss
-    from .method import Artefacts, Choice, Curve, Facts, Landmark, Method, ParamRule, Published
+    from .method import Artefacts, Choice, Curve, Facts, Landmark, Method, ParamRule, Published, Shown
     from .metrics.diagnosis import Diagnosis
     from .plugins.lookup import Installed, Location, build, find, methods
     from .plugins.manager import Plugins
@@ -57,7 +58,7 @@ _ROOMS = {
     "config.registry": "Registry",
     "config.schema": "AugmentationRef BackboneRef Component FilePath LossRef Schema absolute_path",
     "data": "Arrays Batch DatasetSource HoldOutSource ImageSet ImageSpec ImageStore Pixels Preprocess StoredImages "
-    "TensorImages Unreadable Views decode_image encode_labels image_header nearest_path suitable_size",
+    "TensorImages Unreadable Views decode_image encode_labels image_header nearest_path suitable_size view_as",
     "data.prepare": "PreparedData",
     "draws": "Draws",
     "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
@@ -67,10 +68,11 @@ _ROOMS = {
     "examining": "Examined Finding doctor",
     "exporting": "Exported export",
     "exporting.backbone_file": "load_backbone",
+    "exporting.weights": "BackboneSource LoadedBackbone",
     "hookspecs": "hookimpl",
     "loss": "KnownValue Loss",
     "metrics.diagnosis": "Diagnosis",
-    "method": "Artefacts Choice Curve Facts Landmark Method ParamRule Published",
+    "method": "Artefacts Choice Curve Facts Landmark Method ParamRule Published Shown",
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",
     "reporting.comparison": "Compared compare",
@@ -89,17 +91,17 @@ _MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it 
 
 __all__ = [
     "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
-    "BackboneRef", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted", "Counterpart",
-    "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined", "Explained",
-    "Exported", "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
-    "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "Location", "Logger", "Loss",
-    "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PreparedData", "Preprocess",
-    "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Stock",
-    "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views",
-    "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor",
-    "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear",
-    "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run",
-    "suitable_size", "sweep",
+    "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted",
+    "Counterpart", "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined",
+    "Explained", "Exported", "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec",
+    "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone",
+    "Location", "Logger", "Loss", "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins",
+    "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule",
+    "Schema", "Shown", "Stock", "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup",
+    "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean",
+    "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header",
+    "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume",
+    "run", "suitable_size", "sweep", "view_as",
 ]  # fmt: skip
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, get_args, get_origin
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from .backbone.base import Backbone
 from .config.schema import Component
-from .data.base import Batch
+from .data.base import Batch, Views
 from .draws import drawing
 from .errors import PluginError, shown
 from .schedule import Now
@@ -67,6 +68,22 @@ class Facts:
     """The width of the backbone's features; 0 where it is not known."""
     tokens: tuple[int, int] | None = None
     """Rows and columns of the patches of a global view; None: the backbone has no tokens, as a convolution has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The training images as a run shows them to its method."""
+
+    images: int
+    """How many there are."""
+    batch_size: int
+    """As many fit through a forward pass."""
+    device: torch.device
+    """Where views are made."""
+    views: Callable[[Tensor, int, int], Views]
+    """Views of the images at positions (n,), as an epoch under a seed shows them: `views(index, seed, epoch)`."""
+    identity: Callable[[], Mapping[str, Any]]
+    """What decides their pixels beside seed and epoch: data, augmentation and size, as plain values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +180,8 @@ class Method(nn.Module, Component, ABC, Generic[B]):
     """With several processes, batch norms see the batch of all (SyncBN)."""
     batch_norm_groups: int = 1
     """Where batch norms are not shared: parts of the batch of all with statistics of their own."""
+    measures_statistics: bool = False
+    """After the last step, batch norms of the encoder measure their statistics anew: views were unlike images."""
     accumulates: ClassVar[bool] = False
     """The loss of a batch is the mean over its micro-batches' losses."""
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -171,6 +190,8 @@ class Method(nn.Module, Component, ABC, Generic[B]):
     """What the source of each recipe says, by the recipe's name."""
     paper: ClassVar[str] = ""
     """Authors, title, year and link."""
+    trial_settings: ClassVar[Mapping[str, Any]] = {}
+    """Own settings for the kit's small runs, where the defaults need something of the user's: a teacher, say."""
 
     def __init__(self, config: Any, backbone: B) -> None:
         super().__init__()
@@ -234,6 +255,13 @@ class Method(nn.Module, Component, ABC, Generic[B]):
             )
         return terms  # type: ignore[return-value]
 
+    def before_training(self, shown: Shown) -> None:
+        """Called once in each process before its first step, with the images as they will be shown."""
+
+    def drawn_by(self, seed: int, epoch: int) -> tuple[int, int]:
+        """The seed and the epoch by which the views of an epoch are drawn, where a method shows views again."""
+        return seed, epoch
+
     def param_rules(self) -> Sequence[ParamRule]:
         """Exceptions from "every parameter is trained alike"; later rules multiply onto earlier ones."""
         return ()
@@ -248,6 +276,11 @@ class Method(nn.Module, Component, ABC, Generic[B]):
         other. `batch` has the views of the first epoch; `now` is the end. What cannot be kept is warned of.
         """
         return Artefacts()
+
+    @classmethod
+    def untrained(cls, config: Any, backbone: Any) -> Backbone:
+        """The encoder before the first step, around a backbone with its first weights; without what else is read."""
+        return cls(config, backbone).encoder
 
     @property
     def encoder(self) -> Backbone:

@@ -110,7 +110,7 @@ class EvaluateSpec(Schema):
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
 
 
-def _absolute_if_there(source: str) -> str:
+def absolute_if_there(source: str) -> str:
     """A path that exists, or looks like one, holds from any folder; a backbone's name stays."""
     looks = source.startswith((".", "~", "/")) or source.lower().endswith((".safetensors", *PICKLES))
     return str(absolute_path(source)) if source and (looks or os.path.exists(source)) else source
@@ -119,7 +119,7 @@ def _absolute_if_there(source: str) -> str:
 class StartSpec(Schema):
     """The weights that a run begins from."""
 
-    source: Annotated[str, AfterValidator(_absolute_if_there)] = Field(
+    source: Annotated[str, AfterValidator(absolute_if_there)] = Field(
         min_length=1,
         description="run folder, .safetensors file, or name of a backbone that has published weights",
     )

@@ -31,7 +31,7 @@ from akssl_core.metrics.features import embed, pixels_as_features, sample
 from akssl_core.metrics.health import spectrum
 from akssl_core.metrics.linear import linear_probe
 from akssl_core.metrics.nearest import knn
-from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.first_party import ALONE
 from akssl_core.plugins.manager import Plugins
 
 HERE = Path(__file__).parent
@@ -67,7 +67,7 @@ def jobs(systems: list[str]) -> list[Job]:
     found = []
     for data, seeds in SEEDS.items():
         peers = [f"lightly {name}" for name in PEERS] if data == "shapes" else []
-        for system in [*BASELINES, *METHODS, *VARIANTS, *peers]:
+        for system in [*BASELINES, *ALONE, *VARIANTS, *peers]:
             drawn = seeds[:1] if system == "raw pixels" else seeds  # nothing is drawn where nothing is trained
             found += [Job(data, system, seed) for seed in drawn if not systems or system in systems]
     return sorted(found, key=lambda job: job.seed)

@@ -23,7 +23,7 @@ from akssl_core import Batch, Views
 from akssl_core.config import describe
 from akssl_core.method import Method
 from akssl_core.nn import StepState
-from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.first_party import ALONE
 from akssl_core.running.plan import Plan
 from akssl_core.training.convolution import fast_convolutions
 from akssl_core.training.engine import Engine
@@ -108,7 +108,7 @@ def measure(method: str, precision: str, batch: int, size: int, repeats: int, st
 def main() -> None:
     """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("methods", nargs="*", default=sorted(METHODS))
+    parser.add_argument("methods", nargs="*", default=sorted(ALONE))
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)

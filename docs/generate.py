@@ -19,7 +19,7 @@ from akssl_core.config import describe
 from akssl_core.config.registry import KINDS, STAND_IN
 from akssl_core.examining import RULES
 from akssl_core.plugins import first_party
-from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.first_party import ALONE, METHODS
 from akssl_core.plugins.manager import installed
 from akssl_core.settings import EvaluateSpec, TrainSpec
 from akssl_core.testing.published import compared
@@ -31,7 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FAMILIES = {
     "contrast": ("simclr", "simclrv2", "mocov2", "mocov3", "nnclr"),
     "redundancy": ("barlowtwins", "vicreg", "lejepa"),
-    "distillation": ("byol", "simsiam", "dino"),
+    "distillation": ("byol", "simsiam", "dino", "distill"),
     "clustering": ("swav",),
 }  # of methods, by what keeps images apart
 
@@ -131,7 +131,7 @@ def scores() -> str:
     """What each method's features were worth to a k-NN classifier, and the minutes of its run."""
     summary = json.loads((RESULTS / "accuracy.json").read_text())["summary"]
     of = {(entry["data"], entry["system"]): entry for entry in summary}
-    systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in METHODS}}
+    systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in ALONE}}
     lines = [
         [name, of["shapes", system]["k-NN"], of["fashion-mnist", system]["k-NN"], of["shapes", system]["minutes"]]
         for system, name in systems.items()

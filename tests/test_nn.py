@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core.nn import EMA, Center, Prototypes, Queue, mlp, sincos, sinkhorn, std_ratio, take
+from akssl_core.nn import EMA, Center, Frozen, Prototypes, Queue, mlp, sincos, sinkhorn, state_digest, std_ratio, take
 from akssl_core.schedule import Now, Schedule, cosine
 
 NOW = Now(0, 10, 100)
@@ -286,6 +286,31 @@ def test_mlp_builds_the_published_heads(head, layers):
 def test_mlp_last_batch_norm_trains_what_it_says(kind, trained):
     last = mlp(8, 8, 4, last_batch_norm=kind)[-1]
     assert {name for name, p in last.named_parameters() if p.requires_grad} == trained
+
+
+def test_a_frozen_network_is_read_and_nothing_else():
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    holder = nn.Module()
+    holder.teacher = Frozen(network, {"source": "somewhere"})
+    assert [*holder.parameters()] == []
+    assert {name: tensor.dtype for name, tensor in holder.state_dict().items()} == {"teacher.sha256": torch.uint8}
+    assert bytes(holder.teacher.sha256.tolist()).hex() == holder.teacher.about["sha256"]
+    assert holder.teacher.about["sha256"] == state_digest(network.state_dict())
+    before = copy.deepcopy(network.state_dict())
+    out = holder.train().teacher(torch.randn(6, 4, requires_grad=True))
+    assert not out.requires_grad
+    assert not any(part.training for part in network.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    holder.to(torch.float64)
+    assert network[0].weight.dtype == torch.float64, "it moves with the method"
+    assert holder.teacher.sha256.dtype == torch.uint8
+
+
+def test_a_digest_tells_every_bit_and_no_order():
+    one, other = {"a": torch.zeros(2), "b": torch.ones(2)}, {"b": torch.ones(2), "a": torch.zeros(2)}
+    assert state_digest(one) == state_digest(other)
+    assert state_digest(one) != state_digest({**one, "a": torch.tensor([0.0, 1e-45])})
+    assert state_digest(one) != state_digest({**one, "a": torch.zeros(1, 2)})
 
 
 def test_take_picks_tokens_of_each_image():

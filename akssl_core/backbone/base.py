@@ -72,6 +72,8 @@ class Stock:
     """One number a channel, of values from 0 to 1; None: unknown."""
     std: tuple[float, ...] | None = None
     """As `mean`."""
+    licence: str | None = None
+    """Identifier of the licence of the weights; None: unknown."""
 
 
 class Backbone(nn.Module, Component, ABC):

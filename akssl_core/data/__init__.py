@@ -13,7 +13,7 @@ from .labels import encode_labels
 from .loader import Loader
 from .opening import no_such_data, open_source
 from .prepared import Prepared
-from .preprocess import Preprocess, measure
+from .preprocess import Preprocess, measure, view_as
 from .scan import nearest_path
 from .shapes import Shapes
 from .stored import ImageStore, StoredImages
@@ -24,7 +24,7 @@ __all__ = [
     "DEFAULT_SOURCE", "Arrays", "Batch", "DatasetSource", "FashionMnist", "Folder", "HoldOutSource", "ImageSet",
     "ImageSpec", "ImageStore", "Loader", "Pixels", "Prepared", "Preprocess", "Shapes", "StoredImages", "Subset",
     "TensorImages", "Unreadable", "Views", "Wrapped", "decode_image", "encode_labels", "image_header", "measure",
-    "nearest_path", "no_such_data", "open_source", "suitable_size",
+    "nearest_path", "no_such_data", "open_source", "suitable_size", "view_as",
 ]  # fmt: skip
 
 DEFAULT_SOURCE = Shapes.name

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import DataError
 from . import convert
@@ -108,6 +109,28 @@ class Preprocess(ImageSpec):
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
         """Make it again from what `to_dict` has written."""
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+
+def view_as(images: Tensor, shown: ImageSpec, wanted: ImageSpec) -> Tensor:
+    """The same pixels as another network expects them: images (B, C, H, W), normalised as `shown` says, as `wanted`.
+
+    Gray images are repeated for a network of more channels. Where they are not of its side they are resized (bilinear,
+    antialiased). Images that are as wanted already are returned as they are.
+
+    Raises:
+        DataError: there is no way from these channels to those.
+    """
+    if wanted.channels != shown.channels and shown.channels != 1:
+        raise DataError(f"images of {shown.channels} channels cannot be shown to a network of {wanted.channels}.")
+    if (shown.mean, shown.std) != (wanted.mean, wanted.std):
+        mean, std, new_mean, new_std = (
+            images.new_tensor(values)[:, None, None] for values in (shown.mean, shown.std, wanted.mean, wanted.std)
+        )
+        images = (images * std + mean - new_mean) / new_std
+    if images.shape[-1] != wanted.size:
+        size = (wanted.size, wanted.size)
+        images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    return images
 
 
 def _tensor_of(images: Any) -> Tensor:

@@ -23,7 +23,6 @@ from ..data import DatasetSource, Preprocess
 from ..data.opening import data_title, open_source
 from ..errors import ConfigError
 from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, load_backbone
-from ..method import Method
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import digest
 from ..rundir.folder import RunDir, read_tensors
@@ -88,8 +87,7 @@ class Trained:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
             backbone: Backbone = spec.backbone.build(self.backbone.image)
-            method: Method = spec.method.build(backbone)  # a method may start its encoder in a way of its own
-        encoder = method.encoder
+            encoder = spec.method_class.untrained(spec.method.config, backbone)
         encoder.preprocess = self.preprocess
         return encoder.eval()
 

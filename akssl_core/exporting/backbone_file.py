@@ -7,7 +7,7 @@ how to build the network and how to feed it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,17 @@ FILE = "backbone.safetensors"
 START = "start.safetensors"  # the same file of the weights that a run began from
 
 
-def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preprocess: Preprocess) -> dict[str, str]:
-    """The header's texts, by which anybody can use the weights: the network's settings and how it is fed, as JSON."""
+def header(
+    method: str,
+    backbone: Mapping[str, Any],
+    encoder: Backbone,
+    preprocess: Preprocess,
+    learned_from: Sequence[Mapping[str, str]] = (),
+) -> dict[str, str]:
+    """The header's texts, by which anybody can use the weights: the network's settings and how it is fed, as JSON.
+
+    `learned_from` says of each network that taught this one its source, licence and SHA-256.
+    """
     image = encoder.image
     return {
         "format": BACKBONE_FORMAT,
@@ -41,7 +50,17 @@ def header(method: str, backbone: Mapping[str, Any], encoder: Backbone, preproce
         "preprocess": json.dumps(preprocess.to_dict()),
         "torch": str(torch.__version__),
         "notes": json.dumps(encoder.notes),
+        "learned_from": json.dumps([dict(one) for one in learned_from]),
     }
+
+
+def licences_of(metadata: Mapping[str, str]) -> str | None:
+    """The licences of the networks that a backbone has learned from, as its file says; None: it says nothing."""
+    try:
+        known = {str(one["licence"]) for one in json.loads(metadata.get("learned_from", "[]"))}
+    except (ValueError, TypeError, LookupError):
+        return None
+    return " AND ".join(sorted(known)) or None
 
 
 def export_backbone(
@@ -51,9 +70,11 @@ def export_backbone(
     encoder: Backbone,
     preprocess: Preprocess,
     name: str = FILE,
+    learned_from: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write `backbone.safetensors`, or a file of another name, into a run folder."""
-    return run_dir.write_tensors(name, encoder.export_state(), header(method, backbone, encoder, preprocess))
+    texts = header(method, backbone, encoder, preprocess, learned_from)
+    return run_dir.write_tensors(name, encoder.export_state(), texts)
 
 
 def file_of(path: Path | str) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +38,51 @@ def relative_distance(tensors: list[Tensor], others: list[Tensor]) -> Tensor:
     apart = torch.stack(torch._foreach_norm(torch._foreach_sub(tensors, others))).norm()
     distance: Tensor = apart / torch.stack(torch._foreach_norm(others)).norm().clamp(min=1e-12)
     return distance
+
+
+def state_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors, in hexadecimal: of their names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Frozen(nn.Module):
+    """A network that a method reads and nothing changes: `self.teacher = Frozen(network)`, called as the network is.
+
+    It computes in eval mode and without gradients whatever mode the method is in, and moves between devices with it.
+    The weights are no part of the method: not of its parameters, its checkpoints, DDP or slow copies. Checkpoints
+    hold `sha256` (32,) uint8 in their place, and a run goes on with the same weights alone.
+
+    `about` says in words where the weights come from and under which licence; it is kept with the run and its backbone.
+    """
+
+    sha256: Tensor
+
+    def __init__(self, module: nn.Module, about: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._held = (module.requires_grad_(False).eval(),)  # in a tuple, so that it is not registered
+        self.about = dict(about or {})
+        if "sha256" not in self.about:
+            self.about["sha256"] = state_digest(module.state_dict())
+        self.register_buffer("sha256", torch.tensor(list(bytes.fromhex(self.about["sha256"])), dtype=torch.uint8))
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        return self._held[0]
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network makes of this."""
+        return self.module(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
+        self.module._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch leaves it so
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class EMA(StepState):

@@ -8,6 +8,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "akssl-plugin-barlowtwins": {"method": ("barlowtwins",), "loss": ("barlowtwins",)},
     "akssl-plugin-byol": {"method": ("byol",), "loss": ("byol",)},
     "akssl-plugin-dino": {"method": ("dino",), "loss": ("dino",)},
+    "akssl-plugin-distill": {
+        "method": ("distill",),
+        "loss": ("distill_feature", "distill_feature_tokens", "distill_similarity", "distill_tokens"),
+    },
     "akssl-plugin-hf-datasets": {"data": ("hf",)},
     "akssl-plugin-lejepa": {"method": ("lejepa",), "loss": ("lejepa",)},
     "akssl-plugin-moco": {"method": ("mocov2", "mocov3"), "loss": ("infonce_mocov3", "infonce_queue")},
@@ -26,6 +30,8 @@ PROVIDERS = {
     for kind in ("method", "loss", "backbone", "callback", "data")
 }
 METHODS, LOSSES = PROVIDERS["method"], PROVIDERS["loss"]
+TAUGHT = ("distill",)  # who learns from another network, which a user must name
+ALONE = tuple(name for name in METHODS if name not in TAUGHT)
 TO_BEGIN = METHODS["simsiam"]  # for who has no plugin yet
 TO_ADAPT = ("simclr", "mocov2", "barlowtwins", "byol", "simsiam", "swav", "dino")
 TO_ADAPT_TOKENS = ("dino", "mocov3", *TO_ADAPT)

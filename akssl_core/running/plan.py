@@ -10,8 +10,8 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ from ..data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preproces
 from ..dist.sharding import shard
 from ..draws import Draws
 from ..errors import ConfigError, PluginError
-from ..method import Choice, Facts, Method
+from ..exporting.weights import Weights
+from ..method import Choice, Facts, Method, Shown
+from ..nn import Frozen
 from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
 from ..rundir.schemas import Described
@@ -101,10 +103,27 @@ class Plan(Sight):
         optimizer = self.spec.optimizer.build().build(groups)
 
         def views(pixels: Pixels, index: torch.Tensor, epoch: int) -> Views:
-            return self.augmentation(pixels, Draws.of(seed, epoch, index))  # drawn on the CPU: no wait for a GPU
+            draws = Draws.of(*self.method.drawn_by(seed, epoch), index)
+            return self.augmentation(pixels, draws)  # drawn on the CPU: no wait for a GPU
 
         parts = self.method, optimizer, rates, self.loader(), views, self.spec.train, self.hardware
         return Engine(*parts, seed=seed, callbacks=callbacks, plain=plain)
+
+    def shown(self) -> Shown:
+        """The training images as they are shown."""
+
+        def views(index: torch.Tensor, seed: int, epoch: int) -> Views:
+            pixels = self.images.fetch(index.tolist()).to(self.hardware.device)
+            return self.augmentation(pixels, Draws.of(seed, epoch, index))
+
+        def identity() -> dict[str, Any]:
+            names = "\0".join(self.images.id_of(i) for i in range(len(self.images)))
+            known = {name: value for name, value in self.fingerprint().items() if not name.startswith("class")}
+            ids = hashlib.blake2b(names.encode("utf-8", "replace"), digest_size=16).hexdigest()
+            table = self.spec.table()["augmentation"]
+            return {"data": {**known, "ids": ids}, "augmentation": table, "image": asdict(self.image)}
+
+        return Shown(len(self.images), self.facts.forward_size, self.hardware.device, views, identity)
 
     def _shard(self) -> Backbone:
         """Share the parameters out over the processes; a copy of the encoder that has room for all of them."""
@@ -189,7 +208,7 @@ def make_plan(given: Given, plugins: Plugins, *, anew: bool = True) -> Plan:
         return _build(check(layers, plugins), layers, sight, facts, backbone, given, begun)
 
 
-def _look(spec: RunSpec, given: Given, plugins: Plugins, begun: start.Start | None) -> Sight:
+def _look(spec: RunSpec, given: Given, plugins: Plugins, begun: Weights | None) -> Sight:
     """Open what the settings name.
 
     Raises:
@@ -222,7 +241,7 @@ def _build(
     facts: Facts,
     backbone: Backbone,
     given: Given,
-    begun: start.Start | None,
+    begun: Weights | None,
 ) -> Plan:
     """The parts that are trained, checked against the facts, and the plan of them all."""
     origin, augmentation = provenance(spec, layers), sight.augmentation
@@ -230,7 +249,7 @@ def _build(
     fresh = copy.deepcopy(backbone) if begun else None
     account = begun.fill(backbone) if begun else None  # before a method makes copies of it
     method: Method = spec.method.build(backbone)
-    random = _encoder(spec, fresh) if fresh else None
+    random = spec.method_class.untrained(spec.method.config, fresh) if fresh else None
     warnings += [start.UNKNOWN] if begun and spec.start and spec.start.mean is None else []
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
@@ -242,6 +261,7 @@ def _build(
     notes += rules.recipe_notes(spec, origin, sight.source.natural_size)
     notes += [GIVEN_WEIGHTS] if "backbone" in given.objects and backbone.name != STAND_IN else []
     notes += [*(f"start: {line}" for line in account.lines()), start.kept(backbone)] if account else []
+    notes += _frozen_notes(method)
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
         **vars(sight),
@@ -261,10 +281,11 @@ def _build(
     return plan
 
 
-def _encoder(spec: RunSpec, backbone: Backbone) -> Backbone:
-    """The encoder of the method around a backbone; a method may start it in a way of its own."""
-    encoder: Backbone = spec.method.build(backbone).encoder
-    return encoder
+def _frozen_notes(method: Method) -> Iterator[str]:
+    """Where the weights come from that the method reads beside its own."""
+    for name, part in method.named_modules():
+        if isinstance(part, Frozen):
+            yield f"{name}: {'; '.join(f'{what} {text}' for what, text in part.about.items())}"
 
 
 # -- parts ----------------------------------------------------------------------------------------

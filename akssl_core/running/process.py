@@ -19,10 +19,11 @@ from ..errors import RunDirError, RunStopped
 from ..exporting.backbone_file import FILE, START, export_backbone
 from ..method import Landmark
 from ..metrics.diagnosis import BASELINES, Diagnosis, diagnose
-from ..metrics.features import sample
+from ..metrics.features import measure_statistics, sample
 from ..metrics.health import of_views
 from ..metrics.interval import Interval, interval
 from ..metrics.nearest import percent
+from ..nn import Frozen
 from ..plugins.manager import Plugins
 from ..plugins.table import environment
 from ..reporting import render
@@ -146,6 +147,7 @@ class Training:
         """The engine where the checkpoint stands, with what happens around it."""
         recorder = self._recorder()
         self.engine = self.plan.engine([recorder])
+        self.plan.method.before_training(self.plan.shown())
         if self.checkpoint is not None:
             restore(self.engine, self.checkpoint)
             recorder.restore(self.checkpoint.state.callbacks)
@@ -157,6 +159,8 @@ class Training:
             self._keep_beginning(probe, engine)
         self._train()
         encoder = engine.encoder()
+        if self.plan.method.measures_statistics:
+            measure_statistics(encoder, self.plan.images, self.plan.preprocess, device=engine.device)
         if self.plan.held is not None:
             self._choose(encoder, self.plan.held, engine.device)
         return encoder, probe.encoder_scores(encoder, engine.device)
@@ -189,7 +193,9 @@ class Training:
 
     def _export(self, encoder: Backbone, name: str) -> None:
         spec = self.plan.spec
-        export_backbone(self.run_dir, spec.method.name, spec.table()["backbone"], encoder, self.plan.preprocess, name)
+        teachers = [part.about for part in self.plan.method.modules() if isinstance(part, Frozen) and name == FILE]
+        table, preprocess = spec.table()["backbone"], self.plan.preprocess
+        export_backbone(self.run_dir, spec.method.name, table, encoder, preprocess, name, teachers)
 
     def _train(self) -> None:
         """Train to the end, or to where the run has collapsed if it is to stop there."""

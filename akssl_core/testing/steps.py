@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data import Views
 from ..errors import AksslError
 from ..method import Method
-from ..nn import EMA, StepState
+from ..nn import EMA, Frozen, StepState
 from ..optim import OptimizerConfig, parameter_groups
 from ..schedule import Now
 from .check import NotApplicable, expect, fail, few, rule
@@ -152,7 +152,9 @@ def loss_computes_in_float32(subject: MethodSubject) -> None:
 @contextmanager
 def _exact_layers(method: Method) -> Iterator[None]:
     """The layers of torch compute in float32 whatever autocast does around them."""
-    layers = [m for m in method.modules() if type(m).__module__.startswith("torch.nn.modules") and m._parameters]
+    networks = [method, *(part.module for part in method.modules() if isinstance(part, Frozen))]
+    parts = [part for network in networks for part in network.modules()]
+    layers = [m for m in parts if type(m).__module__.startswith("torch.nn.modules") and m._parameters]
 
     def exact(layer: nn.Module) -> Any:
         inner = type(layer).forward

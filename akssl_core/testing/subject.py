@@ -106,7 +106,7 @@ class MethodSubject:
         self, component: type[Method], plugins: Plugins, settings: Mapping[str, Any], backbone: str | None
     ) -> None:
         self.component, self.plugins = component, plugins
-        self.settings, self.backbone = dict(settings), backbone
+        self.settings, self.backbone = {**component.trial_settings, **settings}, backbone
 
     def plan(self, *, channels: int = 3, size: int = SIZE, count: int = IMAGES, **given: Any) -> Plan:
         """A run of the method, ready to start; `given` are keywords of `run`, which come before the kit's."""

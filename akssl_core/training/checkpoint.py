@@ -17,6 +17,7 @@ from ..config.schema import Change, changes, is_default, is_harmless, leaves
 from ..dist.sharding import gathered, share_as, share_of
 from ..errors import ConfigError
 from ..method import Method
+from ..nn import Frozen
 from ..optim import load_state_by_name, state_by_name
 from ..rundir.checkpoints import Checkpoint, CheckpointState
 from ..rundir.folder import RunDir
@@ -119,6 +120,14 @@ def refuse_misfit(method: Method, checkpoint: Checkpoint | None) -> None:
             f"{checkpoint.path}: it was saved of another network: '{odd[0]}' is of shape {before.get(odd[0], 'none')}, "
             f"here {after.get(odd[0], 'none')}. Give the backbone that the run began with."
         )
+    for name, part in method.named_modules():
+        if isinstance(part, Frozen) and not torch.equal(checkpoint.model[f"{name}.sha256"], part.sha256):
+            began = bytes(checkpoint.model[f"{name}.sha256"].tolist()).hex()
+            raise ConfigError(
+                f"method.{name}: {part.about.get('source', 'it')} holds other weights than those that the run began "
+                f"with: their SHA-256 is {part.about['sha256'][:16]}..., it was {began[:16]}.... Put the file back, or "
+                f"start a new run."
+            )
 
 
 def changed(before: Mapping[str, Any], spec: RunSpec) -> list[Change]:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from on_trial import on_trial
 from safetensors.torch import save_file
 from synthetic_run import CONFIG, FINAL, MANIFEST, ROWS, pictures, row, write_run
 from torch import nn
@@ -172,7 +173,7 @@ def test_files_that_are_no_images_are_found(plugins, tmp_path):
 @pytest.mark.parametrize("backbone", [None, "resnet18", "vit_tiny"])
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_nothing_is_found_in_the_default_recipes(method, backbone, plugins):
-    assert found(plugins, method, backbone=backbone) == []
+    assert found(plugins, on_trial(method), backbone=backbone) == []
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def large():
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_at_224_px_nothing_is_found_but_the_missing_gpu(method, backbone, plugins, large):
     settings = {"data": large, "image_size": 224, "recipe": "default", "backbone": backbone, "epochs": 40}
-    assert [one.rule for one in found(plugins, method, **settings)] == ["large-images-on-a-cpu"]
+    assert [one.rule for one in found(plugins, on_trial(method), **settings)] == ["large-images-on-a-cpu"]
 
 
 def test_every_rule_before_a_run_has_a_planted_fault():

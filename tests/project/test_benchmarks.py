@@ -16,6 +16,7 @@ sys.path.append(str(BENCHMARKS))
 import adaptation  # noqa: E402
 import augment  # noqa: E402
 import busy  # noqa: E402
+import distillation  # noqa: E402
 import feeding  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
@@ -84,6 +85,20 @@ def test_adaptation_goes_on_after_the_lines_that_are_there(monkeypatch, tmp_path
     monkeypatch.setattr(adaptation, "measured", None)
     adaptation.main(asked)
     assert json.loads(capsys.readouterr().out) == told
+
+
+def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(distillation, "TRIED", 1)
+    small = ["--images", "256", "--size", "8", "--widths", "4", "4", "4", "6", "--teacher-epochs", "1", "--epochs", "1"]
+    small += ["--views", "1", "--bank", "20", "--queries", "20", "--seeds", "0", "--out", str(tmp_path / "runs")]
+    tables = []
+    for _ in range(2):
+        distillation.main(small)
+        tables.append(json.loads((tmp_path / "results" / "distillation-shapes.json").read_text())["rows"])
+    assert tables[0] == tables[1], "read, not trained again"
+    assert [row["run"] for row in tables[0]] == ["teacher", "live", "cached", "alone"]
+    assert all(row["of live seconds"] > 0 for row in tables[0][1:])
 
 
 def test_overhead():

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+from on_trial import on_trial
 
 import akssl_core
 from akssl_core import Now, ViewPolicy
@@ -27,7 +28,7 @@ SCREEN = 30  # lines
 def plan(request, photos):
     """A run of a method on a few images, ready to start."""
     settings = {"data": photos[0], "backbone": NARROW, "batch_size": 16, "precision": "fp32", "epochs": 2}
-    return make_plan(collect(request.param, None, settings, installed()), installed())
+    return make_plan(collect(on_trial(request.param), None, settings, installed()), installed())
 
 
 each_method = pytest.mark.parametrize("plan", sorted(METHODS), indirect=True)
@@ -120,7 +121,7 @@ def test_every_recipe_starts(name, recipe, photos):
     SwAV's rate for a batch of 4096 alone is told, which belongs to that batch and is not scaled.
     """
     settings = {"data": photos[0], "recipe": recipe, "backbone": NARROW, "image_size": 12, "precision": "fp32"}
-    ready = make_plan(collect(name, None, settings, installed()), installed())
+    ready = make_plan(collect(on_trial(name), None, settings, installed()), installed())
     assert ready.spec.recipe == ("imagenet_resnet" if (name, recipe) == ("dino", "imagenet") else recipe)
     told = ["optimizer.lr"] if (name, recipe) == ("swav", "imagenet") else []
     assert [text.partition(":")[0] for text in ready.warnings] == told

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from on_trial import on_trial
 from torch import nn
 
 from akssl_core.plugins.first_party import METHODS
@@ -107,7 +108,7 @@ NEGATIVES = {"simclr": "254 ", "simclrv2": "254 ", "mocov2": "1024 ", "mocov3": 
 def test_methods_add_what_only_they_know(method):
     plugins = Plugins()
     settings = {"data": {"name": "shapes", "size": 2000, "test_size": 20}, "image_size": 8, "epochs": 10}
-    lines = dict(forecast(make_plan(collect(method, None, settings, plugins), plugins)))
+    lines = dict(forecast(make_plan(collect(on_trial(method), None, settings, plugins), plugins)))
     assert lines["epochs"] == "10"
     assert "MiB of weights" in lines["memory for training"]
     assert lines.get("negatives per anchor", "").startswith(NEGATIVES.get(method, ""))

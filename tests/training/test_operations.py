@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchgen
+from on_trial import on_trial
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -81,7 +82,7 @@ def steps(photos, monkeypatch):
             "data": photos, "backbone": {"name": backbone, **BACKBONES[backbone]}, "batch_size": 16, "device": "cpu",
             "train": {"steps": 2, **more.pop("train", {})}, **{"precision": "fp32", **more},
         }  # fmt: skip
-        plan, recorded = make_plan(collect(method, None, settings, installed()), installed()), Recorded()
+        plan, recorded = make_plan(collect(on_trial(method), None, settings, installed()), installed()), Recorded()
         vitals = Vitals()
 
         class Measured:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from on_trial import on_trial
 
 import akssl_core
 from akssl_core import Landmark
@@ -44,7 +45,7 @@ def train(out, method, file=None, options=None, steps=200, **more):
         plugins.load_file(FAULTY / file)
     train = {"steps": steps, "log_every": 10, **more.pop("train", {})}
     settings = {**TINY, "epochs": 20, "train": train, **more}
-    result = akssl_core.run({"name": method, **(options or {})}, out=out, plugins=plugins, **settings)
+    result = akssl_core.run({**on_trial(method, plugins), **(options or {})}, out=out, plugins=plugins, **settings)
     return result, json.loads((out / "manifest.json").read_text())
 
 

@@ -99,10 +99,10 @@ def _plan(request: Mapping[str, Any], steps: int) -> Any:
     data = Photos(request.get("images", 640), request.get("sides", [(40, 40)]))
     settings = {"data": data, "epochs": 20, **request["settings"]}
     settings["train"] = {"steps": steps, **settings.get("train", {})}
-    given = collect(request["method"], None, settings, installed())
-    with mock.patch.multiple(
-        torch.nn.init, **dict.fromkeys(RANDOM, lambda weights, *_, **__: weights)
-    ):  # saves seconds
+    method: Any = installed().get("method", request["method"])
+    given = collect({"name": method.name, **method.trial_settings}, None, settings, installed())
+    saved = {} if method.trial_settings else dict.fromkeys(RANDOM, lambda weights, *_, **__: weights)
+    with mock.patch.multiple(torch.nn.init, **saved) if saved else nullcontext():  # a teacher needs its own
         return make_plan(given, installed())
 
 

@@ -183,7 +183,7 @@ class TimmBackbone(Backbone):
         """Timm's weights, from the cache of its hub on this machine or from the hub."""
         network = published(cls.model, {"num_classes": 0})
         mean, std = (tuple(network.pretrained_cfg[key]) for key in ("mean", "std"))
-        return Stock(dict(network.state_dict()), mean, std)
+        return Stock(dict(network.state_dict()), mean, std, network.pretrained_cfg.get("license"))
 
     def counterpart(self, library: str) -> Counterpart | None:
         """The call that makes this network in timm; options that are no names could become other code there."""
