@@ -98,10 +98,10 @@ __all__ = [
     "Location", "Logger", "Loss", "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins",
     "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule",
     "Schema", "Shown", "Stock", "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup",
-    "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean",
-    "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header",
-    "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume",
-    "run", "suitable_size", "sweep", "view_as",
+    "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image",
+    "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl",
+    "image_header", "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn", "prepare",
+    "report", "resume", "run", "suitable_size", "sweep", "view_as",
 ]  # fmt: skip
 
 
