@@ -90,18 +90,18 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split
 _MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
 
 __all__ = [
-    "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone", "BackboneRef",
-    "BackboneSource", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted", "Counterpart",
-    "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined", "Explained",
-    "Exported", "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
-    "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone", "Location",
-    "Logger", "Loss", "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PreparedData",
-    "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema",
-    "Shown", "Stock", "StoredImages", "Sweep", "TOKEN_DIALECTS", "TensorImages", "TokenBackbone", "Unreadable",
-    "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine",
-    "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find",
-    "hookimpl", "image_header", "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn",
-    "prepare", "report", "resume", "run", "suitable_size", "sweep", "view_as",
+    "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
+    "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted",
+    "Counterpart", "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined",
+    "Explained", "Exported", "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec",
+    "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone",
+    "Location", "Logger", "Loss", "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins",
+    "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule",
+    "Schema", "Shown", "Stock", "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup",
+    "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image",
+    "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl",
+    "image_header", "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn", "prepare",
+    "report", "resume", "run", "suitable_size", "sweep", "view_as",
 ]  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def test_adapting(follow, photos):
     page = text_of("adapting")
     out = follow(page)
     table = next(block for block in blocks("text", page) if block.startswith("weights"))
-    columns = table.partition("alignment")[0]  # which takes 32 images
+    columns = table.partition("uniformity")[0]  # which takes 32 images
     assert " ".join(columns.split()) in " ".join(out.split())
     assert "is kept: k-NN" in out
     assert "given weights" in out
