@@ -42,7 +42,7 @@ ALLOWED = """
     index_fill_.int_Scalar index_put_ index_select le.Scalar le.Tensor lerp.Scalar lerp.Tensor lerp_.Scalar
     lift_fresh linalg_vector_norm log logsumexp lt.Scalar lt.Tensor masked_fill.Scalar masked_fill_.Scalar
     max.dim maximum mean mean.dim minimum mm mul.Scalar mul.Tensor mul_.Tensor mv native_batch_norm
-    native_batch_norm_backward native_layer_norm native_layer_norm_backward neg new_empty_strided new_zeros
+    native_batch_norm_backward native_layer_norm native_layer_norm_backward neg new_empty_strided new_full new_zeros
     nll_loss_backward nll_loss_forward nonzero ones_like permute pow.Tensor_Scalar reciprocal relu relu_
     repeat roll round round_ rsqrt rsub.Scalar scalar_tensor scatter.value select.int select_backward sin
     slice.Tensor slice_backward sort sort.stable special_entr split.Tensor split_with_sizes sqrt squeeze.dim

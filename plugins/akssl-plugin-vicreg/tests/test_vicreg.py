@@ -267,14 +267,14 @@ def test_one_image_is_refused_in_words() -> None:
     assert not VICReg.check(config_of(VICReg), facts(2))
 
 
-def test_landmarks_tell_a_collapse_from_a_hinge_that_is_not_met() -> None:
-    collapsed, narrow = VICReg.landmarks(config_of(VICReg), facts(64))
-    equal = akssl_core.build("loss", "vicreg")
-    equal(torch.ones(4, 2), torch.ones(4, 2))
-    assert all(low <= equal.parts[name] <= high for name, (low, high) in collapsed.where.items())
-    assert narrow.after == 1000
-    long_run = Facts(1_000_000, 100, 100, 32, 10, {"global": 2})
-    assert VICReg.landmarks(config_of(VICReg), long_run)[1].after == 10_000, "a tenth of the steps"
+def test_landmark_tells_a_collapse_from_features_that_lack_half_of_their_spread() -> None:
+    """The default recipe learns with a variance of 0.54 to its end: 64 images cannot spread 256 features."""
+    (collapsed,) = VICReg.landmarks(config_of(VICReg), facts(64))
+    loss = akssl_core.build("loss", "vicreg")
+    loss(torch.ones(4, 2), torch.ones(4, 2))
+    assert all(low <= loss.parts[name] <= high for name, (low, high) in collapsed.where.items())
+    low, _ = collapsed.where["variance"]
+    assert low > 0.9
 
 
 # -- recipes and a run ----------------------------------------------------------------------------
