@@ -176,6 +176,8 @@ class Method(nn.Module, Component, ABC, Generic[B]):
     """Whether `step` reads `batch.label`: a run without labels is refused, the report says so."""
     headline: ClassVar[Headline] = "knn"
     """The protocol of `akssl eval` that the method is judged by. A run ends with k-NN; another is waited for."""
+    collapses: ClassVar[bool] = True
+    """Whether features that are all alike can lower the loss. False for one on pixels: their spread is then no fault."""
     shared_batch_norm: bool = True
     """With several processes, batch norms see the batch of all (SyncBN)."""
     batch_norm_groups: int = 1

@@ -33,6 +33,7 @@ FAMILIES = {
     "redundancy": ("barlowtwins", "vicreg", "lejepa"),
     "distillation": ("byol", "simsiam", "dino", "distill"),
     "clustering": ("swav",),
+    "masked": ("mae",),
 }  # of methods, by what keeps images apart
 
 

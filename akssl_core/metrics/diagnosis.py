@@ -89,6 +89,7 @@ def diagnose(
     stopped: bool = False,
     paired: Mapping[str, Interval] = MappingProxyType({}),
     headline: Headline = "knn",
+    collapses: bool = True,
 ) -> Diagnosis:
     """The verdict on a run by its rows so far.
 
@@ -101,10 +102,12 @@ def diagnose(
         paired: how many points the k-NN is above each baseline, image by image, by the baseline's name: they decide
             what is clear.
         headline: the protocol that the method is judged by; of any other than k-NN the verdict says that it is to come.
+        collapses: whether a spread can tell of a fault of this method.
     """
     outcome = ("", "") if scores is None else compare_scores(scores, paired)
     learned = not stopped and outcome[0] == LEARNED
-    fault = _fault(rows, landmarks, features=features, learned=learned, ended=scores is not None)
+    quiet = learned or not collapses
+    fault = _fault(rows, landmarks, features=features, quiet=quiet, ended=scores is not None)
     if headline != "knn" and outcome[0] and fault is None:
         by = JUDGES[headline]
         said = f"{outcome[1]} This method is judged by {by}, which is not done yet: akssl eval RUN_DIR."
@@ -132,7 +135,9 @@ def read_diagnosis(manifest: Mapping[str, Any], rows: Rows) -> Diagnosis:
         return _with_outcome(Diagnosis(**known), *(compare_scores(scores, {}) if scores else ("", "")))
     collapsed = manifest.get("status") == "collapsed"
     alike = collapsed or not (scores or {}).get("std_ratio", math.inf) >= COLLAPSED_STD
-    return diagnose(rows, scores=scores, features="collapsed" if alike else "healthy", stopped=collapsed)
+    features: Verdict = "collapsed" if alike else "healthy"
+    collapses = bool(manifest.get("collapses", True))
+    return diagnose(rows, scores=scores, features=features, stopped=collapsed, collapses=collapses)
 
 
 def compare_scores(scores: Mapping[str, float], paired: Mapping[str, Interval]) -> tuple[str, str]:
@@ -219,9 +224,9 @@ def _with_outcome(fault: Diagnosis | None, outcome: str, said: str) -> Diagnosis
 
 
 def _fault(
-    rows: Rows, landmarks: Sequence[Landmark], *, features: Verdict, learned: bool, ended: bool
+    rows: Rows, landmarks: Sequence[Landmark], *, features: Verdict, quiet: bool, ended: bool
 ) -> Diagnosis | None:
-    """The first fault that a run shows; spreads tell nothing where it has learned."""
+    """The first fault that a run shows; `quiet`: spreads tell nothing, for it has learned or cannot collapse."""
     last = rows[-1].get(LOSS, 0.0) if rows else 0.0
     if last is None or not math.isfinite(last):
         return Diagnosis(
@@ -230,10 +235,10 @@ def _fault(
             "the steps are too large, or a number overflows at this precision.",
             "lower optimizer.lr, set train.clip, or use --precision fp32.",
         )
-    for landmark in (*landmarks, NO_GRADIENT, *(() if learned else spreads(rows, ended=ended))):
+    for landmark in (*landmarks, NO_GRADIENT, *(() if quiet else spreads(rows, ended=ended))):
         if evidence := _at(landmark, rows):
             return Diagnosis(landmark.verdict, evidence, landmark.cause, landmark.cure)
-    if learned or features == "healthy":
+    if quiet or features == "healthy":
         return None
     evidence = f"the final features say that {ALIKE}." if features == "collapsed" else FEW_DIRECTIONS
     return Diagnosis(features, evidence, f"{USUAL}.", LOOK)

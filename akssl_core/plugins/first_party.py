@@ -14,6 +14,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "akssl-plugin-hf-datasets": {"data": ("hf",)},
     "akssl-plugin-lejepa": {"method": ("lejepa",), "loss": ("lejepa",)},
+    "akssl-plugin-mae": {"method": ("mae",), "loss": ("mae",)},
     "akssl-plugin-moco": {"method": ("mocov2", "mocov3"), "loss": ("infonce_mocov3", "infonce_queue")},
     "akssl-plugin-nnclr": {"method": ("nnclr",), "loss": ("nnclr",)},
     "akssl-plugin-simclr": {"method": ("simclr", "simclrv2"), "loss": ("dcl", "dclw", "ntxent")},

@@ -69,6 +69,7 @@ class Manifest(_Open):
     status: str = "unknown"  # running, finished, failed, stopped or collapsed
     method: str = ""
     headline: str = "knn"  # the protocol of `akssl eval` that the method is judged by
+    collapses: bool = True  # whether the spread of features can tell of a fault of this method
     trained_with_labels: bool | None = None  # the method has read them; else they are for scores alone
     seed: int | None = None
     image: dict[str, Any] | None = None  # what the network sees: size, channels, mean and standard deviation

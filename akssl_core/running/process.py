@@ -138,6 +138,7 @@ class Training:
             stopped=self.collapsed,
             paired=above,
             headline=plan.spec.method_class.headline,
+            collapses=plan.spec.method_class.collapses,
         )
 
     def _landmarks(self) -> Sequence[Landmark]:
@@ -215,7 +216,12 @@ class Training:
             probe=_probe(self.plan, evaluate.online_queries, evaluate.online_bank, held=self.plan.held),
             vitals=Vitals(),
             rows=Rows(self.run_dir, self.observers),
-            watch=Watch(self.run_dir, self._landmarks(), stops=train.stop_on_collapse),
+            watch=Watch(
+                self.run_dir,
+                self._landmarks(),
+                stops=train.stop_on_collapse,
+                collapses=self.plan.spec.method_class.collapses,
+            ),
             checkpoints=self.checkpoints,
             signals=self.signals,
             log_every=train.log_every,
@@ -294,6 +300,7 @@ def write_beginning(run_dir: RunDir, plan: Plan, plugins: Plugins) -> None:
         status="running",
         method=spec.method.name,
         headline=spec.method_class.headline,
+        collapses=spec.method_class.collapses,
         trained_with_labels=spec.method_class.uses_labels,
         seed=spec.seed,
         image=asdict(plan.image),

@@ -133,8 +133,8 @@ def _weights(engine: Engine) -> list[Tensor]:
 class Watch:
     """Says once that a run has collapsed, in its manifest; stops it there where it was asked to."""
 
-    def __init__(self, run_dir: RunDir, landmarks: Sequence[Landmark], *, stops: bool) -> None:
-        self.run_dir, self.landmarks, self.stops = run_dir, landmarks, stops
+    def __init__(self, run_dir: RunDir, landmarks: Sequence[Landmark], *, stops: bool, collapses: bool) -> None:
+        self.run_dir, self.landmarks, self.stops, self.collapses = run_dir, landmarks, stops, collapses
         self._said = False
 
     def look(self, step: int) -> None:
@@ -143,7 +143,9 @@ class Watch:
         Raises:
             Collapsed: it has, and the run was asked to stop.
         """
-        found = diagnose(self.run_dir.history, self.landmarks) if dist.is_main() else Diagnosis("healthy")
+        found = Diagnosis("healthy")
+        if dist.is_main():
+            found = diagnose(self.run_dir.history, self.landmarks, collapses=self.collapses)
         if found.verdict == "collapsed" and not self._said:
             self._said = True
             self.run_dir.update_manifest(Manifest(verdict="collapsed", diagnosis=asdict(found)))
