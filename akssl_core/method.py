@@ -34,6 +34,8 @@ class ParamRule:
     """False: no LARS trust ratio."""
     frozen_epochs: float = 0.0
     """Gradients are dropped for so many epochs (SwAV's prototypes, DINO's last layer)."""
+    rise_epochs: float = 0.0
+    """After `frozen_epochs` the learning rate rises from 0 for so many epochs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,24 @@ class StartSpec(Schema):
         None, description="normalisation of the images that the weights know, a number a channel; null: of the data"
     )
     std: tuple[PositiveFloat, ...] | None = Field(None, description="as mean")
+    warm_heads: float | None = Field(
+        None,
+        ge=0,
+        description="epochs in which new heads learn alone while the backbone stays; null: at most a tenth of the run",
+    )
+    warm_with: tuple[str, ...] | None = Field(
+        None,
+        description="patterns of the backbone's parameters that learn with the heads; null: the first convolution, "
+        "where its channels were adapted",
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description='patterns of the backbone\'s parameters that stay for good: "layer1.*"'
+    )
+    statistics: Literal["keep", "measure"] = Field(
+        "keep",
+        description="running statistics of batch norms: those of the weights and then of the views, or measured on "
+        "the images at the start and the end",
+    )
 
 
 class RunSpec(Schema):

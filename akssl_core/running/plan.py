@@ -29,7 +29,7 @@ from ..dist.sharding import shard
 from ..draws import Draws
 from ..errors import ConfigError, PluginError
 from ..method import Choice, Facts, Method
-from ..optim import OptimizerConfig, parameter_groups
+from ..optim import OptimizerConfig, depth_rules, parameter_groups
 from ..plugins.manager import Plugins
 from ..rundir.schemas import Described
 from ..settings import Given, Layers, RunSpec
@@ -95,14 +95,15 @@ class Plan(Sight):
         rates = self.spec.optimizer.config
         assert isinstance(rates, OptimizerConfig)
         plain = self._shard() if self.spec.train.strategy == "fsdp" and dist.world() > 1 else None
-        groups = parameter_groups(self.method, self.method.param_rules(), rates)
+        own = [*depth_rules(self.method.backbone, rates), *start.first_rules(self.method, self.spec.start)]
+        groups = parameter_groups(self.method, [*self.method.param_rules(), *own], rates)
         optimizer = self.spec.optimizer.build().build(groups)
 
         def views(pixels: Pixels, index: torch.Tensor, epoch: int) -> Views:
             return self.augmentation(pixels, Draws.of(seed, epoch, index))  # drawn on the CPU: no wait for a GPU
 
         parts = self.method, optimizer, rates, self.loader(), views, self.spec.train, self.hardware
-        return Engine(*parts, seed=seed, callbacks=callbacks, plain=plain)
+        return Engine(*parts, seed=seed, callbacks=callbacks, plain=plain, start=self.spec.start)
 
     def _shard(self) -> Backbone:
         """Share the parameters out over the processes; a copy of the encoder that has room for all of them."""
@@ -224,8 +225,10 @@ def _build(
     warnings = [*sight.source.warnings, *spec.method_class.check(spec.method.config, facts)]
     fresh = copy.deepcopy(backbone) if begun else None
     account = begun.fill(backbone) if begun else None  # before a method makes copies of it
+    start.freeze(backbone, spec.start)
     method: Method = spec.method.build(backbone)
     random = _encoder(spec, fresh) if fresh else None
+    spec = start.with_care(spec, origin, method, account)
     warnings += [start.UNKNOWN] if begun and spec.start and spec.start.mean is None else []
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
@@ -237,6 +240,7 @@ def _build(
     notes += rules.recipe_notes(spec, origin, sight.source.natural_size)
     notes += [GIVEN_WEIGHTS] if "backbone" in given.objects and backbone.name != STAND_IN else []
     notes += [*(f"start: {line}" for line in account.lines()), start.kept(backbone)] if account else []
+    notes += start.care_notes(spec, method, rules.length(spec.train, facts.images))
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
         **vars(sight),

@@ -17,7 +17,7 @@ from ..errors import RunDirError
 from ..exporting.backbone_file import FILE, START, export_backbone
 from ..method import Landmark
 from ..metrics.diagnosis import BASELINES, Diagnosis, diagnose
-from ..metrics.features import sample
+from ..metrics.features import measure_statistics, sample
 from ..metrics.health import of_views
 from ..metrics.interval import Interval, interval
 from ..metrics.nearest import percent
@@ -149,8 +149,11 @@ class Training:
         """The encoder after training, where it stands, and what the probe says of it; all processes take part."""
         if self.checkpoint is None:
             self._keep_beginning(probe, engine)
+            if self._measure(engine.method.backbone):
+                engine.kept.catch_up()
         self._train()
         encoder = engine.encoder()
+        self._measure(encoder)
         return encoder, probe.encoder_scores(encoder, engine.device)
 
     def _keep_beginning(self, probe: Probe, engine: Engine) -> None:
@@ -173,6 +176,14 @@ class Training:
     def _export(self, encoder: Backbone, name: str) -> None:
         spec = self.plan.spec
         export_backbone(self.run_dir, spec.method.name, spec.table()["backbone"], encoder, self.plan.preprocess, name)
+
+    def _measure(self, encoder: Backbone) -> int:
+        """Measure the statistics of an encoder's batch norms on the images of the run, where it was asked to."""
+        plan, start = self.plan, self.plan.spec.start
+        if start is None or start.statistics == "keep":
+            return 0
+        size, device = plan.spec.evaluate.batch_size, self.engine.device
+        return measure_statistics(encoder, plan.images, plan.preprocess, batch_size=size, device=device)
 
     def _train(self) -> None:
         """Train to the end, or to where the run has collapsed if it is to stop there."""
