@@ -35,6 +35,8 @@ class ParamRule:
     """False: no LARS trust ratio."""
     frozen_epochs: float = 0.0
     """Gradients are dropped for so many epochs (SwAV's prototypes, DINO's last layer)."""
+    rise_epochs: float = 0.0
+    """After `frozen_epochs` the learning rate rises from 0 for so many epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class Method(nn.Module, Component, ABC, Generic[B]):
     headline: ClassVar[Headline] = "knn"
     """The protocol of `akssl eval` that the method is judged by. A run ends with k-NN; another is waited for."""
     collapses: ClassVar[bool] = True
-    """Whether features that are all alike can lower the loss. False for one on pixels: their spread is then no fault."""
+    """Whether features that are all alike can lower the loss. False for one on pixels, whose spread is no fault."""
     shared_batch_norm: bool = True
     """With several processes, batch norms see the batch of all (SyncBN)."""
     batch_norm_groups: int = 1

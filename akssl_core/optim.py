@@ -6,16 +6,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from .backbone.base import Backbone, TokenBackbone
 from .config.registry import Registry
 from .config.schema import Component, Schema
 from .dist.sharding import are_whole, share_as
-from .errors import ConfigError, RunDirError, did_you_mean
+from .errors import ConfigError, RunDirError, did_you_mean, visible
 from .hookspecs import hookimpl
 from .method import ParamRule
 from .schedule import LearningRate, Now, Schedule
@@ -34,6 +36,12 @@ class OptimizerConfig(Schema):
         None, gt=0, description="images: lr is multiplied by global batch / lr_per; null: lr is used as it is"
     )
     exempt_1d: bool = Field(True, description="biases and norms: no weight decay, no trust ratio")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor of lr from each layer of the backbone to the one below it"
+    )
+    patch_embed_rate: float = Field(
+        1.0, gt=0, le=1, description="further factor of lr for a transformer's patch projection (DINOv2: 0.2)"
+    )
 
     def scale(self, batch_size: int) -> float:
         """The factor of learning rates at a batch of so many images, over all processes."""
@@ -46,6 +54,8 @@ class Optimizer(Component, ABC):
     kind = "optimizer"
     adaptive: ClassVar[bool] = False
     """Whether each weight's step is measured by its own gradients, as transformers need."""
+    from_weights: ClassVar[float] = 1.0
+    """The share of a recipe's learning rate that a run takes which begins from weights."""
 
     @abstractmethod
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
@@ -56,13 +66,13 @@ class Optimizer(Component, ABC):
 def parameter_groups(module: nn.Module, rules: Sequence[ParamRule], config: OptimizerConfig) -> list[Group]:
     """Trainable parameters grouped by how they are trained; each group holds their names under "names".
 
-    Rules combine: factors multiply, the longest freeze wins, and one rule is enough for `fixed_lr` or
+    Rules combine: factors multiply, the longest freeze and rise win, and one rule is enough for `fixed_lr` or
     `adapt=False`. A parameter that needs no gradient enters no group.
 
     Raises:
         ConfigError: a rule matches no parameter.
     """
-    _refuse_unmatched(rules, module)
+    matching(module, [rule.match for rule in rules], "ParamRule('{}')")
     groups: dict[tuple[Any, ...], Group] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -87,21 +97,47 @@ def _treatment(name: str, parameter: Tensor, rules: Sequence[ParamRule], *, exem
         "fixed_lr": any(rule.fixed_lr for rule in matching),
         "adapt": all(rule.adapt for rule in matching),
         "frozen_epochs": max((rule.frozen_epochs for rule in matching), default=0.0),
+        "rise_epochs": max((rule.rise_epochs for rule in matching), default=0.0),
     }
 
 
-def _refuse_unmatched(rules: Sequence[ParamRule], module: nn.Module) -> None:
+def depth_rules(backbone: Backbone, config: OptimizerConfig) -> list[ParamRule]:
+    """A method's rules for its backbone by `layer_decay` and `patch_embed_rate`; none where both are 1.
+
+    The learning rate of a parameter is multiplied by decay^depth with the depth of `Backbone.depths`: 1 for the final
+    norm and all heads, the decay itself for the last block (BEiT, arXiv 2106.08254).
+
+    Raises:
+        ConfigError: a rate for the patch projection of a network that has none.
+    """
+    if config.patch_embed_rate != 1 and not isinstance(backbone, TokenBackbone):
+        raise ConfigError(
+            f"optimizer.patch_embed_rate: {backbone.name} has no projection of patches, which transformers have. "
+            "Leave it out; optimizer.layer_decay is for all backbones."
+        )
+    factors = {name: config.layer_decay**depth for name, depth in backbone.depths().items()}
+    if isinstance(backbone, TokenBackbone):
+        patches = {id(parameter) for parameter in backbone.patch_embed.parameters()}
+        for name, parameter in backbone.named_parameters():
+            factors[name] *= config.patch_embed_rate if id(parameter) in patches else 1.0
+    return [ParamRule(f"backbone.{escape(name)}", lr=factor) for name, factor in factors.items() if factor != 1]
+
+
+def matching(module: nn.Module, patterns: Sequence[str], called: str) -> set[str]:
+    """The parameters that patterns match; `called` is what a message calls a pattern, with "{}" in its place.
+
+    Raises:
+        ConfigError: one matches none; the message has the nearest right name.
+    """
     names = [name for name, _ in module.named_parameters()]
-    rule = next((rule for rule in rules if not any(fnmatchcase(name, rule.match) for name in names)), None)
-    if rule is None:
-        return
+    pattern = next((one for one in patterns if not any(fnmatchcase(name, one) for name in names)), None)
+    if pattern is None:
+        return {name for name in names if any(fnmatchcase(name, one) for one in patterns)}
     paths = {".".join(parts[:i]) for parts in (name.split(".") for name in names) for i in range(1, len(parts) + 1)}
     parts = sorted({name.split(".")[0] for name in names})
-    hint = did_you_mean(rule.match.removesuffix(".*"), sorted(paths))
-    raise ConfigError(
-        f"ParamRule('{rule.match}') matches no parameter of {type(module).__name__}.{hint} "
-        f"Its parts: {', '.join(parts)}."
-    )
+    hint = did_you_mean(pattern.removesuffix(".*"), sorted(paths))
+    said = called.format(visible(pattern))
+    raise ConfigError(f"{said} matches no parameter of {type(module).__name__}.{hint} Its parts: {', '.join(parts)}.")
 
 
 # -- one step, as the engine calls it -------------------------------------------------------------
@@ -110,8 +146,14 @@ def set_group_values(optimizer: torch.optim.Optimizer, config: OptimizerConfig, 
     scale = config.scale(batch_size)
     lr, decay = config.lr(now), config.weight_decay(now)
     for group in optimizer.param_groups:
-        group["lr"] = (config.lr.start if group["fixed_lr"] else lr) * scale * group["lr_factor"]
+        group["lr"] = (config.lr.start if group["fixed_lr"] else lr) * scale * group["lr_factor"] * _risen(group, now)
         group["weight_decay"] = decay * group["weight_decay_factor"]
+
+
+def _risen(group: Group, now: Now) -> float:
+    """The share of its learning rate that a group has reached, from 0 where it is frozen no more."""
+    rise = group["rise_epochs"]
+    return min(max(now.epoch - group["frozen_epochs"], 0.0) / rise, 1.0) if rise else 1.0
 
 
 def drop_frozen(optimizer: torch.optim.Optimizer, now: Now) -> None:
@@ -228,6 +270,7 @@ class AdamW(Optimizer):
 
     name = "adamw"
     adaptive = True
+    from_weights = 0.3
 
     class Config(OptimizerConfig):
         """Settings of AdamW."""
@@ -250,6 +293,7 @@ class LARS(Optimizer):
     """
 
     name = "lars"
+    from_weights = 0.3
 
     class Config(OptimizerConfig):
         """Settings of LARS."""

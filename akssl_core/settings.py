@@ -135,6 +135,24 @@ class StartSpec(Schema):
         description="what the run leaves: the trained weights, or the best of them, of those it began from, and of "
         "mixtures of both, chosen by images that are held out of training",
     )
+    warm_heads: float | None = Field(
+        None,
+        ge=0,
+        description="epochs in which new heads learn alone while the backbone stays; null: at most a tenth of the run",
+    )
+    warm_with: tuple[str, ...] | None = Field(
+        None,
+        description="patterns of the backbone's parameters that learn with the heads; null: the first convolution, "
+        "where its channels were adapted",
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description='patterns of the backbone\'s parameters that stay for good: "layer1.*"'
+    )
+    statistics: Literal["keep", "measure"] = Field(
+        "keep",
+        description="running statistics of batch norms: those of the weights and then of the views, or measured on "
+        "the images at the start and the end",
+    )
 
 
 class RunSpec(Schema):

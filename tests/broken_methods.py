@@ -198,6 +198,12 @@ class WrongMomentum(Right):
         self.target = Off(config.momentum, backbone=backbone, projector=self.projector)
 
 
+class CopiesTooEarly(Right):
+    def __init__(self, config, backbone):
+        super().__init__(config, backbone)
+        nn.init.xavier_uniform_(self.projector[0].weight)
+
+
 class RemembersInEvaluation(Right):
     def step(self, batch, now):
         terms = super().step(batch, now)
@@ -358,6 +364,7 @@ BROKEN = {
     SaysMicroBatchesAddUp: "micro_batches_are_one_batch",
     TrainedTarget: "gradient_reaches_every_parameter",
     WrongMomentum: "slow_copies_follow_their_momentum",
+    CopiesTooEarly: "slow_copies_begin_as_exact_ones",
     RemembersInEvaluation: "evaluation_changes_nothing",
     ShowsNoise: "artefacts_can_be_kept",
     ShowsNothingReal: "artefacts_can_be_kept",

@@ -111,6 +111,15 @@ class Backbone(nn.Module, Component, ABC):
         """
         return _blocks(self)
 
+    def depths(self) -> Mapping[str, int]:
+        """How many layers from the output each parameter is, by its name: 0 for a final norm, most for the stem.
+
+        Layers are the blocks of `parts()`, or whole stages where those stand in several containers, as in conv nets;
+        without blocks they are the children. A parameter between two layers is of the one that follows, and what
+        comes before the first, tokens and positions too, is the deepest layer (BEiT, arXiv 2106.08254, appendix).
+        """
+        return _depths(self)
+
     @property
     def keys(self) -> Keys:
         """How weights under other key names and of other sizes become those of this network."""
@@ -144,6 +153,31 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
         inner = _blocks(member)
         found += inner or ([member] if alike and any(member.children()) else [])
     return found
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The layers in a module, as `Backbone.depths` says."""
+    blocks = set(_blocks(module))
+    holders = [part for part in module.modules() if blocks & set(part.children())]
+    if len(holders) > 1:
+        return holders
+    if blocks:
+        return [part for part in module.modules() if part in blocks]
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    return _layers(children[0]) if len(children) == 1 else children[1:]
+
+
+def _depths(module: nn.Module) -> dict[str, int]:
+    """See `Backbone.depths`; the order is that in which parameters are registered."""
+    layers = _layers(module)
+    place = {id(parameter): number for number, layer in enumerate(layers, 1) for parameter in layer.parameters()}
+    following = top = len(layers) + 1
+    depths = {}
+    for name, parameter in reversed(list(module.named_parameters())):
+        own = place.get(id(parameter))
+        following = own or following
+        depths[name] = top - (following if own or following > 1 else 0)
+    return depths
 
 
 class TokenBackbone(Backbone, ABC):

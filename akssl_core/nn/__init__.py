@@ -120,6 +120,11 @@ class EMA(StepState):
         slow, fast = self._pairs()
         torch._foreach_lerp_(slow, fast, 1 - self.momentum(now))
 
+    def catch_up(self) -> None:
+        """Make the copies exact ones, buffers too."""
+        for name, module in self._tracked.items():
+            self.get_submodule(name).load_state_dict(module.state_dict())
+
     @torch.no_grad()
     def distance(self) -> Tensor:
         """How far the copies are behind, a scalar: `|slow - fast| / |fast|` over all parameters; 0 after a copy."""

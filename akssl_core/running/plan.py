@@ -31,7 +31,7 @@ from ..errors import ConfigError, PluginError
 from ..exporting.weights import Weights
 from ..method import Choice, Facts, Method, Shown
 from ..nn import Frozen
-from ..optim import OptimizerConfig, parameter_groups
+from ..optim import OptimizerConfig, depth_rules, parameter_groups
 from ..plugins.manager import Plugins
 from ..rundir.schemas import Described
 from ..settings import Given, Layers, RunSpec
@@ -99,7 +99,8 @@ class Plan(Sight):
         rates = self.spec.optimizer.config
         assert isinstance(rates, OptimizerConfig)
         plain = self._shard() if self.spec.train.strategy == "fsdp" and dist.world() > 1 else None
-        groups = parameter_groups(self.method, self.method.param_rules(), rates)
+        own = [*depth_rules(self.method.backbone, rates), *start.first_rules(self.method, self.spec.start)]
+        groups = parameter_groups(self.method, [*self.method.param_rules(), *own], rates)
         optimizer = self.spec.optimizer.build().build(groups)
 
         def views(pixels: Pixels, index: torch.Tensor, epoch: int) -> Views:
@@ -107,7 +108,7 @@ class Plan(Sight):
             return self.augmentation(pixels, draws)  # drawn on the CPU: no wait for a GPU
 
         parts = self.method, optimizer, rates, self.loader(), views, self.spec.train, self.hardware
-        return Engine(*parts, seed=seed, callbacks=callbacks, plain=plain)
+        return Engine(*parts, seed=seed, callbacks=callbacks, plain=plain, start=self.spec.start)
 
     def shown(self) -> Shown:
         """The training images as they are shown."""
@@ -248,8 +249,10 @@ def _build(
     warnings = [*sight.source.warnings, *spec.method_class.check(spec.method.config, facts)]
     fresh = copy.deepcopy(backbone) if begun else None
     account = begun.fill(backbone) if begun else None  # before a method makes copies of it
+    start.freeze(backbone, spec.start)
     method: Method = spec.method.build(backbone)
     random = spec.method_class.untrained(spec.method.config, fresh) if fresh else None
+    spec = start.with_care(spec, origin, method, account)
     warnings += [start.UNKNOWN] if begun and spec.start and spec.start.mean is None else []
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
@@ -262,6 +265,7 @@ def _build(
     notes += [GIVEN_WEIGHTS] if "backbone" in given.objects and backbone.name != STAND_IN else []
     notes += [*(f"start: {line}" for line in account.lines()), start.kept(backbone)] if account else []
     notes += _frozen_notes(method)
+    notes += start.care_notes(spec, method, rules.length(spec.train, facts.images))
     notes += [f"warning: {text}" for text in warnings]
     plan = Plan(
         **vars(sight),

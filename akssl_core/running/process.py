@@ -156,12 +156,16 @@ class Training:
 
     def _trained(self, probe: Probe, engine: Engine) -> tuple[Backbone, Scored]:
         """The encoder after training, where it stands, and what the probe says of it; all processes take part."""
+        start = self.plan.spec.start
+        measured = start is not None and start.statistics == "measure"
         if self.checkpoint is None:
             self._keep_beginning(probe, engine)
+            if measured and self._measure(engine.method.backbone):
+                engine.kept.catch_up()
         self._train()
         encoder = engine.encoder()
-        if self.plan.method.measures_statistics:
-            measure_statistics(encoder, self.plan.images, self.plan.preprocess, device=engine.device)
+        if measured or self.plan.method.measures_statistics:
+            self._measure(encoder)
         if self.plan.held is not None:
             self._choose(encoder, self.plan.held, engine.device)
         return encoder, probe.encoder_scores(encoder, engine.device)
@@ -197,6 +201,11 @@ class Training:
         teachers = [part.about for part in self.plan.method.modules() if isinstance(part, Frozen) and name == FILE]
         table, preprocess = spec.table()["backbone"], self.plan.preprocess
         export_backbone(self.run_dir, spec.method.name, table, encoder, preprocess, name, teachers)
+
+    def _measure(self, encoder: Backbone) -> int:
+        """Measure the statistics of an encoder's batch norms on the images of the run; how many norms there are."""
+        plan, size = self.plan, self.plan.spec.evaluate.batch_size
+        return measure_statistics(encoder, plan.images, plan.preprocess, batch_size=size, device=self.engine.device)
 
     def _train(self) -> None:
         """Train to the end, or to where the run has collapsed if it is to stop there."""

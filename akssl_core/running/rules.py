@@ -24,7 +24,7 @@ from ..method import Choice, Facts, Method
 from ..metrics.features import spread
 from ..optim import Optimizer, OptimizerConfig
 from ..schedule import Now
-from ..settings import CORE, Layers, RunSpec, TrainSpec
+from ..settings import CORE, Layers, RunSpec, StartSpec, TrainSpec
 from ..training.hardware import Hardware
 
 BUDGET = 200_000  # images of 32 x 32 px that a run sees when nobody says how long it should train
@@ -32,6 +32,7 @@ SLOW = 3  # times as long as with bf16 units takes a CPU without them
 CPU_IMAGE_SIZE = 64  # larger views need hours on a CPU; the user may still ask for them
 TRIAL = 200  # steps; in a shorter run nothing is learned, whatever its rates
 FEWEST = 10  # images of which some can be held out
+HEADS_ALONE, LONG_ENOUGH = 0.1, 1000  # of a run that begins from weights: share of the run, steps
 FACTOR = 4  # how far a batch may be from that of the recipe's learning rate
 
 
@@ -90,26 +91,42 @@ def core_rules(spec: RunSpec, layers: Layers, size: Choice, images: ImageSet, ha
     chosen = {path: one for path, one in choices.items() if attrgetter(path)(spec) is None}
     if train.batch_size is not None and batch != train.batch_size:
         chosen["train.batch_size"] = choices["train.batch_size"]
-        if not layers.set_by_user("optimizer", "lr"):
-            chosen |= _rate_for(spec, batch / train.batch_size)
+    if not layers.set_by_user("optimizer", "lr"):
+        chosen |= _rate_for(spec, batch / (train.batch_size or batch))
+    if spec.start is not None:
+        chosen |= _heads_alone(spec.start, steps, min(train.steps or length * steps, length * steps))
     if layers.origin.get("optimizer.lr.warmup", "").startswith("rule"):
         chosen["optimizer.lr.warmup"] = Choice(min(1.0, length / 10), "at most a tenth of the run")
     return chosen
 
 
 def _rate_for(spec: RunSpec, share: float) -> dict[str, Choice]:
-    """The learning rate of a recipe at a share of its batch, where no setting scales it.
+    """The learning rate of a recipe at a share of its batch, where no setting scales it, and of a run from weights.
 
-    In proportion, as Goyal et al. 2017 (arXiv 1706.02677) have it for SGD; by the square root for adaptive steps
-    (Malladi et al. 2022, arXiv 2205.10287).
+    In proportion to the batch, as Goyal et al. 2017 (arXiv 1706.02677) have it for SGD; by the square root for
+    adaptive steps (Malladi et al. 2022, arXiv 2205.10287).
     """
     rates, kind = spec.optimizer.config, spec.optimizer.component
     assert isinstance(rates, OptimizerConfig)
     assert issubclass(kind, Optimizer)
-    if rates.lr_per is not None:
+    factor, why = 1.0, []
+    if rates.lr_per is None and share != 1:
+        factor, how = (share**0.5, "the square root of the") if kind.adaptive else (share, "in proportion to the")
+        why.append(f"{how} smaller batch")
+    if spec.start is not None and kind.from_weights != 1:
+        factor *= kind.from_weights
+        why.append(f"{kind.from_weights:g} of the rate from random weights, for the run begins from trained ones")
+    return {"optimizer.lr.start": Choice(rates.lr.start * factor, "; ".join(why))} if why else {}
+
+
+def _heads_alone(start: StartSpec, steps: int, total: int) -> dict[str, Choice]:
+    """How long new heads learn alone in a run of so many steps, in epochs of `steps`."""
+    if start.warm_heads is not None:
         return {}
-    factor, how = (share**0.5, "the square root of the") if kind.adaptive else (share, "in proportion to the")
-    return {"optimizer.lr.start": Choice(rates.lr.start * factor, f"{how} smaller batch")}
+    most = "an epoch" if steps > LONG_ENOUGH else f"{LONG_ENOUGH} steps"
+    alone = int(min(HEADS_ALONE * total, max(steps, LONG_ENOUGH)))
+    why = f"new heads learn alone for {alone} steps: a tenth of the run, at most {most}"
+    return {"start.warm_heads": Choice(alone / steps, why)}
 
 
 def held_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -150,6 +167,8 @@ def refuse(spec: RunSpec) -> None:
             f"train.accumulate: the losses of {train.accumulate} micro-batches are not that of the batch, as far as "
             f"{method.name} says (accumulates). Use 1, with a smaller batch or more processes (--devices)."
         )
+    if train.strategy == "fsdp" and spec.start is not None and spec.start.statistics == "measure":
+        raise ConfigError("start.statistics: 'measure' does not go with train.strategy fsdp. Use 'keep', or ddp.")
     if train.strategy == "fsdp" and train.precision == "fp16":
         raise ConfigError("train.strategy: 'fsdp' does not go with precision fp16; use bf16, fp32 or strategy ddp.")
     if train.devices != dist.world() and train.devices > 1:

@@ -58,6 +58,19 @@ def slow_copies_follow_their_momentum(subject: MethodSubject) -> None:
             expect(gap < 1e-6, f"{name} is {gap:.2g} from momentum {momentum:g} x old + rest x new")
 
 
+@rule("method", cure="make slow copies with EMA(momentum, backbone=..., head=...), after all layers are initialised")
+def slow_copies_begin_as_exact_ones(subject: MethodSubject) -> None:
+    """Slow copies begin as exact copies, heads and buffers too, so those of a run from weights have these weights."""
+    method = subject.plan().method
+    copies = [module for module in method.modules() if isinstance(module, EMA)]
+    if not copies:
+        raise NotApplicable("the method has no slow copy (EMA)")
+    for slow in copies:
+        for part, fast in slow._tracked.items():
+            other = changed(copied(fast.state_dict()), slow.get_submodule(part).state_dict())
+            expect(not other, f"not as what they copy: {few([f'{part}.{name}' for name in other])}")
+
+
 @rule("method", cure="look at self.training before remembering anything, and leave requires_grad alone")
 def evaluation_changes_nothing(subject: MethodSubject) -> None:
     """Features and losses in evaluation mode leave weights, statistics, queues and flags as they are."""

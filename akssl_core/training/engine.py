@@ -21,7 +21,8 @@ from ..method import Method
 from ..nn import StepState
 from ..optim import OptimizerConfig, clip, drop_frozen, set_group_values
 from ..schedule import Now
-from ..settings import TrainSpec
+from ..settings import StartSpec, TrainSpec
+from .beginning import Kept
 from .convolution import fast_convolutions
 from .hardware import Hardware, kept_memory, seed_generators
 from .recompute import twice
@@ -101,12 +102,14 @@ class Engine:
         seed: int = 0,
         callbacks: Sequence[Hook] = (),
         plain: Backbone | None = None,
+        start: StartSpec | None = None,
     ) -> None:
         self.method, self.loader, self.spec = method, loader, spec
         self.optimizer, self.rates = optimizer, rates
         self.hardware, self.device = hardware, hardware.device
         self.views, self.seed, self.callbacks = views, seed, callbacks
         self.batch_size = loader.batch_size
+        self.kept = Kept(method, start)
         self._plain = plain  # the encoder with room for all its parameters, where the method's own has a share
         total = (spec.epochs or 1) * loader.steps_per_epoch
         self.now = Now(0, loader.steps_per_epoch, min(total, spec.steps or total))
@@ -146,12 +149,17 @@ class Engine:
         exact = _deterministic(self.spec.deterministic), whole_float32(tune=not self.spec.deterministic)
         with closing(self.loader), exact[0], exact[1], fast_convolutions(self.method), norms, kept_memory():
             self._call("on_start")
-            self.method.train()
+            self._settle()
             self.clock.read()
             while self.now.step < self.now.total_steps:
                 epoch, start = divmod(self.now.step, self.now.steps_per_epoch)
                 self._epoch(epoch, start)
             self._call("on_end")
+
+    def _settle(self) -> None:
+        """Modes and gradients as they are at `now`; DDP waits for no gradient that does not come."""
+        if self.kept.settle(self.now) and not self.sharded:
+            self.model = dist.wrap(self.method)
 
     def _epoch(self, epoch: int, start: int) -> None:
         """Train from step `start` of an epoch to its end, or to the end of the run."""
@@ -208,6 +216,9 @@ class Engine:
                 if isinstance(module, StepState | Method):
                     module.after_step(self.now)
         self.now = self.now.next()
+        if self.kept.begins_whole(self.now):
+            self.kept.catch_up()
+            self._settle()
         self.clock.lap("optimizer")
         for callback in self.callbacks:
             callback.on_step(self, terms)

@@ -118,7 +118,7 @@ class Vitals:
             return {}
         found = {}
         (before, self._before), after = (self._before, []), _weights(engine)
-        if before and after:
+        if before and len(before) == len(after):  # they are fewer while heads learn alone
             found["backbone_step"] = float(relative_distance(before, after))
         distances = [float(part.distance()) for part in engine.method.modules() if isinstance(part, EMA)]
         if distances:

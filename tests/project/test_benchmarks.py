@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -20,6 +21,7 @@ import distillation  # noqa: E402
 import feeding  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
+import start_care  # noqa: E402
 from pages import draw_photos  # noqa: E402
 
 
@@ -110,3 +112,19 @@ def test_operations_beside_torchvision_do_the_same(monkeypatch):
     monkeypatch.setattr(augment, "SIZES", {32: (32, 2)})
     for ours, theirs in augment.operations(32).values():
         torch.testing.assert_close(ours(), theirs(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_start_care_has_a_row_for_each_care(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(start_care, "CARES", {"none": {}, "heads first": {"warm": None, "rate": 0.3, "decay": 0.9}})
+    for number in range(40):
+        path = tmp_path / "images" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((12, 12), 30 + 40 * (number % 2)).convert("RGB").save(path)
+    folder = str(tmp_path / "images")
+    small = ["--methods", "mocov3", "--size", "12", "--source-epochs", "1", "--epochs", "2", "--seeds", "0"]
+    start_care.main([*small, "--source", folder, "--target", folder])
+    rows = json.loads((tmp_path / "results" / "start-care.json").read_text())["rows"]
+    assert [row["care"] for row in rows] == ["from random weights", "none", "heads first"]
+    assert all(0 <= row["k-NN"] <= 100 for row in rows)

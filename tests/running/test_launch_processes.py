@@ -52,6 +52,24 @@ def test_two_processes_from_one_command_are_one_run(tmp_path):
     assert [row["step"] for row in longer.history] == [4, 8, 12]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_heads_learn_alone_on_two_processes_as_on_one(tmp_path, strategy):
+    """Parameters that need no gradient for a time are waited for by nobody, and all of them move afterwards."""
+    first = run("simsiam", out=tmp_path / "first", **SETTINGS).run_dir
+    begun = {**SETTINGS, "start": {"source": str(first), "warm_heads": 0.75}}
+    one = run("byol", out=tmp_path / "one", **begun)
+    (tmp_path / "two.yaml").write_text((one.run_dir / "config.yaml").read_text())
+    command = [*AKSSL, "run", "--config", "two.yaml", "--devices", "2", "--out", "two"]
+    process = start([*command, "--set", f"train.strategy={strategy}"], tmp_path)
+    _out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    weights, (two, _) = RunDir.open(one.run_dir).latest()[0].model, RunDir.open(tmp_path / "two").latest()
+    given = RunDir.open(first).latest()[0].model
+    assert not torch.equal(two.model["backbone.conv1.weight"], given["backbone.conv1.weight"])
+    for name, expected in weights.items():
+        torch.testing.assert_close(two.model[name], expected, atol=1e-4, rtol=1e-2, msg=name)
+
+
 VIT = {"name": "vit_tiny", "patch_size": 8, "depth": 4, "drop_path": 0.3, "registers": 2}
 SHARED_OUT = {
     "a teacher, clipping, SGD": ("byol", {"backbone": VIT, "optimizer": {"name": "sgd", "lr": 0.01}}, ()),

@@ -101,9 +101,7 @@ class MAE(Method[TokenBackbone]):
     headline = "finetune"
     collapses = False
     accumulates = True
-    paper = (
-        "He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, https://arxiv.org/abs/2111.06377"
-    )
+    paper = "He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, https://arxiv.org/abs/2111.06377"
     recipes = RECIPES
     published = PUBLISHED
 
@@ -217,7 +215,9 @@ class MAE(Method[TokenBackbone]):
         lines = {"each patch flat": flat(facts)} if _norm_pix(config) else {}
         contrast = {"that of the targets": 1.0} if _norm_pix(config) else {}
         return {
-            "loss": Curve("starts at 2 to 3, is below flat patches within some hundred steps, then falls slowly", lines),
+            "loss": Curve(
+                "starts at 2 to 3, is below flat patches within some hundred steps, then falls slowly", lines
+            ),
             "visible_loss": Curve("stays near the loss or above it: nothing asks for these patches"),
             "pixel_std": Curve("falls at first, then rises slowly as details are found", contrast),
         }
