@@ -15,7 +15,7 @@ from akssl_core.plugins.manager import installed
 from akssl_core.schedule import LearningRate, Schedule
 from akssl_core.settings import EvaluateSpec, TrainSpec
 
-PLAIN = r"(whole number|number|text|true|false|null|path|table|schedule|any value|name of an? \w+)"
+PLAIN = r"(whole number|number|text|true|false|null|path|table|schedule|source|any value|name of an? \w+)"
 
 
 class Inner(Schema):
