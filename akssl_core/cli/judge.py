@@ -23,7 +23,7 @@ from .base import (
     show,
 )
 
-PROTOCOLS = ("knn", "linear", "finetune")
+PROTOCOLS = ("knn", "linear", "finetune", "segment")
 data_option = click.option("--data", help="source name, folder or prepared file  [default: the data of the run]")
 batch_option = field_option(EvaluateSpec, "batch_size", default=256, show_default=True, help="images a forward pass")
 device_option = field_option(TrainSpec, "device", default="auto", show_default=True, help="where to compute")
@@ -39,6 +39,7 @@ device_option = field_option(TrainSpec, "device", default="auto", show_default=T
 @click.option("--weights", type=PATH, help="compare with these weights, .safetensors: ImageNet's")
 @click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")
 @click.option("--epochs", type=int, help="of the fine-tuning  [default: 10]")
+@click.option("--masks", type=PATH, help="of the segmentation: PNGs named as the images  [default: the source's]")
 @click.option("--train-images", type=int, help="learn from at most so many images  [default: all]")
 @click.option("--test-images", type=int, help="test on at most so many images  [default: all]")
 @batch_option
@@ -77,6 +78,7 @@ def judge(
 @click.argument("run_dir", type=PATH)
 @data_option
 @click.option("--out", type=PATH, required=True, help="file to write: .safetensors, .npz, .csv or .parquet")
+@click.option("--patches", is_flag=True, help="features of the patches, (rows, columns, D) an image")
 @batch_option
 @device_option
 @overwrite_option("replace the file that --out names")

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..config.schema import Component
 from ..draws import Draws
-from .convert import Cut, stored_side
+from .convert import Cut, Square, stored_side
 from .labels import hold_out, without
 from .pixels import Pixels as Pixels
 from .pixels import sent as sent
@@ -146,6 +146,13 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         """The same as a backbone sees them. A set whose `fetch` reduces its images starts from the originals here."""
         return self.fetch(index).squares(square)
 
+    def masks(self, index: Sequence[int], square: Square) -> Tensor | None:
+        """The class of each pixel of the images that `squares` gives, (n, size, size) uint8, 255 where it has none.
+
+        None: classes of pixels are not known.
+        """
+        return None
+
     def known_labels(self) -> tuple[int, int]:
         """How many images have a label, and one more than the highest label; zeros where none has one."""
         labels = () if self.labels is None else self.labels[self.labels >= 0].tolist()
@@ -192,6 +199,10 @@ class Subset(ImageSet):
     def squares(self, index: Sequence[int], square: Cut) -> Pixels:
         """The same as a backbone sees them."""
         return self._renamed(index, lambda rows: self.whole.squares(rows, square))
+
+    def masks(self, index: Sequence[int], square: Square) -> Tensor | None:
+        """Those of the images in the whole set."""
+        return self.whole.masks(self.rows[torch.as_tensor(index, dtype=torch.int64)].tolist(), square)
 
     def _renamed(self, index: Sequence[int], fetch: Callable[[list[int]], Pixels]) -> Pixels:
         rows = self.rows[torch.as_tensor(index, dtype=torch.int64)].tolist()

@@ -185,8 +185,22 @@ class Square:
         size = scaled(height, width, self.resize)
         parts = images.unsqueeze(2).unbind(1) if images[0].numel() > _AT_ONCE else (images,)
         small = [F.interpolate(part.float(), size, mode="bilinear", antialias=True) for part in parts]
-        top, left = (round((side - self.size) / 2) for side in size)
-        return torch.cat(small, 1)[..., top : top + self.size, left : left + self.size]
+        return self._middle(torch.cat(small, 1))
+
+    def nearest(self, masks: Tensor) -> Tensor:
+        """Numbers of classes (N, H, W) as (N, size, size), each that of the pixel of the original nearest to it."""
+        height, width = masks.shape[-2:]
+        if (height, width) == (self.size, self.size):
+            return masks
+        rows, columns = (
+            ((torch.arange(new) + 0.5) * old / new).long()
+            for old, new in zip((height, width), scaled(height, width, self.resize), strict=True)
+        )
+        return self._middle(masks[:, rows][:, :, columns])
+
+    def _middle(self, images: Tensor) -> Tensor:
+        top, left = (round((side - self.size) / 2) for side in images.shape[-2:])
+        return images[..., top : top + self.size, left : left + self.size]
 
 
 def with_margin(view: int) -> int:

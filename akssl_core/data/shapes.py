@@ -9,7 +9,7 @@ but the kind, and two images of a kind share few pixels: nearest neighbours amon
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, reduce
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..config.schema import Schema
 from ..draws import fold, mix, uniform
 from .arrays import TensorImages
 from .base import DatasetSource, ImageSet, Pixels
+from .convert import Square
 
 SIDE = 32  # of an image when the run asks for none
 IN_MEMORY = 2**30  # bytes of images that are kept; a larger set is drawn batch by batch
@@ -114,14 +115,27 @@ def draw(index: Tensor, side: int, *, seed: int = 0, split: int = TRAIN) -> Tens
     and on any number of threads. Its kind is i modulo ten, so every stretch of images is balanced.
     """
     images = torch.empty(len(index), 3, side, side, dtype=torch.uint8)
-    step = max(1, PIXELS_AT_ONCE // side**2)
-    for start in range(0, len(index), step):
-        part = index[start : start + step].to(torch.int64)
-        images[start : start + step] = _draw(part, side, uniform(mix(part ^ fold(seed, split)), _COUNT))
+    for rows, part, _ in _parts(index, side, seed, split):
+        images[rows] = part
     return images
 
 
-def _draw(index: Tensor, side: int, u: Tensor) -> Tensor:
+def draw_masks(index: Tensor, side: int, *, seed: int = 0, split: int = TRAIN) -> Tensor:
+    """The classes (N, side, side) uint8 of their pixels: 0 for backgrounds, 1 + i modulo ten where an object is."""
+    inside = torch.cat([part for _, _, part in _parts(index, side, seed, split)])
+    return inside * (1 + index % len(CLASSES)).to(torch.uint8)[:, None, None]
+
+
+def _parts(index: Tensor, side: int, seed: int, split: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Stretches of the index, their images, and which pixels are of an object."""
+    step = max(1, PIXELS_AT_ONCE // side**2)
+    for start in range(0, len(index), step):
+        rows = slice(start, start + step)
+        part = index[rows].to(torch.int64)
+        yield rows, *_draw(part, side, uniform(mix(part ^ fold(seed, split)), _COUNT))
+
+
+def _draw(index: Tensor, side: int, u: Tensor) -> tuple[Tensor, Tensor]:
     """One chunk of images from random numbers u (N, _COUNT): the cell under each pixel, then what it shows there."""
     window, order, objects = u[:, :_WINDOW], u[:, _WINDOW : _WINDOW + _CELLS], u[:, _WINDOW + _CELLS :]
     period = _between(window[:, 0], PERIOD)
@@ -145,7 +159,7 @@ def _draw(index: Tensor, side: int, u: Tensor) -> Tensor:
     distance = _distance(index, right * cos + up * sin, up * cos - right * sin)
     cover = (0.5 - distance * under(radius * period[:, None]) * side).clamp_(0, 1)[..., None]
     images = torch.lerp(under(background), under(color), cover)
-    return images.permute(0, 3, 1, 2).clamp(0, 1).mul_(255).round_().to(torch.uint8)
+    return images.permute(0, 3, 1, 2).clamp(0, 1).mul_(255).round_().to(torch.uint8), cover[..., 0] > 0.5
 
 
 def _between(u: Tensor, interval: tuple[float, float]) -> Tensor:
@@ -200,6 +214,24 @@ class DrawnImages(ImageSet):
         """The images at these positions, in this order."""
         return Pixels(draw(torch.as_tensor(index, dtype=torch.int64), self.side, seed=self.seed, split=self.split))
 
+    def masks(self, index: Sequence[int], square: Square) -> Tensor:
+        """0 for backgrounds, 1 + the number of the kind for objects."""
+        rows = torch.as_tensor(index, dtype=torch.int64)
+        return square.nearest(draw_masks(rows, self.side, seed=self.seed, split=self.split))
+
+
+class KeptImages(TensorImages):
+    """The same, drawn once and kept in memory."""
+
+    def __init__(self, drawn: DrawnImages) -> None:
+        images = draw(torch.arange(drawn.size), drawn.side, seed=drawn.seed, split=drawn.split)
+        super().__init__(images, drawn.labels, CLASSES)
+        self.drawn = drawn
+
+    def masks(self, index: Sequence[int], square: Square) -> Tensor:
+        """0 for backgrounds, 1 + the number of the kind for objects."""
+        return self.drawn.masks(index, square)
+
 
 class ShapesConfig(Schema):
     """Settings of the data source `shapes`."""
@@ -240,7 +272,4 @@ class Shapes(DatasetSource):
         """One split, kept in memory where it fits."""
         side = self.asked_size or SIDE
         drawn = DrawnImages(size, side, seed=self.config.seed, split=split)
-        if 3 * side**2 * size > IN_MEMORY:
-            return drawn
-        images = draw(torch.arange(size), side, seed=self.config.seed, split=split)
-        return TensorImages(images, drawn.labels, CLASSES)
+        return drawn if 3 * side**2 * size > IN_MEMORY else KeptImages(drawn)

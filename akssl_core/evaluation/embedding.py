@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..config.schema import validate
 from ..console import Progress
-from ..data import ImageSet, StoredImages
+from ..data import ImageSet, Pixels, StoredImages
 from ..data.prepare import named
 from ..errors import ConfigError, DataError, did_you_mean
-from ..metrics.features import features_of
+from ..metrics.features import features_of, patches_of
 from ..plugins.manager import Plugins
 from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
@@ -27,6 +27,7 @@ from ..training.hardware import choose_hardware
 from .opened import Trained, at_least_one, open_trained
 
 FORMATS = (".safetensors", ".npz", ".csv", ".parquet")
+WITH_PATCHES = FORMATS[:2]
 Ids = list[int] | list[str]
 
 
@@ -39,10 +40,10 @@ class _Three(NamedTuple):
 class Embedded(_Three):
     """Three things, which may be unpacked: `features, ids, labels = embed(...)`.
 
-    `features` is [N, D] float32 on the CPU; `ids` are the names of the image files where there are any, else the
-    indices of the images; `labels` is [N] int64 with -1 for "unknown", or None where no image has one. `classes` are
-    the names of the labels where they have names. Images that cannot be read are left out; `unreadable` has their
-    ids with the reasons.
+    `features` is [N, D] float32 on the CPU, of patches [N, rows, columns, D]; `ids` are the names of the image files
+    where there are any, else the indices of the images; `labels` is [N] int64 with -1 for "unknown", or None where no
+    image has one. `classes` are the names of the labels where they have names. Images that cannot be read are left out;
+    `unreadable` has their ids with the reasons.
     """
 
     classes: tuple[str, ...] | None = None
@@ -51,7 +52,7 @@ class Embedded(_Three):
     @property
     def text(self) -> str:
         """How many features there are, and which images could not be read."""
-        return _counted(len(self.ids), self.features.shape[1], self.unreadable)
+        return _counted(tuple(self.features.shape), self.unreadable)
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,20 @@ class Saved:
     """A file of features."""
 
     path: Path
-    images: int
-    width: int
+    shape: tuple[int, ...]  # of the features
     unreadable: Mapping[str, str]  # id -> reason; left out
 
     @property
     def text(self) -> str:
         """Where and how many they are, as `akssl embed` prints it."""
-        return f"{self.path}: {_counted(self.images, self.width, self.unreadable)}"
+        return f"{self.path}: {_counted(self.shape, self.unreadable)}"
 
 
-def _counted(images: int, width: int, unreadable: Mapping[str, str]) -> str:
+def _counted(shape: tuple[int, ...], unreadable: Mapping[str, str]) -> str:
     left_out = f", {len(unreadable)} unreadable and left out{named(unreadable)}" if unreadable else ""
-    return f"{images} images, {width} features each{left_out}"
+    images, *grid, width = shape
+    each = f"{' x '.join(map(str, grid))} patches with {width} features each" if grid else f"{width} features each"
+    return f"{images} images, {each}{left_out}"
 
 
 def embed(
@@ -79,6 +81,7 @@ def embed(
     *,
     data: Any = None,
     backbone: nn.Module | None = None,
+    patches: bool = False,
     batch_size: int = 256,
     device: str = "auto",
     plugins: Plugins | None = None,
@@ -89,6 +92,7 @@ def embed(
         run_dir: the folder of a run that has ended, or a `.safetensors` file of its backbone.
         data: what `run` takes as data, labelled or not. Default: the data of the run.
         backbone: your own network, to be filled, if the run trained one.
+        patches: features of the patches, or of the places in a CNN's last map, in place of those of whole images.
         batch_size: images a forward pass.
         device: "auto", "cpu", "cuda", "mps" or "xpu".
         plugins: another plugin manager than the process-wide one.
@@ -96,7 +100,7 @@ def embed(
     Raises:
         AksslError: there is no such run or data, or no image of it can be read.
     """
-    work = _work(run_dir, data, backbone, batch_size, device, plugins)
+    work = _work(run_dir, data, backbone, batch_size, device, plugins, patches=patches)
     with torch.random.fork_rng(devices=[]):
         return work.embedded()
 
@@ -107,6 +111,7 @@ def embed_to_file(
     *,
     data: Any = None,
     backbone: nn.Module | None = None,
+    patches: bool = False,
     batch_size: int = 256,
     device: str = "auto",
     overwrite: bool = False,
@@ -114,6 +119,7 @@ def embed_to_file(
 ) -> Saved:
     """The same in a file, which appears whole or not at all. CSV and Parquet hold one batch in memory at a time.
 
+    These two take no patches.
     `.safetensors`: tensors `features`, `labels`, and `ids`, or `names`, which is UTF-8 with a zero byte between names.
     `.npz`: arrays `features`, `ids`, `labels`, `classes`. `.csv`: columns id, label, class, f0, f1, ... `.parquet`:
     columns id, label, class and features, a list of float32 (`pip install akssl-core[parquet]`). What the data do
@@ -123,11 +129,13 @@ def embed_to_file(
         AksslError: as `embed`, or the file cannot or must not be written.
     """
     _refuse(path, overwrite=overwrite)
-    work = _work(run_dir, data, backbone, batch_size, device, plugins)
+    if patches and path.suffix.lower() not in WITH_PATCHES:
+        raise ConfigError(f"--patches: '{path}' holds one row an image. Write {' or '.join(WITH_PATCHES)}.")
+    work = _work(run_dir, data, backbone, batch_size, device, plugins, patches=patches)
     writers = {".safetensors": _safetensors, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
     with torch.random.fork_rng(devices=[]), atomic_file(path) as file:
-        count = writers[path.suffix.lower()](work, file)
-    return Saved(path, count, work.trained.backbone.embed_dim, dict(work.images.unreadable))
+        shape = writers[path.suffix.lower()](work, file)
+    return Saved(path, shape, dict(work.images.unreadable))
 
 
 def _refuse(path: Path, *, overwrite: bool) -> None:
@@ -157,9 +165,18 @@ class _Work:
     data: str
     batch_size: int
     device: torch.device
+    patches: bool
+
+    def features(self, pixels: Pixels) -> Tensor:
+        """Features (b, D), or of patches (b, rows, columns, D)."""
+        backbone, preprocess = self.trained.backbone, self.trained.preprocess
+        if not self.patches:
+            return features_of(backbone, pixels, preprocess, device=self.device)
+        found, grid = patches_of(backbone, pixels, preprocess, device=self.device)
+        return found.reshape(len(found), *grid, -1)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (b, D) float32 on the CPU, and the positions (b,) of their images; those unreadable are left out."""
+        """Features float32 on the CPU, and the positions (b,) of their images; those unreadable are left out."""
         done = 0
         self.trained.backbone.to(self.device)
         with Progress(len(self.images), "image") as progress:
@@ -167,7 +184,7 @@ class _Work:
                 index = range(start, min(start + self.batch_size, len(self.images)))
                 pixels = self.trained.preprocess.fetch(self.images, index)
                 bad = {i for i, _ in pixels.unreadable}
-                features = features_of(self.trained.backbone, pixels, self.trained.preprocess, device=self.device)
+                features = self.features(pixels)
                 kept = torch.tensor([i for i in index if i not in bad], dtype=torch.int64)
                 progress.update(len(index))
                 if len(kept):
@@ -178,9 +195,10 @@ class _Work:
 
     def embedded(self) -> Embedded:
         """All features, laid out once, and what belongs to them."""
-        features, count = torch.empty(len(self.images), self.trained.backbone.embed_dim), 0
+        features, count = torch.empty(0), 0
         kept = []
         for block, rows in self.blocks():
+            features = features if count else block.new_empty(len(self.images), *block.shape[1:])
             features[count : count + len(block)] = block
             kept.append(rows)
             count += len(block)
@@ -206,7 +224,14 @@ class _Work:
 
 
 def _work(
-    run_dir: str | Path, data: Any, backbone: nn.Module | None, batch_size: int, device: str, plugins: Plugins | None
+    run_dir: str | Path,
+    data: Any,
+    backbone: nn.Module | None,
+    batch_size: int,
+    device: str,
+    plugins: Plugins | None,
+    *,
+    patches: bool,
 ) -> _Work:
     at_least_one("batch_size", batch_size)
     trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
@@ -215,11 +240,11 @@ def _work(
     images = source.all()
     if isinstance(images, StoredImages) and source is not data:
         images.store.room = 0  # every image is looked at once, so none is kept in memory
-    return _Work(trained, images, name, batch_size, hardware.device)
+    return _Work(trained, images, name, batch_size, hardware.device, patches)
 
 
 # -- files ----------------------------------------------------------------------------------------
-def _safetensors(work: _Work, file: IO[bytes]) -> int:
+def _safetensors(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
     found = work.embedded()
     text = "\0".join(map(str, found.ids)).encode("utf-8", "replace")
     names = {} if work.numbered else {"names": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
@@ -227,19 +252,19 @@ def _safetensors(work: _Work, file: IO[bytes]) -> int:
     tensors |= {} if found.labels is None else {"labels": found.labels}
     classes = {} if found.classes is None else {"classes": json.dumps(list(found.classes))}
     file.write(tensor_bytes(tensors, {"format": "akssl-features-1", **classes}))
-    return len(found.ids)
+    return tuple(found.features.shape)
 
 
-def _npz(work: _Work, file: IO[bytes]) -> int:
+def _npz(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
     found = work.embedded()
     arrays = {"features": found.features.numpy(), "ids": np.array(found.ids)}
     arrays |= {} if found.labels is None else {"labels": found.labels.numpy()}
     arrays |= {} if found.classes is None else {"classes": np.array(found.classes)}
     np.savez(file, **arrays)  # type: ignore[arg-type] # numpy takes arrays by any name; none holds objects
-    return len(found.ids)
+    return tuple(found.features.shape)
 
 
-def _csv(work: _Work, file: IO[bytes]) -> int:
+def _csv(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
     text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
     writer, count = csv.writer(text), 0
     for features, rows in work.blocks():
@@ -250,10 +275,10 @@ def _csv(work: _Work, file: IO[bytes]) -> int:
             writer.writerow([*cells, *map(str, values)])  # the shortest text that gives the same float32 again
         count += len(rows)
     text.detach()  # flushes, and leaves the file open
-    return count
+    return count, work.trained.backbone.embed_dim
 
 
-def _parquet(work: _Work, file: IO[bytes]) -> int:
+def _parquet(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -269,7 +294,7 @@ def _parquet(work: _Work, file: IO[bytes]) -> int:
     finally:
         if writer is not None:
             writer.close()
-    return count
+    return count, work.trained.backbone.embed_dim
 
 
 def _columns(work: _Work, rows: Tensor) -> dict[str, Sequence[Any]]:

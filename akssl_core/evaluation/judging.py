@@ -26,10 +26,16 @@ from ..training.hardware import choose_hardware
 from .opened import Trained, at_least_one, open_trained
 from .protocols import FineTune, Guesses, Knn, Linear, Protocol, Solver, System
 from .result import GIVEN, HOW, NAMES, PIXELS, RANDOM, TRAINED, Comparison, Evaluation, Score
+from .segment import segment
 from .split import Split, also_trained, stratified
 
 EVALUATION_FORMAT = "akssl-evaluation-1"  # of evaluation.json
-OWN = {"knn": "k", "linear": "solver", "finetune": "epochs"}  # the protocols, and the setting that each alone has
+OWN = {
+    "knn": "k",
+    "linear": "solver",
+    "finetune": "epochs",
+    "segment": "masks",
+}  # the protocols, and the setting that each alone has
 USUAL_KS, USUAL_EPOCHS = (10, 20, 100, 200), 10
 USUAL_K = 20  # of the comparisons, where it is among those that were asked for
 
@@ -46,6 +52,7 @@ def evaluate(
     backbone: nn.Module | None = None,
     solver: Solver | None = None,
     epochs: int | None = None,
+    masks: str | Path | None = None,
     train_images: int | None = None,
     test_images: int | None = None,
     batch_size: int = 256,
@@ -59,8 +66,9 @@ def evaluate(
 
     Args:
         run_dir: the folder of a run that has ended.
-        protocol: "knn", "linear" (a probe on frozen features) or "finetune" (a copy of the whole backbone). Default:
-            that by which the run's method is judged.
+        protocol: "knn", "linear" (a probe on frozen features), "finetune" (a copy of the whole backbone) or "segment"
+            (a linear classifier of frozen patch features, judged by the pixels of masks). Default: that by which the
+            run's method is judged.
         data: labelled data as `run` takes it, or a table of a source's settings. Default: that of the run.
         labels: share of the training labels to use, or several; each class keeps the same share, at least one image.
         seeds: draws of the labels. Where all are used, k-NN and probe have nothing to draw and are computed once.
@@ -69,6 +77,8 @@ def evaluate(
         backbone: your own network as it began, if the run trained one.
         solver: of the linear probe: "lbfgs", "sgd" or "auto", the default, which takes SGD where features are many.
         epochs: of the fine-tuning. Default: 10.
+        masks: of the segmentation: a folder of PNG files under the names of the images, whose values are numbers of
+            classes and 255 for "none". Default: the masks of the source.
         train_images: learn from at most so many images, spread over the data.
         test_images: test on at most so many.
         batch_size: images a forward pass.
@@ -82,20 +92,26 @@ def evaluate(
     limits = {"train_images": train_images, "test_images": test_images}
     for name, value in {"seeds": seeds, "batch_size": batch_size, **limits}.items():
         at_least_one(name, 1 if value is None and name in limits else value)
-    settings = {"k": k, "solver": solver, "epochs": epochs}
+    settings = {"k": k, "solver": solver, "epochs": epochs, "masks": masks}
     trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
     folder = RunDir.open(trained.path)
     protocol = protocol or folder.manifest.headline
     _only_own(protocol, {name for name, value in settings.items() if value is not None})
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
-    way = _protocol(protocol, settings, batch_size, hardware.device)
+    way = None if protocol == "segment" else _protocol(protocol, settings, batch_size, hardware.device)
     systems, notes = _systems(trained, weights)
     source, name = trained.source(data)
-    split = Split.of(source, name, train_images, test_images)
+    if way is None:
+        _only_all(shares)
+        where = None if masks is None else user_path(masks)
+        split = Split.with_masks(source, name, where, train_images, test_images, trained.preprocess.square)
+        found = segment(systems, split, batch_size, hardware.device)
+    else:
+        split = Split.of(source, name, train_images, test_images)
+        draws = {share: _draws(split.labels, share, seeds, way) for share in shares}
+        found = _evaluation(way, split, draws, _all_right(way, systems, split, draws))
     notes += _seen(trained, split) if data is not None else []
-    draws = {share: _draws(split.labels, share, seeds, way) for share in shares}
-    right = _all_right(way, systems, split, draws)
-    found = _evaluation(way, name, split, draws, right, notes)
+    found = replace(found, data=name, notes=(*notes, *found.notes, *_warnings(split)))
     try:
         found = replace(found, file=_collect(folder, trained, found))
         if data is None and 1.0 in shares:
@@ -115,6 +131,11 @@ def _shares(labels: Any) -> list[float]:
     if not shares:
         raise ConfigError("labels: expected a share of the labels, or several; got none.")
     return [float(share) for share in dict.fromkeys(shares)]
+
+
+def _only_all(shares: list[float]) -> None:
+    if shares != [1.0]:
+        raise ConfigError("labels: the segmentation learns from all masks. Leave it out, or use --train-images.")
 
 
 def _only_own(protocol: str, given: set[str]) -> None:
@@ -198,9 +219,7 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
     return {key: torch.stack(of) for key, of in result.items()}
 
 
-def _evaluation(
-    way: Protocol, data: str, split: Split, draws: dict[float, list[Tensor]], right: Right, notes: list[str]
-) -> Evaluation:
+def _evaluation(way: Protocol, split: Split, draws: dict[float, list[Tensor]], right: Right) -> Evaluation:
     ks = [k for name, share, k in right if name == TRAINED and share == next(iter(draws))]
     usual = USUAL_K if USUAL_K in ks else ks[0]
     scores = []
@@ -213,12 +232,11 @@ def _evaluation(
         protocol=way.name,
         meaning=way.meaning,
         interval=HOW,
-        data=data,
+        data="",
         split=split.record(),
         k=usual,
         scores=tuple(scores),
         comparisons=tuple(_comparisons(right, list(draws), usual)),
-        notes=tuple([*notes, *_warnings(split)]),
     )
 
 

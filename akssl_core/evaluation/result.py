@@ -23,7 +23,7 @@ HOW = (
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The accuracy of one system in percent, with its 95 % interval and the accuracy of each draw of labels."""
+    """The accuracy (or mean IoU) of one system in percent, with its 95 % interval and that of each draw of labels."""
 
     system: str
     """"trained", "random init", "raw pixels", "start" (the weights that the run began from) or "given weights"."""
@@ -57,7 +57,7 @@ class Evaluation:
     """The result of a protocol. `answer` says in one sentence whether training has helped."""
 
     protocol: str
-    """"knn", "linear" or "finetune"."""
+    """"knn", "linear", "finetune" or "segment"."""
     meaning: str
     """The protocol in words."""
     interval: str
@@ -84,13 +84,14 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The trained backbone's accuracy in percent with the most labels."""
+        """The trained backbone's accuracy (of a segmentation: mean IoU) in percent with the most labels."""
         return self._headline()[TRAINED].accuracy
 
     @property
     def metrics(self) -> dict[str, float]:
         """Accuracies with the most labels, named as those of a run: knn_top1, knn_random_init, knn_raw_pixels."""
-        return {f"{self.protocol}_{NAMES[system]}": score.accuracy for system, score in self._headline().items()}
+        names = NAMES | ({TRAINED: "miou"} if self.protocol == "segment" else {})
+        return {f"{self.protocol}_{names[system]}": score.accuracy for system, score in self._headline().items()}
 
     @property
     def answer(self) -> str:
@@ -101,8 +102,8 @@ class Evaluation:
     def text(self) -> str:
         """A table of the scores, what they mean, and the answer: what `akssl eval` prints."""
         split = self.split
-        with_k = self.protocol == "knn"
-        header = ["labels", "images", *(["k"] if with_k else []), "system", "accuracy", "95 % interval", "draws"]
+        with_k, number = self.protocol == "knn", "mean IoU" if self.protocol == "segment" else "accuracy"
+        header = ["labels", "images", *(["k"] if with_k else []), "system", number, "95 % interval", "draws"]
         lines = [
             [
                 f"{100 * score.labels:g} %",

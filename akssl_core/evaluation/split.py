@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ..data import DatasetSource, HoldOutSource, ImageSet, Prepared
+from ..data.convert import Square
+from ..data.labels import without
+from ..data.masks import Masked
 from ..draws import fold
 from ..errors import DataError
-from ..metrics.features import sample
+from ..metrics.features import sample, spread
 
 HASHED_TOGETHER = 64  # images looked at together
 NAMED = 5  # images that a message names
@@ -48,15 +51,38 @@ class Split:
             )
         bank, queries = pair[0] if train is None else sample(pair[0], train), pair[1]
         queries = queries if test is None else sample(queries, test)
-        hashes, kept = _look(bank, data)
-        test_hashes, test_kept = _look(queries, data)
-        known = set(hashes)
-        overlap = [queries.id_of(i) for i, key in zip(test_kept.tolist(), test_hashes, strict=True) if key in known]
-        bank, queries = _only(bank, kept), _only(queries, test_kept)
+        bank, queries, overlap, unreadable = _looked_at(bank, queries, _labelled(bank), _labelled(queries), data)
         assert bank.labels is not None
         assert queries.labels is not None
-        unreadable = {**bank.unreadable, **queries.unreadable}
-        return cls(bank, queries, bank.labels, queries.labels, _how(source), tuple(overlap), unreadable)
+        return cls(bank, queries, bank.labels, queries.labels, _how(source), overlap, unreadable)
+
+    @classmethod
+    def with_masks(
+        cls, source: DatasetSource, data: str, folder: Path | None, train: int | None, test: int | None, square: Square
+    ) -> Split:
+        """The same for images with masks, in place of labels: those of the source or of a folder.
+
+        Where the source has no test images, every fifth image tests.
+
+        Raises:
+            DataError: there are no masks, or no image with one that can be read.
+        """
+        pair = source.probe()
+        how = _how(source) if pair else "one image in five tests; runs on these data may have trained on it"
+        if pair is None:
+            images = source.all()
+            tests = spread(len(images), max(1, len(images) // 5))
+            pair = images.subset(without(tests, len(images))), images.subset(tests)
+        masked = [images if folder is None else Masked(images, folder) for images in pair]
+        if any(images.masks([0], square) is None for images in masked):
+            raise DataError(f"data: {data} has no masks. Give a folder of them: --masks DIR.")
+        bank, queries = (
+            images if most is None else sample(images, most) for images, most in zip(masked, (train, test), strict=True)
+        )
+        every = [list(range(len(images))) for images in (bank, queries)]
+        bank, queries, overlap, unreadable = _looked_at(bank, queries, every[0], every[1], data)
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls(bank, queries, none, none, how, overlap, unreadable)
 
     def record(self) -> dict[str, Any]:
         """Which images and how many, as plain values."""
@@ -85,13 +111,29 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def _look(images: ImageSet, data: str) -> tuple[list[bytes], Tensor]:
-    """A hash of each labelled image that can be read, by its size and pixels, and the positions of those images."""
+def _looked_at(
+    bank: ImageSet, queries: ImageSet, rows: list[int], query_rows: list[int], data: str
+) -> tuple[ImageSet, ImageSet, tuple[str, ...], Mapping[str, str]]:
+    """Those of both parts at these rows that can be read, the ids of queries in both, and what is unreadable."""
+    hashes, kept = _look(bank, rows, data)
+    query_hashes, query_kept = _look(queries, query_rows, data)
+    known = set(hashes)
+    overlap = [queries.id_of(i) for i, key in zip(query_kept.tolist(), query_hashes, strict=True) if key in known]
+    bank, queries = _only(bank, kept), _only(queries, query_kept)
+    return bank, queries, tuple(overlap), {**bank.unreadable, **queries.unreadable}
+
+
+def _labelled(images: ImageSet) -> list[int]:
     assert images.labels is not None
-    labelled = torch.nonzero(images.labels >= 0).flatten().tolist()
+    found: list[int] = torch.nonzero(images.labels >= 0).flatten().tolist()
+    return found
+
+
+def _look(images: ImageSet, rows: list[int], data: str) -> tuple[list[bytes], Tensor]:
+    """A hash of each of these images that can be read, by its size and pixels, and the positions of those images."""
     hashes, kept = [], []
-    for start in range(0, len(labelled), HASHED_TOGETHER):
-        index = labelled[start : start + HASHED_TOGETHER]
+    for start in range(0, len(rows), HASHED_TOGETHER):
+        index = rows[start : start + HASHED_TOGETHER]
         pixels = images.fetch(index)
         bad = {i for i, _ in pixels.unreadable}
         for place, i in enumerate(index):

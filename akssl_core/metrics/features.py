@@ -17,7 +17,7 @@ from .. import dist
 from ..backbone.base import Backbone, evaluating
 from ..data.base import ImageSet, Pixels
 from ..data.preprocess import Preprocess
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 RAW_SIDE = 32  # raw pixels are compared at this side at most: 224 px would be 150 528 numbers an image
 
@@ -83,6 +83,21 @@ def measure_statistics(
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return len(norms)
+
+
+def patches_of(
+    encoder: Backbone, batch: Pixels, preprocess: Preprocess, *, device: torch.device
+) -> tuple[Tensor, tuple[int, int]]:
+    """Features (B, N, D) of the patches of one batch, or of the places in a CNN's last map, and their grid.
+
+    Raises:
+        ConfigError: the encoder gives none.
+    """
+    with evaluating(encoder):
+        found = encoder.features(preprocess.pixels(batch.to(device)))
+    if found.patches is None or found.grid is None:
+        raise ConfigError(f"patches: {encoder.name} gives features of whole images alone. Take another backbone.")
+    return found.patches.float(), found.grid
 
 
 def pixels_as_features(

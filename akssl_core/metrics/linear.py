@@ -16,6 +16,7 @@ from .features import labelled
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # the strongest first: each solution starts the next search
 CONSTANT = 1e-6  # a channel that varies less, in parts of its largest value, shows rounding errors alone
 SEARCH, FINAL = 1e-4, 1e-5  # largest derivatives at the end; with a curvature of about 1, the loss is 1e-5 or 1e-7 off
+Judge = Callable[[Tensor, Tensor], float]  # a mark for guesses (n,), by their targets (n,)
 ITERATIONS = 300  # of one fit at most; the least regularised one needs the most, about 100
 
 
@@ -68,9 +69,22 @@ def linear_guesses(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, seed: 
     """
     classes, targets, held_out = held_out_split(bank_labels, seed)
     rows, query_rows = _standardised(bank, queries)
-    l2, validation_accuracy, start = _choose(rows, targets, held_out)
+    l2, validation_accuracy, start = _choose(rows, targets, held_out, _accuracy)
     weights = _Problem.of(rows, targets, len(classes)).solve(l2, start, FINAL)
     return classes[(weights @ query_rows.T).argmax(0)], l2, validation_accuracy
+
+
+def linear_scores(bank: Tensor, targets: Tensor, held_out: Tensor, judge: Judge) -> Callable[[Tensor], Tensor]:
+    """The scores (n, classes) of rows (n, D) by the classifier of `linear_probe` after learning from the bank.
+
+    Its penalty is the one that `judge` gives the highest mark by guesses and targets of the rows `held_out` (N,) bool.
+    `targets` (N,) are from 0 to classes - 1.
+    """
+    prepare = _standardiser(bank)
+    rows = prepare(bank).double()
+    l2, _, start = _choose(rows, targets, held_out, judge)
+    weights = _Problem.of(rows, targets, len(start)).solve(l2, start, FINAL).float()
+    return lambda features: prepare(features) @ weights.T
 
 
 def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,17 +139,17 @@ def _held_out(targets: Tensor, seed: int) -> Tensor:
     return place - first[targets] < quota[targets]
 
 
-def _choose(rows: Tensor, targets: Tensor, held_out: Tensor) -> tuple[float, float, Tensor]:
-    """The best penalty, its accuracy on the held-out images, and the weights fitted to the others."""
+def _choose(rows: Tensor, targets: Tensor, held_out: Tensor, judge: Judge) -> tuple[float, float, Tensor]:
+    """The best penalty, its mark on the held-out images, and the weights fitted to the others."""
     problem = _Problem.of(rows[~held_out], targets[~held_out], int(targets.max()) + 1)
     weights = rows.new_zeros(problem.classes, rows.shape[1])
     best = (PENALTIES[0], -1.0, weights)
     judged, truth = rows[held_out], targets[held_out]
     for l2 in PENALTIES:
         weights = problem.solve(l2, weights, SEARCH)
-        accuracy = _accuracy((weights @ judged.T).argmax(0), truth)
-        if accuracy > best[1]:
-            best = (l2, accuracy, weights)
+        mark = judge((weights @ judged.T).argmax(0), truth)
+        if mark > best[1]:
+            best = (l2, mark, weights)
     return best
 
 

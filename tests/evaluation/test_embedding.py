@@ -54,6 +54,21 @@ def test_three_things_come_back(finished, photos):
     assert not features.requires_grad
 
 
+def test_features_of_the_places_in_the_last_map(finished, photos, tmp_path):
+    found = akssl_core.embed(finished, data=photos, patches=True, batch_size=40)
+    backbone = akssl_core.load_backbone(finished)
+    with torch.no_grad():
+        expected = backbone.features(backbone.preprocess(photos[0]))
+    assert found.features.shape == (64, *expected.grid, 8)
+    torch.testing.assert_close(found.features.flatten(1, 2), expected.patches, rtol=1e-4, atol=1e-5)
+    saved = embed_to_file(finished, tmp_path / "f.npz", data=photos, patches=True)
+    rows, columns = expected.grid
+    assert saved.text.endswith(f"f.npz: 64 images, {rows} x {columns} patches with 8 features each")
+    assert np.array_equal(np.load(tmp_path / "f.npz")["features"], found.features.numpy())
+    with pytest.raises(ConfigError, match=r"--patches: '.*f.csv' holds one row an image. Write .safetensors or .npz"):
+        embed_to_file(finished, tmp_path / "f.csv", data=photos, patches=True)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 256])
 def test_unreadable_images_are_left_out_and_every_id_stays_with_its_image(finished, folder, batch_size):
     data = {"name": "folder", "path": str(folder), "max_unreadable": 0.2}

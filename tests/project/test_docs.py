@@ -124,7 +124,7 @@ def test_the_page_on_evaluation_works(photos, monkeypatch, here):
         code, _out, err = here(*words, *(SMALL if words[0] == "run" else ()))
         assert code == 0, (words, err)
     results = json.loads((photos / "runs" / "photos" / "evaluation.json").read_text())["results"]
-    assert results.keys() == {"knn", "linear", "finetune"}
+    assert results.keys() == {"knn", "linear", "finetune", "segment"}
     assert results["knn"].keys() == {str(photos / "photos"), "./others"}
     names = execute(page, "evaluate.md")
     assert len(names["ids"]) == len(names["features"]) == 24
