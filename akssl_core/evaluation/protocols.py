@@ -7,14 +7,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import Backbone
+from ..augment import PolicyTransform, ViewPolicy
+from ..backbone import Backbone, TokenBackbone
 from ..data import ImageSet, Preprocess
+from ..draws import Draws
 from ..errors import DataError
 from ..metrics.features import embed, pixels_as_features
 from ..metrics.linear import LARGE, linear_guesses, linear_guesses_sgd
@@ -24,6 +26,9 @@ from .split import Split
 
 IMAGES_A_STEP = 64  # of the fine-tuning
 RATE, DECAY, WARMUP = 1e-3, 0.05, 0.1  # AdamW's peak rate and weight decay, share of warm-up
+LAYERS, WIDE, LAYERS_OF_WIDE = 0.75, 768, 0.65  # factor of the rate from a transformer's layer to the one below
+SMOOTHING = 0.1  # of the labels
+VIEW = ViewPolicy(scale=(0.5, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
 LEAST = 100  # steps, where few labels would give fewer
 Solver = Literal["auto", "lbfgs", "sgd"]
 Guesses = dict[int | None, Tensor]  # (Q,) labels, by the number of neighbours where there are any
@@ -156,8 +161,10 @@ class FineTune(Protocol):
         """The protocol in words."""
         return (
             f"fine-tuning of a copy of the whole backbone with a linear head: {self.epochs} epochs, at least {LEAST} "
-            f"steps, of {IMAGES_A_STEP} images, AdamW at {RATE:g} with warm-up and cosine, no augmentation; raw "
-            f"pixels, which have nothing to tune: a linear probe"
+            f"steps, of {IMAGES_A_STEP} images, AdamW at {RATE:g} with warm-up and cosine (in a transformer "
+            f"{LAYERS:g} of it for each layer further down, {LAYERS_OF_WIDE:g} from {WIDE} channels on), crops of half "
+            f"of the image or more, mirrored or not, and labels smoothed by {SMOOTHING:g}; raw pixels, which have "
+            f"nothing to tune: a linear probe"
         )
 
     def learner(self, system: System, split: Split) -> Learner:
@@ -179,10 +186,8 @@ class FineTune(Protocol):
         return learn
 
     def _train(self, model: nn.Module, feed: Preprocess, train: ImageSet, targets: Tensor, seed: int) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=RATE)
+        optimizer = torch.optim.AdamW(_groups(model), lr=RATE)
+        view = PolicyTransform(VIEW, feed.size, feed)
         batch = min(IMAGES_A_STEP, len(train))
         per_epoch = len(train) // batch
         total = max(LEAST, self.epochs * per_epoch)
@@ -192,11 +197,12 @@ class FineTune(Protocol):
             if step % per_epoch == 0:
                 order = torch.randperm(len(train), generator=generator)
             index = order[step % per_epoch * batch :][:batch]
-            images = feed.pixels(feed.fetch(train, index.tolist()).to(self.device))
+            images = view(train.fetch(index.tolist()).to(self.device), Draws.of(seed, step // per_epoch, index))
             for group in optimizer.param_groups:
-                group["lr"] = RATE * _course(step, total)
+                group["lr"] = RATE * group["factor"] * _course(step, total)
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(images).float(), targets[index].to(self.device))
+            guesses, truth = model(images).float(), targets[index].to(self.device)
+            loss = F.cross_entropy(guesses, truth, label_smoothing=SMOOTHING)
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
             optimizer.step()
 
@@ -208,6 +214,25 @@ class FineTune(Protocol):
                 index = range(start, min(start + self.batch_size, len(test)))
                 found.append(model(feed.pixels(feed.fetch(test, index).to(self.device))).argmax(1).cpu())
         return torch.cat(found)
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters of a backbone and its head: matrices decay, and a transformer's layers learn less further down.
+
+    (Bao, Dong and Wei 2021, arXiv 2106.08254, appendix; He et al. 2021, arXiv 2111.06377, table 9.)
+    """
+    factors, (backbone, _) = {}, model.children()
+    if isinstance(backbone, TokenBackbone):
+        layers = LAYERS_OF_WIDE if backbone.token_dim >= WIDE else LAYERS
+        factors = {f"0.{name}": layers**depth for name, depth in backbone.depths().items()}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((factors.get(name, 1.0), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": some, "factor": factor, "weight_decay": DECAY if decays else 0.0}
+        for (factor, decays), some in groups.items()
+    ]
 
 
 def _course(step: int, total: int) -> float:
