@@ -96,14 +96,16 @@ def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, f
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
     method, settings = VARIANTS.get(job.system, (job.system, {}))
+    takes = plugins.get("method", method).accepts  # over patch tokens: the recipe's own backbone
+    backbone = BACKBONE if issubclass(plugins.get("backbone", BACKBONE), takes) else None
     with tempfile.TemporaryDirectory() as folder:
         result = akssl_core.run(
-            method=method, data=DATA[job.data], backbone=BACKBONE, epochs=EPOCHS, seed=job.seed,
+            method=method, data=DATA[job.data], backbone=backbone, epochs=EPOCHS, seed=job.seed,
             precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
             **settings,
         )  # fmt: skip
     last = result.history[-1]
-    return result.backbone, result.preprocess, {"z_std_ratio": last["z_std_ratio"], "loss": last["loss"]}
+    return result.backbone, result.preprocess, {name: last[name] for name in ("z_std_ratio", "loss") if name in last}
 
 
 def untrained(job: Job) -> tuple[Backbone, Preprocess]:

@@ -176,7 +176,8 @@ def plans(methods: list[str]) -> list[dict[str, Any]]:
     found = []
     for method in methods:
         apart = not installed().get("method", method).shared_batch_norm
-        found.append({"method": method, "settings": {"backbone": CONVOLUTIONS}, "still": apart})
+        if issubclass(Smooth, installed().get("method", method).accepts):
+            found.append({"method": method, "settings": {"backbone": CONVOLUTIONS}, "still": apart})
         found.append({"method": method, "settings": {"backbone": TOKENS}, "still": True})
     return found
 

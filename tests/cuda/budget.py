@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from null_device import missing, run
 
+from akssl_core import TokenBackbone
 from akssl_core.plugins.first_party import METHODS
+from akssl_core.plugins.manager import installed
 
 FILE = Path(__file__).with_name("budget.json")
 KEPT = ("waits", "pageable", "launches", "collectives", "peak_mib")
@@ -27,8 +29,10 @@ BACKBONES: Mapping[str, Mapping[str, Any]] = {
     "resnet18": {},
     "vit_tiny": {"patch_size": 8},
     "timm/mobilenetv3_small_050": {},
+    "vit_small": {"patch_size": 8},
     "vit_micro": {"drop_path": 0.1, "registers": 2, "layer_scale": 0.1},
 }
+TOKENS = ("vit_micro", "vit_tiny", "vit_small")  # of methods over patch tokens
 PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("sgd", "adamw", "lars")
 Cost = Mapping[str, Any]
@@ -41,10 +45,11 @@ def configurations(*, every: bool = False) -> Iterator[tuple[str, dict[str, Any]
     Beside them each method is one of eight processes with whole parameters, and every third one with shares of them.
     """
     for number, method in enumerate(sorted(METHODS)):
+        backbones = TOKENS if installed().get("method", method).accepts is TokenBackbone else tuple(BACKBONES)
         for i, j, k in product(range(3), repeat=3):
             if every or ((j - i) % 3, (k - i) % 3) == (number // 3 % 3, number % 3):
-                yield _request(method, list(BACKBONES)[i], PRECISIONS[j], OPTIMIZERS[k])
-        yield _request(method, "resnet18", "bf16", "sgd", "ddp")
+                yield _request(method, backbones[i], PRECISIONS[j], OPTIMIZERS[k])
+        yield _request(method, backbones[0], "bf16", "sgd", "ddp")
         if every or number % 3 == 0:
             yield _request(method, "vit_tiny", "bf16", "adamw", "fsdp")
     for method in ("dino", "simclr"):

@@ -15,7 +15,7 @@ from akssl_core.errors import PluginError, RunDirError
 from akssl_core.examining import RULES, Machine, examine_plan, examine_run
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.installed import version
-from akssl_core.plugins.manager import Plugins
+from akssl_core.plugins.manager import Plugins, installed
 from akssl_core.running.layers import collect
 
 GIB = 2**30
@@ -170,8 +170,16 @@ def test_files_that_are_no_images_are_found(plugins, tmp_path):
     assert "bad.png" in rules["unreadable-images"].evidence
 
 
-@pytest.mark.parametrize("backbone", [None, "resnet18", "vit_tiny"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+def fitting(*backbones):
+    """Every method with each of the backbones that it takes; None: its own."""
+    kinds = {backbone: installed().get("backbone", backbone or "vit_tiny") for backbone in backbones}
+    takes = {method: installed().get("method", method).accepts for method in sorted(METHODS)}
+    return [
+        (method, backbone) for method in takes for backbone in backbones if issubclass(kinds[backbone], takes[method])
+    ]
+
+
+@pytest.mark.parametrize(("method", "backbone"), fitting(None, "resnet18", "vit_tiny"))
 def test_nothing_is_found_in_the_default_recipes(method, backbone, plugins):
     assert found(plugins, on_trial(method), backbone=backbone) == []
 
@@ -182,8 +190,7 @@ def large():
     return noise(1200, side=14).repeat_interleave(16, 2).repeat_interleave(16, 3)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(("method", "backbone"), fitting("resnet18", "vit_tiny"))
 def test_at_224_px_nothing_is_found_but_the_missing_gpu(method, backbone, plugins, large):
     settings = {"data": large, "image_size": 224, "recipe": "default", "backbone": backbone, "epochs": 40}
     assert [one.rule for one in found(plugins, on_trial(method), **settings)] == ["large-images-on-a-cpu"]

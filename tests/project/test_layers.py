@@ -114,7 +114,10 @@ def _without_docstrings(module: ast.Module) -> ast.Module:
     return module
 
 
-NAMES = r"simsiam|simclr|moco|byol|barlow|swav|dino|vicreg|nnclr|lejepa|\bmae\b|cifar|imagenet|fashion|stl10|resnet|vit_|\bvit\b"
+NAMES = (
+    r"simsiam|simclr|moco|byol|barlow|swav|dino|vicreg|nnclr|lejepa|\bmae\b"
+    r"|cifar|imagenet|fashion|stl10|resnet|vit_|\bvit\b"
+)
 OWN_PLACES = {"backbone", "data"}  # architectures and data sets
 TABLE = CORE / "plugins" / "first_party.py"  # the table of distributions
 

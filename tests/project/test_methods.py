@@ -10,6 +10,7 @@ from on_trial import on_trial
 
 import akssl_core
 from akssl_core import Now, ViewPolicy
+from akssl_core.backbone.resnet import ResNetTiny
 from akssl_core.config.schema import leaves
 from akssl_core.data import Pixels
 from akssl_core.data.base import Batch
@@ -21,13 +22,25 @@ from akssl_core.running.layers import collect
 from akssl_core.running.plan import make_plan
 
 NARROW = {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}
+NARROW_TOKENS = {"name": "vit_tiny", "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 SCREEN = 30  # lines
+
+
+def narrow(method):
+    """A small backbone of a kind that the method takes."""
+    return NARROW if issubclass(ResNetTiny, installed().get("method", method).accepts) else NARROW_TOKENS
 
 
 @pytest.fixture
 def plan(request, photos):
     """A run of a method on a few images, ready to start."""
-    settings = {"data": photos[0], "backbone": NARROW, "batch_size": 16, "precision": "fp32", "epochs": 2}
+    settings = {
+        "data": photos[0],
+        "backbone": narrow(request.param),
+        "batch_size": 16,
+        "precision": "fp32",
+        "epochs": 2,
+    }
     return make_plan(collect(on_trial(request.param), None, settings, installed()), installed())
 
 
@@ -51,7 +64,7 @@ def test_a_step_needs_no_label_and_reports_the_spread_of_its_projections(plan):
     terms = plan.method.step(batch(plan), Now(0, 4, 8))
     assert all(term.ndim == 0 and term.isfinite() for term in terms.values())
     assert terms["loss"].requires_grad
-    assert 0 <= terms["z_std_ratio"] < 1.1
+    assert not plan.method.collapses or 0 <= terms["z_std_ratio"] < 1.1
 
 
 @each_method
@@ -95,7 +108,7 @@ def test_slow_state_keeps_its_storage(plan):
 def test_every_setting_of_a_method_can_be_given(plan, photos):
     """The resolved settings of a run, given by hand, are the settings of the next."""
     table = plan.spec.table()["method"]
-    given = {"data": photos[0], "backbone": NARROW, "batch_size": 16, "epochs": 2}
+    given = {"data": photos[0], "backbone": narrow(table["name"]), "batch_size": 16, "epochs": 2}
     again = make_plan(collect(table, None, given, installed()), installed())
     assert dict(leaves(again.spec.table()["method"])) == dict(leaves(table))
 
@@ -120,7 +133,7 @@ def test_every_recipe_starts(name, recipe, photos):
 
     SwAV's rate for a batch of 4096 alone is told, which belongs to that batch and is not scaled.
     """
-    settings = {"data": photos[0], "recipe": recipe, "backbone": NARROW, "image_size": 12, "precision": "fp32"}
+    settings = {"data": photos[0], "recipe": recipe, "backbone": narrow(name), "image_size": 12, "precision": "fp32"}
     ready = make_plan(collect(on_trial(name), None, settings, installed()), installed())
     assert ready.spec.recipe == ("imagenet_resnet" if (name, recipe) == ("dino", "imagenet") else recipe)
     told = ["optimizer.lr"] if (name, recipe) == ("swav", "imagenet") else []

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from on_trial import on_trial
 
 import akssl_core
-from akssl_core import Landmark
-from akssl_core.metrics.diagnosis import diagnose
+from akssl_core import Landmark, Method
+from akssl_core.metrics.diagnosis import diagnose, read_diagnosis
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import Plugins
 
@@ -148,6 +149,55 @@ def test_all_terms_of_a_landmark_must_be_there():
 )
 def test_what_holds_for_every_method(columns, verdict):
     assert diagnose(rows_of(**columns)).verdict == verdict
+
+
+@pytest.mark.parametrize("columns", [{"std_ratio": 0.001}, {"z_std_ratio": lambda s: 0.05 if s > 20 else 0.9}])
+def test_a_spread_is_no_fault_of_a_method_that_cannot_collapse(columns):
+    rows = rows_of(**columns)
+    assert diagnose(rows, features="collapsed").verdict == "collapsed"
+    assert diagnose(rows, features="collapsed", collapses=False).verdict == "healthy"
+    assert diagnose(rows_of(entropy=5.6), [EVEN], collapses=False).verdict == "collapsed", "its own landmarks hold"
+    assert diagnose(rows_of(backbone_step=0.0), collapses=False).verdict == "not learning"
+    told = {"final": {"std_ratio": 0.001}, "collapses": False}  # a run that has no verdict yet
+    assert read_diagnosis(told, rows).verdict == "healthy"
+    assert read_diagnosis({**told, "collapses": True}, rows).verdict == "collapsed"
+
+
+class Blind(Method):
+    """Its features are all but alike from the start on, and its loss does not mind."""
+
+    name, paper, recipes, collapses = "blind", "Nobody", {"default": {}}, False
+
+    def __init__(self, config, backbone):
+        super().__init__(config, backbone)
+        with torch.no_grad():
+            backbone.bn.weight.fill_(1e-4)
+            backbone.bn.bias.fill_(1.0)
+
+    def step(self, batch, now):
+        return {"loss": sum(self.backbone(x).square().mean() for x in batch.views["global"])}
+
+
+class Minding(Blind):
+    """The same, of a method that says nothing."""
+
+    name, collapses = "minding", True
+
+
+@pytest.mark.filterwarnings("ignore:collapsed")
+@pytest.mark.parametrize("method", [Blind, Minding])
+def test_a_run_asks_its_method_whether_a_spread_is_a_fault(method, toys, tmp_path):
+    toys.registry.add(method)
+    settings = {**TINY, "epochs": 20, "backbone": "toy", "optimizer": {"name": "sgd", "lr": 1e-6}}
+    train = {"steps": 130, "log_every": 10, "stop_on_collapse": True}
+    result = akssl_core.run(
+        method.name, out=tmp_path / "run", plugins=toys, train=train, **settings, evaluate={"every": 1}
+    )
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert result.metrics["std_ratio"] < 0.01
+    assert manifest["collapses"] is method.collapses
+    assert (result.verdict == "collapsed") is method.collapses, manifest["diagnosis"]
+    assert (result.history[-1]["step"] == 130) is not method.collapses
 
 
 def test_accuracy_outweighs_a_spread_and_no_landmark():

@@ -179,10 +179,10 @@ class MAE(Method[TokenBackbone]):
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
         """Nothing to see, nothing to hide, and heads that do not fit."""
         tokens = tokens_of(facts)
-        if not 0 < kept(tokens, config.mask_ratio) < tokens:
+        visible = kept(tokens, config.mask_ratio)
+        if not 0 < visible < tokens:
             raise ConfigError(
-                f"method.mask_ratio: {config.mask_ratio:g} of {tokens} patches leaves {kept(tokens, config.mask_ratio)} "
-                f"to see; expected 1 to {tokens - 1}. "
+                f"method.mask_ratio: {config.mask_ratio:g} of {tokens} patches leaves {visible} to see; expected 1 to {tokens - 1}. "
                 + ("Use smaller patches (backbone.patch_size) or larger images." if tokens < 4 else "Use 0.75.")
             )
         if config.decoder_dim % config.decoder_heads:
