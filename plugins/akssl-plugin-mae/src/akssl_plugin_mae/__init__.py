@@ -182,7 +182,8 @@ class MAE(Method[TokenBackbone]):
         visible = kept(tokens, config.mask_ratio)
         if not 0 < visible < tokens:
             raise ConfigError(
-                f"method.mask_ratio: {config.mask_ratio:g} of {tokens} patches leaves {visible} to see; expected 1 to {tokens - 1}. "
+                f"method.mask_ratio: {config.mask_ratio:g} of {tokens} patches leaves {visible} to see; "
+                f"expected 1 to {tokens - 1}. "
                 + ("Use smaller patches (backbone.patch_size) or larger images." if tokens < 4 else "Use 0.75.")
             )
         if config.decoder_dim % config.decoder_heads:
