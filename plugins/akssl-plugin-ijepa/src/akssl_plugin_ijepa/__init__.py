@@ -263,7 +263,8 @@ class IJEPA(Method[TokenBackbone]):
 def patch_std(h: Tensor) -> Tensor:
     """`std_ratio` over the patches of each image of h (B, N, D), averaged over images: a scalar."""
     unit = F.normalize(h.float(), dim=2)
-    return unit.std(1, correction=0).mean() * h.shape[2] ** 0.5
+    spread: Tensor = unit.std(1, correction=0).mean() * h.shape[2] ** 0.5
+    return spread
 
 
 # -- how many targets a grid has room for ---------------------------------------------------------

@@ -50,4 +50,4 @@ class Predictor(nn.Module):
         seen = (self.embed(context) + positions[places]).to(asked.dtype).expand(len(wanted), -1, -1, -1)
         x = self.blocks(torch.cat([seen, asked], 2).flatten(0, 1))[:, places.shape[1] :]
         predicted: Tensor = self.predict(self.norm(x))
-        return predicted.unflatten(0, wanted.shape[:2])
+        return predicted.reshape(*wanted.shape[:2], *predicted.shape[1:])

@@ -243,7 +243,7 @@ def flat(facts: Facts) -> float:
 
 def _norm_pix(config: Any) -> bool:
     """Whether the loss is MAE's own, on patches of deviation 1."""
-    return config.loss.name == MAELoss.name and config.loss.config.norm_pix
+    return bool(config.loss.name == MAELoss.name and config.loss.config.norm_pix)
 
 
 @hookimpl

@@ -35,7 +35,8 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     """
     for side in images.shape[2:]:
         whole_patches(side, patch)
-    cells = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, patch, columns, patch)
+    count, channels, height, width = images.shape
+    cells = images.reshape(count, channels, height // patch, patch, width // patch, patch)
     return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
