@@ -87,7 +87,8 @@ def main(given: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for method in arguments.methods for row in compare(method, arguments, Path(folder))]
     told = {name: value for name, value in vars(arguments).items() if name not in ("methods", "out")}
-    results.write(arguments.out, rows, results.facts(**{**told, "target": Path(arguments.target).name}))
+    told |= {name: Path(told[name]).name for name in ("source", "target")}
+    results.write(arguments.out, rows, results.facts(**told))
 
 
 if __name__ == "__main__":
