@@ -59,7 +59,8 @@ class ViT(TokenBackbone):
         """Settings of the vision transformers."""
 
         patch_size: PositiveInt | Literal["auto"] = Field(
-            "auto", description=f"side in px; auto: 16, or 4 (vit_micro: 8) up to {SMALL} px"
+            "auto",
+            description=f"side in px; auto: 16, or 4 (vit_micro: 8, or the next divisor of the side) up to {SMALL} px",
         )
         pool: Literal["cls", "mean", "both"] = Field(
             "cls", description="pooled features: class token, mean of the patches, or both side by side"
@@ -372,6 +373,12 @@ class ViTMicro(ViT):
     name = "vit_micro"
     width, depth, heads, small_patch = 128, 4, 4, 8
     in_timm = ("vit_tiny_patch16_224", 192, 12, 3)
+
+    @classmethod
+    def _patch_for(cls, size: int) -> int:
+        """A divisor of small sides where one makes several patches: 8 px of a side of 32, 7 of 28, 4 of 8."""
+        whole = (side for side in range(cls.small_patch, 1, -1) if size % side == 0 and size > side)
+        return next(whole, cls.small_patch) if size <= SMALL else super()._patch_for(size)
 
 
 class ViTTiny(ViT):

@@ -169,7 +169,7 @@ def test_the_order_of_the_visible_patches_changes_nothing() -> None:
 
 
 def test_the_decoder_puts_each_token_in_its_place() -> None:
-    """Where nothing is mixed, a visible patch's prediction follows from token and place, a hidden one's from place."""
+    """Where nothing is mixed, predictions of visible patches follow from token and place, of others from the place."""
     method = make()
     decoder = method.decoder
     decoder.blocks = nn.Identity()

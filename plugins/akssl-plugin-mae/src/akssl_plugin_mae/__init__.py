@@ -181,10 +181,10 @@ class MAE(Method[TokenBackbone]):
         tokens = tokens_of(facts)
         visible = kept(tokens, config.mask_ratio)
         if not 0 < visible < tokens:
+            advice = "Use smaller patches (backbone.patch_size) or larger images." if tokens < 4 else "Use 0.75."
             raise ConfigError(
-                f"method.mask_ratio: {config.mask_ratio:g} of {tokens} patches leaves {visible} to see; "
-                f"expected 1 to {tokens - 1}. "
-                + ("Use smaller patches (backbone.patch_size) or larger images." if tokens < 4 else "Use 0.75.")
+                f"method.mask_ratio: {config.mask_ratio:g} of {tokens} patches leaves {visible} to see; expected 1 to "
+                f"{tokens - 1}. {advice}"
             )
         if config.decoder_dim % config.decoder_heads:
             divisors = ", ".join(str(n) for n in range(1, config.decoder_dim // 4 + 1) if config.decoder_dim % n == 0)
