@@ -44,10 +44,11 @@ ALLOWED = """
     mul_.Tensor mv native_batch_norm native_batch_norm_backward native_layer_norm native_layer_norm_backward neg
     new_empty_strided new_full new_zeros nll_loss_backward nll_loss_forward nonzero ones ones_like permute
     pow.Tensor_Scalar reciprocal relu relu_ repeat roll round round_ rsqrt rsub.Scalar scalar_tensor scatter.src
-    scatter.value scatter_.value scatter_add select.int select_backward sin slice.Tensor slice_backward sort
-    sort.stable special_entr split.Tensor split_with_sizes sqrt squeeze.dim stack std.correction sub.Tensor sub.out
-    sub_.Tensor sum sum.dim_IntList t threshold_backward transpose.int unbind.int unsqueeze upsample_bicubic2d
-    var.correction view view.dtype where.self zeros zeros_like
+    scatter.value scatter_.value scatter_add select.int select_backward sin slice.Tensor slice_backward
+    smooth_l1_loss smooth_l1_loss_backward sort sort.stable special_entr split.Tensor split_with_sizes sqrt
+    squeeze.dim stack std.correction sub.Tensor sub.out sub_.Tensor sum sum.dim_IntList t threshold_backward
+    transpose.int unbind.int unsqueeze upsample_bicubic2d var.correction view view.dtype where.self zeros
+    zeros_like
 """.split()  # noqa: SIM905 - a list of as many texts would take three times the lines
 # What they have in place of the CPU's own attention.
 ATTENTION = {

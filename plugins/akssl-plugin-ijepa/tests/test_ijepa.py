@@ -332,7 +332,7 @@ def test_heads_that_do_not_divide_are_chosen_anew_or_refused() -> None:
         ({"predictor_dim": 98}, "multiple of 4"),
         ({"target_area": [0.3, 0.1]}, "smaller number first"),
         ({"target_aspect": [0.0, 1.0]}, "greater than 0"),
-        ({"context_area": [0.5, 1.5]}, "at most 1"),
+        ({"context_area": [0.5, 1.5]}, "less than or equal to 1"),
         ({"momentum": {"start": 0.9, "end": 1.1}}, "between 0"),
     ],
 )
