@@ -116,8 +116,8 @@ def absolute_if_there(source: str) -> str:
     return str(absolute_path(source)) if source and (looks or os.path.exists(source)) else source
 
 
-class StartSpec(Schema):
-    """The weights that a run begins from."""
+class WeightsSpec(Schema):
+    """Weights for a network, and how they know images."""
 
     source: Annotated[str, AfterValidator(absolute_if_there)] = Field(
         min_length=1,
@@ -130,6 +130,11 @@ class StartSpec(Schema):
         None, description="normalisation of the images that the weights know, a number a channel; null: of the data"
     )
     std: tuple[PositiveFloat, ...] | None = Field(None, description="as mean")
+
+
+class StartSpec(WeightsSpec):
+    """The weights that a run begins from, and what becomes of them."""
+
     keep: Literal["trained", "best"] = Field(
         "trained",
         description="what the run leaves: the trained weights, or the best of them, of those it began from, and of "

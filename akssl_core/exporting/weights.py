@@ -22,7 +22,7 @@ from ..errors import LONGEST, AksslError, ConfigError, did_you_mean, visible
 from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
 from ..rundir.folder import RunDir, read_tensors
-from ..settings import PICKLES, StartSpec, absolute_if_there
+from ..settings import PICKLES, WeightsSpec, absolute_if_there
 from .backbone_file import BACKBONE_FORMAT, file_of, licences_of, load_backbone, read_backbone_file
 
 BESIDE = ("preprocessor_config.json", "config.json")  # where hubs say how the images of weights were normalised
@@ -36,7 +36,7 @@ UNKNOWN = "unknown"
 class Weights:
     """Weights for a network."""
 
-    spec: StartSpec
+    spec: WeightsSpec
     setting: str
     """The setting that names them, for messages."""
     tensors: Mapping[str, Tensor] = field(repr=False)
@@ -72,7 +72,7 @@ class LoadedBackbone:
     """Source, network, images, licence and SHA-256, for `Frozen`."""
 
 
-def read_weights(spec: StartSpec, plugins: Plugins, setting: str) -> Weights:
+def read_weights(spec: WeightsSpec, plugins: Plugins, setting: str) -> Weights:
     """The weights of a path or a name.
 
     Raises:
@@ -100,7 +100,7 @@ def read_weights(spec: StartSpec, plugins: Plugins, setting: str) -> Weights:
     return Weights(spec, setting, stock.tensors, {"name": spec.source}, stock.mean, stock.std, stock.licence)
 
 
-def _of_file(spec: StartSpec, setting: str, file: Path) -> Weights:
+def _of_file(spec: WeightsSpec, setting: str, file: Path) -> Weights:
     """The weights of one file.
 
     Raises:
@@ -178,7 +178,7 @@ def _fitting(weights: Weights, plugins: Plugins) -> Iterator[str]:
         yield component.name
 
 
-class BackboneSource(StartSpec):
+class BackboneSource(WeightsSpec):
     """A second network for a method, with its weights; a text alone is its source: `teacher: runs/first`.
 
     A field of a method's `Config` is `teacher: BackboneSource | None = Field(None, description=...)`, and its
