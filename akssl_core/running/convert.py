@@ -43,12 +43,16 @@ def convert(file: str | Path, out: str | Path, *, overwrite: bool = False) -> Co
     """
     source, target = user_path(file), user_path(out)
     if not source.is_file():
-        raise ConfigError(f"convert: there is no file '{source}'.")
+        what = "is no file" if source.exists() else "does not exist"
+        raise ConfigError(f"convert: {shown(str(source))} {what}. Expected a file that torch.save has written.")
+    if source.suffix == ".safetensors":
+        raise ConfigError(f"convert: {shown(str(source))} is no pickle: --start takes a .safetensors file as it is.")
     if target.suffix != ".safetensors":
         raise ConfigError(f"--out: expected a name that ends in .safetensors, got {shown(str(target))}.")
     refuse_file(target, overwrite=overwrite)
+    state = _read(source)
     try:
-        pairs = list(_flat(_read(source)))
+        pairs = list(_flat(state))
         tensors = {name: value.clone() for name, value in pairs if isinstance(value, Tensor)}
         content = tensor_bytes(tensors)
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, RecursionError) as error:
@@ -71,7 +75,8 @@ def _read(source: Path) -> Any:
         return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file brings about in torch's reader
         raise ConfigError(
-            f"convert: {source} is no file of torch that holds tensors and plain values alone: {type(error).__name__}."
+            f"convert: {source} is damaged, or holds more than tensors and plain values ({type(error).__name__}). "
+            "Of a whole model save the state dict: torch.save(model.state_dict(), FILE)."
         ) from error
 
 

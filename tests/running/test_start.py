@@ -232,6 +232,17 @@ def test_what_cannot_be_converted_is_refused_in_a_line(tmp_path, state):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_what_is_no_state_dict_is_told_once_with_what_to_do(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    save_file({"a": torch.ones(1)}, tmp_path / "done.safetensors")
+    words = {"whole.pth": r"model\.state_dict\(\)", "done.safetensors": "--start takes", ".": "is no file",
+             "gone.pth": "does not exist"}  # fmt: skip
+    for name, expected in words.items():
+        with pytest.raises(ConfigError, match=expected) as found:
+            akssl_core.convert(tmp_path / name, tmp_path / "out.safetensors")
+        assert str(found.value).count("convert: ") == 1, name
+
+
 def test_a_hostile_pickle_runs_nothing(tmp_path):
     torch.save({"weight": torch.ones(1), "harm": Harm(tmp_path / "trace")}, tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Harm(tmp_path / "trace")))
