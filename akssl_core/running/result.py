@@ -80,6 +80,7 @@ class Result:
         names |= {key: key for key in self.metrics if key not in names}  # the method's own
         lines = [(text, f"{self.metrics[key]:.4g}") for key, text in names.items() if self.metrics.get(key) is not None]
         found = asdict(self.diagnosis) if self.diagnosis else {}
+        unread = self.run_dir / "unreadable.txt"
         return "\n".join(
             [
                 describe.table(("score", ""), lines),
@@ -87,6 +88,7 @@ class Result:
                 f"\nVerdict: {self.diagnosis.words if self.diagnosis else ''}",
                 *(f"  {name}: {found[name]}" for name in ("evidence", "cause", "cure") if found.get(name)),
                 f"Run folder: {self.run_dir}",
+                *([f"Files that could not be read: {unread}"] if unread.exists() else []),
                 *([f"Look at it: {self.run_dir / 'report.html'}"] if (self.run_dir / "report.html").exists() else []),
                 f"Judge it, with intervals: akssl eval {shlex.quote(str(self.run_dir))}",
                 "Use it:",

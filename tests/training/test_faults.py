@@ -163,6 +163,7 @@ def test_one_image_that_goes_is_stood_in_for_and_recorded(start, at_step, folder
     at_step(2, (folder / "a" / "02.png").unlink)
     result = start(data={"name": str(folder), "cache_gb": 0}, epochs=5)
     assert (result.run_dir / "unreadable.txt").read_text() == "a/02.png\tNo such file or directory\n"
+    assert f"Files that could not be read: {result.run_dir / 'unreadable.txt'}" in result.text
 
 
 def test_a_run_that_too_many_images_have_stopped_goes_on_with_a_higher_limit(start, at_step, toys, folder, tmp_path):
