@@ -25,7 +25,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that `_Loader` would take for a number."""
+    """Quotes a text that `_Loader` would take for a number, and writes out what stands in two places."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 for _side in (_Loader, _Dumper):

@@ -48,6 +48,12 @@ def test_what_is_written_is_read_back():
     assert parse_yaml(json.dumps(values)) == values
 
 
+def test_what_stands_in_two_places_is_written_out_in_both():
+    scale = [0.08, 1.0]
+    assert "*" not in (text := dump_yaml({"first": {"scale": scale}, "second": {"scale": scale}}))
+    assert parse_yaml(text)["second"]["scale"] == scale
+
+
 def test_numbers_of_a_run_may_be_written_so_and_what_explain_prints_is_pasted_back(photos, tmp_path):
     (tmp_path / "settings.yaml").write_text("optimizer: {lr: 1e-4}\ntrain: {log_every: 1e2}\n")
     plan = akssl_core.explain("simsiam", data=photos, config=tmp_path / "settings.yaml")
