@@ -257,7 +257,7 @@ def table_of(key: str, value: Any) -> Mapping[str, Any]:
 
 
 def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """`[("optimizer.lr", 0.1)]` as nested tables, the form of `--set`.
+    """`[("optimizer.lr", 0.1)]` as nested tables, the form of `--set`. A text beside settings of its own is their name.
 
     Raises:
         ConfigError: a path goes through something that is not a table.
@@ -269,9 +269,14 @@ def dotted(assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             raise ConfigError(f"--set {path:.80}...: settings are not nested deeper than {DEEPEST}.")
         here = result
         for parent in parents:
-            here = here.setdefault(parent, {})
-            if not isinstance(here, dict):
+            below = here.setdefault(parent, {})
+            if isinstance(below, str):
+                below = here[parent] = {"name": below}
+            if not isinstance(below, dict):
                 raise ConfigError(f"--set {path}={value}: '{parent}' was set to a value before, so it has no settings.")
+            here = below
+        if isinstance(value, str) and isinstance(here.get(leaf), dict):
+            here, leaf = here[leaf], "name"
         here[leaf] = value
     return result
 

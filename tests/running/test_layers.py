@@ -74,6 +74,12 @@ def test_dotted_paths_nest_and_refuse_to_go_through_a_value():
         dotted([("a.b", 1), ("a.b.c", 2)])
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_component_is_named_beside_its_own_settings(order):
+    given = [("method.loss", "dcl"), ("method.loss.temperature", 0.2)]
+    assert dotted(given[::order]) == {"method": {"loss": {"name": "dcl", "temperature": 0.2}}}
+
+
 def test_every_leaf_of_a_resolved_run_has_an_origin(toys, photos, tmp_path):
     (tmp_path / "c.yaml").write_text("epochs: 4\nmethod: {name: toy, out_dim: 6}\noptimizer: {momentum: 0.5}\n")
     p = plan(toys, photos, method=None, config=tmp_path / "c.yaml", seed=3)
