@@ -34,6 +34,8 @@ UNNAMED = (  # types that public names hold and that have no public name of thei
     r"config\.schema\.absolute_path",
     r"settings\.RunSpec",
     r"data\.prepared_file\.Record",
+    r"data\.base\.Decoder",
+    r"data\.convert\.Square",
 )
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
