@@ -32,7 +32,7 @@ UNNAMED = (  # types that public names hold and that have no public name of thei
     r"sweeps\.result\.Row",
     r"testing\.check\.Rule",
     r"config\.schema\.absolute_path",
-    r"settings\.RunSpec",
+    r"settings\.(RunSpec|absolute_if_there)",
     r"data\.prepared_file\.Record",
     r"data\.base\.Decoder",
     r"data\.convert\.Square",
