@@ -45,7 +45,7 @@ def test_killed_runs_end_bit_for_bit_like_whole_ones(tmp_path):
     done = script("kills.py", "--kills", 3, "--steps", 22, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = rows(tmp_path, "kills")
-    assert [row["method"] for row in found] == ["simsiam", "swav", "mocov2", "dino"]
+    assert [row["method"] for row in found] == ["simsiam", "swav", "mocov2", "dino", "ijepa", "mae"]
     for row in found:
         assert row["kills"] == row["random time"] + row["file operation"] == 3
         assert sum(row["where"].values()) == row["file operation"]
