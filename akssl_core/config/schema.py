@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
@@ -159,8 +159,12 @@ class Ref(Schema):
             ConfigError: it could not be made, and a file or folder that a setting names is gone.
             PluginError: its own code failed.
         """
+        return self.made_by(self.component, *args, **kwargs)
+
+    def made_by(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As `build`, by another function of the settings."""
         try:
-            return self.component(self.config, *args, **kwargs)
+            return make(self.config, *args, **kwargs)
         except (OSError, AksslError) as error:
             gone = [(path, value) for path, value in leaves(self.config.model_dump()) if _is_gone(value)]
             if not gone or isinstance(error, DataError):  # of data, which say it themselves

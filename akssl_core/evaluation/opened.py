@@ -87,7 +87,7 @@ class Trained:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
             backbone: Backbone = spec.backbone.build(self.backbone.image)
-            encoder = spec.method_class.untrained(spec.method.config, backbone)
+            encoder: Backbone = spec.method.made_by(spec.method_class.untrained, backbone)
         encoder.preprocess = self.preprocess
         return encoder.eval()
 

@@ -186,7 +186,8 @@ def test_without_labels_the_start_is_kept_and_nothing_claimed(start, good, hues)
 # -- a start that was made worse ------------------------------------------------------------------
 def test_a_run_that_made_a_good_start_worse_is_told_so(start, good, hues):
     hot = {"name": "sgd", "lr": 20.0}
-    result = start("worse", data=hues, start=good, augmentation=BLIND, optimizer=hot, epochs=6)
+    at_once = {"source": str(good), "warm_heads": 0}
+    result = start("worse", data=hues, start=at_once, augmentation=BLIND, optimizer=hot, epochs=6)
     assert result.metrics["knn_start"] > 90
     assert result.diagnosis.words == "healthy, but worse than the start"
     assert result.diagnosis.cure == KEEP

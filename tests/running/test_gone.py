@@ -18,7 +18,7 @@ METHOD = """
 
     class Net(Backbone):
         '''One convolution.'''
-        name = "distill-net"
+        name = "condense-net"
         embed_dim = 8
 
         def __init__(self, config, image):
@@ -30,7 +30,7 @@ METHOD = """
 
     class Distill(Method):
         '''Copies a vector from a file.'''
-        name = "distill"
+        name = "condense"
         recipes = {"default": {"optimizer": {"name": "sgd", "lr": 0.1}}}
 
         class Config(Schema):
@@ -60,9 +60,9 @@ def trained(site, tmp_path):
     (tmp_path / "teacher.bin").write_bytes(torch.arange(8).float().numpy().tobytes())
 
     def train(fails="8"):
-        site("pkg-distill", "distill", METHOD.replace("FAILS", fails))
-        settings = {"data": DATA, "backbone": "distill-net", "epochs": 2, "batch_size": 8, "out": tmp_path / "run"}
-        method = {"name": "distill", "teacher": tmp_path / "teacher.bin"}
+        site("pkg-condense", "condense", METHOD.replace("FAILS", fails))
+        settings = {"data": DATA, "backbone": "condense-net", "epochs": 2, "batch_size": 8, "out": tmp_path / "run"}
+        method = {"name": "condense", "teacher": tmp_path / "teacher.bin"}
         akssl_core.run(method, **settings, plugins=Plugins())
         return tmp_path / "run"
 
@@ -82,21 +82,21 @@ def test_a_file_that_is_gone_is_told_by_its_setting(trained, tmp_path):
 
 def test_a_plugin_that_is_gone_is_told_by_its_package(trained, tmp_path):
     run = trained()
-    shutil.rmtree(tmp_path / "pkg_distill-1.0.dist-info")
+    shutil.rmtree(tmp_path / "pkg_condense-1.0.dist-info")
     for use in (
         lambda: akssl_core.resume(run, data=DATA, epochs=3, plugins=Plugins()),
         lambda: akssl_core.evaluate(run, data=DATA, plugins=Plugins()),
         lambda: akssl_core.load_backbone(run, plugins=Plugins()),
     ):
-        with pytest.raises(AksslError, match="Install it with: pip install pkg-distill"):
+        with pytest.raises(AksslError, match="Install it with: pip install pkg-condense"):
             use()
 
 
 def test_a_step_that_fails_is_told_with_method_step_and_line(trained):
     with pytest.raises(RunStopped) as caught:
         trained(fails="3")
-    assert str(caught.value).startswith("the method distill failed in step 3: RuntimeError: The size of tensor")
-    assert str(caught.value).endswith("mod_pkg_distill_distill.py:34)")
+    assert str(caught.value).startswith("the method condense failed in step 3: RuntimeError: The size of tensor")
+    assert str(caught.value).endswith("mod_pkg_condense_condense.py:34)")
 
 
 def test_too_few_classes_are_told_with_method_and_step(akssl_plugins, tmp_path):
