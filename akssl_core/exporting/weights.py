@@ -195,7 +195,7 @@ class BackboneSource(WeightsSpec):
         None, ge=8, le=LARGEST, description="side of its images in pixels; null: as it was trained, else the run's"
     )
     licence: str | None = Field(
-        None, description="identifier of the licence of its weights; null: as the file or the library says"
+        None, description="identifier of the licence of its weights; null: as they are published"
     )
 
     @model_validator(mode="before")
