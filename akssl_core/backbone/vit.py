@@ -85,7 +85,7 @@ class ViT(TokenBackbone):
         )
         mlp_ratio: float = Field(4.0, ge=0.25, le=32, description="hidden width of a block's MLP / width")
         class_token: bool = Field(True, description="false: patches alone, which are pooled by their mean (I-JEPA)")
-        registers: int = Field(0, ge=0, le=256, description="tokens without an image's place (arXiv 2309.16588)")
+        registers: int = Field(0, ge=0, le=256, description="learned tokens that stand for no patch (arXiv 2309.16588)")
         layer_scale: float | None = Field(
             None, gt=0, le=1, description="first factor of each branch's channels (DINOv2: 1e-5); null: no factors"
         )
