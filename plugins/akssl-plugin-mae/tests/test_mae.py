@@ -300,27 +300,6 @@ def run(out: Path, **settings: Any) -> Any:
     return akssl_core.run(method="mae", out=out, backbone=backbone, **{**common, **settings})
 
 
-def test_a_killed_run_that_is_resumed_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks follow from seed, step and image: bit by bit the same weights, and the same losses."""
-    settings = {"train": {"log_every": 1, "checkpoint_every": 2}}
-    whole, step, done = run(tmp_path / "whole", **settings), MAE.step, []
-
-    def killed(self: MAE, batch: Batch, now: Now) -> dict[str, Tensor]:
-        done.append(now.step)
-        if len(done) == 6:
-            raise ValueError("killed")
-        return step(self, batch, now)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MAE, "step", killed)
-        with pytest.raises(akssl_core.RunStopped, match="killed"):
-            run(tmp_path / "killed", **settings)
-    again = akssl_core.resume(tmp_path / "killed", data=images(), report=False)
-    assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
-    weights = [result.backbone.state_dict() for result in (whole, again)]
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-
-
 def test_a_run_keeps_its_pictures_and_waits_for_its_judge(tmp_path: Path) -> None:
     result = run(tmp_path / "run", data={"name": "shapes", "size": 64, "test_size": 32}, image_size=16)
     assert {"visible_loss", "pixel_std"} <= result.history[-1].keys()
