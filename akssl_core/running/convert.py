@@ -44,7 +44,7 @@ def convert(file: str | Path, out: str | Path, *, overwrite: bool = False) -> Co
     source, target = user_path(file), user_path(out)
     if not source.is_file():
         what = "is no file" if source.exists() else "does not exist"
-        raise ConfigError(f"convert: {shown(str(source))} {what}. Expected a file that torch.save has written.")
+        raise ConfigError(f"convert: {shown(str(source))} {what}. Expected a file of tensors that torch has written.")
     if source.suffix == ".safetensors":
         raise ConfigError(f"convert: {shown(str(source))} is no pickle: --start takes a .safetensors file as it is.")
     if target.suffix != ".safetensors":
@@ -76,7 +76,7 @@ def _read(source: Path) -> Any:
     except Exception as error:  # whatever a damaged or hostile file brings about in torch's reader
         raise ConfigError(
             f"convert: {source} is damaged, or holds more than tensors and plain values ({type(error).__name__}). "
-            "Of a whole model save the state dict: torch.save(model.state_dict(), FILE)."
+            "Of a whole model, save its state dict alone."
         ) from error
 
 
