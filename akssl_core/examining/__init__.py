@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,9 @@ def examine_run(path: Path) -> list[Finding]:
     except (RunDirError, ConfigError) as error:
         cure = "put the file back, or start the run again."
         return [Finding("unreadable-run", str(error), "a file of the run is missing or damaged.", cure)]
-    return _findings("run", FinishedRun(files, run_dir, {name: version(name) for name in DEPENDENCIES}))
+    found = _findings("run", FinishedRun(files, run_dir, {name: version(name) for name in DEPENDENCIES}))
+    here = shlex.quote(str(path))  # the cures, ready to be copied
+    return [replace(one, cure=one.cure.replace("RUN_DIR", here)) for one in found]
 
 
 def examine_install(plugins: Plugins) -> list[Finding]:

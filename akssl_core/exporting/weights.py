@@ -113,6 +113,11 @@ def _of_file(spec: WeightsSpec, setting: str, file: Path) -> Weights:
             raise ConfigError(f"{setting}: '{name}' holds no weights. Give a run folder or a .safetensors file.")
         if RunDir(file.parent).begun:
             read_backbone_file(file)  # it says how to go on with a run that has not ended
+        if os.path.isdir(folder := user_path(spec.source)):
+            raise ConfigError(
+                f"{setting}: '{visible(str(folder))[:LONGEST]}' is a folder without a run in it (no {file.name}). Give "
+                f"a run folder or a .safetensors file here; a folder of images is given with --data."
+            )
         beside = [other.name for other in file.parent.glob("*")] if os.path.isdir(file.parent) else []
         near = visible(did_you_mean(file.name, beside))
         raise ConfigError(f"{setting}: there is no '{name}'.{near} Give a run folder or a .safetensors file.")

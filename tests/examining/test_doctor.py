@@ -289,6 +289,7 @@ def test_each_fault_of_a_folder_is_found(planted, tmp_path):
     findings = {one.rule: one for one in examine_run(folder)}
     assert planted.partition(": ")[0] in findings, findings
     assert all(one.evidence and one.cause and one.cure for one in findings.values())
+    assert not any("RUN_DIR" in one.cure for one in findings.values()), "a cure can be copied as it stands"
 
 
 def test_nothing_is_found_in_a_whole_folder(tmp_path):
