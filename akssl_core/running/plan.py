@@ -256,6 +256,7 @@ def _build(
     warnings += [start.UNKNOWN] if begun and spec.start and spec.start.mean is None else []
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
+    warnings += rules.backbone_warnings(spec, origin)
     if isinstance(backbone, TokenBackbone):
         augmentation.fit_patches(backbone.patch_size)
     hardware = sight.hardware

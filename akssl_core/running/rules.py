@@ -308,6 +308,19 @@ def optimizer_warnings(spec: RunSpec, origin: Mapping[str, str], backbone: Backb
         )
 
 
+def backbone_warnings(spec: RunSpec, origin: Mapping[str, str]) -> Iterator[str]:
+    """What the recipe sets of its own backbone, where another was named that could have it too."""
+    own, config = spec.method_class.recipes.get(spec.recipe, {}).get("backbone", {}), spec.backbone.config
+    lost = {
+        key: value
+        for key, value in own.items()
+        if getattr(config, key, None) not in (None, value) and origin.get(f"backbone.{key}") == "default"
+    }
+    if lost and own["name"] != spec.backbone.name:
+        cure = " ".join(f"--set backbone.{key}={value}" for key, value in lost.items())
+        yield f"backbone: {spec.backbone.name} lacks what recipe '{spec.recipe}' sets of {own['name']}: {cure}"
+
+
 def padding(backbone: Backbone, augmentation: Augmentation) -> Iterator[str]:
     """Views other than the run's own size that are no whole patches."""
     side = backbone.patch_size if isinstance(backbone, TokenBackbone) else 1

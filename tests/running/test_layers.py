@@ -138,6 +138,19 @@ def test_views_must_match_the_augmentation(toys, photos):
     assert plan(toys, photos, augmentation=one_view).facts.views == {"global": 2}
 
 
+def test_what_a_recipe_sets_of_its_backbone_is_told_where_another_is_named(toys, photos):
+    recipes = {"default": {"backbone": {"name": "vit_micro", "pool": "mean", "depth": 2}}}
+    toys.registry.add(type("Pooled", (toys.get("method", "toy"),), {"name": "pooled", "recipes": recipes}))
+
+    def told(**settings):
+        found = plan(toys, photos, method="pooled", **settings).notes
+        return [note for note in found if note.startswith("warning: backbone:")]
+
+    assert told() == told(backbone={"name": "vit_micro", "pool": "cls"}) == told(backbone="toy") == []
+    (text,) = told(backbone={"name": "vit_tiny", "depth": 3})
+    assert text.endswith("vit_tiny lacks what recipe 'default' sets of vit_micro: --set backbone.pool=mean")
+
+
 def test_a_method_over_patches_refuses_a_convnet(toys, photos):
     from akssl_core import TokenBackbone
     from akssl_core.config.schema import Component
