@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError
-from .features import labelled
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # the strongest first: each solution starts the next search
 CONSTANT = 1e-6  # a channel that varies less, in parts of its largest value, shows rounding errors alone
@@ -20,52 +19,21 @@ Judge = Callable[[Tensor, Tensor], float]  # a mark for guesses (n,), by their t
 ITERATIONS = 300  # of one fit at most; the least regularised one needs the most, about 100
 
 
-@dataclass(frozen=True, slots=True)
-class LinearScore:
-    """The result of a linear probe; accuracies are in percent.
+def linear_guesses(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, seed: int = 0) -> tuple[Tensor, float, float]:
+    """The labels (Q,) that a linear classifier on frozen features guesses, its penalty and its validation accuracy.
 
-    `accuracy` is that on the queries. `l2` is the strength of the penalty that had the best accuracy on
-    held-out images of the bank, which is `validation_accuracy`.
-    """
+    After Kornblith et al. 2019 (arXiv 1805.08974): logistic regression by L-BFGS on features of unaugmented images, the
+    full batch, a sweep of the L2 penalty in which each solution starts the next search, then a fit to all of the bank.
+    It is not the SGD on augmented images that most self-supervised papers report as linear evaluation, so accuracies
+    of the two do not compare.
 
-    accuracy: float
-    l2: float
-    validation_accuracy: float
-
-
-def linear_probe(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, seed: int = 0
-) -> LinearScore:
-    """Accuracy of a linear classifier on frozen features; protocol: logistic regression by L-BFGS.
-
-    After Kornblith et al. 2019 (arXiv 1805.08974): features of unaugmented images, the full batch, a sweep of the
-    L2 penalty on a validation split in which each solution starts the next search, then a fit to all of the bank.
-    It is not the SGD on augmented images that most self-supervised papers report as linear evaluation, so
-    accuracies of the two do not compare.
-
-    Features are standardised with the mean and standard deviation of each channel over the bank; a channel that
-    is constant there becomes zero. The loss is the mean cross-entropy + l2 / 2 * |W|^2, the bias is free. `l2` is
-    the one of `PENALTIES` with the best accuracy on a fifth of each class of the bank, drawn from `seed`; of
+    Features are standardised with the mean and standard deviation of each channel over the bank; a channel that is
+    constant there becomes zero. The loss is the mean cross-entropy + l2 / 2 * |W|^2, the bias is free. `l2` is the one
+    of `PENALTIES` with the best accuracy, in percent, on a fifth of each class of the bank, drawn from `seed`; of
     equals the strongest. The queries take part in no choice. Equal inputs give equal results.
 
-    `bank` is (N, D) and `queries` (Q, D), on one device; images without a label (-1) are left out. The classes
-    are the labels that occur in the bank, so a query with another label counts as wrong. The memory is about
-    three matrices (N, D) and four (N, classes) in float64.
-
-    Raises:
-        DataError: the bank or the queries hold no label, the bank holds fewer than two classes or no class
-            with two images, or a feature is not finite.
-    """
-    bank, bank_labels = _usable(bank, bank_labels, "bank")
-    queries, query_labels = _usable(queries, query_labels, "queries")
-    guesses, l2, validation_accuracy = linear_guesses(bank, bank_labels, queries, seed=seed)
-    return LinearScore(_accuracy(guesses, query_labels), l2, validation_accuracy)
-
-
-def linear_guesses(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, seed: int = 0) -> tuple[Tensor, float, float]:
-    """The labels (Q,) that `linear_probe` judges by, its penalty and its accuracy on the held-out images.
-
-    `bank_labels` (N,) are all known and the features finite. Raises the errors of `held_out_split`.
+    `bank` is (N, D), `bank_labels` (N,) are all known, `queries` (Q, D) are on the same device, and all are finite. The
+    memory is about three matrices (N, D) and four (N, classes) in float64. Raises the errors of `held_out_split`.
     """
     classes, targets, held_out = held_out_split(bank_labels, seed)
     rows, query_rows = _standardised(bank, queries)
@@ -75,7 +43,7 @@ def linear_guesses(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, seed: 
 
 
 def linear_scores(bank: Tensor, targets: Tensor, held_out: Tensor, judge: Judge) -> Callable[[Tensor], Tensor]:
-    """The scores (n, classes) of rows (n, D) by the classifier of `linear_probe` after learning from the bank.
+    """The scores (n, classes) of rows (n, D) by the classifier of `linear_guesses` after learning from the bank.
 
     Its penalty is the one that `judge` gives the highest mark by guesses and targets of the rows `held_out` (N,) bool.
     `targets` (N,) are from 0 to classes - 1.
@@ -103,17 +71,6 @@ def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
             "for validation. Give at least one class two images."
         )
     return classes, targets, held_out
-
-
-def _usable(features: Tensor, labels: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """The labelled rows and their labels."""
-    features, labels = labelled(features, labels, "linear probe", what)
-    if not features.isfinite().all():
-        raise DataError(
-            f"linear probe: features of the {what} are not finite. The encoder has diverged, or its input holds "
-            "such numbers: take an earlier checkpoint, or look at the images."
-        )
-    return features, labels
 
 
 def _standardised(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,7 +189,7 @@ def linear_guesses_sgd(
     """The labels (Q,) that a linear classifier trained by SGD guesses, its learning rate and validation accuracy.
 
     Multinomial logistic regression from zero weights: momentum 0.9, batches of 256, a cosine to zero, no penalty but
-    the short schedule. Features are standardised as in `linear_probe`. The learning rate is the one of `RATES` with
+    the short schedule. Features are standardised as in `linear_guesses`. The learning rate is the one of `RATES` with
     the best accuracy on a fifth of each class of the bank, held out by `seed`; then all of the bank is fitted. The
     memory is the float32 features and one batch. `bank_labels` (N,) are all known, and on the CPU wherever the features
     are, which are finite. Raises the errors of `held_out_split`.

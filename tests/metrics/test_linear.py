@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import math
 from importlib import import_module
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from akssl_core.errors import DataError
-from akssl_core.metrics.linear import LinearScore, linear_probe
+from akssl_core.metrics.linear import linear_guesses
 
 LINEAR = import_module("akssl_core.metrics.linear")
 
@@ -26,6 +26,18 @@ def clusters(count, *, seed, distance=0.2):
     """Features of classes around fixed centres, with a covariance that is the same for all and far from round."""
     labels = torch.arange(count) % len(CENTRES)
     return drawn(count, DIM, seed=seed) @ MIXING + distance * CENTRES[labels], labels
+
+
+class Score(NamedTuple):
+    accuracy: float
+    l2: float
+    validation_accuracy: float
+
+
+def linear_probe(bank, bank_labels, queries, query_labels, **more):
+    """The accuracy on the queries, in percent, the penalty and the accuracy that it was chosen by."""
+    guesses, *chosen = linear_guesses(bank, bank_labels, queries, **more)
+    return Score(100 * (guesses == query_labels).double().mean().item(), *chosen)
 
 
 @pytest.fixture
@@ -61,7 +73,7 @@ def test_collapsed_features_give_the_share_of_the_most_frequent_class():
     bank_labels, query_labels = torch.tensor([0] * 60 + [1] * 40), torch.arange(100) % 2
     rounding = 1e-8 * (bank_labels * 2 - 1)[:, None]
     found = linear_probe((0.37 + rounding.double()).expand(100, 6), bank_labels, torch.ones(100, 6), query_labels)
-    assert found == LinearScore(50.0, LINEAR.PENALTIES[0], 60.0)
+    assert found == Score(50.0, LINEAR.PENALTIES[0], 60.0)
 
 
 def test_the_bias_is_free_of_the_penalty(monkeypatch):
@@ -83,19 +95,6 @@ def test_a_label_that_the_bank_does_not_have_is_wrong(hard):
     rare[:50] = 9
     kept = linear_probe(bank, bank_labels, queries[50:], query_labels[50:]).accuracy
     assert linear_probe(bank, bank_labels, queries, rare).accuracy == pytest.approx(kept * 150 / 200)
-
-
-def test_images_without_a_label_do_not_count(hard):
-    bank, bank_labels, queries, query_labels = hard
-    noise, none = 50 * drawn(40, 8, seed=9), torch.full((40,), -1)
-    noise[0] = math.nan
-    found = linear_probe(
-        torch.cat([noise, bank]),
-        torch.cat([none, bank_labels]),
-        torch.cat([queries, noise]),
-        torch.cat([query_labels, none]),
-    )
-    assert found == linear_probe(*hard)
 
 
 # -- standardisation ------------------------------------------------------------------------------
@@ -267,26 +266,11 @@ def test_the_same_seed_gives_the_same_answer_and_leaves_no_trace(hard):
 
 
 # -- errors ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("bank", "queries"), [([-1, -1], [0]), ([0, 1], [-1])])
-def test_without_any_label_there_is_no_accuracy(bank, queries):
-    with pytest.raises(DataError, match="linear probe: no image of the .* has a label. Give data with labels"):
-        linear_probe(torch.eye(2), torch.tensor(bank), torch.ones(1, 2), torch.tensor(queries))
-
-
 def test_one_class_is_an_error():
     with pytest.raises(DataError, match="one class alone. A classifier needs two or more"):
-        linear_probe(torch.eye(3), torch.tensor([4, 4, -1]), torch.eye(3), torch.tensor([0, 1, 2]))
+        linear_probe(torch.eye(3), torch.tensor([4, 4, 4]), torch.eye(3), torch.tensor([0, 1, 2]))
 
 
 def test_one_image_a_class_is_an_error():
     with pytest.raises(DataError, match="none can be held out .* at least one class two images"):
         linear_probe(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("what", ["bank", "queries"])
-def test_features_that_are_not_finite_are_an_error(hard, bad, what):
-    bank, bank_labels, queries, query_labels = hard
-    (bank if what == "bank" else queries)[3, 2] = bad
-    with pytest.raises(DataError, match=f"features of the {what} are not finite"):
-        linear_probe(bank, bank_labels, queries, query_labels)
