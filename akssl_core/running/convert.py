@@ -76,7 +76,7 @@ def _read(source: Path) -> Any:
     except Exception as error:  # whatever a damaged or hostile file brings about in torch's reader
         raise ConfigError(
             f"convert: {source} is damaged, or holds more than tensors and plain values ({type(error).__name__}). "
-            "Of a whole model, save its state dict alone."
+            "Of a whole model, save model.state_dict() alone."
         ) from error
 
 

@@ -84,7 +84,8 @@ class Training:
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(OSError):  # the disk may be what failed
-                run_dir.update_manifest(Manifest(status=status, error=str(error) or type(error).__name__))
+                if not run_dir.manifest.final:  # else it has ended, and only the report is missing
+                    run_dir.update_manifest(Manifest(status=status, error=str(error) or type(error).__name__))
             raise
         finally:
             self.observers.tell("on_finish", metrics)

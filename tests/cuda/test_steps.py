@@ -7,15 +7,12 @@ import torch
 from budget import EXACT, KEPT, configurations, differences, measure, read
 from null_device import missing
 
-from akssl_core.plugins.first_party import METHODS
-
 on_the_device = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 CURE = "\nIf that was meant: python tests/cuda/budget.py --write"
 
 
-@pytest.fixture(scope="module")
-def costs():
-    names, requests = zip(*configurations(), strict=True)
+def measured(**which):
+    names, requests = zip(*configurations(**which), strict=True)
     return dict(zip(names, measure(requests), strict=True))
 
 
@@ -25,15 +22,12 @@ def budget():
 
 
 @on_the_device
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_step_costs_what_it_may(method, costs, budget):
+def test_a_step_costs_what_it_may(budget):
+    """One test, since all is measured in one process."""
     kept = KEPT if budget["torch"] == torch.__version__ else EXACT  # the others follow torch's own operators
-    of_method = {name: cost for name, cost in costs.items() if name.split()[0] == method}
-    found = [
-        text for name, cost in of_method.items() for text in differences(name, cost, budget["steps"].get(name), kept)
-    ]
-    assert len(of_method) >= 4
-    assert not found, f"{method}:\n" + "\n".join(found) + CURE
+    costs = measured().items()
+    found = [text for name, cost in costs for text in differences(name, cost, budget["steps"].get(name), kept)]
+    assert not found, "\n".join(found) + CURE
 
 
 def test_the_budget_lists_no_more_than_is_measured(budget):
@@ -52,6 +46,4 @@ def test_a_wait_more_is_told_with_its_place_and_a_launch_more_in_a_hundred_is_no
 @on_the_device
 @pytest.mark.slow  # two minutes
 def test_no_combination_of_backbone_precision_and_optimizer_fails():
-    names, requests = zip(*configurations(every=True), strict=True)
-    found = dict(zip(names, measure(requests), strict=True))
-    assert not {name: cost["error"] for name, cost in found.items() if "error" in cost}
+    assert not {name: cost["error"] for name, cost in measured(every=True).items() if "error" in cost}

@@ -192,6 +192,20 @@ def test_a_run_killed_before_its_report_gets_it_when_it_is_resumed(start, go_on)
     assert (whole.run_dir / "report.html").read_text() == page
 
 
+def test_a_run_stopped_while_its_report_is_written_has_ended(start, go_on, monkeypatch):
+    def stop(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("akssl_core.running.process.render", stop)
+        with pytest.raises(KeyboardInterrupt):
+            start("r")
+    assert manifest(start.folder / "r")["status"] == "finished"
+    assert "error" not in manifest(start.folder / "r")
+    go_on(start.folder / "r")
+    assert (start.folder / "r" / "report.html").exists()
+
+
 def test_a_resumed_run_that_stops_again_has_a_report(killed, go_on, toys, monkeypatch):
     def dies(self, now):
         raise Stop
