@@ -82,6 +82,16 @@ def block_masks(draws: Draws, grid: Grid, wanted: Tensor, *, least: int, most: i
     return masks.flatten(1)
 
 
+def hidden_rows(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden patches among all patches of masks (B, N): their positions (n,) int64, and weights (n,) float32.
+
+    Weights of an image sum to 1, so that a sum over rows divided by B is a mean over images of the mean in each, where
+    an image without a mask counts as 0 (iBOT, arXiv 2111.07832, algorithm 1). In the host's memory nobody waits for it.
+    """
+    shares = (1 / masks.sum(1, keepdim=True).clamp(min=1)).expand(masks.shape)
+    return masks.flatten().nonzero().squeeze(1), shares[masks]
+
+
 def _within(places: Tensor, drawn: Tensor, length: Tensor) -> Tensor:
     """(B, side) bool: where an interval of each length lies whose start is drawn among all that fit into the side."""
     start = (drawn * (len(places) - length + 1)).floor()[:, None]

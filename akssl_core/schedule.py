@@ -88,6 +88,12 @@ class Schedule(Schema):
         left = 0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1 - done
         return self.end + (self.start - self.end) * left
 
+    @property
+    def corners(self) -> list[float]:
+        """The values between which it moves."""
+        ends = [self.start, self.start if self.end is None else self.end]
+        return [self.warmup_from, *ends] if self.warmup else ends
+
     def peak(self, epochs: float) -> float:
         """The largest value in a run of so many epochs, which may end before the warm-up does."""
         reached = self.warmup_from + (self.start - self.warmup_from) * min(1.0, epochs / (self.warmup or epochs))

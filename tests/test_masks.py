@@ -208,6 +208,18 @@ def test_every_place_is_context_and_target():
     assert float(often[:4].sum() / often.sum()) == pytest.approx(0.5, abs=0.03)  # no half is left out
 
 
+# -- rows of hidden patches -----------------------------------------------------------------------
+def test_rows_of_hidden_patches_weigh_alike_by_image():
+    """Two patches that cost 1 and 3, one that costs 5, two images without a mask: ((1 + 3) / 2 + 5) / 4."""
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[0, [1, 4]] = mask[2, 3] = True
+    rows, weights = masks.hidden_rows(mask)
+    assert rows.tolist() == [1, 4, 15]
+    assert weights.tolist() == [0.5, 0.5, 1.0]
+    assert float((weights * torch.tensor([1.0, 3.0, 5.0])).sum() / 4) == 1.75
+    assert [len(part) for part in masks.hidden_rows(mask[1:2])] == [0, 0]
+
+
 # -- on a GPU -------------------------------------------------------------------------------------
 CODE = """
 import json, torch

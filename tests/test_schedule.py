@@ -65,3 +65,9 @@ def test_all_shapes_round_trip_through_plain_values():
 def test_a_wrong_value_is_refused():
     with pytest.raises(ValueError, match="expected a number or a table with start"):
         Schedule.model_validate("fast")
+
+
+def test_a_schedule_moves_between_its_corners():
+    assert Schedule(start=0.3).corners == [0.3, 0.3]
+    assert cosine(0.3, 0.1).corners == [0.3, 0.1]
+    assert cosine(0.3, 0.1, warmup=2).corners == [0.0, 0.3, 0.1]

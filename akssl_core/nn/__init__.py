@@ -6,8 +6,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import dist
 from ..schedule import Now, Schedule
+from .heads import CosineHead as CosineHead
+from .heads import WeightNormLinear as WeightNormLinear
+from .heads import across_views as across_views
+from .heads import mlp as mlp
 from .transformer import Attention as Attention
 from .transformer import Block as Block
 from .transformer import Trunk as Trunk
@@ -253,38 +256,6 @@ def std_ratio(z: Tensor) -> Tensor:
     """
     ratio: Tensor = F.normalize(z.float(), dim=1).std(0, correction=0).mean() * z.shape[1] ** 0.5
     return ratio
-
-
-def mlp(
-    *widths: int,
-    batch_norm: bool = True,
-    bias: bool = True,
-    last_bias: bool = True,
-    last_batch_norm: Literal["affine", "scale", "plain"] | None = None,
-    activation: type[nn.Module] = nn.ReLU,
-) -> nn.Sequential:
-    """A head `widths[0] -> ... -> widths[-1]` with Linear, BatchNorm1d and activation in each hidden layer.
-
-    Args:
-        *widths: of the input, the hidden layers and the output.
-        batch_norm: whether hidden layers have a batch norm.
-        bias: whether the Linear of a hidden layer has one.
-        last_bias: whether the last Linear has one.
-        last_batch_norm: after the last Linear: "affine" (trainable scale and shift), "scale" (the shift stays
-            zero), "plain" (neither) or None (no batch norm).
-        activation: module class between the layers.
-    """
-    layers: list[nn.Module] = []
-    for width_in, width_out in pairwise(widths[:-1]):
-        norm = [nn.BatchNorm1d(width_out)] if batch_norm else []
-        layers += [nn.Linear(width_in, width_out, bias=bias), *norm, activation()]
-    layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias))
-    if last_batch_norm is not None:
-        last = nn.BatchNorm1d(widths[-1], affine=last_batch_norm != "plain")
-        if last_batch_norm == "scale":
-            last.bias.requires_grad_(False)
-        layers.append(last)
-    return nn.Sequential(*layers)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ WORDS = {
     r"\.backward\(": {"training", "testing", "evaluation"},
     r"\bisatty\(": {"console"},
     r"yaml\.(\w*load\w*|parse)\(": {"config"},
-    r"autocast": {"training", "loss", "testing"},
+    r"autocast": {"training", "loss", "testing", "nn"},
     r"\bprint\(|click\.echo": {"cli"},
     r"\.write_bytes\(|\.write_text\(|\.open\(.w|os\.replace|\.unlink\(|rmtree": WRITERS,
     r"^import pickle|torch\.save|yaml\.load\(|[^.\w]eval\(": set(),

@@ -1,4 +1,4 @@
-"""DINO's loss and head against the formulas and layers of arXiv 2104.14294."""
+"""DINO's loss against the formulas of arXiv 2104.14294."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from akssl_plugin_dino.head import Head, WeightNormLinear
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import akssl_core
@@ -126,67 +125,3 @@ def test_student_temperature_is_a_setting_of_the_loss() -> None:
     torch.testing.assert_close(colder, halved)
     with pytest.raises(ConfigError, match="student_temperature"):
         akssl_core.build("loss", "dino", student_temperature=0)
-
-
-# -- the head -------------------------------------------------------------------------------------
-def head(**settings: object) -> Head:
-    torch.manual_seed(0)
-    return Head(12, 20, 8, 30, **settings)
-
-
-def test_head_layer_by_layer() -> None:
-    block = ["Linear", "GELU"]
-    assert [type(layer).__name__ for layer in head().mlp] == [*block, *block, "Linear"]
-    linear = [layer for layer in head().mlp if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == [(12, 20), (20, 20), (20, 8)]
-    assert all(layer.bias is not None for layer in linear)
-    block = ["Linear", "BatchNorm1d", "GELU"]
-    assert [type(layer).__name__ for layer in head(batch_norm=True).mlp] == [*block, *block, "Linear"]
-    (single,) = head(layers=1).mlp
-    assert (single.in_features, single.out_features) == (12, 8)
-    assert {name: tuple(p.shape) for name, p in head().last.named_parameters()} == {"direction": (30, 8)}
-    gains = dict(head(fixed_gain=False).last.named_parameters())
-    assert tuple(gains["gain"].shape) == (30, 1)
-    assert torch.equal(gains["gain"], torch.ones(30, 1))
-
-
-def test_head_starts_from_a_truncated_normal_of_002_and_the_last_layer_as_any_linear() -> None:
-    torch.manual_seed(0)
-    big = Head(200, 300, 256, 1000)
-    for layer in big.mlp:
-        if isinstance(layer, nn.Linear):
-            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
-            assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
-    direction = big.last.direction
-    assert direction.abs().max().item() <= 1 / 16, "uniform within 1 / sqrt(256)"
-    assert direction.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.05)
-
-
-def test_bottleneck_has_unit_length_and_logits_are_cosines() -> None:
-    h, features = head(), torch.randn(50, 12) * 10
-    z = h.project(features)
-    torch.testing.assert_close(z.norm(dim=1), torch.ones(50))
-    expected = F.cosine_similarity(h.mlp(features)[:, None], h.last.direction[None], dim=2)
-    torch.testing.assert_close(h(features), expected)
-    assert h(features).abs().max() <= 1 + 1e-6
-
-
-def test_bottleneck_and_logits_are_float32_under_autocast() -> None:
-    h, features = head(fixed_gain=False), torch.randn(50, 12)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        z = h.project(features)
-        logits = h.last(z)
-    assert z.dtype == logits.dtype == torch.float32
-    torch.testing.assert_close(z.norm(dim=1), torch.ones(50))
-    torch.testing.assert_close(logits, h.last(z), rtol=0, atol=0)
-
-
-def test_length_of_directions_does_not_matter_and_the_gain_does() -> None:
-    layer, rows = WeightNormLinear(8, 5, fixed_gain=False), torch.randn(4, 8)
-    before = layer(rows)
-    with torch.no_grad():
-        layer.direction.mul_(torch.arange(1.0, 6.0)[:, None])
-    torch.testing.assert_close(layer(rows), before)
-    with torch.no_grad():
-        layer.gain.mul_(torch.arange(1.0, 6.0)[:, None])
-    torch.testing.assert_close(layer(rows), before * torch.arange(1.0, 6.0))

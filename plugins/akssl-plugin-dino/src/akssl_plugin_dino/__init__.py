@@ -29,9 +29,8 @@ from akssl_core import (
     cosine,
     hookimpl,
 )
-from akssl_core.nn import EMA, Center, entropy, std_ratio
+from akssl_core.nn import EMA, Center, CosineHead, across_views, entropy, std_ratio
 
-from .head import Head
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -71,14 +70,7 @@ class DINOLoss(Loss):
         """The loss of V student logits (N, K) under 2 teacher logits (N, K) of the first 2 of these views."""
         targets = [((logits - center) / teacher_temperature).softmax(1).detach() for logits in teacher]
         predictions = [(logits / self.config.student_temperature).log_softmax(1) for logits in student]
-        pairs = [(p, q) for u, p in enumerate(targets) for v, q in enumerate(predictions) if u != v]
-        return torch.stack([-(p * q).sum(1).mean() for p, q in pairs]).mean()
-
-
-def _values(schedule: Schedule) -> list[float]:
-    """The values between which a schedule moves."""
-    ends = [schedule.start, schedule.start if schedule.end is None else schedule.end]
-    return [schedule.warmup_from, *ends] if schedule.warmup else ends
+        return across_views(targets, predictions)
 
 
 class DINO(Method):
@@ -127,20 +119,20 @@ class DINO(Method):
         @field_validator("teacher_temperature")
         @classmethod
         def _positive(cls, schedule: Schedule) -> Schedule:
-            if min(_values(schedule)) <= 0:
+            if min(schedule.corners) <= 0:
                 raise ValueError("should be above 0 all the time (with a warmup, warmup_from as well)")
             return schedule
 
         @field_validator("momentum")
         @classmethod
         def _share(cls, schedule: Schedule) -> Schedule:
-            if not all(0 <= value <= 1 for value in _values(schedule)):
+            if not all(0 <= value <= 1 for value in schedule.corners):
                 raise ValueError("should stay between 0 and 1")
             return schedule
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.head = Head(
+        self.head = CosineHead(
             backbone.embed_dim,
             config.hidden_dim,
             config.bottleneck_dim,
@@ -208,7 +200,7 @@ class DINO(Method):
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """The two collapses of section 3.1 of the paper: outputs that are even, and one output that always wins."""
-        even, hottest = math.log(config.out_dim), max(_values(config.teacher_temperature))
+        even, hottest = math.log(config.out_dim), max(config.teacher_temperature.corners)
         student = getattr(config.loss.config, "student_temperature", hottest)
         cause = f"the teacher is not sharp enough for its centre (its temperature reaches {hottest:g})."
         if hottest >= student:
@@ -247,7 +239,7 @@ class DINO(Method):
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
         """What lets the outputs collapse, or leaves a part of the method out."""
         warnings = []
-        hottest = max(_values(config.teacher_temperature))
+        hottest = max(config.teacher_temperature.corners)
         student = getattr(config.loss.config, "student_temperature", None)  # another loss may have none
         if student is not None and hottest >= student:
             warnings.append(

@@ -30,7 +30,7 @@ from akssl_core import (
     dist,
     hookimpl,
 )
-from akssl_core.nn import Prototypes, Queue, entropy, mlp, sinkhorn, std_ratio
+from akssl_core.nn import Prototypes, Queue, across_views, entropy, mlp, sinkhorn, std_ratio
 
 from . import sizes
 from .published import PUBLISHED
@@ -63,13 +63,7 @@ class SwappedPrediction(Loss):
     def forward(self, scores: list[Tensor], codes: list[Tensor]) -> Tensor:
         """The loss of V scores (N, K), the global views' first, against 2 codes (N, K) whose rows sum to 1."""
         predicted = [F.log_softmax(s / self.config.temperature, dim=1) for s in scores]
-        terms = [
-            -(code.detach() * prediction).sum(1).mean()
-            for i, code in enumerate(codes)
-            for j, prediction in enumerate(predicted)
-            if i != j
-        ]
-        return torch.stack(terms).mean()
+        return across_views([code.detach() for code in codes], predicted)
 
 
 class SwAV(Method):
