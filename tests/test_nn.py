@@ -8,7 +8,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from akssl_core.nn import EMA, Center, Frozen, Prototypes, Queue, mlp, sincos, sinkhorn, state_digest, std_ratio, take
+from akssl_core.nn import (
+    EMA,
+    Center,
+    Frozen,
+    Prototypes,
+    Queue,
+    mlp,
+    patch_std,
+    sincos,
+    sinkhorn,
+    state_digest,
+    std_ratio,
+    take,
+)
 from akssl_core.schedule import Now, Schedule, cosine
 
 NOW = Now(0, 10, 100)
@@ -333,3 +346,9 @@ def test_std_ratio_is_one_for_isotropic_rows_and_zero_when_collapsed():
     assert std_ratio(torch.randn(4096, 64, generator=generator)).item() == pytest.approx(1, abs=0.02)
     assert std_ratio(torch.ones(16, 64)).item() == pytest.approx(0, abs=1e-5)
     assert not std_ratio(torch.randn(4, 8, requires_grad=True)).requires_grad
+
+
+def test_patch_std_is_the_spread_within_images():
+    h = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(0))
+    assert patch_std(h[:, :1].expand(-1, 64, -1)).item() == pytest.approx(0, abs=1e-5)
+    assert patch_std(h).item() == pytest.approx(torch.stack([std_ratio(one) for one in h]).mean().item(), abs=1e-5)

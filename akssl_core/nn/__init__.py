@@ -258,6 +258,13 @@ def std_ratio(z: Tensor) -> Tensor:
     return ratio
 
 
+@torch.no_grad()
+def patch_std(h: Tensor) -> Tensor:
+    """`std_ratio` over the patches of each image of h (B, N, D), averaged over images: a scalar."""
+    ratio: Tensor = F.normalize(h.float(), dim=2).std(1, correction=0).mean() * h.shape[2] ** 0.5
+    return ratio
+
+
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Tokens by their positions: x (B, N, D), index (B, n) int64 -> (B, n, D)."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -32,7 +32,7 @@ from akssl_core import (
     linear,
 )
 from akssl_core.masks import hidden, jepa_blocks, least_context
-from akssl_core.nn import EMA, std_ratio, take
+from akssl_core.nn import EMA, patch_std, std_ratio, take
 
 from .predictor import Grid, Predictor
 from .published import PUBLISHED
@@ -258,13 +258,6 @@ class IJEPA(Method[TokenBackbone]):
         """How many patches the encoder sees."""
         least = _left(config, facts, config.targets)
         return {"context": f"{least} of {_tokens(facts)} patches or more, by the size of the targets in a step"}
-
-
-def patch_std(h: Tensor) -> Tensor:
-    """`std_ratio` over the patches of each image of h (B, N, D), averaged over images: a scalar."""
-    unit = F.normalize(h.float(), dim=2)
-    spread: Tensor = unit.std(1, correction=0).mean() * h.shape[2] ** 0.5
-    return spread
 
 
 # -- how many targets a grid has room for ---------------------------------------------------------
