@@ -33,7 +33,7 @@ FAMILIES = {
     "redundancy": ("barlowtwins", "vicreg", "lejepa"),
     "distillation": ("byol", "simsiam", "dino", "distill"),
     "clustering": ("swav",),
-    "masked": ("ijepa", "mae"),
+    "masked": ("ibot", "ijepa", "mae"),
 }  # of methods, by what keeps images apart
 
 

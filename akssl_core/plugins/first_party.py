@@ -13,6 +13,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "loss": ("distill_feature", "distill_feature_tokens", "distill_similarity", "distill_tokens"),
     },
     "akssl-plugin-hf-datasets": {"data": ("hf",)},
+    "akssl-plugin-ibot": {"method": ("ibot",), "loss": ("ibot", "ibot_patch")},
     "akssl-plugin-ijepa": {"method": ("ijepa",), "loss": ("ijepa",)},
     "akssl-plugin-lejepa": {"method": ("lejepa",), "loss": ("lejepa",)},
     "akssl-plugin-mae": {"method": ("mae",), "loss": ("mae",)},

@@ -115,7 +115,7 @@ def _without_docstrings(module: ast.Module) -> ast.Module:
 
 
 NAMES = (
-    r"simsiam|simclr|moco|byol|barlow|swav|dino|vicreg|nnclr|lejepa|ijepa|\bmae\b"
+    r"simsiam|simclr|moco|byol|barlow|swav|dino|vicreg|nnclr|lejepa|ijepa|ibot|\bmae\b"
     r"|cifar|imagenet|fashion|stl10|resnet|vit_|\bvit\b"
 )
 OWN_PLACES = {"backbone", "data"}  # architectures and data sets

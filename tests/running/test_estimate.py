@@ -113,7 +113,7 @@ def test_methods_add_what_only_they_know(method):
     assert "MiB of weights" in lines["memory for training"]
     assert lines.get("negatives per anchor", "").startswith(NEGATIVES.get(method, ""))
     assert ("negatives per anchor" in lines) == (method in NEGATIVES)
-    assert ("half-life of the slow copy" in lines) == (method in ("byol", "dino", "ijepa", "mocov2", "mocov3"))
+    assert ("half-life of the slow copy" in lines) == (method in ("byol", "dino", "ibot", "ijepa", "mocov2", "mocov3"))
 
 
 def test_the_command_measures_where_it_is_asked_to(here):
