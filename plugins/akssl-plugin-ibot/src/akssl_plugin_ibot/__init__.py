@@ -167,7 +167,7 @@ class IBOT(Method[TokenBackbone]):
             fixed_gain=config.norm_last_layer,
         )
         whole = make(batch_norm=config.head_batch_norm, last_batch_norm=config.projection_batch_norm)
-        self.heads = nn.ModuleDict({"whole": whole} if config.shared_head else {"whole": whole, "patch": make()})
+        self.heads: Any = nn.ModuleDict({"whole": whole} if config.shared_head else {"whole": whole, "patch": make()})
         self.mask_token = nn.Parameter(torch.zeros(1, backbone.token_dim))
         self.teacher = EMA(config.momentum, backbone=self.backbone, heads=self.heads)
         self.center = Center(config.out_dim, momentum=config.center_momentum)
@@ -304,7 +304,8 @@ class IBOT(Method[TokenBackbone]):
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
         """The two collapses of self-distillation, on class tokens and on patches."""
-        even, found = math.log(config.out_dim), []
+        even = math.log(config.out_dim)
+        found: list[Landmark] = []
         for whose, term, loss, name in (
             ("crops", "teacher_entropy", "cls_loss", "teacher_temperature"),
             ("patches", "patch_entropy", "patch_loss", "patch_temperature"),

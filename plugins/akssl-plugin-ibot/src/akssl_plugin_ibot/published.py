@@ -71,7 +71,7 @@ PUBLISHED = {
             "augmentation.first.blur": "images of 32 px are blurred enough",
             "augmentation.second.blur": "as for the first crop",
             "augmentation.local.blur": "as for the first crop",
-            "augmentation.local_count": "crops of 16 px cost a fifth of global ones, not a sixth",
+            "augmentation.local_count": "crops of 16 px cost a quarter of the global ones, not a fifth",
             "optimizer.lr.end": "1e-6 at the batch, as in the source",
             "train.epochs": "of a data set that is 25 times smaller",
             "train.batch_size": "of a data set that is 25 times smaller",
