@@ -425,4 +425,4 @@ def test_a_run_logs_its_terms_and_keeps_its_pictures(tmp_path: Path) -> None:
     }
     assert terms <= result.history[-1].keys()
     assert (tmp_path / "run" / "samples.safetensors").exists()
-    assert {"knn", "knn_raw_pixels"} <= result.metrics.keys()
+    assert {"knn_top1", "knn_raw_pixels"} <= result.metrics.keys()

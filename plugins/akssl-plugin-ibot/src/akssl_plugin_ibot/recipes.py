@@ -31,7 +31,7 @@ DEFAULT: dict[str, Any] = {
         "momentum": {"start": 0.9, "end": 0.99},
         "freeze_last_layer_epochs": 1,
     },
-    "backbone": {"name": "vit_micro", "patch_size": 8},
+    "backbone": {"name": "vit_micro"},
     "augmentation": {
         "name": "multicrop",
         "first": {"scale": [0.4, 1.0], **SMALL},
