@@ -188,7 +188,7 @@ class IBOT(Method[TokenBackbone]):
             teacher, last = heads["whole"](whole(h)), of_patches(heads).last
             z_patches = of_patches(heads).project(h.patches.flatten(0, 1))
             patch_teacher = last(z_patches[rows])
-            patch_means = last(z_patches.unflatten(0, mask.shape).mean(1))  # of the logits, for it is linear
+            patch_means = last(z_patches.view(*mask.shape, -1).mean(1))  # of the logits, for it is linear
         seen = self.backbone.features(large, mask=mask, token=self.mask_token[0])
         local = [whole(self.backbone.features(torch.cat(small)))] if small else []
         z = self.heads["whole"].project(torch.cat([whole(seen), *local]))

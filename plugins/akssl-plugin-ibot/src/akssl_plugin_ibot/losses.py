@@ -98,4 +98,5 @@ class PatchLoss(Loss):
         """
         wanted = targets(teacher, center, teacher_temperature)
         predicted = (student / self.config.student_temperature).log_softmax(1)
-        return -((wanted * predicted).sum(1) * weights).sum() / crops
+        loss: Tensor = -((wanted * predicted).sum(1) * weights).sum() / crops
+        return loss
