@@ -227,16 +227,19 @@ class Prototypes(StepState):
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int = 3, *, all_ranks: bool = False) -> Tensor:
     """Soft assignments (N, K) of samples to prototypes that use every prototype about equally.
 
     Scores (N, K) are cosines; each row of the result sums to 1, each column to about N / K. Computed on
-    logarithms in float32, since exp(1 / epsilon) overflows shorter formats. Gather the rows of all ranks first:
-    the columns are balanced over what is given. (Cuturi 2013, arXiv 1306.0895; SwAV, arXiv 2006.09882.)
+    logarithms in float32, since exp(1 / epsilon) overflows shorter formats. The columns are balanced over what is
+    given; with `all_ranks` over the rows of all ranks, each of which gives its own, as many as it has, even none: a
+    row of K numbers is exchanged in each iteration, and no scores are. (Cuturi 2013, arXiv 1306.0895; SwAV, arXiv
+    2006.09882; DINOv2, arXiv 2304.07193.)
     """
     log = scores.float() / epsilon
     for _ in range(iterations):
-        log = log - log.logsumexp(0, keepdim=True)
+        columns = log.logsumexp(0, keepdim=True)
+        log = log - (dist.gather(columns).logsumexp(0, keepdim=True) if all_ranks else columns)
         log = log - log.logsumexp(1, keepdim=True)
     return log.exp()
 
