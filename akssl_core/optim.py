@@ -165,13 +165,20 @@ def drop_frozen(optimizer: torch.optim.Optimizer, now: Now) -> None:
 
 
 def clip(optimizer: torch.optim.Optimizer, spec: Clip | None) -> None:
-    """Scale gradients down to the norm that `spec` allows; None: leave them."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if spec is None or not grads:
+    """Scale gradients down to the norm that `spec` allows; None: leave them.
+
+    A network is what stands before the first dot in a parameter's name.
+    """
+    if spec is None:
         return
-    norms = torch.stack(torch._foreach_norm(grads))
-    factors = (spec.norm / ((norms.norm() if spec.per == "model" else norms) + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, factors if spec.per == "model" else list(factors.unbind()))
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in _named(optimizer).items():
+        if parameter.grad is not None:
+            parts.setdefault(name.split(".")[0] if spec.per == "network" else "", []).append(parameter.grad)
+    for grads in parts.values():
+        norms = torch.stack(torch._foreach_norm(grads))
+        factors = (spec.norm / ((norms if spec.per == "parameter" else norms.norm()) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, list(factors.unbind()) if spec.per == "parameter" else factors)
 
 
 # -- state by name --------------------------------------------------------------------------------

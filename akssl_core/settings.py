@@ -38,10 +38,12 @@ Harmless = Annotated[T, HARMLESS]
 
 
 class Clip(Schema):
-    """Gradient clipping: of the whole model's norm, or of each parameter's own (arXiv 2104.14294)."""
+    """Gradient clipping: of the whole model's norm, each network's (arXiv 2304.07193) or parameter's (2104.14294)."""
 
     norm: float = Field(gt=0, description="largest L2 norm a gradient keeps")
-    per: Literal["model", "parameter"] = Field("model", description="whose norm is limited")
+    per: Literal["model", "network", "parameter"] = Field(
+        "model", description="whose norm is limited; network: the backbone's, and that of each head"
+    )
 
 
 class TrainSpec(Schema):

@@ -31,7 +31,7 @@ from akssl_core import (
 )
 from akssl_core.draws import Draws
 from akssl_core.masks import block_masks, hidden_rows, mask_ratios
-from akssl_core.nn import EMA, Center, CosineHead, entropy, sinkhorn, std_ratio
+from akssl_core.nn import EMA, Center, CosineHead, entropy, patch_std, sinkhorn, std_ratio
 
 from . import sizes
 from .losses import GramLoss, ImageLoss, KoLeoLoss, PatchLoss
@@ -42,11 +42,15 @@ SMALLEST = 4  # patches of a rectangle that is hidden; the largest is half of al
 
 
 class Gram(Schema):
-    """Gram anchoring (DINOv3, arXiv 2508.10104, section 4): likeness of patches stays near that of an earlier teacher."""
+    """Gram anchoring (arXiv 2508.10104, section 4): the likeness of patches stays near that of an earlier teacher."""
 
     weight: float = Field(2.0, ge=0, description="of the loss, once it counts")
     snapshot: float = Field(0.2, ge=0, le=1, description="share of the run after which the earlier teacher is kept")
     begin: float = Field(0.8, ge=0, le=1, description="share of the run after which the loss counts")
+
+    def weight_at(self, now: Now) -> float:
+        """The weight at a step: 0 up to where it begins."""
+        return self.weight if now.step >= self.begin * now.total_steps else 0.0
 
 
 class Until(Schedule):
@@ -89,9 +93,7 @@ class DINOv2(Method[TokenBackbone]):
         head_init_std: float | None = Field(
             0.02, gt=0, description="standard deviation of the heads' first weights; null: torch's default"
         )
-        norm_last_layer: bool = Field(
-            False, description="keep the last layers' rows at unit length (the paper: free)"
-        )
+        norm_last_layer: bool = Field(False, description="keep the last layers' rows at unit length (the paper: free)")
         mask_chance: float = Field(0.5, ge=0, le=1, description="share of the global crops that have hidden patches")
         mask_ratio: tuple[float, float] = Field((0.1, 0.5), description="smallest and largest share that is hidden")
         targets: Literal["sinkhorn", "center"] = Field(
@@ -135,7 +137,8 @@ class DINOv2(Method[TokenBackbone]):
     def __init__(self, config: Any, backbone: TokenBackbone) -> None:
         super().__init__(config, backbone)
         self.mask_token = nn.Parameter(torch.zeros(backbone.token_dim))
-        self.head = self._head(backbone.embed_dim, config.out_dim, batch_norm=config.head_batch_norm)
+        of_images = config.head_batch_norm and config.separate_heads
+        self.head = self._head(backbone.embed_dim, config.out_dim, batch_norm=of_images)
         heads = {"head": self.head}
         if config.separate_heads:
             heads["patch_head"] = self.patch_head = self._head(backbone.token_dim, config.patch_out_dim)
@@ -145,6 +148,138 @@ class DINOv2(Method[TokenBackbone]):
         if config.gram is not None:
             self.earlier = EMA(Until(start=config.gram.snapshot), backbone=self.teacher.backbone)
             self.gram = GramLoss(GramLoss.Config())
-        self.loss, self.patch_loss, self.koleo = (
-            ref.build() for ref in (config.loss, config.patch_loss, config.koleo)
+        self.loss, self.patch_loss = config.loss.build(), config.patch_loss.build()
+        self.koleo = config.koleo.build()
+
+    def _head(self, width: int, outputs: int, *, batch_norm: bool = False) -> CosineHead:
+        """A head by the settings."""
+        config = self.config
+        return CosineHead(
+            width,
+            config.hidden_dim,
+            config.bottleneck_dim,
+            outputs,
+            layers=config.head_layers,
+            batch_norm=batch_norm,
+            last_batch_norm=batch_norm,
+            init_std=config.head_init_std,
+            fixed_gain=config.norm_last_layer,
         )
+
+    def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Section 4 of the paper with multi-crop: the loss, its parts, and the spread of features and targets.
+
+        Spreads are those of the bottleneck over the images of a crop, and of the teacher's patches within images.
+        """
+        large, small = batch.views["global"], batch.views.get("local", [])
+        x = torch.cat(large)
+        masks, places, weights = self.hide(batch, self.backbone.patch_grid(x))
+        targets, patch_targets, h = self.teach(x, places, now)
+        seen = self.backbone.features(x, mask=masks, token=self.mask_token)
+        features = torch.cat([seen.pooled, *([self.backbone(torch.cat(small))] if small else [])])
+        z = self.head.project(features)
+        patches = self.on_patches(self, seen.patches, places)
+        image_loss = self.loss(self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large)))
+        patch_loss = self.patch_loss(patches, patch_targets, weights, len(x))
+        koleo = torch.stack([self.koleo(crop) for crop in seen.pooled.chunk(len(large))])
+        loss = image_loss + self.config.patch_weight(now) * patch_loss + self.config.koleo_weight * koleo.sum()
+        terms = {"image_loss": image_loss, "patch_loss": patch_loss, "koleo": koleo.mean()}
+        terms |= measured(targets, patch_targets, patches)
+        if self.config.gram is not None:
+            terms["gram"] = self.gram(seen.patches, self.earlier.backbone.features(x).patches)
+            loss = loss + self.config.gram.weight_at(now) * terms["gram"]
+        return {"loss": loss, **terms, "z_std_ratio": std_ratio(z[: len(batch)]), "patch_std": patch_std(h)}
+
+    def hide(self, batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """What is hidden of the global crops: masks (2 B, N), places in them (n,) and weights (n,)."""
+        draws = Draws.join([batch.host.draws.view(v) for v in range(2)])
+        tokens = math.prod(grid)
+        wanted = (mask_ratios(draws, self.config.mask_chance, self.config.mask_ratio) * tokens).long()
+        masks = block_masks(draws, grid, wanted, least=SMALLEST, most=tokens // 2)
+        places, weights = hidden_rows(masks)
+        return batch.sent(masks), batch.sent(places), batch.sent(weights)
+
+    @torch.no_grad()
+    def teach(self, x: Tensor, places: Tensor, now: Now) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets (2 B, K) of whole crops x, those (n, K) of patches at these places, and all patches (2 B, N, D)."""
+        h = self.teacher.backbone.features(x)
+        logits, of_patches = self.teacher.head(h.pooled), self.on_patches(self.teacher, h.patches, places)
+        temperature = self.config.teacher_temperature(now)
+        if self.config.targets == "sinkhorn":
+            return (
+                sinkhorn(logits, temperature, all_ranks=True),
+                sinkhorn(of_patches, temperature, all_ranks=True),
+                h.patches,
+            )
+        targets = [
+            ((rows - center.value) / temperature).softmax(1)
+            for rows, center in ((logits, self.center), (of_patches, self.patch_center))
+        ]
+        self.center.push(logits)
+        self.patch_center.push(mean_row(of_patches, self.patch_center.value))
+        return targets[0], targets[1], h.patches
+
+    def on_patches(self, networks: Any, h: Tensor, places: Tensor) -> Tensor:
+        """Logits (n, K) of the student's or the teacher's patches h (2 B, N, D) at these places (n,)."""
+        head = networks.patch_head if self.config.separate_heads else networks.head
+        logits: Tensor = head(h.flatten(0, 1)[places])
+        return logits
+
+    def param_rules(self) -> Sequence[ParamRule]:
+        """The last layers stay for the first epochs, as in the authors' code."""
+        heads = ("head", "patch_head") if self.config.separate_heads else ("head",)
+        return [ParamRule(f"{name}.last.*", frozen_epochs=self.config.freeze_last_layer_epochs) for name in heads]
+
+    @property
+    def encoder(self) -> TokenBackbone:
+        """The teacher's backbone, which the paper evaluates."""
+        backbone: TokenBackbone = self.teacher.backbone
+        return backbone
+
+    @classmethod
+    def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
+        """Outputs that the images can fill, a warm-up that ends within the run, last layers that are trained."""
+        return sizes.choose(config, facts)
+
+    @classmethod
+    def check(cls, config: Any, facts: Facts) -> Sequence[str]:
+        """What lets the outputs collapse, or leaves a part of the method out."""
+        return sizes.check(config, facts)
+
+    @classmethod
+    def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
+        """Targets that are even or certain whatever the image, and class tokens that stay alike."""
+        return sizes.landmarks(config)
+
+    @classmethod
+    def curves(cls, config: Any, facts: Facts) -> Mapping[str, Curve]:
+        """The parts of the loss and the entropies of the targets, beside log K."""
+        return sizes.curves(config)
+
+    @classmethod
+    def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
+        """How many images and how many targets of a step there are for each output."""
+        return sizes.derived(config, facts)
+
+
+@torch.no_grad()
+def measured(targets: Tensor, patch_targets: Tensor, patches: Tensor) -> dict[str, Tensor]:
+    """Entropies of targets (2 B, K) and (n, K), log K where even; how often patches (n, K) have the likeliest output."""
+    hidden = max(len(patches), 1)
+    alike = (patches.argmax(1) == patch_targets.argmax(1)).float().sum() / hidden
+    spread = torch.special.entr(patch_targets).sum() / hidden
+    return {"teacher_entropy": entropy(targets), "patch_entropy": spread, "patch_agreement": alike}
+
+
+@torch.no_grad()
+def mean_row(rows: Tensor, otherwise: Tensor) -> Tensor:
+    """The mean (1, K) over the rows (n, K) of all processes, which may have unlike many; `otherwise` (K,) for none."""
+    sums = dist.mean(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
+    return torch.where(sums[-1:] > 0, sums[:-1] / sums[-1:], otherwise)[None]
+
+
+@hookimpl
+def akssl_register(registry: Registry) -> None:
+    """Add the method and its losses."""
+    for component in (ImageLoss, PatchLoss, KoLeoLoss, GramLoss, DINOv2):
+        registry.add(component)

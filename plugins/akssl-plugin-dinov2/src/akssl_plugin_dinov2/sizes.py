@@ -1,0 +1,143 @@
+"""What DINOv2 chooses for a data set and a run, what it warns of, and what its curves look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from akssl_core import Choice, Curve, Facts, Landmark
+
+IMAGES_PER_OUTPUT = 8  # at least
+FEWEST_OUTPUTS = 256  # as wide as the bottleneck of the paper's small networks; a choice never goes below
+OUTPUTS_PER_TARGET = 32  # at most, of a step; published runs have 16 to 21
+FEWEST_NEIGHBOURS = 4  # images among which one looks for the nearest
+
+
+def patch_outputs(config: Any) -> int:
+    """Outputs that patches have."""
+    outputs: int = config.patch_out_dim if config.separate_heads else config.out_dim
+    return outputs
+
+
+def choose(config: Any, facts: Facts) -> Mapping[str, Choice]:
+    """Outputs that the images can fill, a warm-up that ends within the run, last layers that are trained."""
+    choices = {}
+    most = max(FEWEST_OUTPUTS, 1 << (max(facts.images // IMAGES_PER_OUTPUT, 1).bit_length() - 1))
+    reason = (
+        f"a power of two, at most one output for every {IMAGES_PER_OUTPUT} of the {facts.images} training images, at "
+        f"least {FEWEST_OUTPUTS}"
+    )
+    for name in ("out_dim", "patch_out_dim"):
+        if getattr(config, name) > most:
+            choices[name] = Choice(most, reason)
+    temperature = config.teacher_temperature
+    if temperature.end is not None and (temperature.over or 0) > facts.epochs:
+        shorter = temperature.model_copy(update={"over": float(facts.epochs)})
+        reason = f"its end is reached within the {facts.epochs} epochs of the run"
+        choices["teacher_temperature"] = Choice(shorter.model_dump(), reason)
+    if config.freeze_last_layer_epochs >= facts.epochs:
+        reason = f"a tenth of the {facts.epochs} epochs of the run"
+        choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
+    return choices
+
+
+def check(config: Any, facts: Facts) -> list[str]:
+    """What lets the outputs collapse, or leaves a part of the method out."""
+    return [*_of_targets(config, facts), *_of_neighbours(config, facts), *_of_masks(config, facts)]
+
+
+def _of_targets(config: Any, facts: Facts) -> Iterator[str]:
+    hottest = max(config.teacher_temperature.corners)
+    student = getattr(config.loss.config, "student_temperature", None)  # another loss may have none
+    if student is not None and hottest >= student:
+        yield (
+            f"method.teacher_temperature: it reaches {hottest:g}, and the student's is {student:g} "
+            "(method.loss.student_temperature). Targets would be flatter than the predictions, so that all outputs "
+            "collapse to uniform. Keep it below the student's; 0.04 to 0.07 is usual."
+        )
+    if config.freeze_last_layer_epochs >= facts.epochs:
+        yield (
+            f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs} epochs, so that "
+            f"the last layers are never trained. Use less than {facts.epochs}; 1 is usual."
+        )
+    rows = 2 * facts.batch_size
+    if config.targets == "sinkhorn" and rows * OUTPUTS_PER_TARGET < config.out_dim:
+        yield (
+            f"method.out_dim: {rows} targets of a step are balanced over {config.out_dim} outputs, of which most get "
+            f"none. Use {rows * OUTPUTS_PER_TARGET} outputs or fewer, a larger batch, or method.targets=center; "
+            "published runs have 16 to 21 outputs for each target."
+        )
+
+
+def _of_neighbours(config: Any, facts: Facts) -> Iterator[str]:
+    group = getattr(config.koleo.config, "group", None) or facts.batch_size
+    among = min(group, facts.batch_size)
+    if config.koleo_weight and among < FEWEST_NEIGHBOURS:
+        yield (
+            f"method.koleo_weight: the nearest of {among} images is hardly near. Expected {FEWEST_NEIGHBOURS} images "
+            "or more (train.batch_size, method.koleo.group); 0 leaves this loss out."
+        )
+
+
+def _of_masks(config: Any, facts: Facts) -> Iterator[str]:
+    tokens = math.prod(facts.tokens or (1, 1))
+    if config.mask_chance and int(config.mask_ratio[1] * tokens) == 0:
+        yield (
+            f"method.mask_ratio: up to {config.mask_ratio[1]:g} of {tokens} patches are none, so that nothing is ever "
+            "hidden. Use smaller patches (backbone.patch_size) or larger images."
+        )
+
+
+def landmarks(config: Any) -> Sequence[Landmark]:
+    """Targets that are even or certain whatever the image, and class tokens that stay alike."""
+    even, hottest = math.log(config.out_dim), max(config.teacher_temperature.corners)
+    return [
+        Landmark(
+            "collapsed",
+            {"teacher_entropy": (0.998 * even, math.inf)},
+            f"the targets are even, log {config.out_dim} = {even:.4g}, whatever the image",
+            f"the teacher says the same of all images, or is not sharp (its temperature reaches {hottest:g}).",
+            "lower optimizer.lr, set backbone.drop_path to 0, or lower method.teacher_temperature to 0.04 to 0.07.",
+        ),
+        Landmark(
+            "collapsed",
+            {"teacher_entropy": (0.0, 0.01 * even), "image_loss": (0.0, 0.02 * even)},
+            "one output wins for every image",
+            "centres do not hold the outputs back.",
+            "use method.targets=sinkhorn, a slower teacher (method.momentum), or a smaller optimizer.lr.",
+        ),
+        Landmark(
+            "not learning",
+            {"koleo": (5.0, math.inf)},
+            "the features of all images are the same but for their last digits",
+            "the learning rate is too small, or backbone.layer_scale, under SGD, keeps branches where they begin.",
+            "raise optimizer.lr under AdamW, or leave out backbone.layer_scale.",
+            after=200,
+        ),
+    ]
+
+
+def curves(config: Any) -> Mapping[str, Curve]:
+    """The parts of the loss and the entropies of the targets, beside log K."""
+    even, of_patches = math.log(config.out_dim), math.log(patch_outputs(config))
+    return {
+        "loss": Curve("falls, may rise for a while as the targets get sharper, then falls; it does not tell how good"),
+        "image_loss": Curve("falls from even outputs and stays above teacher_entropy", {"even outputs": even}),
+        "patch_loss": Curve(
+            "falls from about the chance of a mask times even outputs, may rise, then falls",
+            {"even outputs": config.mask_chance * of_patches},
+        ),
+        "koleo": Curve("falls below 0 as the images of a crop are spread out", {"two orthogonal images": -0.3466}),
+        "teacher_entropy": Curve("falls below even outputs and stays above 0", {"even outputs": even}),
+        "patch_entropy": Curve("falls below even outputs and stays above 0", {"even outputs": of_patches}),
+        "patch_agreement": Curve("rises from chance", {"chance": 1 / patch_outputs(config)}),
+    }
+
+
+def derived(config: Any, facts: Facts) -> Mapping[str, str]:
+    """How many images and how many targets of a step there are for each output."""
+    return {
+        "images per output": f"{facts.images / config.out_dim:.3g} ({config.out_dim} outputs)",
+        "targets of a step per output": f"{2 * facts.batch_size / config.out_dim:.3g}",
+    }
