@@ -175,7 +175,9 @@ def with_gradients(*norms: float) -> torch.optim.Optimizer:
     parameters = [nn.Parameter(torch.zeros(4)) for _ in norms]
     for parameter, norm in zip(parameters, norms, strict=True):
         parameter.grad = torch.full((4,), norm / 2)
-    return torch.optim.SGD([{"params": parameters[:1]}, {"params": [*parameters[1:], nn.Parameter(torch.zeros(1))]}])
+    names = [f"{'body' if i < 2 else 'head'}.{i}" for i in range(len(norms) + 1)]
+    first = {"params": parameters[:1], "names": names[:1]}
+    return torch.optim.SGD([first, {"params": [*parameters[1:], nn.Parameter(torch.zeros(1))], "names": names[1:]}])
 
 
 def norms(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -199,6 +201,14 @@ def test_clip(spec, expected):
     assert norms(optimizer) == pytest.approx(expected, rel=1e-5)
 
 
+def test_clip_by_network_limits_the_norm_of_each_part_by_itself():
+    optimizer = with_gradients(3.0, 4.0, 12.0)  # of the body twice, then of a head
+    clip(optimizer, Clip(norm=6.0, per="network"))
+    assert norms(optimizer) == pytest.approx([3.0, 4.0, 6.0], rel=1e-5)
+    clip(optimizer, Clip(norm=2.5, per="network"))
+    assert norms(optimizer) == pytest.approx([1.5, 2.0, 2.5], rel=1e-5)
+
+
 def test_clip_by_model_equals_torch():
     optimizer = with_gradients(3.0, 40.0, 0.1)
     reference = copy.deepcopy(optimizer)
@@ -212,7 +222,7 @@ def test_clip_by_model_equals_torch():
 
 def test_clip_without_gradients_does_nothing():
     parameter = nn.Parameter(torch.ones(1))
-    clip(torch.optim.SGD([parameter]), Clip(norm=0.1))
+    clip(torch.optim.SGD([{"params": [parameter], "names": ["weight"]}]), Clip(norm=0.1))
     assert parameter.item() == 1
     assert parameter.grad is None
 
@@ -268,7 +278,7 @@ def mesh():
 
 
 @pytest.mark.parametrize(("kind", "fused"), [(SGD, None), (AdamW, True), (LARS, None)])
-@pytest.mark.parametrize("per", ["model", "parameter"])
+@pytest.mark.parametrize("per", ["model", "network", "parameter"])
 def test_shares_of_parameters_are_trained_like_whole_ones(mesh, kind, fused, per):
     weights = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
     whole = nn.ParameterList(nn.Parameter(weight.clone()) for weight in weights)

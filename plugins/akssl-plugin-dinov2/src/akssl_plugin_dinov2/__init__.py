@@ -14,7 +14,9 @@ from akssl_core import (
     Batch,
     Choice,
     Curve,
+    Draws,
     Facts,
+    Features,
     Landmark,
     LossRef,
     Method,
@@ -29,7 +31,6 @@ from akssl_core import (
     hookimpl,
     linear,
 )
-from akssl_core.draws import Draws
 from akssl_core.masks import block_masks, hidden_rows, mask_ratios
 from akssl_core.nn import EMA, Center, CosineHead, entropy, patch_std, sinkhorn, std_ratio
 
@@ -61,6 +62,11 @@ class Until(Schedule):
         return float(now.step > self.start * now.total_steps)
 
 
+def of_image(features: Features) -> Tensor:
+    """The token (B, D) that stands for a whole crop: the class token, or what is pooled where there is none."""
+    return features.pooled if features.cls is None else features.cls
+
+
 class DINOv2(Method[TokenBackbone]):
     """Self-distillation of images and patches: a student meets its slow copy on crops and on hidden patches.
 
@@ -83,12 +89,17 @@ class DINOv2(Method[TokenBackbone]):
 
         hidden_dim: int = Field(2048, gt=0, description="width inside the heads")
         bottleneck_dim: int = Field(256, gt=1, description="width before the last layer, where rows have unit length")
-        out_dim: int = Field(65536, gt=1, description="outputs of the head on images")
-        patch_out_dim: int = Field(65536, gt=1, description="outputs of the head on patches, where it is another")
-        separate_heads: bool = Field(True, description="patches have a head of their own; false: one head for both")
+        out_dim: int = Field(65536, gt=1, description="outputs of the head of class tokens")
+        patch_out_dim: int = Field(65536, gt=1, description="outputs of the head of patches, where they have their own")
+        shared_head: bool = Field(
+            False, description="one head for class tokens and patches; false: patches have one of their own"
+        )
         head_layers: int = Field(3, ge=1, description="linear layers of a head before the last one")
         head_batch_norm: bool = Field(
-            False, description="batch norms in a separate head on images, and behind its bottleneck (the paper: none)"
+            False, description="batch norms in the head of class tokens, where patches have one of their own"
+        )
+        projection_batch_norm: bool = Field(
+            False, description="batch norm, without scale and shift, behind that head's bottleneck (the paper: none)"
         )
         head_init_std: float | None = Field(
             0.02, gt=0, description="standard deviation of the heads' first weights; null: torch's default"
@@ -136,12 +147,12 @@ class DINOv2(Method[TokenBackbone]):
 
     def __init__(self, config: Any, backbone: TokenBackbone) -> None:
         super().__init__(config, backbone)
-        self.mask_token = nn.Parameter(torch.zeros(backbone.token_dim))
-        of_images = config.head_batch_norm and config.separate_heads
-        self.head = self._head(backbone.embed_dim, config.out_dim, batch_norm=of_images)
+        self.mask_token = nn.Parameter(torch.zeros(1, backbone.token_dim))
+        norms = {"batch_norm": config.head_batch_norm, "last_batch_norm": config.projection_batch_norm}
+        self.head = self._head(config.out_dim, **({} if config.shared_head else norms))
         heads = {"head": self.head}
-        if config.separate_heads:
-            heads["patch_head"] = self.patch_head = self._head(backbone.token_dim, config.patch_out_dim)
+        if not config.shared_head:
+            heads["patch_head"] = self.patch_head = self._head(config.patch_out_dim)
         self.teacher = EMA(config.momentum, backbone=backbone, **heads)
         if config.targets == "center":
             self.center, self.patch_center = Center(config.out_dim), Center(sizes.patch_outputs(config))
@@ -151,43 +162,44 @@ class DINOv2(Method[TokenBackbone]):
         self.loss, self.patch_loss = config.loss.build(), config.patch_loss.build()
         self.koleo = config.koleo.build()
 
-    def _head(self, width: int, outputs: int, *, batch_norm: bool = False) -> CosineHead:
+    def _head(self, outputs: int, **norms: bool) -> CosineHead:
         """A head by the settings."""
         config = self.config
         return CosineHead(
-            width,
+            self.backbone.token_dim,
             config.hidden_dim,
             config.bottleneck_dim,
             outputs,
             layers=config.head_layers,
-            batch_norm=batch_norm,
-            last_batch_norm=batch_norm,
             init_std=config.head_init_std,
             fixed_gain=config.norm_last_layer,
+            **norms,
         )
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Section 4 of the paper with multi-crop: the loss, its parts, and the spread of features and targets.
+        """Section 4 of the paper with multi-crop: the loss, its parts, and what targets and features are like.
 
-        Spreads are those of the bottleneck over the images of a crop, and of the teacher's patches within images.
+        `z_std_ratio` is the spread of the bottleneck over the images of a crop, `patch_std` that of the teacher's
+        patches within images; `koleo` is the mean of both crops.
         """
         large, small = batch.views["global"], batch.views.get("local", [])
         x = torch.cat(large)
         masks, places, weights = self.hide(batch, self.backbone.patch_grid(x))
         targets, patch_targets, h = self.teach(x, places, now)
-        seen = self.backbone.features(x, mask=masks, token=self.mask_token)
-        features = torch.cat([seen.pooled, *([self.backbone(torch.cat(small))] if small else [])])
-        z = self.head.project(features)
+        seen = self.backbone.features(x, mask=masks, token=self.mask_token[0])
+        tokens = of_image(seen)
+        local = [of_image(self.backbone.features(torch.cat(small)))] if small else []
+        z = self.head.project(torch.cat([tokens, *local]))
         patches = self.on_patches(self, seen.patches, places)
-        image_loss = self.loss(self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large)))
+        cls_loss = self.loss(self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large)))
         patch_loss = self.patch_loss(patches, patch_targets, weights, len(x))
-        koleo = torch.stack([self.koleo(crop) for crop in seen.pooled.chunk(len(large))])
-        loss = image_loss + self.config.patch_weight(now) * patch_loss + self.config.koleo_weight * koleo.sum()
-        terms = {"image_loss": image_loss, "patch_loss": patch_loss, "koleo": koleo.mean()}
+        koleo = torch.stack([self.koleo(crop) for crop in tokens.chunk(len(large))])
+        loss = cls_loss + self.config.patch_weight(now) * patch_loss + self.config.koleo_weight * koleo.sum()
+        terms = {"cls_loss": cls_loss.detach(), "patch_loss": patch_loss.detach(), "koleo": koleo.detach().mean()}
         terms |= measured(targets, patch_targets, patches)
         if self.config.gram is not None:
-            terms["gram"] = self.gram(seen.patches, self.earlier.backbone.features(x).patches)
-            loss = loss + self.config.gram.weight_at(now) * terms["gram"]
+            gram = self.gram(seen.patches, self.earlier.backbone.features(x).patches)
+            loss, terms["gram"] = loss + self.config.gram.weight_at(now) * gram, gram.detach()
         return {"loss": loss, **terms, "z_std_ratio": std_ratio(z[: len(batch)]), "patch_std": patch_std(h)}
 
     def hide(self, batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,7 +215,7 @@ class DINOv2(Method[TokenBackbone]):
     def teach(self, x: Tensor, places: Tensor, now: Now) -> tuple[Tensor, Tensor, Tensor]:
         """Targets (2 B, K) of whole crops x, those (n, K) of patches at these places, and all patches (2 B, N, D)."""
         h = self.teacher.backbone.features(x)
-        logits, of_patches = self.teacher.head(h.pooled), self.on_patches(self.teacher, h.patches, places)
+        logits, of_patches = self.teacher.head(of_image(h)), self.on_patches(self.teacher, h.patches, places)
         temperature = self.config.teacher_temperature(now)
         if self.config.targets == "sinkhorn":
             return (
@@ -221,13 +233,13 @@ class DINOv2(Method[TokenBackbone]):
 
     def on_patches(self, networks: Any, h: Tensor, places: Tensor) -> Tensor:
         """Logits (n, K) of the student's or the teacher's patches h (2 B, N, D) at these places (n,)."""
-        head = networks.patch_head if self.config.separate_heads else networks.head
+        head = networks.head if self.config.shared_head else networks.patch_head
         logits: Tensor = head(h.flatten(0, 1)[places])
         return logits
 
     def param_rules(self) -> Sequence[ParamRule]:
         """The last layers stay for the first epochs, as in the authors' code."""
-        heads = ("head", "patch_head") if self.config.separate_heads else ("head",)
+        heads = ("head",) if self.config.shared_head else ("head", "patch_head")
         return [ParamRule(f"{name}.last.*", frozen_epochs=self.config.freeze_last_layer_epochs) for name in heads]
 
     @property
@@ -264,7 +276,7 @@ class DINOv2(Method[TokenBackbone]):
 
 @torch.no_grad()
 def measured(targets: Tensor, patch_targets: Tensor, patches: Tensor) -> dict[str, Tensor]:
-    """Entropies of targets (2 B, K) and (n, K), log K where even; how often patches (n, K) have the likeliest output."""
+    """Entropies of targets (2 B, K) and (n, K), log K where even; how often patches (n, K) have the likeliest."""
     hidden = max(len(patches), 1)
     alike = (patches.argmax(1) == patch_targets.argmax(1)).float().sum() / hidden
     spread = torch.special.entr(patch_targets).sum() / hidden

@@ -23,6 +23,7 @@ DEFAULT: dict[str, Any] = {
         "patch_out_dim": 256,
         "head_layers": 2,
         "head_batch_norm": True,
+        "projection_batch_norm": True,
         "head_init_std": None,
         "norm_last_layer": True,
         "teacher_temperature": 0.06,

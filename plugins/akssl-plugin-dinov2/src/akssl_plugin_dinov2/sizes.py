@@ -16,7 +16,7 @@ FEWEST_NEIGHBOURS = 4  # images among which one looks for the nearest
 
 def patch_outputs(config: Any) -> int:
     """Outputs that patches have."""
-    outputs: int = config.patch_out_dim if config.separate_heads else config.out_dim
+    outputs: int = config.out_dim if config.shared_head else config.patch_out_dim
     return outputs
 
 
@@ -102,7 +102,7 @@ def landmarks(config: Any) -> Sequence[Landmark]:
         ),
         Landmark(
             "collapsed",
-            {"teacher_entropy": (0.0, 0.01 * even), "image_loss": (0.0, 0.02 * even)},
+            {"teacher_entropy": (0.0, 0.01 * even), "cls_loss": (0.0, 0.02 * even)},
             "one output wins for every image",
             "centres do not hold the outputs back.",
             "use method.targets=sinkhorn, a slower teacher (method.momentum), or a smaller optimizer.lr.",
@@ -123,7 +123,7 @@ def curves(config: Any) -> Mapping[str, Curve]:
     even, of_patches = math.log(config.out_dim), math.log(patch_outputs(config))
     return {
         "loss": Curve("falls, may rise for a while as the targets get sharper, then falls; it does not tell how good"),
-        "image_loss": Curve("falls from even outputs and stays above teacher_entropy", {"even outputs": even}),
+        "cls_loss": Curve("falls from even outputs and stays above teacher_entropy", {"even outputs": even}),
         "patch_loss": Curve(
             "falls from about the chance of a mask times even outputs, may rise, then falls",
             {"even outputs": config.mask_chance * of_patches},
