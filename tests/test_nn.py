@@ -260,6 +260,30 @@ def test_sinkhorn_rows_sum_to_one_and_ignore_a_constant():
     assert not sinkhorn(scores.requires_grad_(), 0.1).requires_grad
 
 
+@pytest.mark.parametrize(("tau", "diagonal"), [(1.0, 0.731059), (0.1, 0.999955)])
+def test_sinkhorn_of_two_rows_at_a_temperature(tau, diagonal):
+    torch.testing.assert_close(sinkhorn(torch.eye(2), tau).diag(), torch.full((2,), diagonal), atol=1e-6, rtol=0)
+
+
+def test_sinkhorn_of_uneven_rows():
+    expected = torch.tensor([[0.622358, 0.377642], [0.377439, 0.622561]])
+    torch.testing.assert_close(sinkhorn(torch.tensor([[1.0, 0.0], [0.5, 0.0]]), 0.5), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("cuts", [(5, 8), (0, 8), (8, 8), (1, 2)], ids=str)
+def test_sinkhorn_over_ranks_is_that_over_all_their_rows(cuts):
+    """Also where ranks have unlike many rows, or none."""
+    scores = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    parts = (scores[: cuts[0]], scores[cuts[0] : cuts[1]], scores[cuts[1] :])
+    found = on_ranks(3, lambda rank: sinkhorn(parts[rank.rank], 0.1, all_ranks=True))
+    torch.testing.assert_close(torch.cat(found), sinkhorn(scores, 0.1), atol=1e-6, rtol=1e-4)
+    assert torch.equal(sinkhorn(scores, 0.1, all_ranks=True), sinkhorn(scores, 0.1))
+
+
+def test_sinkhorn_without_a_row_anywhere_is_empty():
+    assert sinkhorn(torch.zeros(0, 3), 0.1, all_ranks=True).shape == (0, 3)
+
+
 def test_sinkhorn_survives_half_precision_scores():
     codes = sinkhorn(torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float16), 0.01)
     assert codes.dtype == torch.float32

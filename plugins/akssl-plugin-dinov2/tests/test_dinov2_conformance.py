@@ -1,4 +1,4 @@
-"""The conformance kit of akssl, with balanced targets, and with centred ones from one head beside an earlier teacher."""
+"""The conformance kit of akssl: balanced targets; centred ones from one head beside an earlier teacher."""
 
 from __future__ import annotations
 
