@@ -33,7 +33,7 @@ FAMILIES = {
     "redundancy": ("barlowtwins", "vicreg", "lejepa"),
     "distillation": ("byol", "simsiam", "dino", "distill"),
     "clustering": ("swav",),
-    "masked": ("ibot", "ijepa", "mae"),
+    "masked": ("ibot", "dinov2", "ijepa", "mae"),
 }  # of methods, by what keeps images apart
 
 

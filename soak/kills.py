@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "swav": {**SMALL, "prototypes": 32, "queue_size": 64, "queue_from_epoch": 0.0},
     "mocov2": {**SMALL, "queue_size": 64},
     "dino": {**SMALL, "out_dim": 64},
+    "dinov2": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64, "patch_out_dim": 64},
     "ibot": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64},
     "ijepa": {"targets": 3, "predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
@@ -50,7 +51,7 @@ def settings(method: str, steps: int, seed: int) -> dict[str, Any]:
     return {
         "method": {"name": method, **METHODS[method]},
         "data": {"name": "shapes", "size": 256, "test_size": 64},
-        "backbone": TOKENS if method in ("ibot", "ijepa", "mae") else CONVOLUTIONS,
+        "backbone": TOKENS if method in ("dinov2", "ibot", "ijepa", "mae") else CONVOLUTIONS,
         "image_size": 16,
         "batch_size": 16,
         "epochs": -(-steps // 16),

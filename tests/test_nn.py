@@ -23,6 +23,7 @@ from akssl_core.nn import (
     take,
 )
 from akssl_core.schedule import Now, Schedule, cosine
+from akssl_core.testing.ranks import on_ranks
 
 NOW = Now(0, 10, 100)
 

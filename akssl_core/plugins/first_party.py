@@ -8,6 +8,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "akssl-plugin-barlowtwins": {"method": ("barlowtwins",), "loss": ("barlowtwins",)},
     "akssl-plugin-byol": {"method": ("byol",), "loss": ("byol",)},
     "akssl-plugin-dino": {"method": ("dino",), "loss": ("dino",)},
+    "akssl-plugin-dinov2": {"method": ("dinov2",), "loss": ("dinov2", "dinov2_patches", "gram", "koleo")},
     "akssl-plugin-distill": {
         "method": ("distill",),
         "loss": ("distill_feature", "distill_feature_tokens", "distill_similarity", "distill_tokens"),

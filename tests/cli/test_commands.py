@@ -137,7 +137,7 @@ BAD = [
     (("run", "simsiam", "--config", "bad.yaml"), "bad.yaml line 3"),
     (("run", "simsiam", "--config", "none.yaml"), "cannot read none.yaml"),
     (("run", "simsiam", "--precision", "int8"), "'int8' is not one of"),
-    (("run",), "missing METHOD. Installed: barlowtwins, byol, dino, distill, ibot, ijepa, lejepa"),
+    (("run",), "missing METHOD. Installed: barlowtwins, byol, dino, dinov2, distill, ibot, ijepa, lejepa"),
     (("embed", "runs/first"), "Missing option '--out'. Its meaning: akssl embed --help"),
     (("eval", "empty"), "Give the folder that 'akssl run' has named"),
     (("rum", "simsiam"), "Did you mean 'run'"),
