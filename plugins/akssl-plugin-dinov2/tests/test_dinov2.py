@@ -221,6 +221,15 @@ def test_half_of_the_crops_have_blocks_of_a_tenth_to_a_half() -> None:
     assert weights.sum().item() == pytest.approx(int((shares > 0).sum()), abs=1e-2)
 
 
+def test_pictures_are_the_crop_and_what_the_student_sees_of_it() -> None:
+    method, b = make(), batch()
+    pictures = method.artefacts(b, NOW).pictures
+    assert list(pictures) == ["global crop", "as the student sees it"]
+    torch.testing.assert_close(pictures["global crop"], IMAGE.pictures(b.views["global"][0]))
+    gray = (pictures["as the student sees it"] == 0.5).all(1)[:, ::4, ::4]
+    assert torch.equal(gray.flatten(1), method.hide(b, (8, 8))[0][:6])
+
+
 # -- targets --------------------------------------------------------------------------------------
 def test_balanced_targets_need_no_centre_and_centred_ones_follow_their_means() -> None:
     assert not any("center" in name for name in make().state_dict())

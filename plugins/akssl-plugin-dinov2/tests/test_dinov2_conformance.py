@@ -6,9 +6,10 @@ import pytest
 
 from akssl_core.testing import Check, checks
 
+ONE_HEAD = {"shared_head": True, "head_batch_norm": False, "projection_batch_norm": False}
 VARIANTS = {
     "sinkhorn": {},
-    "center": {"targets": "center", "shared_head": True, "gram": {"weight": 1.0, "snapshot": 0.1, "begin": 0.2}},
+    "center": {"targets": "center", **ONE_HEAD, "gram": {"weight": 1.0, "snapshot": 0.1, "begin": 0.2}},
 }
 LOSSES = ("dinov2", "dinov2_patches", "gram", "koleo")
 ALL = [

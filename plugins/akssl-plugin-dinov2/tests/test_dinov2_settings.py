@@ -64,6 +64,11 @@ def test_settings_that_go_badly_together_are_told(settings: dict[str, Any], give
     assert words in warning
 
 
+def test_batch_norms_in_a_shared_head_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"shared_head: batch norms .* Set method.shared_head=false"):
+        DINOv2.check(config(shared_head=True, head_batch_norm=True), facts())
+
+
 def test_what_is_left_out_is_not_warned_of() -> None:
     assert DINOv2.check(config(out_dim=32, koleo_weight=0.0), facts(batch=2)) == []
     assert DINOv2.check(config(targets="center"), facts(batch=64)) == []
@@ -98,7 +103,8 @@ def test_defaults_are_the_authors() -> None:
 # -- what a run should look like ------------------------------------------------------------------
 def test_it_is_judged_by_nearest_neighbours_and_says_what_faults_look_like() -> None:
     assert (DINOv2.headline, DINOv2.collapses, DINOv2.accumulates) == ("knn", True, False)
-    even, certain, alike = DINOv2.landmarks(config(out_dim=256), facts())
+    even, certain, patches_even, _, alike = DINOv2.landmarks(config(out_dim=256, patch_out_dim=64), facts())
+    assert patches_even.where["patch_entropy"][0] == pytest.approx(0.998 * math.log(64))
     assert even.where["teacher_entropy"][0] == pytest.approx(0.998 * math.log(256))
     assert certain.where["teacher_entropy"][1] < 0.1
     assert alike.where == {"koleo": (5.0, math.inf)}
@@ -107,6 +113,7 @@ def test_it_is_judged_by_nearest_neighbours_and_says_what_faults_look_like() -> 
     assert curves["patch_loss"].lines["even outputs"] == pytest.approx(math.log(64) / 2)
     assert DINOv2.curves(config(out_dim=256, shared_head=True), facts())["patch_agreement"].lines["chance"] == 1 / 256
     assert DINOv2.derived(config(out_dim=4096), facts(50_000, batch=512)) == {
+        "hidden patches": "19 to 98 of 196, in 50% of the global crops",
         "images per output": "12.2 (4096 outputs)",
         "targets of a step per output": "0.25",
     }

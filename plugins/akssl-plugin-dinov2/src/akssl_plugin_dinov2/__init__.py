@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from akssl_core import (
+    Artefacts,
     Batch,
     Choice,
     Curve,
@@ -96,7 +97,7 @@ class DINOv2(Method[TokenBackbone]):
         )
         head_layers: int = Field(3, ge=1, description="linear layers of a head before the last one")
         head_batch_norm: bool = Field(
-            False, description="batch norms in the head of class tokens, where patches have one of their own"
+            False, description="batch norms in the head of class tokens, which patches must then not share"
         )
         projection_batch_norm: bool = Field(
             False, description="batch norm, without scale and shift, behind that head's bottleneck (the paper: none)"
@@ -149,7 +150,7 @@ class DINOv2(Method[TokenBackbone]):
         super().__init__(config, backbone)
         self.mask_token = nn.Parameter(torch.zeros(1, backbone.token_dim))
         norms = {"batch_norm": config.head_batch_norm, "last_batch_norm": config.projection_batch_norm}
-        self.head = self._head(config.out_dim, **({} if config.shared_head else norms))
+        self.head = self._head(config.out_dim, **norms)
         heads = {"head": self.head}
         if not config.shared_head:
             heads["patch_head"] = self.patch_head = self._head(config.patch_out_dim)
@@ -248,6 +249,15 @@ class DINOv2(Method[TokenBackbone]):
         backbone: TokenBackbone = self.teacher.backbone
         return backbone
 
+    def artefacts(self, batch: Batch, now: Now) -> Artefacts:
+        """The first global crop of each image, and the same with the patches hidden that the student did not see."""
+        x, patch = batch.views["global"][0], self.backbone.patch_size
+        grid = self.backbone.patch_grid(x)
+        mask = self.hide(batch, grid)[0][: len(batch)].reshape(-1, 1, *grid)
+        pixels = mask.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., : x.shape[2], : x.shape[3]]
+        crop = self.backbone.image.pictures(x)
+        return Artefacts({"global crop": crop, "as the student sees it": crop.masked_fill(pixels, 0.5)})
+
     @classmethod
     def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
         """Outputs that the images can fill, a warm-up that ends within the run, last layers that are trained."""
@@ -260,7 +270,7 @@ class DINOv2(Method[TokenBackbone]):
 
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
-        """Targets that are even or certain whatever the image, and class tokens that stay alike."""
+        """Targets that are even or certain whatever is seen, and class tokens that stay alike."""
         return sizes.landmarks(config)
 
     @classmethod
@@ -270,7 +280,7 @@ class DINOv2(Method[TokenBackbone]):
 
     @classmethod
     def derived(cls, config: Any, facts: Facts) -> Mapping[str, str]:
-        """How many images and how many targets of a step there are for each output."""
+        """How many patches are hidden, and how many images and targets of a step there are for each output."""
         return sizes.derived(config, facts)
 
 

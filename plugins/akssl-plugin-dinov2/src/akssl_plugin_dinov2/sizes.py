@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from akssl_core import Choice, Curve, Facts, Landmark
+from akssl_core import Choice, ConfigError, Curve, Facts, Landmark
 
 IMAGES_PER_OUTPUT = 8  # at least
 FEWEST_OUTPUTS = 256  # as wide as the bottleneck of the paper's small networks; a choice never goes below
@@ -43,7 +43,16 @@ def choose(config: Any, facts: Facts) -> Mapping[str, Choice]:
 
 
 def check(config: Any, facts: Facts) -> list[str]:
-    """What lets the outputs collapse, or leaves a part of the method out."""
+    """What lets the outputs collapse, or leaves a part of the method out.
+
+    Raises:
+        ConfigError: batch norms in a head that patches share.
+    """
+    if config.shared_head and (config.head_batch_norm or config.projection_batch_norm):
+        raise ConfigError(
+            "method.shared_head: batch norms (head_batch_norm, projection_batch_norm) are for class tokens alone, and "
+            "patches share their head. Set method.shared_head=false, or leave the batch norms out."
+        )
     return [*_of_targets(config, facts), *_of_neighbours(config, facts), *_of_masks(config, facts)]
 
 
@@ -90,27 +99,35 @@ def _of_masks(config: Any, facts: Facts) -> Iterator[str]:
 
 
 def landmarks(config: Any) -> Sequence[Landmark]:
-    """Targets that are even or certain whatever the image, and class tokens that stay alike."""
-    even, hottest = math.log(config.out_dim), max(config.teacher_temperature.corners)
+    """Targets that are even or certain whatever is seen, of crops or of patches, and class tokens that stay alike."""
+    hottest, found = max(config.teacher_temperature.corners), []
+    for whose, term, loss, outputs in (
+        ("crops", "teacher_entropy", "cls_loss", config.out_dim),
+        ("patches", "patch_entropy", "patch_loss", patch_outputs(config)),
+    ):
+        even = math.log(outputs)
+        found += [
+            Landmark(
+                "collapsed",
+                {term: (0.998 * even, math.inf)},
+                f"the targets of {whose} are even, log {outputs} = {even:.4g}, whatever the teacher sees",
+                f"its outputs are all alike, or its temperature, which reaches {hottest:g}, is not sharp.",
+                "lower optimizer.lr, set backbone.drop_path to 0, or lower method.teacher_temperature to 0.04 to 0.07.",
+            ),
+            Landmark(
+                "collapsed",
+                {term: (0.0, 0.01 * even), loss: (0.0, 0.02 * even)},
+                f"one output wins for all {whose}",
+                "nothing holds the outputs back, as centres do that follow their means.",
+                "use method.targets=sinkhorn, a slower teacher (method.momentum), or a smaller optimizer.lr.",
+            ),
+        ]
     return [
-        Landmark(
-            "collapsed",
-            {"teacher_entropy": (0.998 * even, math.inf)},
-            f"the targets are even, log {config.out_dim} = {even:.4g}, whatever the image",
-            f"the teacher says the same of all images, or is not sharp (its temperature reaches {hottest:g}).",
-            "lower optimizer.lr, set backbone.drop_path to 0, or lower method.teacher_temperature to 0.04 to 0.07.",
-        ),
-        Landmark(
-            "collapsed",
-            {"teacher_entropy": (0.0, 0.01 * even), "cls_loss": (0.0, 0.02 * even)},
-            "one output wins for every image",
-            "centres do not hold the outputs back.",
-            "use method.targets=sinkhorn, a slower teacher (method.momentum), or a smaller optimizer.lr.",
-        ),
+        *found,
         Landmark(
             "not learning",
             {"koleo": (5.0, math.inf)},
-            "the features of all images are the same but for their last digits",
+            "the class tokens of all images are the same but for their last digits",
             "the learning rate is too small, or backbone.layer_scale, under SGD, keeps branches where they begin.",
             "raise optimizer.lr under AdamW, or leave out backbone.layer_scale.",
             after=200,
@@ -131,13 +148,17 @@ def curves(config: Any) -> Mapping[str, Curve]:
         "koleo": Curve("falls below 0 as the images of a crop are spread out", {"two orthogonal images": -0.3466}),
         "teacher_entropy": Curve("falls below even outputs and stays above 0", {"even outputs": even}),
         "patch_entropy": Curve("falls below even outputs and stays above 0", {"even outputs": of_patches}),
-        "patch_agreement": Curve("rises from chance", {"chance": 1 / patch_outputs(config)}),
+        "patch_agreement": Curve("rises well above chance", {"chance": 1 / patch_outputs(config)}),
+        "patch_std": Curve("stays well above 0, where all patches of an image are alike"),
     }
 
 
 def derived(config: Any, facts: Facts) -> Mapping[str, str]:
-    """How many images and how many targets of a step there are for each output."""
+    """How many patches are hidden, and how many images and targets of a step there are for each output."""
+    tokens, (low, high) = math.prod(facts.tokens or (1, 1)), config.mask_ratio
     return {
+        "hidden patches": f"{int(low * tokens)} to {int(high * tokens)} of {tokens}, in {config.mask_chance:.0%} of the "
+        "global crops",
         "images per output": f"{facts.images / config.out_dim:.3g} ({config.out_dim} outputs)",
         "targets of a step per output": f"{2 * facts.batch_size / config.out_dim:.3g}",
     }
