@@ -157,8 +157,8 @@ def derived(config: Any, facts: Facts) -> Mapping[str, str]:
     """How many patches are hidden, and how many images and targets of a step there are for each output."""
     tokens, (low, high) = math.prod(facts.tokens or (1, 1)), config.mask_ratio
     return {
-        "hidden patches": f"{int(low * tokens)} to {int(high * tokens)} of {tokens}, in {config.mask_chance:.0%} of the "
-        "global crops",
+        "hidden patches": f"{int(low * tokens)} to {int(high * tokens)} of {tokens}, in {config.mask_chance:.0%} of "
+        "the global crops",
         "images per output": f"{facts.images / config.out_dim:.3g} ({config.out_dim} outputs)",
         "targets of a step per output": f"{2 * facts.batch_size / config.out_dim:.3g}",
     }
