@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Batch, ImageSpec, Now, Views
+from akssl_core import Batch, Features, ImageSpec, Now, Views
 from akssl_core.nn import entropy, patch_std, sinkhorn, std_ratio
 from akssl_core.testing import drop_frozen, optimizer_of, spec_of, toy_batch
 
@@ -131,7 +131,7 @@ def test_only_hidden_patches_get_a_gradient_from_the_loss_on_patches() -> None:
     method, b = make(koleo_weight=0.0), batch()
     masks, places, weights = method.hide(b, (8, 8))
     h = torch.randn(12, 64, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    logits = method.on_patches(method, h, places)
+    logits = method.on_patches(method, Features(h[:, 0], h), places)
     method.patch_loss(logits, torch.full_like(logits, 1 / 24), weights, 12).backward()
     assert h.grad is not None
     assert torch.equal(h.grad.abs().sum(2) > 0, masks)
@@ -244,7 +244,7 @@ def test_balanced_targets_need_no_centre_and_centred_ones_follow_their_means() -
     targets, patch_targets, h = method.teach(x, places, Now(0, 10, 100))
     torch.testing.assert_close(targets, ((logits[0] - center) / 0.04).softmax(1))
     torch.testing.assert_close(patch_targets, ((logits[1] - patch_center) / 0.04).softmax(1))
-    torch.testing.assert_close(h, whole.patches)
+    torch.testing.assert_close(h.patches, whole.patches)
     assert torch.equal(method.center.value, center), "it moves after the step"
     for part, mean, old in zip((method.center, method.patch_center), logits, (center, patch_center), strict=True):
         part.after_step(NOW)

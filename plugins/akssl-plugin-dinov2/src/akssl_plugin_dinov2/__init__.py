@@ -191,17 +191,17 @@ class DINOv2(Method[TokenBackbone]):
         tokens = of_image(seen)
         local = [of_image(self.backbone.features(torch.cat(small)))] if small else []
         z = self.head.project(torch.cat([tokens, *local]))
-        patches = self.on_patches(self, seen.patches, places)
+        patches = self.on_patches(self, seen, places)
         cls_loss = self.loss(self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large)))
         patch_loss = self.patch_loss(patches, patch_targets, weights, len(x))
         koleo = torch.stack([self.koleo(crop) for crop in tokens.chunk(len(large))])
         loss = cls_loss + self.config.patch_weight(now) * patch_loss + self.config.koleo_weight * koleo.sum()
         terms = {"cls_loss": cls_loss.detach(), "patch_loss": patch_loss.detach(), "koleo": koleo.detach().mean()}
-        terms |= measured(targets, patch_targets, patches)
+        terms |= measured(h, targets, patch_targets, patches)
         if self.config.gram is not None:
             gram = self.gram(seen.patches, self.earlier.backbone.features(x).patches)
             loss, terms["gram"] = loss + self.config.gram.weight_at(now) * gram, gram.detach()
-        return {"loss": loss, **terms, "z_std_ratio": std_ratio(z[: len(batch)]), "patch_std": patch_std(h)}
+        return {"loss": loss, **terms, "z_std_ratio": std_ratio(z[: len(batch)])}
 
     def hide(self, batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """What is hidden of the global crops: masks (2 B, N), places in them (n,) and weights (n,)."""
@@ -213,29 +213,25 @@ class DINOv2(Method[TokenBackbone]):
         return batch.sent(masks), batch.sent(places), batch.sent(weights)
 
     @torch.no_grad()
-    def teach(self, x: Tensor, places: Tensor, now: Now) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets (2 B, K) of whole crops x, those (n, K) of patches at these places, and all patches (2 B, N, D)."""
+    def teach(self, x: Tensor, places: Tensor, now: Now) -> tuple[Tensor, Tensor, Features]:
+        """Targets (2 B, K) of whole crops x, those (n, K) of patches at these places, and the teacher's features."""
         h = self.teacher.backbone.features(x)
-        logits, of_patches = self.teacher.head(of_image(h)), self.on_patches(self.teacher, h.patches, places)
+        logits, of_patches = self.teacher.head(of_image(h)), self.on_patches(self.teacher, h, places)
         temperature = self.config.teacher_temperature(now)
         if self.config.targets == "sinkhorn":
-            return (
-                sinkhorn(logits, temperature, all_ranks=True),
-                sinkhorn(of_patches, temperature, all_ranks=True),
-                h.patches,
-            )
-        targets = [
-            ((rows - center.value) / temperature).softmax(1)
-            for rows, center in ((logits, self.center), (of_patches, self.patch_center))
-        ]
-        self.center.push(logits)
-        self.patch_center.push(mean_row(of_patches, self.patch_center.value))
-        return targets[0], targets[1], h.patches
+            targets, patch_targets = (sinkhorn(rows, temperature, all_ranks=True) for rows in (logits, of_patches))
+        else:
+            targets = ((logits - self.center.value) / temperature).softmax(1)
+            patch_targets = ((of_patches - self.patch_center.value) / temperature).softmax(1)
+            self.center.push(logits)
+            self.patch_center.push(mean_row(of_patches, self.patch_center.value))
+        return targets, patch_targets, h
 
-    def on_patches(self, networks: Any, h: Tensor, places: Tensor) -> Tensor:
-        """Logits (n, K) of the student's or the teacher's patches h (2 B, N, D) at these places (n,)."""
+    def on_patches(self, networks: Any, h: Features, places: Tensor) -> Tensor:
+        """Logits (n, K) of the student's or the teacher's patches at these places (n,) among all of them."""
+        assert h.patches is not None
         head = networks.head if self.config.shared_head else networks.patch_head
-        logits: Tensor = head(h.flatten(0, 1)[places])
+        logits: Tensor = head(h.patches.flatten(0, 1)[places])
         return logits
 
     def param_rules(self) -> Sequence[ParamRule]:
@@ -285,12 +281,19 @@ class DINOv2(Method[TokenBackbone]):
 
 
 @torch.no_grad()
-def measured(targets: Tensor, patch_targets: Tensor, patches: Tensor) -> dict[str, Tensor]:
-    """Entropies of targets (2 B, K) and (n, K), log K where even; how often patches (n, K) have the likeliest."""
+def measured(h: Features, targets: Tensor, patch_targets: Tensor, patches: Tensor) -> dict[str, Tensor]:
+    """Of a teacher's features, its targets (2 B, K) and (n, K), and a student's logits (n, K): what to log of them.
+
+    Entropies are log K where targets are even; student and teacher agree where their likeliest output is the same.
+    """
+    assert h.patches is not None
     hidden = max(len(patches), 1)
-    alike = (patches.argmax(1) == patch_targets.argmax(1)).float().sum() / hidden
-    spread = torch.special.entr(patch_targets).sum() / hidden
-    return {"teacher_entropy": entropy(targets), "patch_entropy": spread, "patch_agreement": alike}
+    return {
+        "teacher_entropy": entropy(targets),
+        "patch_entropy": torch.special.entr(patch_targets).sum() / hidden,
+        "patch_agreement": (patches.argmax(1) == patch_targets.argmax(1)).float().sum() / hidden,
+        "patch_std": patch_std(h.patches),
+    }
 
 
 @torch.no_grad()
