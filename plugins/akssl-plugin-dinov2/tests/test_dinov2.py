@@ -83,12 +83,12 @@ def test_the_loss_is_that_of_the_paper(local: int, shared: bool) -> None:
         rows = F.normalize(crop, dim=1)
         distances = torch.cdist(rows, rows) + 9 * torch.eye(6)
         koleo.append(-distances.amin(1).log().mean())
-    cls_loss, patch_loss = sum(of_crops) / len(of_crops), sum(of_patches) / 12
-    expected = cls_loss + 0.7 * patch_loss + 0.3 * sum(koleo)
-    assert terms["cls_loss"].item() == pytest.approx(float(cls_loss), rel=1e-5)
-    assert terms["patch_loss"].item() == pytest.approx(float(patch_loss), rel=1e-5)
-    assert terms["koleo"].item() == pytest.approx(float(sum(koleo)) / 2, abs=1e-4)
-    assert terms["loss"].item() == pytest.approx(float(expected), rel=1e-4)
+    cls_loss, patch_loss = torch.stack(of_crops).mean().item(), torch.stack(of_patches).sum().item() / 12
+    spread = torch.stack(koleo).sum().item()
+    assert terms["cls_loss"].item() == pytest.approx(cls_loss, rel=1e-5)
+    assert terms["patch_loss"].item() == pytest.approx(patch_loss, rel=1e-5)
+    assert terms["koleo"].item() == pytest.approx(spread / 2, abs=1e-4)
+    assert terms["loss"].item() == pytest.approx(cls_loss + 0.7 * patch_loss + 0.3 * spread, rel=1e-4)
     assert terms["teacher_entropy"].item() == pytest.approx(entropy(torch.cat(targets)).item(), abs=1e-5)
     assert terms["patch_entropy"].item() == pytest.approx(entropy(wanted).item(), abs=1e-5)
     agreed = (said.argmax(1) == wanted.argmax(1)).float().mean()
