@@ -66,13 +66,11 @@ class PatchLoss(Loss):
 
     @classmethod
     def known_values(cls) -> Sequence[KnownValue]:
-        """Costs 1 and 3 in one crop, 5 in another, none in two; even outputs in two of four crops; no mask at all."""
+        """Costs 1 and 3 in one crop, 5 in another, none in two; even outputs in two of four crops."""
         first, two, four = torch.tensor([[1.0, 0.0]]), torch.zeros(2, 4), torch.tensor([0.25]).expand(2, 4)
-        none = torch.zeros(0, 4, requires_grad=True)
         return [
             KnownValue((_sure(-1, -3, -5), first.expand(3, -1), torch.tensor([0.5, 0.5, 1.0]), 4), 1.75),
             KnownValue((two, four, torch.ones(2), 4), math.log(4) / 2),
-            KnownValue((none, none, torch.ones(0), 4), 0.0),
         ]
 
     def forward(self, student: Tensor, targets: Tensor, weights: Tensor, crops: int) -> Tensor:
@@ -100,12 +98,16 @@ class KoLeoLoss(Loss):
 
     @classmethod
     def known_values(cls) -> Sequence[KnownValue]:
-        """Orthogonal rows, opposite ones, three at 120 degrees, and two that are the same."""
-        third = torch.tensor([0.0, 2 * math.pi / 3, 4 * math.pi / 3])
-        rows = [torch.eye(2), torch.eye(4), torch.tensor([[1.0], [-1.0]]), torch.stack([third.cos(), third.sin()], 1)]
-        values = [-0.5 * math.log(2), -0.5 * math.log(2), -math.log(2), -0.5 * math.log(3)]
-        same = KnownValue((torch.ones(2, 4),), -math.log(LEAST * (1 + math.sqrt(4))))
-        return [*(KnownValue((x,), value) for x, value in zip(rows, values, strict=True)), same]
+        """Two orthogonal rows, opposite ones, the same; three at 120 degrees; twelve pairs of 10 degrees."""
+        orthogonal, opposite, same = torch.eye(2), torch.tensor([[1.0], [-1.0]]), torch.ones(2, 4)
+        twelve = torch.arange(12) * 30.0
+        return [
+            KnownValue((orthogonal,), -0.5 * math.log(2)),
+            KnownValue((opposite,), -math.log(2)),
+            KnownValue((same,), -math.log(LEAST * (1 + math.sqrt(4)))),
+            KnownValue((_at(torch.tensor([0.0, 120.0, 240.0])),), -0.5 * math.log(3)),
+            KnownValue((_at(torch.cat([twelve, twelve + 10])),), -math.log(2 * math.sin(math.radians(5)))),
+        ]
 
     def forward(self, rows: Tensor) -> Tensor:
         """The loss of rows (N, D) of this process, one an image."""
@@ -113,6 +115,12 @@ class KoLeoLoss(Loss):
         groups = [dist.gather(rows)] if self.config.group is None else rows.split(self.config.group)
         apart = torch.cat([x - x[_nearest(x)] for x in groups if len(x) > 1] or [rows[:0]])
         return -((apart + LEAST).norm(dim=1) + LEAST).log().sum() / max(len(apart), 1)
+
+
+def _at(degrees: Tensor) -> Tensor:
+    """Unit rows (n, 2) at angles (n,)."""
+    angles = degrees.deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], 1)
 
 
 @torch.no_grad()

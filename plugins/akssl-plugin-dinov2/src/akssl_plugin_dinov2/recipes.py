@@ -95,7 +95,7 @@ IMAGENET: dict[str, Any] = {
         "patch_out_dim": 65536,
         "teacher_temperature": {"start": 0.04, "end": 0.07, "shape": "linear", "over": 30},
         "momentum": {"start": 0.992, "end": 1.0},
-        "koleo": {"name": "koleo", "group": 64},
+        "koleo": {"group": 64},
     },
     "backbone": {"name": "vit_small", "layer_scale": 1e-5, "drop_path": 0.1, "drop_path_shape": "uniform"},
     "augmentation": {
