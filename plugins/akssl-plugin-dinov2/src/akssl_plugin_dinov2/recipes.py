@@ -30,7 +30,7 @@ DEFAULT: dict[str, Any] = {
         "momentum": {"start": 0.9, "end": 0.99},
         "patch_weight": {"start": 1.0, "warmup": 2},
     },
-    "backbone": {"name": "vit_micro", "patch_size": 4},
+    "backbone": {"name": "vit_micro"},
     "augmentation": {
         "name": "multicrop",
         "first": {"scale": [0.4, 1.0], **SMALL},
