@@ -76,7 +76,8 @@ class PatchLoss(Loss):
     def forward(self, student: Tensor, targets: Tensor, weights: Tensor, crops: int) -> Tensor:
         """The loss of logits (n, K) under probabilities (n, K), rows weighted by (n,), divided by a number of crops."""
         costs = -(targets.detach() * (student / self.config.student_temperature).log_softmax(1)).sum(1)
-        return (costs * weights.detach()).sum() / crops
+        loss: Tensor = (costs * weights.detach()).sum() / crops
+        return loss
 
 
 class KoLeoLoss(Loss):
@@ -112,9 +113,10 @@ class KoLeoLoss(Loss):
     def forward(self, rows: Tensor) -> Tensor:
         """The loss of rows (N, D) of this process, one an image."""
         rows = F.normalize(rows, dim=1)
-        groups = [dist.gather(rows)] if self.config.group is None else rows.split(self.config.group)
+        groups = [dist.gather(rows)] if self.config.group is None else torch.split(rows, self.config.group)
         apart = torch.cat([x - x[_nearest(x)] for x in groups if len(x) > 1] or [rows[:0]])
-        return -((apart + LEAST).norm(dim=1) + LEAST).log().sum() / max(len(apart), 1)
+        loss: Tensor = -((apart + LEAST).norm(dim=1) + LEAST).log().sum() / max(len(apart), 1)
+        return loss
 
 
 def _at(degrees: Tensor) -> Tensor:
