@@ -14,8 +14,8 @@ SMALL: dict[str, Any] = {
 }
 
 # Few images and minutes: a narrow network and narrow heads, with batch norms in that on images, two local crops, a
-# teacher that follows fast because the run has a thousand steps and is sharp (at 0.06 its targets were nearly even after
-# 20,000 images), and patches whose weight rises over two epochs.
+# teacher that follows fast because the run has a thousand steps and is sharp (at 0.06 its targets were nearly even
+# after 20,000 images), and patches whose weight rises over two epochs.
 DEFAULT: dict[str, Any] = {
     "method": {
         "hidden_dim": 256,
