@@ -168,7 +168,9 @@ class RunSpec(Schema):
     method: MethodRef
     backbone: Flag[BackboneRef | None] = Field(None, description="registered name; null: chosen for the image size")
     augmentation: AugmentationRef
-    data: Flag[DataRef] = Field(description="source name, folder of images or prepared file; by default drawn shapes")
+    data: Flag[DataRef] = Field(
+        description="source name, folder, table, archive or prepared file; by default drawn shapes"
+    )
     optimizer: OptimizerRef
     callbacks: Harmless[tuple[CallbackRef, ...]] = ()
     train: TrainSpec = TrainSpec()
@@ -199,6 +201,7 @@ FLAT = flags(TrainSpec)  # keywords that are settings of `train`
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate", "start")
 PLAIN = ("seed", "recipe", "callbacks")
+OF_DATA = {"test_data": "test", "labels": "labels"}  # keywords that are settings of the data
 OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
 
 
@@ -219,11 +222,14 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a name that is neither a flat keyword nor a section.
     """
     result: dict[str, Any] = {}
-    allowed = [*COMPONENTS, *TABLES, *PLAIN, *FLAT, "options"]
+    of_data: dict[str, Any] = {}
+    allowed = [*COMPONENTS, *TABLES, *PLAIN, *FLAT, *OF_DATA, "options"]
     for key, given in settings.items():
         value = _plain(given)
         if key in FLAT:
             result.setdefault("train", {})[key] = value
+        elif key in OF_DATA:
+            of_data[OF_DATA[key]] = value
         elif key == "start" and (value is None or isinstance(value, str | Path)):
             result[key] = value if value is None else {"source": str(value)}
         elif key in ("options", *TABLES):
@@ -235,6 +241,9 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             hint = did_you_mean(str(key), allowed)
             raise ConfigError(f"run: unknown setting '{key}'.{hint} Settings here: {', '.join(sorted(allowed))}.")
+    if of_data:
+        data = result.get("data", {})
+        result["data"] = {**(data if isinstance(data, Mapping) else {"name": data}), **of_data}
     return result
 
 

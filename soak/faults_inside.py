@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from akssl_core import Logger, Schema, hookimpl
-from akssl_core.data import Wrapped, folder
+from akssl_core.data import Wrapped, places
 from akssl_core.data import prepare as cache
 from akssl_core.plugins.manager import installed
 from akssl_core.rundir import checkpoints
@@ -174,14 +174,14 @@ def akssl_register(registry: Any) -> None:
     registry.add(Bad)
     registry.add(Own)
     if FAULT == "vanish":
-        listed = folder.scan
+        listed = places.scan
 
         def scan(root: Path) -> Any:
             found = listed(root)
             vanish_once(found)
             return found
 
-        folder.scan = scan
+        places.scan = scan
     if FAULT == "prepare":
         before(cache.TensorStream, "finish", gate)
 

@@ -34,6 +34,9 @@ class UserPath(click.Path):
 
 PATH = UserPath(path_type=Path)
 plugin_file_option = click.option("--plugin-file", type=PATH, help="a plugin that is one Python file")
+test_data_option = click.option(
+    "--test-data", help="labelled test images to judge by, in place of some of --data: folder, table, ..."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
@@ -68,6 +71,8 @@ def run_options(*left_out: str) -> Decorator:
     """The options that commands which train share, but for some: all flags, and where other settings come from."""
     named = {name: field_option(schema, name) for schema in (RunSpec, TrainSpec) for name in flags(schema)}
     named |= {
+        "labels": click.option("--labels", help="table that gives each image of --data its label: CSV, ..."),
+        "test_data": test_data_option,
         "out": click.option("--out", type=PATH, help="run folder  [default: a new one under runs/]"),
         "config": click.option("--config", type=PATH, help="YAML file with any of these settings"),
         "set": set_option("any setting, by its path"),

@@ -21,10 +21,13 @@ from .base import (
     plugins_with,
     set_option,
     show,
+    test_data_option,
 )
 
 PROTOCOLS = ("knn", "linear", "finetune", "segment")
-data_option = click.option("--data", help="source name, folder or prepared file  [default: the data of the run]")
+data_option = click.option(
+    "--data", help="source name, folder, table, archive or prepared file  [default: the data of the run]"
+)
 batch_option = field_option(EvaluateSpec, "batch_size", default=256, show_default=True, help="images a forward pass")
 device_option = field_option(TrainSpec, "device", default="auto", show_default=True, help="where to compute")
 
@@ -40,6 +43,7 @@ device_option = field_option(TrainSpec, "device", default="auto", show_default=T
 @click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")
 @click.option("--epochs", type=int, help="of the fine-tuning  [default: 10]")
 @click.option("--masks", type=PATH, help="of the segmentation: PNGs named as the images  [default: the source's]")
+@test_data_option
 @click.option("--train-images", type=int, help="learn from at most so many images  [default: all]")
 @click.option("--test-images", type=int, help="test on at most so many images  [default: all]")
 @batch_option

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -85,32 +85,23 @@ def read_image(path: Path, channels: int, side: int | None, white: int = WHITE) 
     Raises:
         Unreadable: no such file, or as `decode_image`.
     """
-    with _open_file(path) as file:
+    with open_file(path) as file:
         return decode_image(file, channels, side, white)
-
-
-def shorter_side(path: Path) -> int:
-    """The shorter side by the file's header alone.
-
-    Raises:
-        Unreadable: as `read_image`, where the header shows it.
-    """
-    with _open_file(path) as file:
-        return image_header(file)[1]
 
 
 def is_image(path: Path) -> bool:
     """Whether a file without a suffix begins like an image."""
     try:
-        return shorter_side(path) > 0
+        with open_file(path) as file:
+            return image_header(file)[1] > 0
     except Unreadable:
         return False
 
 
-def look_inside(path: Path) -> tuple[int, int | None]:
+def look_inside(opening: AbstractContextManager[IO[bytes]]) -> tuple[int, int | None]:
     """(pages, largest value where it is 16-bit gray) of the image in a file; one page where it cannot be read."""
     try:
-        with _open_file(path) as file:
+        with opening as file:
             image = _opened(file)
             return int(getattr(image, "n_frames", 1)), largest_of_sixteen(image)
     except Exception:  # as above; whoever decodes it tells why
@@ -118,7 +109,7 @@ def look_inside(path: Path) -> tuple[int, int | None]:
 
 
 @contextmanager
-def _open_file(path: Path) -> Iterator[IO[bytes]]:
+def open_file(path: Path, most: int | None = MOST_BYTES) -> Iterator[IO[bytes]]:
     """A file opened by hand: given a path, Pillow maps plain TIFFs into memory, and misreads those on their side.
 
     Raises:
@@ -129,8 +120,8 @@ def _open_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > MOST_BYTES:
-                raise Unreadable(f"a file of {size} bytes, more than the limit of {MOST_BYTES}")
+            if most is not None and size > most:
+                raise Unreadable(f"a file of {size} bytes, more than the limit of {most}")
             yield file
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):

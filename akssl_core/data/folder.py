@@ -1,9 +1,9 @@
-"""A folder of image files: flat, nested or one sub-folder a class, of any formats, sizes and modes."""
+"""Image files as a source: in a folder, flat, nested or one sub-folder a class; in archives; or named by a table."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,27 +11,37 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..config.schema import HARMLESS, FilePath, Schema
+from ..config.schema import HARMLESS, FilePath
 from ..errors import DataError
 from .base import LARGEST, STORED_SIDE, HoldOutSource, ImageSet
 from .convert import WHITE
-from .decode import look_inside, read_image, shorter_side
+from .decode import decode_image, image_header, look_inside
+from .files import SPLITS, Files, Label, Part, few, top_folders
 from .labels import encode_labels
-from .scan import SPLITS, ScannedFolder, class_folders, printable, scan
+from .places import files_at
+from .scan import printable
 from .stored import ImageStore, StoredImages
+from .tables import Reading, matched
 
 LOOKED_INTO = 16  # files decoded to learn how many bits and pages they have
 
 
-class FolderConfig(Schema):
+class FolderConfig(Reading):
     """Settings of the data source `folder`."""
 
-    path: Annotated[FilePath, HARMLESS] = Field(description="folder of images: flat, nested or one sub-folder a class")
-    test: FilePath | None = Field(
-        None, description="folder of labelled test images, one sub-folder a class; then nothing of `path` is held out"
+    path: Annotated[FilePath, HARMLESS] = Field(
+        description="folder of images: flat, nested or one sub-folder a class; a table of image files and their labels "
+        "(.csv, .tsv, .txt, .parquet); a .zip, a .tar, a folder of tars or a pattern of some ('shards/*.tar')",
     )
-    labels: Literal["folders", "none"] = Field(
-        "folders", description="folders: the first-level sub-folders are classes where they can be; none: no classes"
+    test: FilePath | None = Field(
+        None,
+        description="labelled test images: folder with one sub-folder a class, or whatever `path` may be; then nothing "
+        "of `path` is held out",
+    )
+    labels: Literal["folders", "none"] | FilePath = Field(
+        "folders",
+        description="folders: the labels in a table or beside the images of tar shards, else the first-level "
+        "sub-folders where they can be classes; none: no classes; or the path of a table of the images' labels",
     )
     hold_out: bool = Field(
         True, description="keep one labelled image in five out of training, to judge by; false: every image trains"
@@ -57,48 +67,50 @@ class FolderConfig(Schema):
 
 
 class ImageFiles(ImageStore):
-    """The files of a folder."""
+    """Image files, decoded when they are asked for."""
 
     noun, expected = "files", "is an image"
 
-    def __init__(self, config: FolderConfig, found: ScannedFolder) -> None:
-        self.root, self.files, self.channels = config.path, found.files, config.channels
+    def __init__(self, config: FolderConfig, files: Files) -> None:
+        self.files, self.channels = files, config.channels
         self.white = config.white or WHITE
         super().__init__(
-            len(found.files),
-            str(self.root),
+            len(files.names),
+            files.place,
             max_unreadable=config.max_unreadable,
             cache_gb=config.cache_gb,
-            broken=found.broken,
+            broken=files.broken,
         )
 
     def id_of(self, row: int) -> str:
-        """The path of a file relative to the folder, fit to be shown."""
-        return printable(self.files[row])
+        """The name of a file, fit to be shown: its path relative to the folder."""
+        return printable(self.files.names[row])
 
-    def file_of(self, row: int) -> Path:
-        """The path of a file."""
-        return self.root / self.files[row]
+    def file_of(self, row: int) -> Path | None:
+        """The path of a file, if it lies alone."""
+        return self.files.path(row)
 
-    def cells(self, rows: Sequence[int]) -> list[Path]:
-        """The paths of the files."""
-        return [self.file_of(row) for row in rows]
+    def cells(self, rows: Sequence[int]) -> Sequence[int]:
+        """The rows themselves."""
+        return rows
 
-    def header(self, cell: Path) -> tuple[int, int]:
+    def header(self, cell: int) -> tuple[int, int]:
         """(channels that were asked for, shorter side) of one file."""
-        return self.channels, shorter_side(cell)
+        with self.files.open(cell) as file:
+            return self.channels, image_header(file)[1]
 
-    def decode(self, cell: Path, side: int | None) -> Tensor:
+    def decode(self, cell: int, side: int | None) -> Tensor:
         """One file as a small image, or the whole of it."""
-        return read_image(cell, self.channels, side, self.white)
+        with self.files.open(cell) as file:
+            return decode_image(file, self.channels, side, self.white)
 
     def look_inside(self, white: int | None) -> list[str]:
         """Notes on what a sample of the files holds beside its first page and the usual eight bits.
 
         Where nobody said which value of 16-bit gray is white, it is that of the bits in use.
         """
-        step = max(1, len(self.files) // LOOKED_INTO)
-        inside = [look_inside(self.file_of(row)) for row in range(0, len(self.files), step)]
+        step = max(1, len(self) // LOOKED_INTO)
+        inside = [look_inside(self.files.open(row)) for row in range(0, len(self), step)]
         largest = max((value for _, value in inside if value is not None), default=None)
         notes = []
         if largest is not None and white is None:
@@ -115,53 +127,85 @@ class ImageFiles(ImageStore):
 
 
 class Folder(HoldOutSource):
-    """A folder of images. First-level sub-folders are classes when all images lie in two or more of them.
+    """Image files in a folder, in archives, or named by a table.
+
+    First-level sub-folders are classes when all images lie in two or more of them. Where they are train and val or
+    test, these are the training images and the test images.
+
+    Args:
+        config: its settings.
+        image_size: the side of view that a run asks for.
+        files: the images, in place of those that the settings name.
 
     Raises:
-        DataError: no such folder, no image in it, or none that can be read.
+        DataError: no such folder, no image in it, none that can be read, or test images of classes that do not train.
     """
 
     name = "folder"
     Config = FolderConfig
+    _tests: tuple[ImageFiles, list[int], Tensor] | None = None  # their rows with a label, and the labels
 
-    def __init__(self, config: FolderConfig, image_size: int | None = None) -> None:
+    def __init__(self, config: FolderConfig, image_size: int | None = None, files: Files | None = None) -> None:
         super().__init__(config, image_size)
         self.stored_side = config.stored_side
-        found = scan(config.path)
-        self._store = ImageFiles(config, found)
+        files, others = official(files or files_at(config.path, config))
+        self._store = ImageFiles(config, files)
         _, self.shorter = self._store.look()
         self.notes += self._store.look_inside(config.white)
-        tops = class_folders(found.files) if config.labels == "folders" else None
-        names: tuple[str, ...] = ()
-        if tops is not None:
-            self.labels, classes = encode_labels(tops, len(tops))
-            names = classes or ()
-            self.classes = tuple(printable(name) for name in names)
-        self._tests = None if config.test is None else self._read_tests(config.test, names)
-        self._note_files(found)
-        self._ask_about(found.files)
+        self.notes += [f"{len(files.names)} image files in {printable(files.place)}", *files.notes]
+        given, notes = self._labels_of(files)
+        self.notes += notes
+        if given and isinstance(config.labels, Path) and all(label is None for label in given):
+            raise DataError(f"data.labels: {notes[0]}. Its rows name them by path, name, or name without suffix.")
+        if given is not None:
+            self.labels, classes = encode_labels(given, len(files.names))
+            self.classes = classes and tuple(map(printable, classes))
+        if self.classes:
+            self.notes.append(f"{len(self.classes)} classes: {few(self.classes)}")
+        elif given is None:
+            self.notes.append("no classes: that takes every image in one of two or more sub-folders, or labels")
+        known = [] if self.labels is None else zip(given or (), self.labels.tolist(), strict=True)
+        numbers = {str(label): number for label, number in known if label is not None}
+        if config.test is not None:
+            self._tests = self._read_tests(files_at(config.test, config), numbers)
+        elif fit := [part for part in others if (own := self._classes_of(part)) and own <= numbers.keys()]:
+            self._tests = self._read_tests(fit[0], numbers)
+        self._ask_about()
         self.note_split()
 
-    def _read_tests(self, root: Path, classes: Sequence[str]) -> tuple[ImageFiles, Tensor]:
-        """The files of the test folder with their labels, numbered as those of the training images.
+    def _labels_of(self, files: Files) -> tuple[Sequence[Label] | None, list[str]]:
+        """Those that stand with the files or in the table that was named, and notes."""
+        labels = self.config.labels
+        if isinstance(labels, Path):
+            return matched(labels, self.config, files)
+        return (None if labels == "none" else files.labels), []
+
+    def _classes_of(self, tests: Files) -> set[str]:
+        """Those of some test images; the first-level folder is one, be it the only one."""
+        return {str(label) for label in self._test_labels(tests) if label is not None}
+
+    def _test_labels(self, files: Files) -> Sequence[Label]:
+        return self._labels_of(files)[0] or top_folders(files.names)
+
+    def _read_tests(self, files: Files, numbers: Mapping[str, int]) -> tuple[ImageFiles, list[int], Tensor]:
+        """The test files, the rows of those with a label, and these, numbered as those of the training images.
 
         Raises:
             DataError: there is no image, or one that lies in no class of the training images.
         """
-        found = scan(root)
-        tops = [file.partition("/")[0] if "/" in file else "" for file in found.files]
-        if strange := sorted(set(tops) - set(classes)):
-            known = f"one of {_few(classes)}" if classes else f"a class, and {self.config.path} has none by sub-folder"
+        given = self._test_labels(files)
+        if strange := sorted(self._classes_of(files) - numbers.keys()):
+            known = f"one of {few(sorted(numbers))}" if numbers else f"a class, and {self._store.place} has no classes"
             where = printable(strange[0]) or "no sub-folder"
             raise DataError(
-                f"data.test: {root} holds images in {where!r}; expected each in {known}. "
-                f"Name its sub-folders as those of the training images."
+                f"data.test: {files.place} holds images in {where!r}; expected each in {known}. "
+                f"Name its classes as those of the training images."
             )
-        numbers = {name: number for number, name in enumerate(classes)}
-        store = ImageFiles(self.config.model_copy(update={"path": root}), found)
+        rows = [row for row, label in enumerate(given) if label is not None]
+        store = ImageFiles(self.config, files)
         store.look()
         store.white = self._store.white
-        return store, torch.tensor([numbers[top] for top in tops])
+        return store, rows, torch.tensor([numbers[str(given[row])] for row in rows])
 
     @property
     def holds_out(self) -> bool:
@@ -171,7 +215,7 @@ class Folder(HoldOutSource):
     def note_split(self) -> None:
         """Tell the user which images are the queries."""
         if self._tests is not None:
-            self.notes.append(f"{len(self._tests[1])} images in {self.config.test} are the probes' queries")
+            self.notes.append(f"{len(self._tests[1])} images in {self._tests[0].place} are the probes' queries")
         elif self.labels is not None and not self.config.hold_out:
             self.notes.append(
                 "nothing is held out (data.hold_out=false): every image trains, and no accuracy is computed"
@@ -179,54 +223,43 @@ class Folder(HoldOutSource):
         else:
             super().note_split()
 
-    def _ask_about(self, files: Sequence[str]) -> None:
+    def _ask_about(self) -> None:
         """Warn of sub-folders that are probably something else than what they are taken for."""
-        root, tops = self.config.path, sorted({file.partition("/")[0] for file in files if "/" in file})
-        parts = [name for name in tops if name.lower() in SPLITS]
-        if len(parts) > 1:
-            train = min(parts, key=lambda name: "train" not in name.lower())
-            test = max((name for name in parts if name != train), key=lambda name: "test" in name.lower())
+        if self.classes and sum(map(_is_no_class, self.classes)) * 2 > len(self.classes):
             self.warnings.append(
-                f"data: {root} holds {_few(parts)}, which look like the parts of one data set, and a run trains on all "
-                f"of them. To train on one alone: --data {root / train}; and to be judged by another: --set "
-                f"data.test={root / test}"
+                f"data: the sub-folders {few(self.classes)} look like dates, albums or parts of a data set, and are "
+                f"taken for classes: one image in five is held out to tell them apart. If they are none: --set "
+                f"data.labels=none"
             )
-        elif self.classes and sum(map(_is_no_class, self.classes)) * 2 > len(self.classes):
-            self.warnings.append(
-                f"data: the sub-folders {_few(self.classes)} look like dates or albums, and are taken for classes: "
-                f"one image in five is held out to tell them apart. If they are none: --set data.labels=none"
-            )
-
-    def _note_files(self, found: ScannedFolder) -> None:
-        self.notes.append(f"{len(found.files)} image files in {printable(str(self.config.path))}")
-        if found.others:
-            kinds = [f"{count} {suffix or 'without suffix'}" for suffix, count in found.others.most_common()]
-            self.notes.append(f"{found.others.total()} files of other kinds are left out: {_few(kinds)}")
-        if self.classes:
-            self.notes.append(f"{len(self.classes)} classes by sub-folder: {_few(self.classes)}")
-        else:
-            self.notes.append("no classes: that takes every image in one of two or more sub-folders")
 
     def make_images(self) -> ImageSet:
         """All files, reduced to about the size of the views."""
         return StoredImages(self._store, range(len(self._store)), self.stored_side, self.labels, self.classes)
 
     def probe(self) -> tuple[ImageSet, ImageSet] | None:
-        """The training images and those of the test folder, or a part that is held out."""
-        if self._tests is None:
+        """The labelled training images and those of the test set, or a part that is held out."""
+        if self._tests is None or self.labels is None:
             return super().probe()
-        store, labels = self._tests
-        return self.all(), StoredImages(store, range(len(store)), self.stored_side, labels, self.classes)
+        store, rows, labels = self._tests
+        bank = self.all().subset(torch.nonzero(self.labels >= 0).flatten()) if (self.labels < 0).any() else self.all()
+        return bank, StoredImages(store, rows, self.stored_side, labels, self.classes)
+
+
+def official(files: Files) -> tuple[Files, list[Files]]:
+    """The images that train where all lie in train and other parts of a data set, and the other parts; test first."""
+    tops = {name.lower(): name for name in set(top_folders(files.names))}
+    if "train" not in tops or len(tops) < 2 or not tops.keys() <= SPLITS:
+        return files, []
+    train, *others = (Part(files, tops[name]) for name in ("train", *sorted(tops.keys() - {"train"})))
+    names = few(sorted(tops.values()))
+    train.notes += [*files.notes, f"{files.place} holds {names}: runs train on {tops['train']} alone"]
+    return train, [*others]
 
 
 def _is_no_class(name: str) -> bool:
-    """Whether a folder is named like a date, a camera's folder or an album."""
+    """Whether a folder is named like a date, a camera's folder, an album or a part of a data set."""
     return (
-        re.fullmatch(r"(19|20)\d\d([-_. ]?[01]\d([-_. ]?[0-3]\d)?)?.*|\d{3}[A-Z_]{5}|album.*|photos?.*", name, re.I)
+        name.lower() in SPLITS
+        or re.fullmatch(r"(19|20)\d\d([-_. ]?[01]\d([-_. ]?[0-3]\d)?)?.*|\d{3}[A-Z_]{5}|album.*|photos?.*", name, re.I)
         is not None
     )
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, ..."

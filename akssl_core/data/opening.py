@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config.registry import STAND_IN
-from ..config.schema import DataRef, Lookup, Schema, validate
+from ..config.schema import DataRef, Lookup, Schema, user_path, validate
 from ..errors import DataError, UnknownComponent, did_you_mean, plain
 from .arrays import Arrays
 from .base import DatasetSource
-from .folder import Folder
+from .files import FolderFiles
+from .folder import Folder, FolderConfig
+from .places import matches
 from .prepared import SUFFIX, Prepared
-from .scan import existing_path, nearest_path
+from .scan import nearest_path
+from .tables import Reading, picked
 from .wrapped import Wrapped
 
 
@@ -41,34 +45,56 @@ class DataSpec(Schema):
 def open_source(data: Any, plugins: Sources, image_size: int | None = None) -> DatasetSource:
     """The source that `data` means, whatever its form, for views of `image_size` px.
 
-    A `DatasetSource`, as it is; a torch `Dataset`; an array or tensor, alone or as a pair (images, labels); a source's
-    name, a path of a folder or a prepared file, a table of settings, or a checked reference.
+    A `DatasetSource`, as it is; a torch `Dataset` or one of Hugging Face; an array or tensor, or a list of paths or
+    images, alone or as a pair (images, labels); a frame of pandas; a source's name, a path of a folder, a table, an
+    archive or a prepared file, a table of settings, or a checked reference.
 
     Raises:
         AksslError: no such source or path, a wrong setting, or an object that cannot be used.
     """
     if isinstance(data, DatasetSource):
         return data
-    if isinstance(data, Dataset):
-        return Wrapped(data, image_size=image_size)
-    if isinstance(data, Tensor | np.ndarray):
-        return Arrays(data, image_size=image_size)
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
-        return Arrays(data[0], data[1], image_size=image_size)
     if isinstance(data, str | Path | Mapping):
         data = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins).data
+    elif (found := _from_object(data, image_size)) is not None:
+        return found
     if type(data).__module__.partition(".")[0] == "datasets":
         raise DataError(
-            f"data: a {type(data).__name__} of Hugging Face is read from its files: dataset.save_to_disk('DIR'), then "
-            f"data={{'name': 'hf', 'path': 'DIR'}}, with akssl-plugin-hf-datasets installed."
+            f"data: a {type(data).__name__} of Hugging Face has no order to shuffle. Load it without streaming=True, "
+            f"or name it: data='hf/NAME', with akssl-plugin-hf-datasets installed."
         )
     if not isinstance(data, DataRef):
         raise DataError(
-            f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder, a torch "
-            f"Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels)."
+            f"data: cannot use a {type(data).__name__}. Give a source name, a prepared file, a folder or table, a "
+            f"torch Dataset, a uint8 array or tensor [N, H, W, C] or [N, C, H, W], a list of paths or images, a frame "
+            f"of paths, or a pair (images, labels)."
         )
     source: DatasetSource = data.build(image_size)
     return source
+
+
+def _from_object(data: Any, image_size: int | None) -> DatasetSource | None:
+    """The source of a data set, arrays, a list or a frame, with labels or without; None: it is none of them."""
+    labels = None
+    if hasattr(data, "iloc") and hasattr(data, "columns"):  # a frame of pandas
+        data, labels = picked("the frame", {str(name): data[name].tolist() for name in data.columns}, Reading())
+    elif isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], tuple | list | Tensor | np.ndarray):
+        data, labels = data
+    if isinstance(data, Tensor | np.ndarray):
+        return Arrays(data, labels, image_size=image_size)
+    is_table = type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "__len__")
+    if isinstance(data, Dataset) or is_table:
+        return Wrapped(data, image_size=image_size)
+    if not isinstance(data, tuple | list) or not data:
+        return None
+    if all(isinstance(item, str | Path) for item in data):
+        names = [str(user_path(item)) for item in data]
+        given = [] if labels is None else labels.tolist() if hasattr(labels, "tolist") else list(labels)
+        files = FolderFiles(Path(), names, given)
+        files.place = f"a list of {len(names)} files"
+        return Folder(FolderConfig(path=Path(os.sep)), image_size, files)
+    is_images = all(isinstance(item, Image.Image | Tensor | np.ndarray) for item in data)
+    return Wrapped(data, labels, image_size=image_size) if is_images else None
 
 
 def data_table(data: Any, plugins: Sources) -> Any:
@@ -90,7 +116,8 @@ def data_table(data: Any, plugins: Sources) -> Any:
         return data
     if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
         return data
-    if path := existing_path(text):
+    if any(map(os.path.exists, matches(text))):
+        path = user_path(text)
         source = Prepared if path.suffix.lower() == SUFFIX and not os.path.isdir(path) else Folder
         return {"name": source.name, "path": str(path), **more}
     try:
@@ -103,10 +130,11 @@ def data_table(data: Any, plugins: Sources) -> Any:
 def data_title(data: Any) -> str:
     """Data for people: where it lies, the source's name with the settings that were given, or an object's class."""
     if not isinstance(data, str | Path | Mapping):
-        return type(data[0] if isinstance(data, tuple | list) else data).__name__
+        is_pair = isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], str | Path)
+        return type(data[0] if is_pair else data).__name__
     table = dict(data) if isinstance(data, Mapping) else {"name": str(data)}
     if "path" in table:
-        return str(table["path"])
+        return f"{table['path']}, tested on {table['test']}" if table.get("test") else str(table["path"])
     more = [f"{key}={value}" for key, value in table.items() if key != "name"]
     return f"{table['name']} ({', '.join(more)})" if more else str(table["name"])
 
@@ -121,5 +149,6 @@ def no_such_data(text: str, names: Iterable[str]) -> DataError:
         hint = f" Did you mean the {'folder' if os.path.isdir(near) else 'file'} '{near}'?"
     known = ", ".join(names)
     return DataError(
-        f"data: '{text:.300}' is neither a data source nor an existing folder or prepared file.{hint} Sources: {known}."
+        f"data: '{text:.300}' is neither a data source nor an existing folder, table or prepared file.{hint} Sources: "
+        f"{known}."
     )

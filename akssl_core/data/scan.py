@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config.schema import user_path
 from ..errors import DataError, suggest
 from .decode import SUFFIXES, is_image
+from .files import FolderFiles, few
 
 DEEPEST = 100  # folders within folders
 MOVED = "Data that was moved is named by its new place: --data NEW, in Python data=..."
-SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
-@dataclass(slots=True)
-class ScannedFolder:
-    """The image files of a folder, by their paths relative to it, and the entries that only look like one."""
-
-    files: list[str] = field(default_factory=list)  # sorted
-    broken: dict[str, str] = field(default_factory=dict)  # path -> reason
-    others: Counter[str] = field(default_factory=Counter)  # suffix -> files that are no images
-
-
-def scan(root: Path) -> ScannedFolder:
+def scan(root: Path) -> FolderFiles:
     """Every file with the suffix of an image, in sub-folders too; hidden files and folders are left out.
 
     A folder that two links lead to is read once, so links may form a circle.
@@ -35,19 +23,22 @@ def scan(root: Path) -> ScannedFolder:
         DataError: the folder does not exist, cannot be listed or holds no image.
     """
     _check_folder(root)
-    found = ScannedFolder()
+    found = FolderFiles(root)
     _walk(root, "", found, set())
-    found.files.sort()
-    if not found.files:
+    found.names.sort()
+    if not found.names:
         names = ", ".join(sorted(SUFFIXES))
         broken = f" {len(found.broken)} only look like images: {', '.join(found.broken)}." if found.broken else ""
         raise DataError(f"data: {root} holds no image files ({names}), in sub-folders neither.{broken}")
+    if found.others:
+        kinds = [f"{count} {suffix or 'without suffix'}" for suffix, count in found.others.most_common()]
+        found.notes.append(f"{found.others.total()} files of other kinds are left out: {few(kinds)}")
     return found
 
 
-def _walk(folder: Path, prefix: str, found: ScannedFolder, seen: set[tuple[int, int]]) -> int:
+def _walk(folder: Path, prefix: str, found: FolderFiles, seen: set[tuple[int, int]]) -> int:
     """Collect from one folder and those below; the number of images found."""
-    before = len(found.files)
+    before = len(found.names)
     if prefix.count("/") > DEEPEST:
         found.broken[printable(prefix.rstrip("/"))] = f"a folder nested deeper than {DEEPEST} others"
         return 0
@@ -63,10 +54,10 @@ def _walk(folder: Path, prefix: str, found: ScannedFolder, seen: set[tuple[int, 
     for entry in entries:
         if not entry.name.startswith("."):
             _visit(entry, prefix, found, seen)
-    return len(found.files) - before
+    return len(found.names) - before
 
 
-def _visit(entry: os.DirEntry[str], prefix: str, found: ScannedFolder, seen: set[tuple[int, int]]) -> None:
+def _visit(entry: os.DirEntry[str], prefix: str, found: FolderFiles, seen: set[tuple[int, int]]) -> None:
     """One entry of a folder: a folder is walked, an image is kept, a false image is noted."""
     path = prefix + entry.name
     is_named_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
@@ -75,14 +66,14 @@ def _visit(entry: os.DirEntry[str], prefix: str, found: ScannedFolder, seen: set
         if is_named_image and count == 0:
             found.broken[printable(path)] = "a folder, not an image"
     elif is_named_image and _is(entry.is_file):
-        found.files.append(path)
+        found.names.append(path)
     elif is_named_image:
         lost = entry.is_symlink() and not os.path.exists(entry.path)
         found.broken[printable(path)] = "a link to nothing" if lost else "not a regular file"
     elif _is(entry.is_file):
         suffix = os.path.splitext(entry.name)[1].lower()
         if not suffix and is_image(Path(entry.path)):
-            found.files.append(path)
+            found.names.append(path)
         else:
             found.others[printable(suffix)] += 1
 
@@ -93,17 +84,6 @@ def _is(kind: Callable[[], bool]) -> bool:
         return kind()
     except OSError:
         return False
-
-
-def class_folders(files: list[str]) -> list[str] | None:
-    """The first sub-folder of each file as its class, or None where they are no classes.
-
-    They are when every file lies in one, there are two at least, and they are not named like the parts of
-    a split (train, val, test).
-    """
-    tops = [path.partition("/")[0] if "/" in path else "" for path in files]
-    names = set(tops)
-    return tops if "" not in names and len(names) >= 2 and not names <= SPLITS else None
 
 
 def printable(path: str) -> str:
@@ -125,19 +105,16 @@ def nearest_path(path: Path) -> Path | None:
     return part.parent / near if near else None
 
 
-def existing_path(path: str | Path) -> Path | None:
-    """The path if something exists there, with its ~ expanded; None if not, or if no path can have this text."""
-    found = user_path(path)
-    return found if os.path.exists(found) else None
-
-
 def _check_folder(root: Path) -> None:
     if not os.path.exists(root):
         near = nearest_path(root)
         hint = f" Did you mean '{near}'?" if near else ""
         raise DataError(f"data: the folder '{root!s:.300}' does not exist.{hint} {MOVED}")
     if not root.is_dir():
-        raise DataError(f"data: '{root}' is a file; expected a folder of images. Its folder is '{root.parent}'.")
+        raise DataError(
+            f"data: '{root}' is a file; expected a folder of images, a table (.csv, ...) or an archive (.zip, .tar). "
+            f"Its folder is '{root.parent}'."
+        )
     try:
         os.listdir(root)
     except OSError as error:

@@ -17,7 +17,7 @@ from .base import DatasetSource, ImageSet
 from .convert import channels_first
 from .folder import FolderConfig, ImageFiles
 from .labels import encode_labels
-from .scan import class_folders, scan
+from .scan import scan
 from .stored import StoredImages
 from .wrapped import stored_labels
 
@@ -150,7 +150,6 @@ class Imagenette(OfficialSplit):
         self.open(f"{archive}.tgz", size=self.config.size, split=part)
         path = data_root() / archive / part
         found = scan(path)
-        tops = class_folders(found.files) or []
-        labels, classes = encode_labels(tops, len(found.files))
+        labels, classes = encode_labels(found.labels or [], len(found.names))
         store = ImageFiles(FolderConfig.model_validate({"path": path, "cache_gb": self.config.cache_gb}), found)
-        return StoredImages(store, range(len(found.files)), self.stored_side, labels, classes)
+        return StoredImages(store, range(len(found.names)), self.stored_side, labels, classes)

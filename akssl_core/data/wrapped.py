@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,12 @@ from ..errors import DataError
 from . import convert
 from .base import HoldOutSource, ImageSet, Pixels
 from .labels import encode_labels
+from .tables import usual
 
 READ_FOR_LABELS = 2000  # so many items are read once for their labels; more would delay the start
 LOOKED_AT = 8  # items that decide the number of channels
+IMAGES = ("image", "img", "images", "pixels", "picture", "photo")  # keys of items, as `plain` writes them
+LABELS = ("label", "labels", "target", "class", "finelabel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +35,22 @@ class Item:
 
     @classmethod
     def read(cls, data: Dataset[Any], i: int) -> Item:
-        """Read item i: an image, or a tuple that starts with an image and perhaps a label.
+        """Read item i: an image, a tuple that starts with an image and perhaps a label, or a dict of both.
 
         Raises:
             DataError: the item is something else.
         """
         item = data[i]
+        if isinstance(item, Mapping):
+            image, label = usual(item, IMAGES), usual(item, LABELS)
+            item = (item if image is None else item[image], item.get(label))
         parts = tuple(item) if isinstance(item, tuple | list) else (item,)
         if not parts or not isinstance(parts[0], Image.Image | Tensor | np.ndarray):
             found = type(parts[0]).__name__ if parts else "an empty tuple"
             raise DataError(
                 f"data: item {i} of {type(data).__name__} holds {found} where its image should be. Items must be "
-                f"an image (Pillow, uint8 tensor or array) or (image, label); akssl makes the views itself."
+                f"an image (Pillow, uint8 tensor or array), (image, label) or {{'image': ..., 'label': ...}}; akssl "
+                f"makes the views itself."
             )
         return cls(parts[0], parts[1] if len(parts) > 1 else None)
 
@@ -107,9 +114,9 @@ class WrappedImages(ImageSet):
 
 
 class Wrapped(HoldOutSource):
-    """A torch `Dataset` that was passed from Python.
+    """A torch `Dataset`, or whatever has a length and items, that was passed from Python.
 
-    Labels come from its `targets` or `labels` (also inside torch's `Subset`, `ConcatDataset` and
+    Without `labels`, they come from its `targets` or `labels` (also inside torch's `Subset`, `ConcatDataset` and
     `TensorDataset`), without reading an image; a data set of at most 2000 items is read once for them; a
     larger one without such an attribute counts as unlabelled.
 
@@ -119,7 +126,7 @@ class Wrapped(HoldOutSource):
 
     name = "dataset"
 
-    def __init__(self, data: Dataset[Any], *, image_size: int | None = None) -> None:
+    def __init__(self, data: Any, labels: Any = None, *, image_size: int | None = None) -> None:
         super().__init__(Schema(), image_size)
         count = _length(data)
         self.data = data
@@ -131,7 +138,8 @@ class Wrapped(HoldOutSource):
             convert.to_uint8(array, f"data: {type(data).__name__}")
         if any(array.is_floating_point() for array in arrays):
             self.notes.append("float images in [0, 1] are converted to uint8")
-        self.labels, self.classes = self._find_labels(items[0], count)
+        known = self._find_labels(items[0], count) if labels is None else encode_labels(labels, count)
+        self.labels, self.classes = known
         self.note_split()
 
     def _find_labels(self, first: Item, count: int) -> tuple[Tensor | None, tuple[str, ...] | None]:
@@ -165,6 +173,9 @@ def stored_labels(data: Any) -> Any:
         return None if any(part is None for part in parts) else [label for part in parts for label in part]
     if isinstance(data, TensorDataset):
         return data.tensors[1] if len(data.tensors) > 1 else None
+    columns = getattr(data, "column_names", None)  # a data set of the library `datasets`
+    if isinstance(columns, list) and (column := usual(columns, LABELS)) is not None:
+        return list(data[column])
     for name in ("targets", "labels"):
         labels = getattr(data, name, None)
         if isinstance(labels, list | tuple | Tensor | np.ndarray):

@@ -53,6 +53,7 @@ def evaluate(
     solver: Solver | None = None,
     epochs: int | None = None,
     masks: str | Path | None = None,
+    test_data: str | Path | None = None,
     train_images: int | None = None,
     test_images: int | None = None,
     batch_size: int = 256,
@@ -79,6 +80,7 @@ def evaluate(
         epochs: of the fine-tuning. Default: 10.
         masks: of the segmentation: a folder of PNG files under the names of the images, whose values are numbers of
             classes and 255 for "none". Default: the masks of the source.
+        test_data: labelled test images of your own, as a folder, a table or an archive; all of `data` is learned from.
         train_images: learn from at most so many images, spread over the data.
         test_images: test on at most so many.
         batch_size: images a forward pass.
@@ -100,7 +102,7 @@ def evaluate(
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
     way = None if protocol == "segment" else _protocol(protocol, settings, batch_size, hardware.device)
     systems, notes = _systems(trained, weights)
-    source, name = trained.source(data)
+    source, name = trained.source(data, test_data)
     if way is None:
         _only_all(shares)
         where = None if masks is None else user_path(masks)
@@ -110,11 +112,11 @@ def evaluate(
         split = Split.of(source, name, train_images, test_images)
         draws = {share: _draws(split.labels, share, seeds, way) for share in shares}
         found = _evaluation(way, split, draws, _all_right(way, systems, split, draws))
-    notes += _seen(trained, split) if data is not None else []
+    notes += _seen(trained, split) if data is not None or test_data is not None else []
     found = replace(found, data=name, notes=(*notes, *found.notes, *_warnings(split)))
     try:
         found = replace(found, file=_collect(folder, trained, found))
-        if data is None and 1.0 in shares:
+        if data is None and test_data is None and 1.0 in shares:
             _judge(folder, found.only(1.0))
         return found
     except CannotWrite as error:

@@ -26,7 +26,7 @@ from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, load_backbon
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import digest
 from ..rundir.folder import RunDir, read_tensors
-from ..settings import RunSpec
+from ..settings import RunSpec, sections
 
 PHOTOS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that published weights for photos expect
 
@@ -63,8 +63,8 @@ class Trained:
         """A hash of the trained weights, by which results of an earlier state are told apart."""
         return digest((self.path / FILE).read_bytes())
 
-    def source(self, data: Any = None) -> tuple[DatasetSource, str]:
-        """The source that `data` means, the run's own for None, and its name for people.
+    def source(self, data: Any = None, test: str | Path | None = None) -> tuple[DatasetSource, str]:
+        """The source that `data` means, the run's own for None, and its name for people; `test` holds its test images.
 
         Raises:
             AksslError: there is no such data, or the run was started with a Python object for it.
@@ -76,6 +76,8 @@ class Trained:
                     f"data: {self.path} was trained on a Python object ({data['type']}) that has no name. Pass it "
                     f"again in Python, data=..., or name other data: --data SOURCE, FOLDER or FILE."
                 )
+        if test is not None:
+            data = sections({"data": data, "test_data": test})["data"]
         return open_source(data, self.plugins, self.preprocess.size), data_title(data)
 
     def untrained(self) -> Backbone:

@@ -30,6 +30,8 @@ def run(
     method: str | Mapping[str, Any] | None = None,
     *,
     data: Any = None,
+    labels: str | Path | None = None,
+    test_data: str | Path | None = None,
     backbone: Any = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -53,8 +55,11 @@ def run(
 
     Args:
         method: name of an installed method ("simsiam"), or a table with its name and settings.
-        data: a source's name, a folder of images, a file that `akssl data prepare` wrote, a torch Dataset, a uint8
-            array or tensor [N, H, W, C] or [N, C, H, W], or a pair (images, labels). Default: drawn shapes.
+        data: a source's name; a folder of images, a table of image files, a .zip or .tar, or a file that `akssl data
+            prepare` wrote; a Dataset of torch or Hugging Face; a uint8 array or tensor [N, H, W, C] or [N, C, H, W]; a
+            list of paths or images; a frame of paths; or a pair (images, labels). Default: drawn shapes.
+        labels: a table that gives each image file its label.
+        test_data: labelled test images, as a folder, a table or an archive; then none of `data` is held out.
         backbone: a registered name, an nn.Module or a Backbone. Default: chosen for the image size.
         epochs: passes over the training images. Default: a small budget.
         batch_size: images a step, over all processes.
@@ -80,7 +85,8 @@ def run(
     """
     plugins = plugins or installed()
     flat = {
-        "data": data, "backbone": backbone, "epochs": epochs, "batch_size": batch_size, "image_size": image_size,
+        "data": data, "labels": labels, "test_data": test_data, "backbone": backbone, "epochs": epochs,
+        "batch_size": batch_size, "image_size": image_size,
         "start": start, "seed": seed, "precision": precision, "device": device, "devices": devices, "workers": workers,
         "options": options, **sections,
     }  # fmt: skip

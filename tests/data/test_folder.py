@@ -16,7 +16,7 @@ from PIL import Image
 
 import akssl_core.data.folder as folder_module
 from akssl_core.config.schema import validate
-from akssl_core.data.decode import Unreadable, decode_image, image_header, read_image, shorter_side
+from akssl_core.data.decode import Unreadable, decode_image, image_header, open_file, read_image
 from akssl_core.data.folder import FolderConfig
 from akssl_core.errors import ConfigError, DataError
 
@@ -66,7 +66,7 @@ def test_first_level_folders_are_classes(tmp_path):
     names = {queries.id_of(i) for i in range(2)}
     assert not names & {bank.id_of(i) for i in range(len(bank))}
     assert len(source.train()) == 10
-    assert any("2 classes by sub-folder: cat, dog" in note for note in source.notes)
+    assert any("2 classes: cat, dog" in note for note in source.notes)
 
 
 @pytest.mark.parametrize("names", [("a/1.png", "2.png"), ("a/1.png", "a/2.png"), ("train/1.png", "val/2.png")])
@@ -197,7 +197,8 @@ def test_the_size_suits_the_median_image(tmp_path):
     for i, side in enumerate((20, 130, 3000)):
         save(tmp_path / f"{i}.jpg", (side + 10, side))
     assert folder(tmp_path).natural_size == 128
-    assert shorter_side(tmp_path / "2.jpg") == 3000
+    with open_file(tmp_path / "2.jpg") as file:
+        assert image_header(file) == (3, 3000)
 
 
 # -- broken files ---------------------------------------------------------------------------------
@@ -323,20 +324,20 @@ def test_later_epochs_decode_nothing(tmp_path, monkeypatch):
         save(tmp_path / f"{i}.png", seed=i)
     images = folder(tmp_path).train()
     first = images.fetch(range(6)).images
-    monkeypatch.setattr(folder_module, "read_image", None)
+    monkeypatch.setattr(folder_module, "decode_image", None)
     assert torch.equal(images.fetch(range(6)).images, first)
 
 
 def test_the_cache_keeps_to_its_budget(tmp_path, monkeypatch):
     for i in range(6):
         save(tmp_path / f"{i}.png", (30, 20), seed=i)
-    original, read = folder_module.read_image, []
+    original, read = folder_module.decode_image, []
 
-    def counted(path, channels, side, white):
-        read.append(path.name)
-        return original(path, channels, side, white)
+    def counted(file, channels, side, white):
+        read.append(file.name)
+        return original(file, channels, side, white)
 
-    monkeypatch.setattr(folder_module, "read_image", counted)
+    monkeypatch.setattr(folder_module, "decode_image", counted)
     images = folder(tmp_path, cache_gb=4 * 30 * 20 * 3 / 2**30).train()
     images.fetch(range(6))
     images.fetch(range(6))

@@ -19,29 +19,44 @@ def split_root(path):
     return path
 
 
-def test_a_root_with_parts_is_told_with_both_ways_to_go_on(tmp_path):
+def test_the_parts_of_a_root_are_the_official_split(tmp_path):
     root = split_root(tmp_path)
-    source = folder(root)
-    assert len(source.train()) == 40
-    assert len(source.warnings) == 1
-    assert f"--data {root / 'train'}" in source.warnings[0]
-    assert f"data.test={root / 'test'}" in source.warnings[0]
+    source, named = folder(root), folder(root / "train", test=root / "test")
+    for part in (source, named):
+        bank, queries = part.probe()
+        ids = [[images.id_of(i) for i in range(len(images))] for images in (part.train(), bank, queries)]
+        assert [len(names) for names in ids] == [30, 30, 10]
+        assert "cat/31.png" in ids[2]
+        assert (part.warnings, part.all().classes) == ([], ("cat", "dog"))
+    assert any("holds test, train: runs train on train alone" in note for note in source.notes)
+    assert source.notes[-1] == f"10 images in {root / 'test'} are the probes' queries"
+    (root / "test").rename(root / "val")
+    assert len(folder(root).probe()[1]) == 10
 
 
-def test_a_test_folder_of_ones_own_is_the_queries_and_nothing_is_held_out(tmp_path):
+def test_a_part_of_other_classes_does_not_test(tmp_path):
     root = split_root(tmp_path)
-    source = folder(root / "train", 12, test=root / "test")
-    bank, queries = source.probe()
-    assert (len(source.train()), len(bank), len(queries)) == (30, 30, 10)
-    assert queries.classes == ("cat", "dog")
-    assert [queries.classes[label] for label in queries.labels] == [queries.id_of(i).split("/")[0] for i in range(10)]
-    assert not source.warnings
-    assert any("10 images in" in note and "queries" in note for note in source.notes)
     (root / "test" / "cat").rename(root / "test" / "horse")
-    with pytest.raises(DataError, match="'horse'; expected each in one of cat, dog"):
-        folder(root / "train", test=root / "test")
-    with pytest.raises(DataError, match="has none by sub-folder"):
-        folder(root / "train", test=root / "test", labels="none")
+    for source, tests in ((folder(root), 6), (folder(root, test=root / "train"), 30)):
+        assert len(source.all()) == 30
+        assert len(source.probe()[1]) == tests
+    assert folder(root, labels="none").probe() is None
+
+
+def test_parts_beside_other_folders_are_warned_of(tmp_path):
+    root = split_root(tmp_path)
+    save(root / "more" / "1.png")
+    assert "more, test, train look like dates, albums or parts of a data set" in folder(root).warnings[0]
+
+
+def test_a_pattern_fits_one_path_or_tars(tmp_path):
+    for name in ("a/1.png", "b/2.png"):
+        save(tmp_path / name)
+    assert len(folder(tmp_path / "[a]", 12).all()) == 1
+    with pytest.raises(DataError, match=r"x\*' does not exist, and no path fits it as a pattern"):
+        folder(tmp_path / "x*")
+    with pytest.raises(DataError, match=r"2 paths fit '.*', 'a' among them\. Only tar archives"):
+        folder(tmp_path / "*")
 
 
 @pytest.mark.parametrize(

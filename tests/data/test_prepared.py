@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn_folders import same, same_sources
 from prepared_files import BROKEN, opened, save, write_photos
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -30,32 +31,6 @@ def photos(tmp_path):
 
 def folder(path, image_size=None, **settings):
     return Folder(FolderConfig(path=path, **settings), image_size)
-
-
-def same(first, second):
-    """Two image sets show the same in every way, whatever the order in which they are asked."""
-    count = len(first)
-    assert len(second) == count
-    assert (first.channels, first.classes, first.loading) == (second.channels, second.classes, second.loading)
-    assert [first.id_of(i) for i in range(count)] == [second.id_of(i) for i in range(count)]
-    assert (first.labels is None) == (second.labels is None)
-    assert first.labels is None or torch.equal(first.labels, second.labels)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    for index in [*order.split(7), torch.arange(count)]:
-        a, b = (images.fetch(index.tolist()) for images in (first, second))
-        assert torch.equal(a.images, b.images)
-        assert (a.sizes is None) == (b.sizes is None)
-        assert a.sizes is None or torch.equal(a.sizes, b.sizes)
-        assert a.unreadable == b.unreadable
-
-
-def same_sources(first, second):
-    assert first.natural_size == second.natural_size
-    same(first.all(), second.all())
-    same(first.train(), second.train())
-    assert (first.probe() is None) == (second.probe() is None)
-    for a, b in zip(first.probe() or (), second.probe() or (), strict=True):
-        same(a, b)
 
 
 # -- the same as the source -----------------------------------------------------------------------

@@ -23,15 +23,15 @@ def photos(tmp_path):
 
 
 def test_an_error_midway_leaves_what_was_there(photos, prepared, tmp_path, monkeypatch):
-    original, read = folder_module.read_image, []
+    original, read = folder_module.decode_image, []
 
-    def fails(path, channels, side, white):
-        read.append(path)
+    def fails(file, channels, side, white):
+        read.append(file)
         if len(read) > 35:
             raise RuntimeError("boom")
-        return original(path, channels, side, white)
+        return original(file, channels, side, white)
 
-    monkeypatch.setattr(folder_module, "read_image", fails)
+    monkeypatch.setattr(folder_module, "decode_image", fails)
     for content in (None, b"before"):
         read.clear()
         if content is not None:

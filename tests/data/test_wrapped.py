@@ -138,7 +138,7 @@ class NoLength(Dataset):
         (Stream(), "Stream is an IterableDataset.* map-style Dataset"),
         (NoLength(), "NoLength has no length. Give it a __len__"),
         (Items([]), "Items is empty"),
-        (Items([{"image": RGB}]), "item 0 of Items holds dict"),
+        (Items([{"shot": RGB}]), "item 0 of Items holds dict"),
         (Items([([RGB, RGB], 1)]), "item 0 of Items holds list .* makes the views itself"),
         (Items([()]), "holds an empty tuple"),
         (Items([EXPECTED.float() / 127 - 1]), "pass raw images"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
 from PIL import Image
 
 import akssl_core
@@ -22,8 +21,9 @@ def test_test_images_that_have_trained_are_told_by_path_and_by_content(tmp_path)
     draw(root / "test", range(24, 34))
     draw(tmp_path / "new", range(34, 44))
     shutil.copytree(root / "test", tmp_path / "copied")
-    with pytest.warns(UserWarning, match="data.test="):
-        akssl_core.run("simsiam", data=str(root), image_size=12, steps=1, out=tmp_path / "r", report=False)
+    draw(root / "more", range(50, 54))
+    every = {"name": "folder", "path": str(root), "labels": "none"}
+    akssl_core.run("simsiam", data=every, image_size=12, steps=1, out=tmp_path / "r", report=False)
 
     def told(data, **settings):
         found = akssl_core.evaluate(tmp_path / "r", data={"name": "folder", "path": str(data), **settings})

@@ -19,7 +19,7 @@ from synthetic_run import EVIL, Page
 
 from akssl_core import run
 from akssl_core.data import Folder, ImageSpec, Prepared, Preprocess, open_source
-from akssl_core.data.decode import MOST_BYTES, Unreadable, read_image, shorter_side
+from akssl_core.data.decode import MOST_BYTES, Unreadable, open_file, read_image
 from akssl_core.data.folder import FolderConfig
 from akssl_core.data.prepared import PreparedConfig
 from akssl_core.data.scan import DEEPEST
@@ -86,7 +86,7 @@ def test_a_file_of_a_terabyte_is_not_read(tmp_path, start):
     path = tmp_path / "x.webp"
     path.write_bytes(start)
     os.truncate(path, MOST_BYTES + 1)  # a hole: it takes no space
-    for read in (lambda: read_image(path, 3, 32), lambda: shorter_side(path)):
+    for read in (lambda: read_image(path, 3, 32), lambda: open_file(path).__enter__()):
         with limits(5), pytest.raises(Unreadable, match=f"a file of {MOST_BYTES + 1} bytes, more than the limit"):
             read()
 

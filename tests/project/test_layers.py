@@ -73,7 +73,7 @@ ONLY = {
     "importlib.metadata": {"plugins"},
     "click": {"cli"},
     "sklearn": {"sklearn"},
-    "pyarrow": {"evaluation"},
+    "pyarrow": {"data", "evaluation"},
 }
 
 

@@ -131,7 +131,7 @@ def test_first_run(follow, here, photos, monkeypatch):
 def test_own_images(follow, photos, monkeypatch):
     page = text_of("own_images")
     out = follow(page)
-    assert "2 classes by sub-folder: cat, dog" in out
+    assert "2 classes: cat, dog" in out
     assert "few-images" in out
     assert len((photos / "photos.csv").read_text().splitlines()) == 41
     same = [(photos / "runs" / name / "metrics.jsonl").read_text() for name in ("photos", "prepared")]
