@@ -310,15 +310,17 @@ def optimizer_warnings(spec: RunSpec, origin: Mapping[str, str], backbone: Backb
 
 def backbone_warnings(spec: RunSpec, origin: Mapping[str, str]) -> Iterator[str]:
     """What the recipe sets of its own backbone, where another was named that could have it too."""
-    own, config = spec.method_class.recipes.get(spec.recipe, {}).get("backbone", {}), spec.backbone.config
+    own, named = spec.method_class.recipes.get(spec.recipe, {}).get("backbone", {}), spec.backbone
+    if named is None or own.get("name", named.name) == named.name:
+        return
     lost = {
         key: value
         for key, value in own.items()
-        if getattr(config, key, None) not in (None, value) and origin.get(f"backbone.{key}") == "default"
+        if getattr(named.config, key, None) not in (None, value) and origin.get(f"backbone.{key}") == "default"
     }
-    if lost and own["name"] != spec.backbone.name:
+    if lost:
         cure = " ".join(f"--set backbone.{key}={value}" for key, value in lost.items())
-        yield f"backbone: {spec.backbone.name} lacks what recipe '{spec.recipe}' sets of {own['name']}: {cure}"
+        yield f"backbone: {named.name} lacks what recipe '{spec.recipe}' sets of {own['name']}: {cure}"
 
 
 def padding(backbone: Backbone, augmentation: Augmentation) -> Iterator[str]:

@@ -137,7 +137,7 @@ def test_every_recipe_starts(name, recipe, photos):
     ready = make_plan(collect(on_trial(name), None, settings, installed()), installed())
     assert ready.spec.recipe == ("imagenet_resnet" if (name, recipe) == ("dino", "imagenet") else recipe)
     told = ["optimizer.lr"] if (name, recipe) == ("swav", "imagenet") else []
-    assert [text.partition(":")[0] for text in ready.warnings] == told
+    assert [text.partition(":")[0] for text in ready.warnings if not text.startswith("backbone:")] == told
 
 
 def test_views_are_float32():
