@@ -135,15 +135,16 @@ def export(run_dir: Path, to: str, out: Path | None, overwrite: bool, plugin_fil
 @akssl.command()
 @click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=PATH)
 @click.option("--out", type=PATH, help="write one HTML page with the curves too, compare.html")
+@overwrite_option("replace the file that --out names")
 @json_option
-def compare(run_dirs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+def compare(run_dirs: tuple[Path, ...], out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Put runs beside each other: settings that differ, final numbers, cost.
 
     Numbers carry a 95 % interval where `akssl eval` has left one in the run folder.
     """
     from ..reporting.comparison import compare as compare_runs
 
-    found = compare_runs(*run_dirs, out=out)
+    found = compare_runs(*run_dirs, out=out, overwrite=overwrite)
     show(found, as_json)
     if as_json and out is not None:
         click.echo(f"\nThe page: {out}", err=True)

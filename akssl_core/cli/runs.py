@@ -251,6 +251,9 @@ def _join_by_srun() -> None:
         join(os.environ)
 
 
+MOST_A_CORE = 4  # processes that are started on a core at most
+
+
 def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:
     """Where more than one process is asked for, start them with the same command line, and end as they do."""
     asked = settings.get("train", {}).get("devices")
@@ -261,6 +264,11 @@ def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> 
         asked = train.get("devices") if isinstance(train, Mapping) else None
     if not isinstance(asked, int) or asked < 2 or "WORLD_SIZE" in os.environ:
         return  # a wrong value is told where all settings are checked
+    cores = os.cpu_count() or 1
+    if asked > MOST_A_CORE * cores:
+        raise ConfigError(
+            f"train.devices: {asked} processes on {cores} cores; each needs a GPU, or a core, of its own. Use fewer."
+        )
     from ..dist.launcher import launch
 
     code, message = launch(asked, sys.argv[1:])

@@ -164,8 +164,8 @@ class Compared:
         return page(title, header, *first, scores, *_curves(runs), costs, *_settings(runs, self.settings))
 
 
-def compare(*run_dirs: str | Path, out: str | Path | None = None) -> Compared:
-    """Put runs beside each other; with `out`, as one HTML page too.
+def compare(*run_dirs: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Compared:
+    """Put runs beside each other; with `out`, as one HTML page too, in place of a file there with `overwrite`.
 
     Numbers carry a 95 % interval where `akssl eval` has left one in the run's `evaluation.json`.
 
@@ -177,7 +177,7 @@ def compare(*run_dirs: str | Path, out: str | Path | None = None) -> Compared:
         raise ConfigError("compare: expected the folders of two or more runs, got none.")
     file = None if out is None else user_path(out)
     if file is not None:
-        refuse_file(file, overwrite=True, name="out")
+        refuse_file(file, overwrite=overwrite, name="out")
     found = compared(list(dict.fromkeys(map(user_path, run_dirs))))
     if file is not None:
         write_atomic(file, found.page().encode())

@@ -152,9 +152,16 @@ _TYPES = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file with these tensors, and texts in its header."""
+    """A safetensors file with these tensors, and texts in its header, whose order is that of their names."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(plain, dict(metadata) if metadata else None)
+    content = save(plain, dict(metadata) if metadata else None)
+    if not metadata or len(metadata) < 2:
+        return content
+    end = 8 + int.from_bytes(content[:8], "little")  # the library's order of texts is another each time
+    header = json.loads(content[8:end])
+    text = json.dumps({**header, "__metadata__": dict(sorted(metadata.items()))}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[end:]))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

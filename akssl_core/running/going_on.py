@@ -55,9 +55,7 @@ def go_on_with_same(folder: RunDir, given: Given, plugins: Plugins, *, with_repo
             f"same, or choose another folder."
         )
     if has_ended(folder) and not LENGTH & {one.path for one in differing}:
-        if differing and dist.is_main():
-            text = f"{folder.path} has ended and is read; what it was not run with has no effect: "
-            warnings.warn(text + "; ".join(map(str, differing)), UserWarning, stacklevel=3)
+        _tell_useless(folder, differing)
         return read(folder, given.objects.get("backbone"), plugins, with_report=with_report)
     return go_on(folder, given, plugins, with_report=with_report)
 
@@ -72,6 +70,13 @@ def _with_start_of(stored: Mapping[str, Any], given: Given) -> Given:
         return {**table, "start": {**table["start"], "source": kept}} if there else table
 
     return Given([(who, same(table)) for who, table in given.layers], given.objects)
+
+
+def _tell_useless(folder: RunDir, differing: Sequence[object]) -> None:
+    """Warn of settings that a run which has ended does not have, and will not."""
+    if differing and dist.is_main():
+        text = f"{folder.path} has ended and is read; what it was not run with has no effect: "
+        warnings.warn(text + "; ".join(map(str, differing)), UserWarning, stacklevel=4)
 
 
 def has_ended(folder: RunDir) -> bool:
@@ -115,6 +120,10 @@ def go_on(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool) -
         same_images, other = _compare_data(folder, plan)
         changes = accept(folder, plan.spec, checkpoint, steps(plan).total_steps, same_images=same_images)
         refuse_misfit(plan.method, checkpoint)
+        differing = changed(stored, plan.spec)
+        if has_ended(folder) and not LENGTH & {one.path for one in differing}:
+            _tell_useless(folder, [one for one in differing if one.path.partition(".")[0] != "data"])
+            return read(folder, told.objects.get("backbone"), plugins, with_report=with_report)
         notes = [*problems, *changes, *other]
         for note in notes if dist.is_main() else ():
             warnings.warn(note, UserWarning, stacklevel=3)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import dist
-from ..config.schema import user_path
+from ..config.schema import absolute_path, leaves, user_path
 from ..dist.slurm import join
 from ..errors import AksslError, ConfigError, shown
 from ..plugins.manager import Plugins, installed
@@ -160,6 +160,8 @@ def _refuse_auto(resume: str, out: str | Path | None, *, overwrite: bool) -> Non
 def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_report: bool) -> Result:
     """A run from its first step in a new folder; bad input that shows only now leaves no folder behind."""
     plan.curves()  # what is wrong with them shows before there is a folder
+    if overwrite:
+        _refuse_to_empty(path, plan)
     existed = path.exists()
     run_dir = RunDir.create(path, overwrite=overwrite) if dist.is_main() else RunDir(path)
     try:
@@ -175,6 +177,17 @@ def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_re
         raise
     finally:
         run_dir.unlock()
+
+
+def _refuse_to_empty(path: Path, plan: Plan) -> None:
+    """Refuse to replace a run that the new one is to begin or to learn from."""
+    for name, value in leaves(plan.spec.table()):
+        if not isinstance(value, str) or name.startswith("data.") or not os.path.isabs(value):
+            continue
+        if os.path.exists(value) and absolute_path(path) in (Path(value), *Path(value).parents):
+            raise ConfigError(
+                f"{name}: {shown(value)} is in the folder that --overwrite empties. Choose another --out."
+            )
 
 
 def _new_path(plan: Plan) -> Path:

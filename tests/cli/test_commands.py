@@ -145,6 +145,7 @@ BAD = [
     (("run", "simsiam", "--set", "data.size=1000000000000"), "data.size: should be less than or equal to 100000000"),
     (("run", "simsiam", "--start", "a\nb"), r"start: 'a\nb' is neither a run folder nor a .safetensors file"),
     (("run", "simsiam", "--start", "/a\x1b[2J"), r"start: there is no '/a\x1b[2J'"),
+    (("run", "simsiam", "--devices", "99999"), "train.devices: 99999 processes on "),
     (("run", "simsiam", "--start", "/dev"), "start: '/dev' is a folder without a run in it (no backbone.safetensors)."),
     (("run", "simsiam", "--start", "/dev/null"), "start: '/dev/null' holds no weights. Give a run folder or"),
     (("run", "simsiam", "--start", "/" + 300 * "a"), "start: there is no '/aaa"),

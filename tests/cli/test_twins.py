@@ -22,8 +22,8 @@ def test_every_command_has_a_twin():
 TWINS = {
     "report": (("report", "finished"), lambda: akssl_core.report("finished")),
     "compare": (
-        ("compare", "finished", "finished", "--out", "c.html"),
-        lambda: akssl_core.compare("finished", "finished", out="c.html"),
+        ("compare", "finished", "finished", "--out", "c.html", "--overwrite"),
+        lambda: akssl_core.compare("finished", "finished", out="c.html", overwrite=True),
     ),
     "eval": (("eval", "finished", "--labels", "0.5"), lambda: akssl_core.evaluate("finished", labels=0.5)),
     "export": (

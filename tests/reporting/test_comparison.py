@@ -136,6 +136,9 @@ def test_the_command(here, two):
     assert (code, err) == (0, "")
     assert "The page: compare.html" in out
     Page((two[0].parent / "compare.html").read_text())
+    code, _, err = here("compare", *two, "--out", "compare.html")
+    assert (code, "exists already. Replace it with --overwrite" in err) == (2, True)
+    assert here("compare", *two, "--out", "compare.html", "--overwrite")[0] == 0
     code, out, _ = here("compare", *two, "--json")
     assert (code, json.loads(out)["settings"]["optimizer.lr"]) == (0, [None, 0.3])
 

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from akssl_core.config.yaml import read_yaml
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.rundir import checkpoints
 from akssl_core.rundir.checkpoints import CheckpointState
-from akssl_core.rundir.files import digest, json_bytes
+from akssl_core.rundir.files import digest, json_bytes, tensor_bytes
 from akssl_core.rundir.folder import RunDir, read_tensors
 from akssl_core.rundir.schemas import Manifest
 
@@ -181,6 +182,13 @@ def test_one_file_of_a_checkpoint_is_in_memory_at_a_time(run, monkeypatch):
     save(run, 7)
     assert events == ["tensor_bytes", "write_flushed", "tensor_bytes", "write_flushed", "write_flushed"]
     assert run.latest()[1] == []
+
+
+def test_equal_tensors_and_texts_are_equal_files():
+    texts = {name: f"{name} ä" for name in "sphinxofblackquartz"}
+    files = [tensor_bytes({"w": torch.ones(3)}, dict(sorted(texts.items(), reverse=i % 2))) for i in range(6)]
+    assert len(set(files)) == 1
+    assert load(files[0])["w"].tolist() == [1, 1, 1]
 
 
 def test_the_last_ones_and_the_best_are_kept(run):

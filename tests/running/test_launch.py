@@ -106,13 +106,24 @@ def test_a_resumed_run_counts_the_seconds_before_it(start, photos, toys):
     assert 1000 * len(rows) < longer.metrics["seconds"] < 1000 * len(rows) + 900
 
 
-def test_resuming_a_finished_run_only_reads_it(start, toys):
+def test_resuming_a_finished_run_only_reads_it(start, toys, photos):
     first = start()
     again = resume(first.run_dir, plugins=toys)
     with pytest.warns(UserWarning, match="run has ended and is read: data has no effect"):
         resume(first.run_dir, data="nosuch", plugins=toys)
     assert again.metrics == first.metrics
     assert again.history == first.history
+    kept = (first.run_dir / "config.yaml").read_bytes()
+    with pytest.warns(UserWarning, match="has no effect: train.log_every: "):
+        resume(first.run_dir, data=photos, train={"log_every": 7}, plugins=toys)
+    assert (first.run_dir / "config.yaml").read_bytes() == kept
+
+
+def test_a_run_does_not_replace_what_it_begins_from(start, toys):
+    first = start()
+    with pytest.raises(ConfigError, match=r"start.source: .*run.* is in the folder that --overwrite empties"):
+        start(start=str(first.run_dir), overwrite=True)
+    assert (first.run_dir / "backbone.safetensors").exists()
 
 
 def test_resume_asks_for_objects_again(start, toys, tmp_path, monkeypatch):

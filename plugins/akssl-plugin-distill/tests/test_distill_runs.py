@@ -195,6 +195,15 @@ def test_kept_targets_are_those_of_the_live_teacher(taught: Path, tmp_path: Path
     assert told["licence"] == "none: random weights"
 
 
+def test_a_student_of_kept_targets_goes_on_without_its_teacher(taught: Path, tmp_path: Path) -> None:
+    teacher, kept = tmp_path / "teacher", {"targets": tmp_path / "targets.safetensors", "target_views": 1}
+    shutil.copytree(taught, teacher)
+    student = run(tmp_path / "run", str(teacher), data=SHAPES, image_size=16, options=kept).run_dir
+    teacher.rename(tmp_path / "moved")
+    with pytest.warns(UserWarning, match=r"method.targets: taken as they are, without their teacher. method.teacher: "):
+        assert akssl_core.resume(student, epochs=3, report=False).history[-1]["epoch"] == 3
+
+
 def test_views_come_back_in_turn_under_any_seed(taught: Path, tmp_path: Path) -> None:
     kept = {"targets": tmp_path / "targets.safetensors", "target_views": 2}
     run(tmp_path / "a", str(taught), IMAGES, options=kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from akssl_core import (
+    AksslError,
     Backbone,
     BackboneSource,
     Batch,
@@ -178,8 +180,14 @@ class Distill(Method):
             self.teacher = targets.make(path, views, self.teacher, shown).to(shown.device)
             return
         targets.refuse_other(path, stored, shown, views)
-        if source is not None:
-            targets.refuse_untrue(path, stored, live(source, self.backbone).to(shown.device), shown)
+        if source is None:
+            return
+        try:
+            teacher = live(source, self.backbone)
+        except AksslError as error:
+            warnings.warn(f"method.targets: taken as they are, without their teacher. {error}", stacklevel=1)
+        else:
+            targets.refuse_untrue(path, stored, teacher.to(shown.device), shown)
 
     def drawn_by(self, seed: int, epoch: int) -> tuple[int, int]:
         """With targets, the views that they are of."""
