@@ -101,6 +101,12 @@ def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):
     assert tables[0] == tables[1], "read, not trained again"
     assert [row["run"] for row in tables[0]] == ["teacher", "live", "cached", "alone"]
     assert all(row["of live seconds"] > 0 for row in tables[0][1:])
+    live, cached, _ = (row["of its FLOPs"] for row in tables[0][1:])
+    student, taught = (distillation.forward(8, widths=widths) for widths in ([16, 32, 64, 128], [4, 4, 4, 6]))
+    assert live == pytest.approx((taught + 3 * student) / (6 * taught), abs=1e-3), (
+        "the teacher once, the student thrice"
+    )
+    assert cached == pytest.approx(3 * student / (6 * taught), abs=1e-3)
 
 
 def test_overhead():
