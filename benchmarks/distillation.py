@@ -1,27 +1,33 @@
 """What a student gains from a teacher, and what it costs: seconds of training and k-NN accuracy of its runs.
 
 A teacher (a wider ResNet) is trained by a method; then, for each seed, its student (`resnet_tiny`) live, from a file of
-targets, and alone, by the teacher's method for as many seconds as the live one took. Runs stand in a folder and are
+targets, and alone, by the teacher's method for as many operations as the live one took. Runs stand in a folder and are
 gone on with or read when the script is called again; seeds may be added. Asked for: at least 95 % of the teacher's
 accuracy at a tenth of its seconds and more than alone; with targets the same within the spread at 60 % of live seconds
-or less. Writes benchmarks/results/distillation-DATA.json and .md.
+or less. Beside seconds, which a shared machine falsifies, the operations of the backbones are counted: a backward pass
+as two forward ones, heads left out. Writes benchmarks/results/distillation-DATA.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from results import facts, write
+from torch.utils.flop_counter import FlopCounterMode
 
 import akssl_core
 
-TRIED = 20  # steps by which the speed of a run is known
+BATCH = 128  # of the student alone
+VIEWS = 2  # of an image in the recipes of the teacher's method; a student has one
+TRAINED = 3  # forward passes that one with its backward pass counts as
 
 
 class Runs:
@@ -32,6 +38,9 @@ class Runs:
         self.data: Any = {"name": "shapes", "size": asked.images} if asked.data == "shapes" else asked.data
         evaluate = {"every": 1000.0, "bank": asked.bank, "queries": asked.queries}
         self.shared: dict[str, Any] = {"data": self.data, "image_size": asked.size, "evaluate": evaluate}
+        teacher, student = forward(asked.size, widths=asked.widths), forward(asked.size)
+        alone, cached = TRAINED * VIEWS * student, TRAINED * student
+        self.each = {"teacher": TRAINED * VIEWS * teacher, "live": teacher + cached, "cached": cached, "alone": alone}
 
     def run(self, name: str, method: str, **settings: Any) -> dict[str, Any]:
         """A row: the accuracy of a run, and the seconds of its steps."""
@@ -42,7 +51,7 @@ class Runs:
         epochs = result.history[-1]["epoch"]
         row = {"run": name, **known, "epochs": round(epochs, 2), "seconds": round(seconds, 1)}
         print(json.dumps(row), flush=True)
-        return {**row, "steps": result.history[-1]["step"]}
+        return {**row, "FLOPs": self.each.get(name.partition("-")[0], 0) * epochs * self.asked.images}
 
     def teacher(self) -> dict[str, Any]:
         """The teacher, under the first seed."""
@@ -59,11 +68,19 @@ class Runs:
         first = {**shared, "seed": 0}
         self.run("file", "distill", options={**taught, **kept}, train={"steps": 1}, epochs=1, **first)
         cached = self.run(f"cached-{seed}", "distill", options=kept, epochs=asked.epochs, **shared)
-        trial = self.run(f"trial-{seed}", asked.method, train={"steps": TRIED}, epochs=asked.epochs, **shared)
-        steps = max(round(live["seconds"] * trial["steps"] / trial["seconds"]), TRIED)
-        epochs = -(-steps * 128 // asked.images)
-        alone = self.run(f"alone-{seed}", asked.method, train={"steps": steps}, epochs=epochs, **shared)
+        seen = live["FLOPs"] / self.each["alone"]
+        rest = {"train": {"steps": round(seen / BATCH), "batch_size": BATCH}, "epochs": math.ceil(seen / asked.images)}
+        alone = self.run(f"alone-{seed}", asked.method, **rest, **shared)
         return {"live": live, "cached": cached, "alone": alone}
+
+
+def forward(size: int, **settings: Any) -> int:
+    """Floating-point operations of a `resnet_tiny` for one image of so many pixels a side."""
+    image = akssl_core.ImageSpec(size, 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    network = akssl_core.build("backbone", "resnet_tiny", image, **settings).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, size, size))
+    return int(counter.get_total_flops())
 
 
 def answers(teacher: Mapping[str, Any], students: list[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -81,7 +98,9 @@ def answers(teacher: Mapping[str, Any], students: list[Mapping[str, Mapping[str,
             "seconds": round(mean(kind, "seconds"), 1),
             "of the teacher's k-NN": round(mean(kind, "k-NN") / teacher["k-NN"], 3),
             "of its seconds": round(mean(kind, "seconds") / teacher["seconds"], 3),
+            "of its FLOPs": round(mean(kind, "FLOPs") / teacher["FLOPs"], 3),
             "of live seconds": round(mean(kind, "seconds") / mean("live", "seconds"), 3),
+            "of live FLOPs": round(mean(kind, "FLOPs") / mean("live", "FLOPs"), 3),
         }
         rows.append(row)
     return rows
@@ -96,8 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", default="simclr", help="of the teacher, and of the student alone")
     parser.add_argument("--widths", type=int, nargs=4, default=[32, 64, 128, 256], help="of the teacher")
     parser.add_argument("--teacher-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=4, help="of the student")
-    parser.add_argument("--views", type=int, default=4, help="of each image in the file of targets")
+    parser.add_argument("--epochs", type=int, default=2, help="of the student")
+    parser.add_argument("--views", type=int, default=2, help="of each image in the file of targets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--bank", type=int, default=5000)
     parser.add_argument("--queries", type=int, default=2000)

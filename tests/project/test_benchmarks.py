@@ -91,7 +91,6 @@ def test_adaptation_goes_on_after_the_lines_that_are_there(monkeypatch, tmp_path
 
 def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(distillation, "TRIED", 1)
     small = ["--images", "256", "--size", "8", "--widths", "4", "4", "4", "6", "--teacher-epochs", "1", "--epochs", "1"]
     small += ["--views", "1", "--bank", "20", "--queries", "20", "--seeds", "0", "--out", str(tmp_path / "runs")]
     tables = []
@@ -101,6 +100,13 @@ def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):
     assert tables[0] == tables[1], "read, not trained again"
     assert [row["run"] for row in tables[0]] == ["teacher", "live", "cached", "alone"]
     assert all(row["of live seconds"] > 0 for row in tables[0][1:])
+    live, cached, _ = (row["of its FLOPs"] for row in tables[0][1:])
+    student, taught = (distillation.forward(8, widths=widths) for widths in ([16, 32, 64, 128], [4, 4, 4, 6]))
+    assert live == pytest.approx((taught + 3 * student) / (6 * taught), abs=1e-3), (
+        "the teacher once, the student thrice"
+    )
+    assert cached == pytest.approx(3 * student / (6 * taught), abs=1e-3)
+    assert tables[0][-1]["of live FLOPs"] == pytest.approx(1, abs=0.1), "alone, for as many operations"
 
 
 def test_overhead():

@@ -303,6 +303,11 @@ def test_a_network_without_patches_is_refused_for_tokens() -> None:
         make(NoPatches(), variant="feature+tokens")
 
 
+def test_a_small_budget_learns_likenesses_of_whole_images() -> None:
+    config = spec_of("distill", recipe="default").method.config
+    assert (config.variant, config.mixup, config.targets) == ("similarity", False, None)
+
+
 @pytest.mark.parametrize("recipe", ["default", "cifar", "imagenet"])
 def test_recipes_are_valid_and_of_one_view(recipe: str) -> None:
     spec = spec_of("distill", recipe=recipe)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-# Few images and minutes: the teacher's features themselves, which are learned from the first step on.
+# Few images and minutes: whom the teacher finds alike, which is learned from far fewer images than its features are, in
+# many steps of small batches. Without mixtures, so that kept targets teach the same.
 DEFAULT: dict[str, Any] = {
-    "method": {"variant": "feature"},
+    "method": {"variant": "similarity", "mixup": False},
     "augmentation": {
         "name": "pair",
         "count": 1,
@@ -18,7 +19,7 @@ DEFAULT: dict[str, Any] = {
         "grayscale": 0.2,
     },
     "optimizer": {"name": "adamw", "lr": {"start": 3e-3}, "weight_decay": 0.01},
-    "train": {"batch_size": 128, "clip": {"norm": 1.0}},
+    "train": {"batch_size": 64, "clip": {"norm": 1.0}},
 }
 
 # lightly-train's view for distillation: a wide crop, colours of half the usual strength, no blur.
