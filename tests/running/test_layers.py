@@ -171,7 +171,7 @@ def test_objects_stand_beside_the_settings(toys, photos):
 
 @pytest.mark.parametrize("bad", [object(), 5, {1, 2}])
 def test_data_of_an_unknown_kind_lists_what_can_be_given(toys, bad):
-    with pytest.raises(DataError, match="a folder, a torch Dataset"):
+    with pytest.raises(DataError, match="a folder or table, a torch Dataset"):
         make_plan(collect("toy", None, {"data": bad}, toys), toys)
 
 

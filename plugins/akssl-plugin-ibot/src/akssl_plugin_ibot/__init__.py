@@ -175,20 +175,10 @@ class IBOT(Method[TokenBackbone]):
         self.loss, self.patch_loss = config.loss.build(), config.patch_loss.build()
 
     def step(self, batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Algorithm 1 of the paper with multi-crop; beside the loss, its two terms and what the teacher says.
-
-        Entropies of the teacher's outputs are log K where they are even, 0 where they are certain. `patch_agreement` is
-        the share of masked patches of which student and teacher have the same largest output, `patch_std` the spread of
-        the teacher's patches within images, `z_std_ratio` that of the student's bottleneck over the first crop.
-        """
+        """Algorithm 1 of the paper with multi-crop; the terms beside the loss are explained by `Method.curves`."""
         large, small = torch.cat(batch.views["global"]), batch.views.get("local", [])
         mask, rows, weights = self.masked(batch, self.backbone.patch_grid(large))
-        with torch.no_grad():
-            h, heads = self.teacher.backbone.features(large), self.teacher.heads
-            teacher, last = heads["whole"](whole(h)), of_patches(heads).last
-            z_patches = of_patches(heads).project(h.patches.flatten(0, 1))
-            patch_teacher = last(z_patches[rows])
-            patch_means = last(z_patches.view(*mask.shape, -1).mean(1))  # of the logits, for it is linear
+        teacher, patch_teacher, patch_means, patches = self.taught(large, rows)
         seen = self.backbone.features(large, mask=mask, token=self.mask_token[0])
         local = [whole(self.backbone.features(torch.cat(small)))] if small else []
         z = self.heads["whole"].project(torch.cat([whole(seen), *local]))
@@ -211,8 +201,21 @@ class IBOT(Method[TokenBackbone]):
             "patch_entropy": over_crops(torch.special.entr(says).sum(1), weights),
             "patch_agreement": over_crops((patch_student.argmax(1) == says.argmax(1)).float(), weights),
             "z_std_ratio": std_ratio(z[: len(batch)]),
-            "patch_std": patch_std(h.patches),
+            "patch_std": patch_std(patches),
         }
+
+    @torch.no_grad()
+    def taught(self, large: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the teacher says of whole global crops (2 B, C, H, W), of which `rows` (n,) are hidden patches.
+
+        Logits (2 B, K) of the crops and (n, K) of those patches, means (2 B, K) of those of all patches, and the
+        features (2 B, N, D) of all patches.
+        """
+        h, heads = self.teacher.backbone.features(large), self.teacher.heads
+        last = of_patches(heads).last
+        z = of_patches(heads).project(h.patches.flatten(0, 1))
+        means = last(z.view(*h.patches.shape[:2], -1).mean(1))  # of the logits, for it is linear
+        return heads["whole"](whole(h)), last(z[rows]), means, h.patches
 
     def masked(self, batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Which patches of the global crops are hidden from the student, made in the host's memory.
