@@ -64,7 +64,7 @@ def knn_guesses(
 
     `bank_labels` (N,) are all known.
     """
-    similarity, index = _nearest(bank, queries, max(ks), device)
+    similarity, index = nearest(bank, queries, max(ks), device)
     labels = bank_labels[index]  # (Q, k), the nearest first
     result = {}
     for k in ks:
@@ -76,7 +76,7 @@ def knn_guesses(
 
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> Tensor:
     """Indices (Q, min(k, N)) of the bank's images most alike to each query by cosine, the most alike first."""
-    return _nearest(bank, queries, k)[1]
+    return nearest(bank, queries, k)[1]
 
 
 def _vote(labels: Tensor, weights: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _vote(labels: Tensor, weights: Tensor) -> Tensor:
     return labels.gather(1, votes.argmax(1, keepdim=True)).squeeze(1)
 
 
-def _nearest(bank: Tensor, queries: Tensor, k: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+def nearest(bank: Tensor, queries: Tensor, k: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Cosine similarities (float64) and indices of the k nearest, each (Q, k), where the features are.
 
     The memory does not grow with N x Q: the best k so far of each query are merged with those of each block of the
