@@ -28,6 +28,7 @@ from .embedding import FEATURES_FORMAT, WITH_PATCHES, Ids, Work, work_on
 from .opened import Trained, at_least_one, open_weights
 
 ON_A_PAGE = 100  # queries with pictures; a page of more is slow to open
+FEW = 32  # queries for which a pass over the features costs more than the products
 TOGETHER = 64  # pictures decoded at a time
 
 
@@ -116,7 +117,7 @@ def search(
         if known is None:
             assert bank is not None
             known = bank.embedded()[:2]
-    similarity, index = nearest(known[0], queries.features, k, asked.device)
+    similarity, index = nearest(known[0], queries.features, k, asked.device, few=len(queries.ids) <= FEW)
     ids: list[Any] = [[known[1][i] for i in row] for row in index.tolist()]
     unreadable = {**queries.unreadable, **(bank.images.unreadable if bank else {})}
     found = Searched(queries.ids, ids, (1 - similarity).clamp_(min=0).float(), unreadable, file)
@@ -185,10 +186,10 @@ def _names(text: Tensor) -> list[str]:
 
 def _of_npz(file: Path) -> tuple[Tensor, Ids, str | None]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             features, ids = torch.from_numpy(arrays["features"]), arrays["ids"].tolist()
             return features, ids, str(arrays["network"]) if "network" in arrays else None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"features: '{file}' is damaged or was not written by akssl embed: {error}") from error
 
 

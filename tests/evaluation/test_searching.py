@@ -15,6 +15,7 @@ import akssl_core
 from akssl_core import AksslError
 from akssl_core.evaluation import searching
 from akssl_core.evaluation.embedding import embed_to_file
+from akssl_core.metrics.nearest import nearest
 
 
 @pytest.fixture
@@ -109,6 +110,19 @@ def test_a_page_needs_the_data_of_the_features(finished, folder):
     assert not (folder / "s.html").exists()
 
 
+@pytest.mark.parametrize("queries", [1, 40])
+def test_few_queries_and_many_find_what_a_product_of_all_finds(queries):
+    draw = torch.Generator().manual_seed(0)
+    bank, asked = torch.randn(20_000, 24, generator=draw), torch.randn(queries, 24, generator=draw)
+    bank[7], bank[8, 3], bank[9, 2] = 0, torch.inf, torch.nan
+    cosines = F.normalize(asked.double(), dim=1) @ F.normalize(bank.double(), dim=1).T
+    cosines[:, 7:10] = 0
+    for few in (False, True):
+        found, index = nearest(bank, asked, 20_000, few=few)
+        torch.testing.assert_close(found, cosines.sort(1, descending=True).values, rtol=0, atol=2e-6)
+        torch.testing.assert_close(found, cosines.gather(1, index), rtol=0, atol=2e-6)
+
+
 def spoilt(folder, finished):
     """Files that are no features of this network."""
     (folder / "notes.txt").write_text("no image")
@@ -129,7 +143,7 @@ def spoilt(folder, finished):
             "query: there is no 'agan.png'. Did you mean 'again.png'? Give an image, or a folder of images.",
         ),
         (("notes.txt",), "is an image: notes.txt (not an image in a known format)"),
-        (("empty",), "query: empty holds no image files"),
+        (("empty",), "empty holds no image files"),
         (("again.png", "--k", "0"), "k: expected a whole number from 1"),
         (("again.png", "--out", "no/s.html"), "there is no folder 'no'"),
         (("again.png", "--data", "photoz"), "Did you mean"),
