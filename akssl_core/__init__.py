@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .evaluation.embedding import Embedded, embed
     from .evaluation.judging import evaluate
     from .evaluation.result import Evaluation
+    from .evaluation.searching import Searched, search
     from .examining import Examined, Finding, doctor
     from .exporting import Exported, export
     from .exporting.backbone_file import load_backbone
@@ -65,6 +66,7 @@ _ROOMS = {
     "evaluation.embedding": "Embedded embed",
     "evaluation.judging": "evaluate",
     "evaluation.result": "Evaluation",
+    "evaluation.searching": "Searched search",
     "examining": "Examined Finding doctor",
     "exporting": "Exported export",
     "exporting.backbone_file": "load_backbone",
@@ -97,11 +99,11 @@ __all__ = [
     "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone",
     "Location", "Logger", "Loss", "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins",
     "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule",
-    "Schema", "Shown", "Stock", "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup",
-    "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image",
-    "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "hookimpl",
-    "image_header", "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn", "prepare",
-    "report", "resume", "run", "suitable_size", "sweep", "view_as",
+    "Schema", "Searched", "Shown", "Stock", "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable",
+    "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine",
+    "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find",
+    "hookimpl", "image_header", "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn",
+    "prepare", "report", "resume", "run", "search", "suitable_size", "sweep", "view_as",
 ]  # fmt: skip
 
 

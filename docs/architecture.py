@@ -71,6 +71,7 @@ PLACES: dict[str, Sequence[str]] = {
     "a command-line flag, of commands that train": ("settings.py",),
     "a command-line flag, of another command": (
         "cli/judge.py",
+        "cli/use.py",
         "cli/runs.py",
         "cli/plugins.py",
     ),

@@ -1,4 +1,4 @@
-"""Commands about data, and about runs that have ended: judge what they have trained, use it, compare them."""
+"""Commands about data, and about runs that have ended: judge what they have trained, export it, compare them."""
 
 from __future__ import annotations
 
@@ -76,33 +76,6 @@ def judge(
     except KeyboardInterrupt as error:
         raise click.ClickException("stopped; nothing was written.") from error
     show(found, as_json)
-
-
-@akssl.command()
-@click.argument("run_dir", type=PATH)
-@data_option
-@click.option("--out", type=PATH, required=True, help="file to write: .safetensors, .npz, .csv or .parquet")
-@click.option("--patches", is_flag=True, help="features of the patches, (rows, columns, D) an image")
-@batch_option
-@device_option
-@overwrite_option("replace the file that --out names")
-@set_option("a setting of the source: data.channels=1")
-@plugin_file_option
-def embed(
-    run_dir: Path, data: str | None, out: Path, assignments: tuple[str, ...], plugin_file: Path | None, **options: Any
-) -> None:
-    """Write the features of every image of some data, with ids and labels.
-
-    RUN_DIR may also be a .safetensors file of a backbone. Images that cannot be read are named and left out.
-    """
-    source = data_of(data, assignments, run_dir)
-    from ..evaluation.embedding import embed_to_file
-
-    try:
-        saved = embed_to_file(run_dir, out, data=source, plugins=plugins_with(plugin_file), **options)
-    except KeyboardInterrupt as error:
-        raise click.ClickException(f"stopped; {out} was not written.") from error
-    click.echo(saved.text)
 
 
 def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:

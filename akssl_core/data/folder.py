@@ -256,6 +256,18 @@ def official(files: Files) -> tuple[Files, list[Files]]:
     return train, [*others]
 
 
+def one_file(path: Path) -> ImageSet:
+    """One image file as a set, under its name.
+
+    Raises:
+        DataError: it is no image that can be read.
+    """
+    store = ImageFiles(FolderConfig(path=path.parent, max_unreadable=0), ScannedFolder([path.name]))
+    store.look()
+    store.look_inside(None)
+    return StoredImages(store, range(1), LARGEST)
+
+
 def _is_no_class(name: str) -> bool:
     """Whether a folder is named like a date, a camera's folder, an album or a part of a data set."""
     return (

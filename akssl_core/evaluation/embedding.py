@@ -24,8 +24,9 @@ from ..plugins.manager import Plugins
 from ..rundir.files import atomic_file, refuse_file, tensor_bytes
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware
-from .opened import Trained, at_least_one, open_trained
+from .opened import Trained, at_least_one, open_weights
 
+FEATURES_FORMAT = "akssl-features-1"  # of a .safetensors file
 FORMATS = (".safetensors", ".npz", ".csv", ".parquet")
 WITH_PATCHES = FORMATS[:2]
 Ids = list[int] | list[str]
@@ -68,6 +69,10 @@ class Saved:
         """Where and how many they are, as `akssl embed` prints it."""
         return f"{self.path}: {_counted(self.shape, self.unreadable)}"
 
+    def record(self) -> dict[str, Any]:
+        """The same as plain values, fit for JSON."""
+        return {"path": str(self.path), "shape": list(self.shape), "unreadable": dict(self.unreadable)}
+
 
 def _counted(shape: tuple[int, ...], unreadable: Mapping[str, str]) -> str:
     left_out = f", {len(unreadable)} unreadable and left out{named(unreadable)}" if unreadable else ""
@@ -77,7 +82,7 @@ def _counted(shape: tuple[int, ...], unreadable: Mapping[str, str]) -> str:
 
 
 def embed(
-    run_dir: str | Path,
+    source: str | Path | Mapping[str, Any],
     *,
     data: Any = None,
     backbone: nn.Module | None = None,
@@ -86,10 +91,11 @@ def embed(
     device: str = "auto",
     plugins: Plugins | None = None,
 ) -> Embedded:
-    """Features of every image of some data by the backbone of a run, in the order of the data.
+    """Features of every image of some data by a trained backbone, in the order of the data.
 
     Args:
-        run_dir: the folder of a run that has ended, or a `.safetensors` file of its backbone.
+        source: the folder of a run that has ended, a `.safetensors` file of weights, the name of a backbone that has
+            published ones, or a table as of `BackboneSource`: {"source": "w.safetensors", "mean": ..., "std": ...}.
         data: what `run` takes as data, labelled or not. Default: the data of the run.
         backbone: your own network, to be filled, if the run trained one.
         patches: features of the patches, or of the places in a CNN's last map, in place of those of whole images.
@@ -98,15 +104,16 @@ def embed(
         plugins: another plugin manager than the process-wide one.
 
     Raises:
-        AksslError: there is no such run or data, or no image of it can be read.
+        AksslError: there are no such weights or data, or no image of it can be read.
     """
-    work = _work(run_dir, data, backbone, batch_size, device, plugins, patches=patches)
+    trained = open_weights(source, backbone=backbone, plugins=plugins)
+    work = work_on(trained, data, batch_size=batch_size, device=device, patches=patches)
     with torch.random.fork_rng(devices=[]):
         return work.embedded()
 
 
 def embed_to_file(
-    run_dir: str | Path,
+    source: str | Path | Mapping[str, Any],
     path: Path,
     *,
     data: Any = None,
@@ -119,7 +126,7 @@ def embed_to_file(
 ) -> Saved:
     """The same in a file, which appears whole or not at all. CSV and Parquet hold one batch in memory at a time.
 
-    These two take no patches.
+    These two take no patches. `.safetensors` and `.npz` say of which network the features are.
     `.safetensors`: tensors `features`, `labels`, and `ids`, or `names`, which is UTF-8 with a zero byte between names.
     `.npz`: arrays `features`, `ids`, `labels`, `classes`. `.csv`: columns id, label, class, f0, f1, ... `.parquet`:
     columns id, label, class and features, a list of float32 (`pip install akssl-core[parquet]`). What the data do
@@ -131,7 +138,8 @@ def embed_to_file(
     _refuse(path, overwrite=overwrite)
     if patches and path.suffix.lower() not in WITH_PATCHES:
         raise ConfigError(f"--patches: '{path}' holds one row an image. Write {' or '.join(WITH_PATCHES)}.")
-    work = _work(run_dir, data, backbone, batch_size, device, plugins, patches=patches)
+    trained = open_weights(source, backbone=backbone, plugins=plugins)
+    work = work_on(trained, data, batch_size=batch_size, device=device, patches=patches)
     writers = {".safetensors": _safetensors, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
     with torch.random.fork_rng(devices=[]), atomic_file(path) as file:
         shape = writers[path.suffix.lower()](work, file)
@@ -157,7 +165,7 @@ def _refuse(path: Path, *, overwrite: bool) -> None:
 
 # -- the work -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """Images, and what turns them into features."""
 
     trained: Trained
@@ -223,48 +231,48 @@ class _Work:
         return None if labels is None or not (labels >= 0).any() else labels[rows]
 
 
-def _work(
-    run_dir: str | Path,
-    data: Any,
-    backbone: nn.Module | None,
-    batch_size: int,
-    device: str,
-    plugins: Plugins | None,
-    *,
-    patches: bool,
-) -> _Work:
+def work_on(trained: Trained, data: Any, *, batch_size: int, device: str, patches: bool = False) -> Work:
+    """A network and all images of some data, or of the run's own for None, ready to be computed.
+
+    `data` may be an image set too.
+
+    Raises:
+        AksslError: there are no such data, or no such device.
+    """
     at_least_one("batch_size", batch_size)
-    trained = open_trained(run_dir, backbone=backbone, plugins=plugins)
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
-    source, name = trained.source(data)
-    images = source.all()
-    if isinstance(images, StoredImages) and source is not data:
+    if isinstance(data, ImageSet):
+        return Work(trained, data, "the query", batch_size, hardware.device, patches)
+    opened, name = trained.source(data)
+    images = opened.all()
+    if isinstance(images, StoredImages) and opened is not data:
         images.store.room = 0  # every image is looked at once, so none is kept in memory
-    return _Work(trained, images, name, batch_size, hardware.device, patches)
+    return Work(trained, images, name, batch_size, hardware.device, patches)
 
 
 # -- files ----------------------------------------------------------------------------------------
-def _safetensors(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
+def _safetensors(work: Work, file: IO[bytes]) -> tuple[int, ...]:
     found = work.embedded()
     text = "\0".join(map(str, found.ids)).encode("utf-8", "replace")
     names = {} if work.numbered else {"names": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
     tensors = {"features": found.features, **(names or {"ids": torch.tensor(found.ids)})}
     tensors |= {} if found.labels is None else {"labels": found.labels}
     classes = {} if found.classes is None else {"classes": json.dumps(list(found.classes))}
-    file.write(tensor_bytes(tensors, {"format": "akssl-features-1", **classes}))
+    texts = {"format": FEATURES_FORMAT, "network": work.trained.network, **classes}
+    file.write(tensor_bytes(tensors, texts))
     return tuple(found.features.shape)
 
 
-def _npz(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
+def _npz(work: Work, file: IO[bytes]) -> tuple[int, ...]:
     found = work.embedded()
-    arrays = {"features": found.features.numpy(), "ids": np.array(found.ids)}
+    arrays = {"features": found.features.numpy(), "ids": np.array(found.ids), "network": work.trained.network}
     arrays |= {} if found.labels is None else {"labels": found.labels.numpy()}
     arrays |= {} if found.classes is None else {"classes": np.array(found.classes)}
     np.savez(file, **arrays)  # type: ignore[arg-type] # numpy takes arrays by any name; none holds objects
     return tuple(found.features.shape)
 
 
-def _csv(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
+def _csv(work: Work, file: IO[bytes]) -> tuple[int, ...]:
     text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
     writer, count = csv.writer(text), 0
     for features, rows in work.blocks():
@@ -278,7 +286,7 @@ def _csv(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
     return count, work.trained.backbone.embed_dim
 
 
-def _parquet(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
+def _parquet(work: Work, file: IO[bytes]) -> tuple[int, ...]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -297,7 +305,7 @@ def _parquet(work: _Work, file: IO[bytes]) -> tuple[int, ...]:
     return count, work.trained.backbone.embed_dim
 
 
-def _columns(work: _Work, rows: Tensor) -> dict[str, Sequence[Any]]:
+def _columns(work: Work, rows: Tensor) -> dict[str, Sequence[Any]]:
     """The columns beside the features of these images: ids, labels and classes."""
     labels, classes = work.labels(rows), work.images.classes
     columns: dict[str, Sequence[Any]] = {"id": work.ids(rows)}

@@ -6,6 +6,7 @@ Nothing here writes, and every network is a copy of its own.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -18,11 +19,13 @@ from torch import nn
 from ..backbone import Backbone, WrappedBackbone
 from ..backbone.weights import load_weights
 from ..config.registry import STAND_IN
-from ..config.schema import user_path, validate
-from ..data import DatasetSource, Preprocess
+from ..config.schema import Schema, user_path, validate
+from ..data import DatasetSource, ImageSpec, Preprocess
 from ..data.opening import data_title, open_source
 from ..errors import ConfigError
 from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, load_backbone
+from ..exporting.weights import USUAL, BackboneSource, for_channels
+from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import digest
 from ..rundir.folder import RunDir, read_tensors
@@ -35,7 +38,8 @@ PHOTOS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation th
 class Trained:
     """A run that has ended: `backbone` (eval mode, on the CPU) and what belongs to it.
 
-    `path` is the run's folder or, where a file was given, that file; only a folder knows its data and its beginning.
+    `path` is the run's folder or, where there is none, the file or the name of the weights; only a folder knows its
+    data and its beginning.
     """
 
     path: Path
@@ -63,12 +67,20 @@ class Trained:
         """A hash of the trained weights, by which results of an earlier state are told apart."""
         return digest((self.path / FILE).read_bytes())
 
+    @cached_property
+    def network(self) -> str:
+        """A hash of the weights and of how they are fed, by which features of another network are told apart."""
+        weights = state_digest(self.backbone.state_dict())
+        return digest(f"{weights} {self.preprocess.to_dict()}".encode())
+
     def source(self, data: Any = None, test: str | Path | None = None) -> tuple[DatasetSource, str]:
         """The source that `data` means, the run's own for None, and its name for people; `test` holds its test images.
 
         Raises:
             AksslError: there is no such data, or the run was started with a Python object for it.
         """
+        if data is None and not self.path.is_dir():
+            raise ConfigError(f"data: is missing, and {self.path} knows none. Name it: --data SOURCE, FOLDER or FILE.")
         if data is None:
             data = self.config["data"]
             if data["name"] == STAND_IN:
@@ -134,6 +146,36 @@ def open_trained(run_dir: Path | str, *, backbone: nn.Module | None = None, plug
         RunDir.open(path)
     found = load_backbone(path, module=copy.deepcopy(backbone), plugins=plugins)
     return Trained(path, found, copy.deepcopy(backbone), plugins)
+
+
+def open_weights(
+    source: str | Path | Mapping[str, Any], *, backbone: nn.Module | None = None, plugins: Plugins | None = None
+) -> Trained:
+    """Open a run or a backbone file, weights of another library, or those that a backbone is published with, by name.
+
+    `source` may be a table of what a `BackboneSource` has: {"source": "weights.safetensors", "mean": ..., "std": ...}.
+    Where the weights do not say otherwise, images are of 224 px and three channels.
+
+    Raises:
+        AksslError: there are no such weights, or it is unknown of which network or for which images they are.
+    """
+    table = dict(source) if isinstance(source, Mapping) else {"source": source}
+    path, plugins = user_path(table.get("source", "")), plugins or installed()
+    if backbone is not None:
+        return open_trained(path, backbone=backbone, plugins=plugins)
+    known = validate(_Source, {"source": {**table, "source": str(table["source"])}}, registry=plugins).source
+    means, stds = known.mean or PHOTOS[0], known.std or PHOTOS[1]
+    shown = ImageSpec(USUAL, len(means), means, for_channels(stds, len(means)))
+    loaded = known.load("source", shown, plugins)
+    if loaded.backbone.preprocess is None or known.size is not None:
+        loaded.backbone.preprocess = Preprocess.of(loaded.image)
+    return Trained(path, loaded.backbone, None, plugins)
+
+
+class _Source(Schema):
+    """Weights alone, for their checked settings."""
+
+    source: BackboneSource
 
 
 def at_least_one(name: str, value: Any) -> None:

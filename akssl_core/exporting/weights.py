@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..backbone.weights import Account, fit, load_weights
 from ..config.schema import HARMLESS, BackboneRef, Schema, user_path, validate
-from ..data import ImageSpec
+from ..data import ImageSpec, nearest_path
 from ..data.base import LARGEST
 from ..errors import LONGEST, AksslError, ConfigError, did_you_mean, visible
 from ..nn import state_digest
@@ -92,8 +92,11 @@ def read_weights(spec: WeightsSpec, plugins: Plugins, setting: str) -> Weights:
     try:
         stock = plugins.get("backbone", spec.source).stock()  # type: ignore[attr-defined]
     except AksslError as error:
+        near = nearest_path(path) if len(path.parts) > 1 else None
+        hint = f" (did you mean '{visible(str(near))}'?)" if near else ""
         raise ConfigError(
-            f"{setting}: '{name}' is neither a run folder nor a .safetensors file, and as a name: {visible(str(error))}"
+            f"{setting}: '{name}' is neither a run folder nor a .safetensors file{hint}, and as a name: "
+            f"{visible(str(error))}"
         ) from error
     if stock is None:
         raise ConfigError(f"{setting}: there are no published weights of {name}. Give a file or a run folder.")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from akssl_core import cli, run
 from akssl_core.cli.base import akssl
@@ -25,6 +26,7 @@ COMMANDS = {
     "resume": "resume RUN",
     "eval": "eval RUN --labels 0.5 --seeds 2",
     "embed": "embed RUN --out f.npz --overwrite",
+    "search": "search RUN q.png --data shapes --set data.size=32",
     "export": "export RUN --to safetensors --out e.safetensors --overwrite",
     "report": "report RUN",
     "compare": "compare RUN RUN",
@@ -45,6 +47,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("streams")
     run("simsiam", data={"name": "shapes", "size": 32, "test_size": 16}, out=path / "RUN", report=False, **SMALL)
     torch.save({"weight": torch.ones(2)}, path / "w.pth")
+    Image.new("RGB", (16, 16), "red").save(path / "q.png")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 import akssl_core
 from akssl_core.cli.base import akssl
@@ -29,6 +30,10 @@ TWINS = {
     "export": (
         ("export", "finished", "--to", "safetensors", "--out", "e.safetensors", "--overwrite"),
         lambda: akssl_core.export("finished", "safetensors", "e.safetensors", overwrite=True),
+    ),
+    "search": (
+        ("search", "finished", "finished/q.png", "--k", "3", "--out", "s.html"),
+        lambda: akssl_core.search("finished", "finished/q.png", k=3, out="s.html"),
     ),
     "resume": (("resume", "finished"), lambda: akssl_core.resume("finished")),
     "doctor": (("doctor", "finished"), lambda: akssl_core.doctor("finished")),
@@ -57,6 +62,7 @@ TWINS = {
 @pytest.mark.parametrize("name", TWINS)
 def test_a_command_prints_the_text_of_its_twin(here, finished, name):
     arguments, twin = TWINS[name]
+    Image.new("RGB", (16, 16), "red").save(finished / "q.png")
     code, out, err = here(*arguments)
     assert code in ((0, 1) if "doctor" in name else (0,)), err  # 1: it has found something
     assert out == twin().text + "\n"

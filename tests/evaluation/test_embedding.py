@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import akssl_core
-from akssl_core import ConfigError, DataError
+from akssl_core import AksslError, Backbone, ConfigError, DataError, Features, Stock, hookimpl
 from akssl_core.evaluation.embedding import embed_to_file
+from akssl_core.evaluation.opened import open_trained, open_weights
 from akssl_core.rundir.folder import read_tensors
 
 FORMATS = ("safetensors", "npz", "csv", "parquet")
@@ -94,6 +97,97 @@ def test_embedding_changes_nothing(finished, photos):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def settings_of(finished, *left_out):
+    """What a file of the run's weights, with no word on them, needs to be told."""
+    backbone = akssl_core.load_backbone(finished)
+    image = backbone.preprocess
+    tiny = {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}
+    table = {"mean": list(image.mean), "std": list(image.std), "size": image.size, "backbone": tiny}
+    save_file(backbone.export_state(), finished.parent / "w.safetensors")
+    return {name: value for name, value in table.items() if name not in left_out}
+
+
+def test_weights_without_a_run(here, finished):
+    more = [f"source.{name}={json.dumps(value)}" for name, value in settings_of(finished).items()]
+    sets = [word for text in more for word in ("--set", text)]
+    data = ("--data", "shapes", "--set", "data.size=7", "--out", "f.npz", "--json")
+    code, out, err = here("embed", "w.safetensors", *sets, *data)
+    assert code == 0, err
+    assert json.loads(out) == {"path": "f.npz", "shape": [7, 8], "unreadable": {}}
+    expected = akssl_core.embed(finished, data={"name": "shapes", "size": 7}).features
+    torch.testing.assert_close(torch.from_numpy(np.load("f.npz")["features"]), expected, rtol=1e-5, atol=1e-6)
+
+
+class Published(Backbone):
+    """A network with weights of its own that one can ask for by name."""
+
+    name = "published"
+    embed_dim = 2
+    tensors: ClassVar = {"project.weight": torch.tensor([[1.0, 2, 3], [0, 1, 0]]), "project.bias": torch.ones(2)}
+
+    def __init__(self, config, image):
+        super().__init__(config, image)
+        self.project = nn.Linear(3, 2)
+
+    def features(self, images):
+        return Features(self.project(images.mean((2, 3))))
+
+    @classmethod
+    def stock(cls):
+        return Stock(cls.tensors, mean=(0.5, 0.25, 0.0), std=(1.0, 0.5, 2.0))
+
+
+class PublishedPlugin:
+    """A plugin that has it."""
+
+    @hookimpl
+    def akssl_register(self, registry):
+        registry.add(Published)
+
+
+def test_a_backbone_by_name_needs_no_run(plugins):
+    plugins.register(PublishedPlugin(), "published")
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 3, 224, 224)
+    found = akssl_core.embed("published", data=images, plugins=plugins).features
+    channels = (torch.tensor([0, 0.2, 1])[:, None] - torch.tensor([0.5, 0.25, 0])) / torch.tensor([1, 0.5, 2])
+    expected = channels @ Published.tensors["project.weight"].T + 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    small = akssl_core.embed({"source": "published", "size": 16}, data=images, plugins=plugins).features
+    torch.testing.assert_close(small, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "left_out", "message"),
+    [
+        ("w.safetensors", "mean", "Set source.mean and source.std"),
+        ("w.safetensors", "backbone", "Name it with source.backbone"),
+        ("w.safetensor", "", "source: 'w.safetensor' is neither a run folder nor a .safetensors file, and as a name"),
+        ("./w.safetensor", "", r"there is no '.*w.safetensor'. Did you mean 'w.safetensors'\?"),
+        ("finishd/run", "", r"neither a run folder nor a .safetensors file \(did you mean 'finished'\?\)"),
+        ("resnet_tiny", "", "there are no published weights of resnet_tiny"),
+    ],
+)
+def test_weights_that_are_none_or_do_not_say_enough(finished, monkeypatch, source, left_out, message):
+    table = settings_of(finished, left_out)
+    monkeypatch.chdir(finished.parent)
+    with pytest.raises(AksslError, match=message):
+        akssl_core.embed({"source": source, **table}, data="shapes")
+
+
+def test_what_is_no_run_knows_no_data(finished):
+    with pytest.raises(ConfigError, match=r"data: is missing, and .*backbone.safetensors knows none. Name it: --data"):
+        akssl_core.embed(finished / "backbone.safetensors")
+
+
+def test_files_say_of_which_network_their_features_are(finished, photos, tmp_path):
+    for name in ("a.safetensors", "a.npz"):
+        embed_to_file(finished, tmp_path / name, data=photos[0])
+    told = read_tensors(tmp_path / "a.safetensors")[1]["network"]
+    assert told == str(np.load(tmp_path / "a.npz")["network"]) == open_trained(finished).network
+    other = open_weights({"source": str(finished), "size": 16}).network
+    assert other != told, "the same weights, fed with other images"
+
+
 def read(path):
     """(features, ids, labels, names of the classes) of a file of any format."""
     if path.suffix == ".safetensors":
@@ -164,7 +258,7 @@ def test_streams_hold_one_batch_at_a_time(finished, tmp_path, monkeypatch):
     def refuse(self):
         raise AssertionError("all features at once")
 
-    monkeypatch.setattr("akssl_core.evaluation.embedding._Work.embedded", refuse)
+    monkeypatch.setattr("akssl_core.evaluation.embedding.Work.embedded", refuse)
     embed_to_file(finished, tmp_path / "f.csv", batch_size=8)
     with pytest.raises(AssertionError, match="all features"):
         embed_to_file(finished, tmp_path / "f.npz", batch_size=8)

@@ -130,6 +130,19 @@ def test_the_page_on_evaluation_works(photos, monkeypatch, here):
     assert len(names["ids"]) == len(names["features"]) == 24
 
 
+def test_the_page_on_search_works(photos, here):
+    draw_photos(photos / "others", 3)
+    page = (DOCS / "search.md").read_text()
+    lines = commands(page)
+    assert {words[1] for words in lines} == {"run", "search", "embed"}
+    for _, *words in lines:
+        code, _out, err = here(*words, *(SMALL if words[0] == "run" else ()))
+        assert code == 0, (words, err)
+    assert (photos / "search.html").is_file()
+    names = execute(page, "search.md")
+    assert names["found"].images[0][0] == "1.png", "the same three photos are drawn"
+
+
 def test_links_of_the_readme_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):

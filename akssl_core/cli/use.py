@@ -1,0 +1,101 @@
+"""Commands that put a trained backbone to use, a run's or any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config.schema import user_path
+from ..settings import dotted
+from .base import (
+    PATH,
+    akssl,
+    data_of,
+    json_option,
+    overwrite_option,
+    parsed,
+    plugin_file_option,
+    plugins_with,
+    set_option,
+    show,
+)
+from .judge import batch_option, data_option, device_option
+
+SET = "a setting of the data, data.channels=1, or of SOURCE, source.mean=[0.5,0.5,0.5]"
+
+
+@akssl.command()
+@click.argument("source")
+@data_option
+@click.option("--out", type=PATH, required=True, help="file to write: .safetensors, .npz, .csv or .parquet")
+@click.option("--patches", is_flag=True, help="features of the patches, (rows, columns, D) an image")
+@batch_option
+@device_option
+@overwrite_option("replace the file that --out names")
+@set_option(SET)
+@plugin_file_option
+@json_option
+def embed(
+    source: str,
+    data: str | None,
+    out: Path,
+    assignments: tuple[str, ...],
+    plugin_file: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write the features of every image of some data, with ids and labels.
+
+    SOURCE is the folder of a run, a .safetensors file of weights, or the name of a backbone that has published ones,
+    as timm/NAME. Images that cannot be read are named and left out.
+    """
+    weights, images = _given(source, data, assignments)
+    from ..evaluation.embedding import embed_to_file
+
+    try:
+        saved = embed_to_file(weights, out, data=images, plugins=plugins_with(plugin_file), **options)
+    except KeyboardInterrupt as error:
+        raise click.ClickException(f"stopped; {out} was not written.") from error
+    show(saved, as_json)
+
+
+@akssl.command()
+@click.argument("source")
+@click.argument("query", type=PATH)
+@data_option
+@click.option("--k", type=int, default=10, show_default=True, help="images for each query")
+@click.option("--features", type=PATH, help="file that akssl embed wrote of the data: .safetensors or .npz")
+@click.option("--out", type=PATH, help="write one HTML page with the pictures too, search.html")
+@batch_option
+@device_option
+@set_option(SET)
+@plugin_file_option
+@json_option
+def search(
+    source: str,
+    query: Path,
+    data: str | None,
+    assignments: tuple[str, ...],
+    plugin_file: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the images most alike to QUERY, an image or a folder, by the features of SOURCE.
+
+    SOURCE is what `akssl embed` takes. All images are compared. Features that akssl embed has written are computed no
+    second time with --features FILE.
+    """
+    weights, images = _given(source, data, assignments)
+    from ..evaluation.searching import search as search_in
+
+    show(search_in(weights, query, data=images, plugins=plugins_with(plugin_file), **options), as_json)
+
+
+def _given(source: str, data: str | None, assignments: tuple[str, ...]) -> tuple[Any, Any]:
+    """SOURCE with its settings, and the data that --data and --set mean; None: those of the run."""
+    own = [text for text in assignments if text.startswith("source.")]
+    table = dotted([parsed(text.removeprefix("source.")) for text in own])
+    others = tuple(text for text in assignments if text not in own)
+    return {"source": source, **table} if table else source, data_of(data, others, user_path(source))
