@@ -16,7 +16,7 @@ from ..errors import DataError
 from .base import LARGEST, STORED_SIDE, HoldOutSource, ImageSet
 from .convert import WHITE
 from .decode import decode_image, image_header, look_inside
-from .files import SPLITS, Files, Label, Part, few, top_folders
+from .files import SPLITS, Files, FolderFiles, Label, Part, few, top_folders
 from .labels import encode_labels
 from .places import files_at
 from .scan import printable
@@ -262,7 +262,7 @@ def one_file(path: Path) -> ImageSet:
     Raises:
         DataError: it is no image that can be read.
     """
-    store = ImageFiles(FolderConfig(path=path.parent, max_unreadable=0), ScannedFolder([path.name]))
+    store = ImageFiles(FolderConfig(path=path.parent, max_unreadable=0), FolderFiles(path.parent, [path.name]))
     store.look()
     store.look_inside(None)
     return StoredImages(store, range(1), LARGEST)
