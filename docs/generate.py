@@ -340,6 +340,8 @@ def pages() -> dict[Path, str]:
         if names:  # what is no method has no recipes, and nothing to measure
             text = filled(filled(text, "published", published(names)), "results", learning_results(names))
         result[page] = text
+    taught = ROOT / "plugins" / "akssl-plugin-distill" / "README.md"
+    result[taught] = filled(result[taught], "distillation", measured("distillation-shapes"))
     return result
 
 
