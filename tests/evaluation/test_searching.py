@@ -152,8 +152,8 @@ def spoilt(folder, finished):
             "features: 'f.csv' must end in .safetensors or .npz. Write it with this",
         ),
         (
-            ("again.png", "--features", "wde.npz"),
-            "features: there is no 'wde.npz'. Did you mean 'wide.npz'? Write it with this",
+            ("again.png", "--features", "ff.npz"),
+            "features: there is no 'ff.npz'. Did you mean 'f.npz'? Write it with this",
         ),
         (("again.png", "--features", "p.npz"), "has the shape"),
         (
