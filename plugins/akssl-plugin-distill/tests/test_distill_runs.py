@@ -195,6 +195,7 @@ def test_kept_targets_are_those_of_the_live_teacher(taught: Path, tmp_path: Path
     assert told["licence"] == "none: random weights"
 
 
+@pytest.mark.filterwarnings("default:resumed with other settings")
 def test_a_student_of_kept_targets_goes_on_without_its_teacher(taught: Path, tmp_path: Path) -> None:
     teacher, kept = tmp_path / "teacher", {"targets": tmp_path / "targets.safetensors", "target_views": 1}
     shutil.copytree(taught, teacher)
