@@ -174,7 +174,7 @@ def test_the_table_of_methods_says_of_each_whether_it_accumulates():
 def test_unusual_images(follow, photos, monkeypatch):
     page = text_of("unusual_images")
     out = follow(page)
-    (note,) = blocks("text", page)
+    note, _ = blocks("text", page)
     assert note.strip() in out
     shrink(monkeypatch)
     names = execute(page, "unusual_images.md")
