@@ -7,6 +7,7 @@ number of processes, workers and micro-batches and in a resumed run. On a GPU no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -36,6 +37,12 @@ def shuffle_masks(draws: Draws, tokens: int, keep: int) -> Tensor:
 def hidden(keep: Tensor, tokens: int) -> Tensor:
     """(B, tokens) bool, true for the patches whose positions are not in `keep` (B, n)."""
     return torch.ones(len(keep), tokens, dtype=torch.bool, device=keep.device).scatter_(1, keep, False)
+
+
+def on_pixels(masks: Tensor, grid: Grid, size: Sequence[int], patch_size: int) -> Tensor:
+    """Masks (B, rows * columns) of patches as those of pixels, (B, 1, height, width): `size` without padding."""
+    whole = masks.reshape(-1, 1, *grid).repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return whole[..., : size[0], : size[1]]
 
 
 def mask_ratios(draws: Draws, chance: float, ratio: Range) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, PositiveFloat
 from pydantic.fields import FieldInfo
 
+from .config.registry import STAND_IN
 from .config.schema import (
     HARMLESS,
     AugmentationRef,
@@ -219,7 +220,7 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flat keywords moved into their sections.
 
     Raises:
-        ConfigError: a name that is neither a flat keyword nor a section.
+        ConfigError: a name that is neither a flat keyword nor a section, or one of files beside data that are objects.
     """
     result: dict[str, Any] = {}
     of_data: dict[str, Any] = {}
@@ -243,7 +244,12 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"run: unknown setting '{key}'.{hint} Settings here: {', '.join(sorted(allowed))}.")
     if of_data:
         data = result.get("data", {})
-        result["data"] = {**(data if isinstance(data, Mapping) else {"name": data}), **of_data}
+        table = data if isinstance(data, Mapping) else {"name": data}
+        name = table.get("name", "")
+        if not isinstance(name, str | Path) or name == STAND_IN:
+            alone = next(key for key in OF_DATA if key in settings)
+            raise ConfigError(f"{alone}: it goes with data in files. Labels of objects: data=(images, labels).")
+        result["data"] = {**table, **of_data}
     return result
 
 

@@ -2,9 +2,8 @@
 
 Weights that a method has trained on one of three data sets are adapted to another, for several methods and seeds, on
 `resnet_tiny` at 32 px. The start, what was trained, what was kept and a run from scratch of as many images are scored
-by k-NN on the test images of the other data, which neither training nor the choice has seen. Each combination is a
-line of results/adaptation.jsonl, and the same command goes on after those that are there; results/adaptation.md has
-them all.
+by k-NN on the test images of the other data, which neither training nor the choice has seen. With `--work`
+the runs stay in that folder, each combination is a line of rows.jsonl there, and the same command goes on after those.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from results import RESULTS, facts, write
+from results import facts, write
 
 import akssl_core
 
@@ -133,17 +132,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images", type=int, default=10_000, help="training images of each data set")
     parser.add_argument("--seen", type=int, default=30_000, help="images that each training sees")
-    parser.add_argument("--work", type=Path, help="folder of the runs  [default: one that is deleted]")
+    parser.add_argument("--work", type=Path, help="folder to keep and go on with  [default: one that is deleted]")
     arguments = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
-    lines = RESULTS / f"{NAME}.jsonl"
-    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     sets = data_sets(arguments.names, arguments.images, arguments.data)
     with tempfile.TemporaryDirectory() as folder:
+        work = arguments.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        lines = work / "rows.jsonl"
+        rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
         for job in jobs(list(sets), arguments.methods, arguments.seeds):
             if any(all(row[name] == value for name, value in job.items()) for row in rows):
                 continue
-            rows.append(measured(sets, job, arguments, arguments.work or Path(folder)))
+            rows.append(measured(sets, job, arguments, work))
             with lines.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

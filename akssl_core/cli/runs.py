@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ..plugins.manager import Plugins
     from ..running.result import Result
 
+MOST_A_CORE = 4  # processes that are started on a core at most
+
 
 @akssl.command(add_help_option=False)
 @click.argument("method", required=False)
@@ -249,9 +251,6 @@ def _join_by_srun() -> None:
         from ..dist.slurm import join
 
         join(os.environ)
-
-
-MOST_A_CORE = 4  # processes that are started on a core at most
 
 
 def _share_among_processes(settings: Mapping[str, Any], config: Path | None) -> None:

@@ -68,6 +68,7 @@ def embed(
 @click.option("--k", type=int, default=10, show_default=True, help="images for each query")
 @click.option("--features", type=PATH, help="file that akssl embed wrote of the data: .safetensors or .npz")
 @click.option("--out", type=PATH, help="write one HTML page with the pictures too, search.html")
+@overwrite_option("replace the file that --out names")
 @batch_option
 @device_option
 @set_option(SET)

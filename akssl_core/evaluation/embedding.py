@@ -258,14 +258,14 @@ def _safetensors(work: Work, file: IO[bytes]) -> tuple[int, ...]:
     tensors = {"features": found.features, **(names or {"ids": torch.tensor(found.ids)})}
     tensors |= {} if found.labels is None else {"labels": found.labels}
     classes = {} if found.classes is None else {"classes": json.dumps(list(found.classes))}
-    texts = {"format": FEATURES_FORMAT, "network": work.trained.network, **classes}
+    texts = {"format": FEATURES_FORMAT, "network": work.trained.network_hash, **classes}
     file.write(tensor_bytes(tensors, texts))
     return tuple(found.features.shape)
 
 
 def _npz(work: Work, file: IO[bytes]) -> tuple[int, ...]:
     found = work.embedded()
-    arrays = {"features": found.features.numpy(), "ids": np.array(found.ids), "network": work.trained.network}
+    arrays = {"features": found.features.numpy(), "ids": np.array(found.ids), "network": work.trained.network_hash}
     arrays |= {} if found.labels is None else {"labels": found.labels.numpy()}
     arrays |= {} if found.classes is None else {"classes": np.array(found.classes)}
     np.savez(file, **arrays)  # type: ignore[arg-type] # numpy takes arrays by any name; none holds objects

@@ -68,7 +68,7 @@ class Trained:
         return digest((self.path / FILE).read_bytes())
 
     @cached_property
-    def network(self) -> str:
+    def network_hash(self) -> str:
         """A hash of the weights and of how they are fed, by which features of another network are told apart."""
         weights = state_digest(self.backbone.state_dict())
         return digest(f"{weights} {self.preprocess.to_dict()}".encode())

@@ -78,6 +78,7 @@ def search(
     k: int = 10,
     features: str | Path | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     backbone: nn.Module | None = None,
     batch_size: int = 256,
     device: str = "auto",
@@ -95,6 +96,7 @@ def search(
         k: how many images for each query.
         features: a `.safetensors` or `.npz` file that `akssl embed` wrote of the data, which are then not read.
         out: an HTML page to write, with the pictures of up to 100 queries.
+        overwrite: replace a file that `out` names.
         backbone: your own network, to be filled, if the run trained one.
         batch_size: images a forward pass.
         device: "auto", "cpu", "cuda", "mps" or "xpu".
@@ -107,7 +109,7 @@ def search(
     at_least_one("k", k)
     file = None if out is None else user_path(out)
     if file is not None:
-        refuse_file(file, overwrite=True)
+        refuse_file(file, overwrite=overwrite)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
     asked = work_on(trained, _queries(query, trained), batch_size=batch_size, device=device)
     known = None if features is None else read_features(user_path(features), trained)
@@ -165,7 +167,7 @@ def read_features(file: Path, trained: Trained) -> tuple[Tensor, Ids]:
     if features.ndim != 2 or len(features) != len(ids):
         raise ConfigError(f"features: '{file}' has the shape {tuple(features.shape)}; expected a row an image. {again}")
     width = trained.backbone.embed_dim
-    if features.shape[1] != width or network not in (None, trained.network):
+    if features.shape[1] != width or network not in (None, trained.network_hash):
         what = f"{features.shape[1]} a row, and this one has {width}" if features.shape[1] != width else "as wide"
         raise ConfigError(f"features: those in '{file}' are of another network ({what}). {again}")
     return features, ids

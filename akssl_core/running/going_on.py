@@ -122,7 +122,7 @@ def go_on(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool) -
         refuse_misfit(plan.method, checkpoint)
         differing = changed(stored, plan.spec)
         if has_ended(folder) and not LENGTH & {one.path for one in differing}:
-            _tell_useless(folder, [one for one in differing if one.path.partition(".")[0] != "data"])
+            _tell_useless(folder, differing)
             return read(folder, told.objects.get("backbone"), plugins, with_report=with_report)
         notes = [*problems, *changes, *other]
         for note in notes if dist.is_main() else ():

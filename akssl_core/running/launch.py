@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import dist
-from ..config.schema import absolute_path, leaves, user_path
+from ..config.schema import leaves, user_path
 from ..dist.slurm import join
 from ..errors import AksslError, ConfigError, shown
 from ..plugins.manager import Plugins, installed
@@ -184,7 +184,8 @@ def _refuse_to_empty(path: Path, plan: Plan) -> None:
     for name, value in leaves(plan.spec.table()):
         if not isinstance(value, str) or name.startswith("data.") or not os.path.isabs(value):
             continue
-        if os.path.exists(value) and absolute_path(path) in (Path(value), *Path(value).parents):
+        real = Path(value).resolve()
+        if real.exists() and path.resolve() in (real, *real.parents):
             raise ConfigError(
                 f"{name}: {shown(value)} is in the folder that --overwrite empties. Choose another --out."
             )

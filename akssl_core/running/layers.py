@@ -22,7 +22,7 @@ from ..errors import ConfigError, PluginError, did_you_mean
 from ..hookspecs import hookimpl
 from ..method import Method
 from ..plugins.manager import Plugins
-from ..settings import CORE, OBJECTS, OF_DATA, Given, Layers, RunSpec, sections
+from ..settings import CORE, OBJECTS, Given, Layers, RunSpec, sections
 
 CORE_DEFAULTS: Mapping[str, Any] = {
     "augmentation": {"name": "pair"},
@@ -44,8 +44,6 @@ def collect(
 ) -> Given:
     """Config file and keywords as layers; objects that have no name are set aside."""
     given, objects = set_aside({**settings, "method": settings.get("method") if method is None else method})
-    if "data" in objects and (alone := sorted(given.keys() & OF_DATA)):
-        raise ConfigError(f"{alone[0]}: it goes with data in files. Labels of objects: data=(images, labels).")
     given |= stand_ins(objects, plugins)
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:

@@ -32,8 +32,8 @@ TWINS = {
         lambda: akssl_core.export("finished", "safetensors", "e.safetensors", overwrite=True),
     ),
     "search": (
-        ("search", "finished", "finished/q.png", "--k", "3", "--out", "s.html"),
-        lambda: akssl_core.search("finished", "finished/q.png", k=3, out="s.html"),
+        ("search", "finished", "finished/q.png", "--k", "3", "--out", "s.html", "--overwrite"),
+        lambda: akssl_core.search("finished", "finished/q.png", k=3, out="s.html", overwrite=True),
     ),
     "resume": (("resume", "finished"), lambda: akssl_core.resume("finished")),
     "doctor": (("doctor", "finished"), lambda: akssl_core.doctor("finished")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from budget import EXACT, KEPT, configurations, differences, measure, read
@@ -32,6 +34,7 @@ def test_a_step_costs_what_it_may(budget):
 
 def test_the_budget_lists_no_more_than_is_measured(budget):
     assert set(budget["steps"]) == {name for name, _ in configurations()}
+    assert min(Counter(name.split()[0] for name in budget["steps"]).values()) >= 4
 
 
 def test_a_wait_more_is_told_with_its_place_and_a_launch_more_in_a_hundred_is_not():

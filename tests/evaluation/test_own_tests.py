@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
+import pytest
 from PIL import Image
 
 import akssl_core
+from akssl_core import ConfigError
 
 
 def draw(path, rows):
@@ -37,3 +40,9 @@ def test_test_images_that_have_trained_are_told_by_path_and_by_content(tmp_path)
     assert "the source's own training and test images" in text
     assert "10 of the 10 test images" in told(root / "train", test=str(tmp_path / "copied"))[0][0]
     assert told(root / "train", test=str(tmp_path / "new"))[0] == []
+    given = akssl_core.evaluate(tmp_path / "r", data=root / "train", test_data=root / "test")
+    assert "24 training and 10 test images" in given.text
+    assert any("10 of the 10 test images" in note for note in given.notes)
+    pair = (np.zeros((4, 12, 12, 3), dtype=np.uint8), [0, 1, 0, 1])
+    with pytest.raises(ConfigError, match="test_data: it goes with data in files"):
+        akssl_core.evaluate(tmp_path / "r", data=pair, test_data=root / "test")

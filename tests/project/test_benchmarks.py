@@ -71,8 +71,7 @@ def test_feeding(monkeypatch, tmp_path, threads, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_adaptation_goes_on_after_the_lines_that_are_there(monkeypatch, tmp_path, threads, capsys):
-    for name in ("adaptation", "results"):
-        monkeypatch.setattr({"adaptation": adaptation, "results": results}[name], "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(adaptation, "SMALL", {"backbone": "resnet_tiny", "image_size": 16, "batch_size": 8})
     for name in ("cat", "dog"):
         draw_photos(tmp_path / "train" / name, 20)
@@ -81,7 +80,7 @@ def test_adaptation_goes_on_after_the_lines_that_are_there(monkeypatch, tmp_path
     adaptation.main(asked)
     told = json.loads(capsys.readouterr().out)
     assert (told["combinations"], told["worse than the start"]) == (2, 0)
-    rows = [json.loads(line) for line in (tmp_path / "results" / "adaptation.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "rows.jsonl").read_text().splitlines()]
     assert [(row["from"], row["to"]) for row in rows] == [("shapes", "folder"), ("folder", "shapes")]
     assert all(row["share"] or row["gain"][0] == 0 for row in rows)
     monkeypatch.setattr(adaptation, "measured", None)

@@ -138,6 +138,12 @@ def test_views_must_match_the_augmentation(toys, photos):
     assert plan(toys, photos, augmentation=one_view).facts.views == {"global": 2}
 
 
+def test_labels_and_test_images_in_files_go_with_images_in_files(toys, photos):
+    for name in ("labels", "test_data"):
+        with pytest.raises(ConfigError, match=f"{name}: it goes with data in files"):
+            plan(toys, photos, **{name: "table.csv"})
+
+
 def test_what_a_recipe_sets_of_its_backbone_is_told_where_another_is_named(toys, photos):
     recipes = {"default": {"backbone": {"name": "vit_micro", "pool": "mean", "depth": 2}}}
     toys.registry.add(type("Pooled", (toys.get("method", "toy"),), {"name": "pooled", "recipes": recipes}))

@@ -34,12 +34,10 @@ ALLOWED = """
     _fused_adamw_ _fused_sgd_ _local_scalar_dense _log_softmax _log_softmax_backward_data
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _softmax
     _to_copy _unsafe_view abs_ add.Tensor add_.Tensor alias addcmul.out addmm all all.dim any arange arange.start
-    arange.start_step
     argmax as_strided bincount bitwise_and.Scalar bitwise_and.Tensor bitwise_not bitwise_or_.Tensor bitwise_xor.Scalar
     bitwise_xor.Tensor bmm cat clamp clamp.Tensor clamp_ clamp_min clamp_min_.Tensor clone constant_pad_nd
     convolution convolution_backward copy_ copysign_.Tensor cos cumsum detach diagonal diagonal_backward div.Scalar
-    div.Tensor div.out div_.Tensor empty.memory_format eq.Scalar eq.Tensor exp expand eye fill_.Scalar fill_.Tensor
-    floor gather
+    div.Tensor div.out div_.Tensor empty.memory_format eq.Scalar eq.Tensor exp expand eye fill_.Scalar floor gather
     ge.Tensor gelu gelu_backward grid_sampler_2d gt.Scalar gt.Tensor index.Tensor index_copy_ index_fill_.int_Scalar
     index_put index_put_ index_select le.Scalar le.Tensor lerp.Scalar lerp.Tensor lerp_.Scalar lift_fresh
     linalg_vector_norm log logsumexp lt.Scalar lt.Tensor masked_fill.Scalar masked_fill_.Scalar max.dim maximum mean

@@ -240,6 +240,14 @@ def test_rows_of_the_queue_take_part_once_they_are_there() -> None:
     assert method(batch(6, seed=1), NOW)["loss"].item() != first
 
 
+def test_likenesses_are_those_of_float32_in_fp16() -> None:
+    method = make(variant="similarity", mixup=False).train()
+    with torch.autocast("cpu", dtype=torch.float16):
+        terms = method(batch(), NOW)
+    assert terms["loss"].isfinite()
+    assert 0 <= terms["agreement"] <= 1
+
+
 def test_the_queue_holds_what_the_teacher_made() -> None:
     method = make(variant="similarity", queue_size=8, mixup=False).train()
     one = batch(6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import akssl_core
-from akssl_core import Batch, Callback, Features, ImageSpec, Now, Schema, Views
+from akssl_core import Batch, Features, ImageSpec, Now, Views
 from akssl_core.nn import std_ratio
-from akssl_core.testing import optimizer_of, toy_batch, train
+from akssl_core.testing import optimizer_of, toy_batch
 
 NOW = Now(0, 10, 100)
 IMAGE = ImageSpec(32, 3, (0.5,) * 3, (0.25,) * 3)
@@ -334,55 +333,7 @@ def test_the_weight_of_the_patches_may_begin_later() -> None:
     assert shares == pytest.approx([0.0, 0.5, 1.0], abs=1e-5)
 
 
-# -- what is trained when -------------------------------------------------------------------------
-class Watch(Callback):
-    """Remembers the heads at the start and after each step."""
-
-    name = "watch"
-
-    def __init__(self) -> None:
-        super().__init__(Schema())
-        self.rows: list[dict[str, Tensor]] = []
-
-    def on_start(self, engine: Any) -> None:
-        self.rows.append({name: p.detach().clone() for name, p in engine.method.heads.named_parameters()})
-
-    def on_step(self, engine: Any, terms: Any) -> None:
-        self.on_start(engine)
-
-
-def images() -> Tensor:
-    return torch.randint(0, 256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-
-
-RUN: dict[str, Any] = {
-    "backbone": {"name": "vit_micro", "patch_size": 4, "width": 16, "depth": 2, "heads": 2},
-    "data": images(),
-    "batch_size": 16,
-    "precision": "fp32",
-    "device": "cpu",
-}
-
-
-def test_last_layers_are_frozen_in_the_first_epoch_and_nothing_else_is() -> None:
-    watch = Watch()
-    options = {**HEADS, "freeze_last_layer_epochs": 1, "norm_last_layer": False, "shared_head": False}
-    train(
-        "ibot",
-        [watch],
-        **RUN,
-        options=options,
-        epochs=2,
-        optimizer={"name": "adamw", "lr": {"start": 0.01, "warmup": 0}},
-    )
-    start, *after = watch.rows
-    assert len(after) == 8
-    assert sum(".last." in name for name in start) == 4
-    for step, row in enumerate(after):
-        for name, value in row.items():
-            assert torch.equal(value, start[name]) == (".last." in name and step < 4), (step, name)
-
-
+# -- what is trained, and what is shown ------------------------------------------------------------
 def test_mask_token_and_positions_are_decayed_and_biases_are_not() -> None:
     method = make()
     groups = optimizer_of(method, "adamw", weight_decay=0.04, exempt_1d=True).param_groups
@@ -402,27 +353,3 @@ def test_pictures_are_crops_and_what_the_student_sees() -> None:
     assert mask.any()
     assert (seen[mask] == 0.5).all()
     assert torch.equal(seen[~mask], crop[~mask])
-
-
-def test_a_run_logs_its_terms_and_keeps_its_pictures(tmp_path: Path) -> None:
-    data = {"name": "shapes", "size": 64, "test_size": 32}
-    result = akssl_core.run(
-        method="ibot",
-        out=tmp_path / "run",
-        epochs=2,
-        options=HEADS,
-        image_size=16,
-        **{**RUN, "data": data, "report": False},
-    )
-    terms = {
-        "cls_loss",
-        "patch_loss",
-        "teacher_entropy",
-        "patch_entropy",
-        "patch_agreement",
-        "patch_std",
-        "z_std_ratio",
-    }
-    assert terms <= result.history[-1].keys()
-    assert (tmp_path / "run" / "samples.safetensors").exists()
-    assert {"knn_top1", "knn_raw_pixels"} <= result.metrics.keys()

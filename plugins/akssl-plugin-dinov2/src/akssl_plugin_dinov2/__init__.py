@@ -32,7 +32,7 @@ from akssl_core import (
     hookimpl,
     linear,
 )
-from akssl_core.masks import block_masks, hidden_rows, mask_ratios
+from akssl_core.masks import block_masks, hidden_rows, mask_ratios, on_pixels
 from akssl_core.nn import EMA, Center, CosineHead, entropy, patch_std, sinkhorn, std_ratio
 
 from . import sizes
@@ -247,10 +247,10 @@ class DINOv2(Method[TokenBackbone]):
 
     def artefacts(self, batch: Batch, now: Now) -> Artefacts:
         """The first global crop of each image, and the same with the patches hidden that the student did not see."""
-        x, patch = batch.views["global"][0], self.backbone.patch_size
+        x = batch.views["global"][0]
         grid = self.backbone.patch_grid(x)
-        mask = self.hide(batch, grid)[0][: len(batch)].reshape(-1, 1, *grid)
-        pixels = mask.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., : x.shape[2], : x.shape[3]]
+        mask = self.hide(batch, grid)[0][: len(batch)]
+        pixels = on_pixels(mask, grid, x.shape[2:], self.backbone.patch_size)
         crop = self.backbone.image.pictures(x)
         return Artefacts({"global crop": crop, "as the student sees it": crop.masked_fill(pixels, 0.5)})
 

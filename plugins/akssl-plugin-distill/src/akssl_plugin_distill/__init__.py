@@ -163,11 +163,11 @@ class Distill(Method):
 
     def _alike(self, z: Tensor, t: Tensor) -> dict[str, Tensor]:
         """The loss beside the features of this batch and of earlier ones; how many images are most like themselves."""
-        rows = torch.cat([dist.gather(t.float()), self.queue.rows])
-        valid = torch.arange(len(rows), 0, -1, device=rows.device) <= self.queue.filled
-        valid[: len(rows) - len(self.queue.rows)] = True
+        fresh, before = dist.gather(t.float()), self.queue.rows
+        there = torch.arange(len(before), device=t.device) >= len(before) - self.queue.filled
+        rows, valid = torch.cat([fresh, before]), torch.cat([torch.ones_like(fresh[:, 0], dtype=torch.bool), there])
         self.queue.push(t)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
             same = likeness(z, rows, valid).argmax(1) == likeness(t, rows, valid).argmax(1)
         return {"loss": self.loss(z, t, rows, valid), "agreement": dist.mean(same.float().mean())}
 

@@ -122,7 +122,7 @@ class SimilarityTokensLoss(Loss):
 def likeness(x: Tensor, rows: Tensor, valid: Tensor | None = None) -> Tensor:
     """Cosines (..., N, K) of x (..., N, D) with `rows` (..., K, D); rows that are not valid (K,) are out of reach."""
     cosines = F.normalize(x.float(), dim=-1) @ F.normalize(rows.float(), dim=-1).transpose(-1, -2)
-    return cosines if valid is None else cosines.float().masked_fill(~valid, NOWHERE)
+    return cosines if valid is None else cosines.masked_fill(~valid, NOWHERE)
 
 
 def _divergence(student: Tensor, teacher: Tensor, config: Any) -> Tensor:

@@ -31,7 +31,7 @@ from akssl_core import (
     hookimpl,
     linear,
 )
-from akssl_core.masks import hidden, jepa_blocks, least_context
+from akssl_core.masks import hidden, jepa_blocks, least_context, on_pixels
 from akssl_core.nn import EMA, patch_std, std_ratio, take
 
 from .predictor import Grid, Predictor
@@ -172,13 +172,12 @@ class IJEPA(Method[TokenBackbone]):
         """Each image, the context that the encoder saw of it, and the blocks whose features were predicted."""
         (x,) = batch.views["global"]
         wanted, places = self.blocks(batch, grid := self.backbone.patch_grid(x))
-        patch, image = self.backbone.patch_size, self.backbone.image.pictures(x)
+        image = self.backbone.image.pictures(x)
         shown = {"context": places, **{f"target {number}": block for number, block in enumerate(wanted, 1)}}
         pictures = {"image": image}
         for name, positions in shown.items():
-            rest = hidden(positions, math.prod(grid)).reshape(-1, 1, *grid)
-            pixels = rest.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-            pictures[name] = image.masked_fill(pixels[..., : x.shape[2], : x.shape[3]], 0.5)
+            rest = hidden(positions, math.prod(grid))
+            pictures[name] = image.masked_fill(on_pixels(rest, grid, x.shape[2:], self.backbone.patch_size), 0.5)
         return Artefacts(pictures)
 
     @classmethod
