@@ -47,7 +47,16 @@ if TYPE_CHECKING:
     from .running.explain import Explained, explain
     from .running.launch import resume, run
     from .running.result import Report, Result, prepare, report
-    from .schedule import LearningRate, Now, Schedule, cosine, linear
+    from .schedule import (
+        FractionSchedule,
+        LearningRate,
+        NonNegativeSchedule,
+        Now,
+        PositiveSchedule,
+        Schedule,
+        cosine,
+        linear,
+    )
     from .sweeps import Sweep, sweep
     from .training.callback import Callback, Logger
     from .training.recorder import Interrupted
@@ -83,7 +92,7 @@ _ROOMS = {
     "running.explain": "Explained explain",
     "running.launch": "resume run",
     "running.result": "Report Result prepare report",
-    "schedule": "LearningRate Now Schedule cosine linear",
+    "schedule": "FractionSchedule LearningRate NonNegativeSchedule Now PositiveSchedule Schedule cosine linear",
     "sweeps": "Sweep sweep",
     "training.callback": "Callback Logger",
     "training.recorder": "Interrupted",
@@ -95,15 +104,16 @@ __all__ = [
     "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
     "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted",
     "Counterpart", "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined",
-    "Explained", "Exported", "Facts", "Features", "FilePath", "Finding", "HoldOutSource", "ImageSet", "ImageSpec",
-    "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone",
-    "Location", "Logger", "Loss", "LossRef", "Method", "Now", "ParamRule", "Pixels", "PluginError", "Plugins",
-    "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule",
-    "Schema", "Searched", "Shown", "Stock", "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable",
-    "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine",
-    "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find",
-    "hookimpl", "image_header", "linear", "load_backbone", "load_weights", "masks", "methods", "nearest_path", "nn",
-    "prepare", "report", "resume", "run", "search", "suitable_size", "sweep", "view_as",
+    "Explained", "Exported", "Facts", "Features", "FilePath", "Finding", "FractionSchedule", "HoldOutSource",
+    "ImageSet", "ImageSpec", "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate",
+    "LoadedBackbone", "Location", "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule",
+    "Pixels", "PluginError", "Plugins", "PositiveSchedule", "PreparedData", "Preprocess", "Published", "Registry",
+    "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock", "StoredImages",
+    "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path",
+    "adapt", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed",
+    "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear", "load_backbone",
+    "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "search",
+    "suitable_size", "sweep", "view_as",
 ]  # fmt: skip
 
 

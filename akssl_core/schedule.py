@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from .config.schema import Schema
@@ -98,6 +98,32 @@ class Schedule(Schema):
         """The largest value in a run of so many epochs, which may end before the warm-up does."""
         reached = self.warmup_from + (self.start - self.warmup_from) * min(1.0, epochs / (self.warmup or epochs))
         return max(self.warmup_from if self.warmup else reached, reached, reached if self.end is None else self.end)
+
+
+def _positive(schedule: Schedule) -> Schedule:
+    if min(schedule.corners) <= 0:
+        raise ValueError("should be above 0 all the time (with a warmup, warmup_from as well)")
+    return schedule
+
+
+def _not_negative(schedule: Schedule) -> Schedule:
+    if min(schedule.corners) < 0:
+        raise ValueError("should never be below 0")
+    return schedule
+
+
+def _fraction(schedule: Schedule) -> Schedule:
+    if not all(0 <= value <= 1 for value in schedule.corners):
+        raise ValueError("should stay between 0 and 1")
+    return schedule
+
+
+PositiveSchedule = Annotated[Schedule, AfterValidator(_positive)]
+"""A schedule above 0 all the time, for a field of a schema: a temperature."""
+NonNegativeSchedule = Annotated[Schedule, AfterValidator(_not_negative)]
+"""A schedule that never falls below 0: the weight of a loss."""
+FractionSchedule = Annotated[Schedule, AfterValidator(_fraction)]
+"""A schedule between 0 and 1: the momentum of a teacher, which keeps this share of itself each step."""
 
 
 class LearningRate(Schedule):

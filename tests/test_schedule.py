@@ -3,8 +3,18 @@ from __future__ import annotations
 import math
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from akssl_core import LearningRate, Now, Schedule, cosine, linear
+from akssl_core import (
+    FractionSchedule,
+    LearningRate,
+    NonNegativeSchedule,
+    Now,
+    PositiveSchedule,
+    Schedule,
+    cosine,
+    linear,
+)
 
 
 def at(step: int, total: int = 100, per_epoch: int = 10) -> Now:
@@ -71,3 +81,18 @@ def test_a_schedule_moves_between_its_corners():
     assert Schedule(start=0.3).corners == [0.3, 0.3]
     assert cosine(0.3, 0.1).corners == [0.3, 0.1]
     assert cosine(0.3, 0.1, warmup=2).corners == [0.0, 0.3, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "words"),
+    [
+        (PositiveSchedule, {"start": 0.04, "end": 0.07}, {"start": 0.04, "warmup": 2}, "above 0 all the time"),
+        (NonNegativeSchedule, {"start": 1.0, "warmup": 2}, {"start": 1.0, "end": -0.1}, "never be below 0"),
+        (FractionSchedule, {"start": 0.99, "end": 1.0}, 1.5, "stay between 0 and 1"),
+    ],
+)
+def test_a_schedule_within_bounds_is_so_all_the_time(kind, good, bad, words):
+    whole = TypeAdapter(kind)
+    assert whole.validate_python(good) == Schedule(**good)
+    with pytest.raises(ValidationError, match=words):
+        whole.validate_python(bad)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +15,7 @@ from akssl_core import (
     Batch,
     Curve,
     Facts,
+    FractionSchedule,
     KnownValue,
     Landmark,
     Loss,
@@ -22,7 +23,6 @@ from akssl_core import (
     Method,
     Now,
     Registry,
-    Schedule,
     Schema,
     cosine,
     hookimpl,
@@ -84,20 +84,12 @@ class BYOL(Method):
             False, description="batch norm, without scale and shift, behind the projector (the paper: none)"
         )
         predictor_dim: int = Field(4096, gt=0, description="width inside the predictor")
-        momentum: Schedule = Field(
+        momentum: FractionSchedule = Field(
             cosine(0.996, 1.0),
             description="share of the target that a step keeps, 0 to 1 (the paper: from 0.996 over 1000 epochs, "
             "0.99 over 100 or 300, 0.97 over 40; rising to 1)",
         )
         loss: LossRef = LossRef.field("byol", description="compares predictions (N, D) with targets (N, D)")
-
-        @field_validator("momentum")
-        @classmethod
-        def _fractions(cls, momentum: Schedule) -> Schedule:
-            values = (momentum.start, momentum.end, momentum.warmup_from)
-            if not all(0 <= value <= 1 for value in values if value is not None):
-                raise ValueError("should lie between 0 (copy the online network) and 1 (never move)")
-            return momentum
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from akssl_core import (
@@ -16,6 +16,7 @@ from akssl_core import (
     Choice,
     Curve,
     Facts,
+    FractionSchedule,
     KnownValue,
     Landmark,
     Loss,
@@ -23,6 +24,7 @@ from akssl_core import (
     Method,
     Now,
     ParamRule,
+    PositiveSchedule,
     Registry,
     Schedule,
     Schema,
@@ -107,28 +109,16 @@ class DINO(Method):
         norm_last_layer: bool = Field(
             True, description="keep the last layer's rows at unit length (steadier; ViT-S learns better without)"
         )
-        teacher_temperature: Schedule = Field(
+        teacher_temperature: PositiveSchedule = Field(
             Schedule(start=0.04, end=0.07, shape="linear", over=30, per="epoch"),
             description="temperature of the teacher's softmax; below the student's",
         )
         center_momentum: float = Field(0.9, ge=0, lt=1, description="share of the teacher's centre kept each step")
-        momentum: Schedule = Field(cosine(0.996, 1.0), description="share of the teacher kept each step, 0 to 1")
+        momentum: FractionSchedule = Field(
+            cosine(0.996, 1.0), description="share of the teacher kept each step, 0 to 1"
+        )
         freeze_last_layer_epochs: float = Field(1.0, ge=0, description="epochs in which the last layer stays")
         loss: LossRef = LossRef.field("dino", description="compares student (V x (N, K)) and teacher (2 x (N, K))")
-
-        @field_validator("teacher_temperature")
-        @classmethod
-        def _positive(cls, schedule: Schedule) -> Schedule:
-            if min(schedule.corners) <= 0:
-                raise ValueError("should be above 0 all the time (with a warmup, warmup_from as well)")
-            return schedule
-
-        @field_validator("momentum")
-        @classmethod
-        def _share(cls, schedule: Schedule) -> Schedule:
-            if not all(0 <= value <= 1 for value in schedule.corners):
-                raise ValueError("should stay between 0 and 1")
-            return schedule
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
         super().__init__(config, backbone)

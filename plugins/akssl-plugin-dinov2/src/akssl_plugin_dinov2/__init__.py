@@ -18,11 +18,14 @@ from akssl_core import (
     Draws,
     Facts,
     Features,
+    FractionSchedule,
     Landmark,
     LossRef,
     Method,
+    NonNegativeSchedule,
     Now,
     ParamRule,
+    PositiveSchedule,
     Registry,
     Schedule,
     Schema,
@@ -111,12 +114,16 @@ class DINOv2(Method[TokenBackbone]):
         targets: Literal["sinkhorn", "center"] = Field(
             "sinkhorn", description="how targets are kept from collapse: balanced over outputs and batch, or centred"
         )
-        teacher_temperature: Schedule = Field(
+        teacher_temperature: PositiveSchedule = Field(
             linear(0.04, 0.07, over=30), description="temperature of the teacher's targets; below the student's"
         )
-        momentum: Schedule = Field(cosine(0.992, 1.0), description="share of the teacher kept each step, 0 to 1")
+        momentum: FractionSchedule = Field(
+            cosine(0.992, 1.0), description="share of the teacher kept each step, 0 to 1"
+        )
         freeze_last_layer_epochs: float = Field(1.0, ge=0, description="epochs in which the last layers stay")
-        patch_weight: Schedule = Field(Schedule(start=1.0), description="weight of the loss on hidden patches")
+        patch_weight: NonNegativeSchedule = Field(
+            Schedule(start=1.0), description="weight of the loss on hidden patches"
+        )
         koleo_weight: float = Field(0.1, ge=0, description="weight of the loss that spreads out each global crop")
         gram: Gram | None = Field(None, description="Gram anchoring, for long runs of large networks; null: none")
         loss: LossRef = LossRef.field("dinov2", description="compares crops (V x (N, K)) with targets (2 x (N, K))")
@@ -124,20 +131,6 @@ class DINOv2(Method[TokenBackbone]):
             "dinov2_patches", description="compares hidden patches (n, K) with targets (n, K), by weights (n,)"
         )
         koleo: LossRef = LossRef.field("koleo", description="spreads out features (N, D) of a crop")
-
-        @field_validator("teacher_temperature")
-        @classmethod
-        def _positive(cls, schedule: Schedule) -> Schedule:
-            if min(schedule.corners) <= 0:
-                raise ValueError("should be above 0 all the time (with a warmup, warmup_from as well)")
-            return schedule
-
-        @field_validator("momentum")
-        @classmethod
-        def _share(cls, schedule: Schedule) -> Schedule:
-            if not all(0 <= value <= 1 for value in schedule.corners):
-                raise ValueError("should stay between 0 and 1")
-            return schedule
 
         @field_validator("mask_ratio")
         @classmethod

@@ -20,11 +20,14 @@ from akssl_core import (
     Draws,
     Facts,
     Features,
+    FractionSchedule,
     Landmark,
     LossRef,
     Method,
+    NonNegativeSchedule,
     Now,
     ParamRule,
+    PositiveSchedule,
     Registry,
     Schedule,
     Schema,
@@ -43,31 +46,12 @@ IMAGES_PER_OUTPUT = 8  # at least; the authors have 156 on ImageNet
 FEWEST_OUTPUTS = 256  # as wide as the paper's bottleneck; the choice of a size never goes below
 
 
-def _positive(schedule: Schedule) -> Schedule:
-    if min(schedule.corners) <= 0:
-        raise ValueError("should be above 0 all the time (with a warmup, warmup_from as well)")
-    return schedule
-
-
-def _fraction(schedule: Schedule) -> Schedule:
-    if not all(0 <= value <= 1 for value in schedule.corners):
-        raise ValueError("should stay between 0 and 1")
-    return schedule
-
-
-def _not_negative(schedule: Schedule) -> Schedule:
-    if min(schedule.corners) < 0:
-        raise ValueError("should never be below 0")
-    return schedule
-
-
 def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
         raise ValueError("should have the smaller number first")
     return interval
 
 
-Temperature = Annotated[Schedule, AfterValidator(_positive)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -133,19 +117,19 @@ class IBOT(Method[TokenBackbone]):
         mask_shape: Literal["block", "random"] = Field(
             "block", description="rectangles, or patches anywhere (the authors' README: as good at larger ratios)"
         )
-        patch_weight: Annotated[Schedule, AfterValidator(_not_negative)] = Field(
+        patch_weight: NonNegativeSchedule = Field(
             Schedule(start=1.0), description="weight of the loss on patches beside that on class tokens"
         )
-        teacher_temperature: Temperature = Field(
+        teacher_temperature: PositiveSchedule = Field(
             Schedule(start=0.04, end=0.07, shape="linear", over=30, per="epoch"),
             description="temperature of the teacher's softmax on class tokens; below the student's",
         )
-        patch_temperature: Temperature = Field(
+        patch_temperature: PositiveSchedule = Field(
             Schedule(start=0.04, end=0.07, shape="linear", over=30, per="epoch"),
             description="temperature of the teacher's softmax on patches; below the student's",
         )
         center_momentum: float = Field(0.9, ge=0, lt=1, description="share of the teacher's centres kept each step")
-        momentum: Annotated[Schedule, AfterValidator(_fraction)] = Field(
+        momentum: FractionSchedule = Field(
             cosine(0.996, 1.0), description="share of the teacher kept each step, 0 to 1"
         )
         freeze_last_layer_epochs: float = Field(1.0, ge=0, description="epochs in which the last layers stay")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +18,7 @@ from akssl_core import (
     ConfigError,
     Curve,
     Facts,
+    FractionSchedule,
     KnownValue,
     Landmark,
     Loss,
@@ -25,7 +26,6 @@ from akssl_core import (
     Method,
     Now,
     Registry,
-    Schedule,
     Schema,
     TokenBackbone,
     hookimpl,
@@ -115,18 +115,10 @@ class IJEPA(Method[TokenBackbone]):
         predictor_heads: int = Field(
             12, ge=1, description="attention heads of the predictor, a divisor of its width (the paper: the encoder's)"
         )
-        momentum: Schedule = Field(
+        momentum: FractionSchedule = Field(
             linear(0.996, 1.0), description="share of the target encoder that a step keeps, 0 to 1"
         )
         loss: LossRef = LossRef.field("ijepa", description="compares predictions (T, B, n, D) with features")
-
-        @field_validator("momentum")
-        @classmethod
-        def _fractions(cls, momentum: Schedule) -> Schedule:
-            values = (momentum.start, momentum.end, momentum.warmup_from)
-            if not all(0 <= value <= 1 for value in values if value is not None):
-                raise ValueError("should lie between 0 (copy the encoder) and 1 (never move)")
-            return momentum
 
     def __init__(self, config: Any, backbone: TokenBackbone) -> None:
         super().__init__(config, backbone)

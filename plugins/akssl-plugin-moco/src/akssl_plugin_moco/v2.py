@@ -19,6 +19,7 @@ from akssl_core import (
     Curve,
     Draws,
     Facts,
+    FractionSchedule,
     KnownValue,
     Landmark,
     Loss,
@@ -98,7 +99,7 @@ class MoCoV2(Method):
             False, description="batch norm, without scale and shift, behind the projector (the paper: none)"
         )
         queue_size: int = Field(65536, gt=0, description="keys in the queue; a multiple of the keys of a step")
-        momentum: Schedule = Field(Schedule(start=0.999), description="share of the key encoder kept each step")
+        momentum: FractionSchedule = Field(Schedule(start=0.999), description="share of the key encoder kept each step")
         symmetric: bool = Field(False, description="each view is query once and key once; the losses are added")
         bn_splits: int = Field(
             8, gt=0, description="groups of the batch, over all processes, with batch norm statistics of their own"

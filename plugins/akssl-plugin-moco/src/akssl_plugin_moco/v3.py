@@ -17,13 +17,13 @@ from akssl_core import (
     ConfigError,
     Curve,
     Facts,
+    FractionSchedule,
     KnownValue,
     Landmark,
     Loss,
     LossRef,
     Method,
     Now,
-    Schedule,
     Schema,
     TokenBackbone,
     cosine,
@@ -97,7 +97,9 @@ class MoCoV3(Method):
             description="resnet: projector of 2 layers; vit: of 3, and a last batch norm in the predictor; "
             "auto: vit on vision transformers",
         )
-        momentum: Schedule = Field(cosine(0.99, 1.0), description="share of the momentum encoder kept each step")
+        momentum: FractionSchedule = Field(
+            cosine(0.99, 1.0), description="share of the momentum encoder kept each step"
+        )
         freeze_patch_projection: bool | None = Field(
             None, description="leave a vision transformer's patch projection untrained; null: yes where there is one"
         )
