@@ -1,14 +1,18 @@
 """Does every method learn, and as well as a peer's? One small budget for all, over several seeds.
 
-Each run sees the same number of images with its default recipe on the same backbone. Features of the frozen backbone
-are scored by k-NN (k = 20, cosine) and by a linear probe (L-BFGS, penalty chosen on a part of the bank), beside raw
-pixels, the same backbone untrained, the same backbone trained with labels, and lightly's methods as its examples
-build them. Writes benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
+Each run sees the same number of images with its default recipe on the same backbone; methods over patch tokens train
+their recipe's own. Features of the frozen backbone are scored by k-NN (k = 20, cosine) and by a linear probe (L-BFGS,
+penalty chosen on a part of the bank), beside raw pixels, the same backbone untrained, the same backbone trained with
+labels, and lightly's methods as its examples build them; one that is judged by fine-tuning also by that, with a tenth
+of the labels, beside the same network from random weights. CIFAR-10 is read from a folder, if one is given: the first
+thousand training images of each class, and the test images. Writes benchmarks/results/accuracy.json after every run,
+and accuracy.md at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import multiprocessing
 import os
@@ -39,18 +43,24 @@ RESULTS = HERE / "results"
 EPOCHS = 4
 IMAGES = 10_000
 BANK, QUERIES = 10_000, 5_000
-DATA = {"shapes": {"name": "shapes", "size": IMAGES}, "fashion-mnist": {"name": "fashion-mnist", "size": IMAGES}}
-SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,)}
-BACKBONE = "resnet_tiny"
+CIFAR = "cifar-10"
+DATA: dict[str, dict[str, Any]] = {
+    "shapes": {"name": "shapes", "size": IMAGES},
+    "fashion-mnist": {"name": "fashion-mnist", "size": IMAGES},
+}
+SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,), CIFAR: (0,)}
+BACKBONE, OF_TOKENS = "resnet_tiny", "vit_micro"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr dcl": ("simclr", {"options": {"loss": {"name": "dcl", "temperature": 0.2}}}),
     "simclr dclw": ("simclr", {"options": {"loss": {"name": "dclw", "temperature": 0.2}}}),
     "simsiam 4 views": ("simsiam", {"augmentation": {"count": 4}}),
 }  # a method under other settings than its recipe's; four views take twice the time of two
-PEERS = ("simclr", "byol", "swav", "dino")  # of lightly, on shapes
-BASELINES = ("raw pixels", "random init", "supervised")
+PEERS = ("simclr", "byol", "swav", "dino", "vicreg", "lejepa")  # of lightly, on shapes
+BASELINES = ("raw pixels", "random init", f"random {OF_TOKENS}", "supervised")
 NO_PROBES = {"every": EPOCHS, "queries": 100, "bank": 100, "online_queries": 100, "online_bank": 100}
-COLUMNS = ("system", "seeds", "k-NN", "linear probe", "z std ratio", "RankMe", "minutes")
+COLUMNS = ("system", "seeds", "k-NN", "linear probe", "fine-tuned", "from scratch", "z std ratio", "RankMe", "minutes")
+ACCURACIES = ("knn", "linear", "finetuned", "scratch")
+FEW = 0.1  # of the labels, for methods that are judged by fine-tuning: with all of them a drawn shape needs no start
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,42 @@ class Job:
     system: str  # a method's or a variant's name, a baseline, or "lightly NAME"
     seed: int
 
+    @property
+    def source(self) -> akssl_core.DatasetSource:
+        """Its data."""
+        return akssl_core.build("data", **DATA[self.data])  # type: ignore[no-any-return]
+
+
+def read_cifar(folder: Path, table: Path) -> dict[str, Any]:
+    """CIFAR-10 by a table that is written, of a folder with train/ and test/, each with a folder of files a class."""
+    classes = sorted(path for path in (folder / "train").iterdir() if path.is_dir())
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file", "label"))
+        for of in classes:
+            rows.writerows((image.absolute(), of.name) for image in sorted(of.iterdir())[: IMAGES // len(classes)])
+    return {"name": "folder", "path": str(table), "root": str(folder), "test": str(folder / "test")}
+
+
+def know(sets: dict[str, dict[str, Any]]) -> None:
+    """Tell a new process of the data sets."""
+    DATA.update(sets)
+
+
+def systems_on(data: str) -> list[str]:
+    """What is trained on a data set, in the table's order."""
+    peers = [f"lightly {name}" for name in PEERS] if data == "shapes" else []
+    return [*BASELINES, *ALONE, *VARIANTS, *peers]
+
 
 def jobs(systems: list[str]) -> list[Job]:
     """Everything the table needs: all systems with the first seed, then with the next."""
     found = []
-    for data, seeds in SEEDS.items():
-        peers = [f"lightly {name}" for name in PEERS] if data == "shapes" else []
-        for system in [*BASELINES, *ALONE, *VARIANTS, *peers]:
-            drawn = seeds[:1] if system == "raw pixels" else seeds  # nothing is drawn where nothing is trained
+    for data in DATA:
+        for system in systems_on(data):
+            drawn = (
+                SEEDS[data][:1] if system == "raw pixels" else SEEDS[data]
+            )  # nothing is drawn where nothing is trained
             found += [Job(data, system, seed) for seed in drawn if not systems or system in systems]
     return sorted(found, key=lambda job: job.seed)
 
@@ -80,8 +118,8 @@ def perform(job: Job, threads: int, precision: str) -> dict[str, Any]:
     started = time.perf_counter()
     if job.system == "raw pixels":
         scores = score_pixels(job)
-    elif job.system == "random init":
-        scores = score(job, *untrained(job))
+    elif job.system.startswith("random "):
+        scores = score(job, *untrained(job, BACKBONE if job.system == "random init" else OF_TOKENS))
     elif job.system.startswith("lightly "):
         scores = score(job, *trained_by_lightly(job))
     else:
@@ -104,17 +142,25 @@ def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, f
             precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
             **settings,
         )  # fmt: skip
-    last = result.history[-1]
-    return result.backbone, result.preprocess, {name: last[name] for name in ("z_std_ratio", "loss") if name in last}
+        last = result.history[-1]
+        facts = {name: last[name] for name in ("z_std_ratio", "loss") if name in last}
+        if plugins.get("method", method).headline == "finetune":
+            found = akssl_core.evaluate(result.run_dir, "finetune", labels=FEW, seeds=1, plugins=plugins)
+            of = {score.system: score.accuracy for score in found.scores}
+            facts |= {"finetuned": of["trained"], "scratch": of["random init"]}
+    return result.backbone, result.preprocess, facts
 
 
-def untrained(job: Job) -> tuple[Backbone, Preprocess]:
+def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]:
     """A backbone as drawn from the seed."""
-    source = akssl_core.build("data", **DATA[job.data])
-    assert source.mean is not None
-    image = ImageSpec(source.natural_size, len(source.mean), source.mean, source.std)
+    source = job.source
+    mean, std = source.mean, source.std
+    if mean is None:
+        pixels = source.train().fetch(range(IMAGES)).images.double().div(255).transpose(0, 1).flatten(1)
+        mean, std = (tuple(of.tolist()) for of in (pixels.mean(1), pixels.std(1)))
+    image = ImageSpec(source.natural_size, len(mean), mean, std)
     torch.manual_seed(job.seed)
-    return akssl_core.build("backbone", BACKBONE, image), Preprocess.of(image)
+    return akssl_core.build("backbone", backbone, image), Preprocess.of(image)
 
 
 def trained_by_lightly(job: Job) -> tuple[Backbone, Preprocess]:
@@ -122,7 +168,7 @@ def trained_by_lightly(job: Job) -> tuple[Backbone, Preprocess]:
     import peers  # benchmark extra
 
     backbone, preprocess = untrained(job)
-    images = akssl_core.build("data", **DATA[job.data]).train().fetch(range(IMAGES)).images
+    images = job.source.train().fetch(range(IMAGES)).images
     name = job.system.removeprefix("lightly ")
     encoder = peers.train(name, images, backbone, epochs=EPOCHS, seed=job.seed, image=backbone.image).encoder
     return encoder, preprocess
@@ -130,7 +176,7 @@ def trained_by_lightly(job: Job) -> tuple[Backbone, Preprocess]:
 
 def score(job: Job, backbone: Backbone, preprocess: Preprocess) -> dict[str, float]:
     """k-NN and linear probe of the features, and how they fill their space."""
-    bank, queries = akssl_core.build("data", **DATA[job.data]).probe()
+    bank, queries = job.source.probe()
     bank, queries = sample(bank, BANK), sample(queries, QUERIES)
     device = torch.device("cpu")
     rows = [embed(backbone, images, preprocess, device=device) for images in (bank, queries)]
@@ -144,7 +190,7 @@ def score(job: Job, backbone: Backbone, preprocess: Preprocess) -> dict[str, flo
 
 def score_pixels(job: Job) -> dict[str, float]:
     """The same scores of the pixels themselves."""
-    bank, queries = akssl_core.build("data", **DATA[job.data]).probe()
+    bank, queries = job.source.probe()
     bank, queries = sample(bank, BANK), sample(queries, QUERIES)
     preprocess = untrained(job)[1]
     rows = [pixels_as_features(images, preprocess) for images in (bank, queries)]
@@ -162,8 +208,8 @@ def probes(bank: Any, bank_labels: Any, queries: Any, query_labels: Any) -> dict
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """One line for each data set and system, in the table's order."""
     lines = []
-    for data in DATA:
-        for system in dict.fromkeys(job.system for job in jobs([]) if job.data == data):
+    for data in SEEDS:
+        for system in systems_on(data):
             mine = sorted((r for r in rows if r["data"] == data and r["system"] == system), key=lambda r: r["seed"])
             if mine:
                 lines.append({"data": data, **line(system, mine)})
@@ -172,7 +218,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def line(system: str, rows: list[dict[str, Any]]) -> dict[str, str]:
     """Means over the seeds, accuracies with their standard deviation."""
-    values = [system, str(len(rows)), over(rows, "knn"), over(rows, "linear"), over(rows, "z_std_ratio", 2)]
+    values = [system, str(len(rows)), *(over(rows, key) for key in ACCURACIES), over(rows, "z_std_ratio", 2)]
     values += [over(rows, "rankme"), over(rows, "minutes")]
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -183,7 +229,7 @@ def over(rows: list[dict[str, Any]], key: str, digits: int = 1) -> str:
     if not values:
         return "-"
     text = f"{statistics.mean(values):.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and key in ("knn", "linear") else text
+    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and key in ACCURACIES else text
 
 
 def write(rows: list[dict[str, Any]], file: Path) -> None:
@@ -197,21 +243,25 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
     table = {"caption": caption, "columns": list(COLUMNS), "summary": lines, "rows": rows}
     file.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     parts = ["# Accuracy", "", caption, ""]
-    for data in DATA:
+    for data in dict.fromkeys(entry["data"] for entry in lines):
         cells = [[entry[name] for name in COLUMNS] for entry in lines if entry["data"] == data]
         parts += [f"## {data}", "", describe.markdown(COLUMNS, cells), ""]
     file.with_suffix(".md").write_text("\n".join(parts))
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Run what is asked for, and write the table after each run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("systems", nargs="*", help="only these methods, baselines or 'lightly NAME'")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier call")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
-    parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
+    parser.add_argument("--data", nargs="+", default=list(SEEDS), choices=list(SEEDS))
+    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10: train/ and test/, a folder of files a class")
     parser.add_argument("--precision", default="auto", help="of our runs; another than auto has a table of its own")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    if arguments.cifar is not None:
+        table = Path(tempfile.mkdtemp()) / "cifar.csv"
+        DATA[CIFAR] = read_cifar(arguments.cifar, table)
     suffix = "" if arguments.precision == "auto" else f"-{arguments.precision}"
     file = RESULTS / f"accuracy{suffix}.json"
     RESULTS.mkdir(exist_ok=True)
@@ -222,7 +272,8 @@ def main() -> None:
     done = {Job(row["data"], row["system"], row["seed"]) for row in rows}
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     warnings.simplefilter("ignore")
-    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, context, initializer=know, initargs=(DATA,)) as pool:
         futures = [pool.submit(perform, job, threads, arguments.precision) for job in wanted if job not in done]
         for future in as_completed(futures):
             rows.append(future.result())

@@ -1,7 +1,7 @@
 """What a student gains from a teacher, and what it costs: seconds of training and k-NN accuracy of its runs.
 
-A teacher (a wider ResNet) is trained by a method; then, for each seed, its student (`resnet_tiny`) live, from a file of
-targets, and alone, by the teacher's method for as many operations as the live one took. Runs stand in a folder and are
+A teacher (ResNet-18) is trained by a method; then, for each seed, its student (`resnet_tiny`) live, from a file of
+targets, and alone, by the teacher's method for as many seconds as the live one took. Runs stand in a folder and are
 gone on with or read when the script is called again; seeds may be added. Asked for: at least 95 % of the teacher's
 accuracy at a tenth of its seconds and more than alone; with targets the same within the spread at 60 % of live seconds
 or less. Beside seconds, which a shared machine falsifies, the operations of the backbones are counted: a backward pass
@@ -38,7 +38,7 @@ class Runs:
         self.data: Any = {"name": "shapes", "size": asked.images} if asked.data == "shapes" else asked.data
         evaluate = {"every": 1000.0, "bank": asked.bank, "queries": asked.queries}
         self.shared: dict[str, Any] = {"data": self.data, "image_size": asked.size, "evaluate": evaluate}
-        teacher, student = forward(asked.size, widths=asked.widths), forward(asked.size)
+        teacher, student = forward(asked.size, asked.teacher), forward(asked.size)
         alone, cached = TRAINED * VIEWS * student, TRAINED * student
         self.each = {"teacher": TRAINED * VIEWS * teacher, "live": teacher + cached, "cached": cached, "alone": alone}
 
@@ -55,8 +55,8 @@ class Runs:
 
     def teacher(self) -> dict[str, Any]:
         """The teacher, under the first seed."""
-        network = {"name": "resnet_tiny", "widths": list(self.asked.widths)}
-        return self.run("teacher", self.asked.method, backbone=network, epochs=self.asked.teacher_epochs, seed=0)
+        asked = self.asked
+        return self.run("teacher", asked.method, backbone=asked.teacher, epochs=asked.teacher_epochs, seed=0)
 
     def student(self, seed: int) -> dict[str, dict[str, Any]]:
         """The three ways to a student of one seed, and the making of the file."""
@@ -68,16 +68,17 @@ class Runs:
         first = {**shared, "seed": 0}
         self.run("file", "distill", options={**taught, **kept}, train={"steps": 1}, epochs=1, **first)
         cached = self.run(f"cached-{seed}", "distill", options=kept, epochs=asked.epochs, **shared)
-        seen = live["FLOPs"] / self.each["alone"]
-        rest = {"train": {"steps": round(seen / BATCH), "batch_size": BATCH}, "epochs": math.ceil(seen / asked.images)}
-        alone = self.run(f"alone-{seed}", asked.method, **rest, **shared)
+        rate = self.run("rate", asked.method, train={"batch_size": BATCH}, epochs=1, **first)["seconds"]
+        epochs = live["seconds"] / rate  # in as many seconds
+        rest = {"steps": max(1, round(epochs * asked.images / BATCH)), "batch_size": BATCH}
+        alone = self.run(f"alone-{seed}", asked.method, train=rest, epochs=math.ceil(epochs), **shared)
         return {"live": live, "cached": cached, "alone": alone}
 
 
-def forward(size: int, **settings: Any) -> int:
-    """Floating-point operations of a `resnet_tiny` for one image of so many pixels a side."""
+def forward(size: int, backbone: str = "resnet_tiny") -> int:
+    """Floating-point operations of a backbone for one image of so many pixels a side."""
     image = akssl_core.ImageSpec(size, 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    network = akssl_core.build("backbone", "resnet_tiny", image, **settings).eval()
+    network = akssl_core.build("backbone", backbone, image).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, size, size))
     return int(counter.get_total_flops())
@@ -113,8 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--method", default="simclr", help="of the teacher, and of the student alone")
-    parser.add_argument("--widths", type=int, nargs=4, default=[32, 64, 128, 256], help="of the teacher")
-    parser.add_argument("--teacher-epochs", type=int, default=12)
+    parser.add_argument("--teacher", default="resnet18", help="its backbone")
+    parser.add_argument("--teacher-epochs", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2, help="of the student")
     parser.add_argument("--views", type=int, default=2, help="of each image in the file of targets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -16,12 +16,21 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
+from lightly.loss import (
+    BarlowTwinsLoss,
+    DINOLoss,
+    LeJEPALoss,
+    NegativeCosineSimilarity,
+    NTXentLoss,
+    SwaVLoss,
+    VICRegLoss,
+)
 from lightly.models.modules import (
     BarlowTwinsProjectionHead,
     BYOLPredictionHead,
     BYOLProjectionHead,
     DINOProjectionHead,
+    LeJEPAProjectionHead,
     MoCoProjectionHead,
     SimCLRProjectionHead,
     SimSiamPredictionHead,
@@ -29,6 +38,7 @@ from lightly.models.modules import (
     SwaVProjectionHead,
     SwaVPrototypes,
 )
+from lightly.models.modules.heads import VICRegProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import (
     BYOLTransform,
@@ -39,6 +49,7 @@ from lightly.transforms import (
     SimCLRTransform,
     SimSiamTransform,
     SwaVTransform,
+    VICRegTransform,
 )
 from lightly.utils.scheduler import cosine_schedule
 from PIL import Image
@@ -209,6 +220,46 @@ def mocov2(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
     return Example(256, MoCoV2Transform(**settings(image)), modules, optimizer, loss, encoder=backbone)
 
 
+def vicreg(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/vicreg.py`."""
+    projector, criterion = VICRegProjectionHead(backbone.embed_dim, 2048, 2048, num_layers=2), VICRegLoss()
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        value: Tensor = criterion(*(projector(backbone(x)) for x in views))
+        return value
+
+    modules = nn.ModuleList([backbone, projector])
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.06)
+    return Example(256, VICRegTransform(**settings(image)), modules, optimizer, loss, encoder=backbone)
+
+
+def lejepa(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
+    """`examples/pytorch/lejepa.py`: two global crops and six local ones, through the head of the library's default.
+
+    The example's network is a ViT with a linear layer of 512 outputs before the head, and drop-path; here the head
+    follows the backbone.
+    """
+    projector, criterion = LeJEPAProjectionHead(input_dim=backbone.embed_dim), LeJEPALoss()
+
+    def loss(views: list[Tensor], epoch: int) -> Tensor:
+        big, small = (projector(backbone(torch.cat(x))).unflatten(0, (len(x), -1)) for x in (views[:2], views[2:]))
+        value: Tensor = criterion(local_proj=small, global_proj=big)
+        return value
+
+    modules = nn.ModuleList([backbone, projector])
+    transform = DINOTransform(
+        global_crop_size=image.size,
+        local_crop_size=local_size(image),
+        global_crop_scale=(0.3, 1),
+        local_crop_scale=(0.05, 0.3),
+        n_local_views=6,
+        normalize=statistics(image),
+        **blur(image, none=(0.0, 0.0, 0.0)),
+    )
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=5e-4, weight_decay=5e-2)
+    return Example(64, transform, modules, optimizer, loss, encoder=backbone)
+
+
 METHODS = {
     "simclr": simclr,
     "byol": byol,
@@ -217,6 +268,8 @@ METHODS = {
     "swav": swav,
     "dino": dino,
     "mocov2": mocov2,
+    "vicreg": vicreg,
+    "lejepa": lejepa,
 }
 
 
@@ -281,7 +334,7 @@ def train(
     """Train a backbone in place as lightly's example of the method would.
 
     Args:
-        method: "simclr", "byol", "swav" or "dino".
+        method: one of METHODS.
         images: (N, C, H, W) uint8 with 1 or 3 channels.
         backbone: the network to train.
         image: side of the global views in pixels, and the statistics that all views are normalised with.

@@ -38,7 +38,8 @@ def header(
 ) -> dict[str, str]:
     """The header's texts, by which anybody can use the weights: the network's settings and how it is fed, as JSON.
 
-    `learned_from` says of each network that taught this one its source, licence and SHA-256.
+    `learned_from` says of each network that taught this one, and of the weights it began from, where they come from,
+    under which licence, and their SHA-256.
     """
     image = encoder.image
     return {

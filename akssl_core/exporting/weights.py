@@ -51,6 +51,13 @@ class Weights:
     method: str = ""
     """That trained them, where the file says so."""
 
+    def about(self) -> dict[str, str] | None:
+        """Source, licence and SHA-256; None for those of a run that has learned from no others."""
+        if self.file is not None and self.licence is None:
+            return None
+        digest = state_digest(dict(self.tensors))
+        return {"source": self.spec.source, "licence": self.licence or UNKNOWN, "sha256": digest}
+
     def fill(self, backbone: Backbone) -> Account:
         """Give a backbone these weights.
 

@@ -21,6 +21,13 @@ from torch import Tensor
 
 from ..errors import ConfigError, RunDirError, RunStopped, visible
 
+ANSWERS = "baselines.safetensors"  # whether k-NN is right for each test image, by baseline
+OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
+OWN_MORE = (
+    "report.html", "samples.safetensors", "method.safetensors", "unreadable.txt", "evaluation.json",
+    "start.safetensors", ANSWERS, "adapted.safetensors", "adaptation.json",
+)  # fmt: skip
+
 
 class CannotWrite(RunStopped, OSError):
     """The disk is full, read-only or gone."""
@@ -58,12 +65,14 @@ def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
     """Refuse a file that cannot or must not be written, before anything is computed.
 
     Raises:
-        ConfigError: there is no such folder, something is there, or nothing can be written there.
+        ConfigError: there is no such folder, something is there, a run needs it, or nothing can be written there.
     """
     if not os.path.isdir(path.parent):
         raise ConfigError(f"{name}: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
     if os.path.isdir(path):
         raise ConfigError(f"{name}: '{path}' is a folder; expected a file. Choose another name.")
+    if path.name in OWN_FILES + OWN_MORE and os.path.isfile(path.with_name("manifest.json")):
+        raise ConfigError(f"{name}: '{path}' belongs to the run in that folder. Choose another name.")
     if os.path.exists(path) and not overwrite:
         raise ConfigError(f"{name}: '{path}' exists already. Replace it with --overwrite, or choose another name.")
     try:

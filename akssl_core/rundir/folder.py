@@ -20,16 +20,22 @@ from torch import Tensor
 from ..config.yaml import dump_yaml, read_yaml
 from ..errors import RunDirError, did_you_mean, visible
 from .checkpoints import UNREADABLE, Checkpoint, CheckpointState, list_checkpoints, read_checkpoint, save_checkpoint
-from .files import CannotWrite, explain_write_errors, flush, json_bytes, jsonable, take_lock, tensor_bytes, write_atomic
+from .files import ANSWERS as ANSWERS
+from .files import (
+    OWN_FILES,
+    OWN_MORE,
+    CannotWrite,
+    explain_write_errors,
+    flush,
+    json_bytes,
+    jsonable,
+    take_lock,
+    tensor_bytes,
+    write_atomic,
+)
 from .files import read_tensors as read_tensors
 from .schemas import Adaptation, Evaluations, Manifest, Origins, checked
 
-OWN_FILES = ("config.yaml", "provenance.json", "manifest.json", "metrics.jsonl", "backbone.safetensors")
-ANSWERS = "baselines.safetensors"  # whether k-NN is right for each test image, by baseline
-OWN_MORE = (
-    "report.html", "samples.safetensors", "method.safetensors", "unreadable.txt", "evaluation.json",
-    "start.safetensors", ANSWERS, "adapted.safetensors", "adaptation.json",
-)  # fmt: skip
 EXPORTED = {
     "safetensors": "backbone-exported.safetensors",
     "torchvision": "backbone-torchvision.safetensors",
@@ -59,7 +65,7 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.lock()
-            run.clear()
+            run.set_aside()
             (path / "checkpoints").mkdir(exist_ok=True)
         except RunDirError:
             raise
@@ -193,11 +199,28 @@ class RunDir:
         file = self.path / "adaptation.json"
         return checked(Adaptation, file) if file.is_file() else None
 
-    def clear(self) -> None:
-        """Delete what a run writes and leave the rest of the folder."""
-        for name in (*OWN_FILES, *OWN_MORE, *EXPORTED.values()):
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+    # -- a run in the place of another ------------------------------------------------------------
+    def set_aside(self) -> None:
+        """Keep what an earlier run wrote in `.replaced`, until this one has its first row; the rest stays in place."""
+        aside = self.path / ".replaced"
+        if aside.exists():  # a run that was killed before its first row
+            self.bring_back()
+        for file in self._written():
+            aside.mkdir(exist_ok=True)
+            file.rename(aside / file.name)
+
+    def bring_back(self) -> None:
+        """Undo `set_aside`: what this run wrote is gone."""
+        for file in self._written():
+            shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+        aside = self.path / ".replaced"
+        for file in aside.glob("*"):
+            file.rename(self.path / file.name)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _written(self) -> list[Path]:
+        names = (*OWN_FILES, *OWN_MORE, *EXPORTED.values(), "checkpoints")
+        return [self.path / name for name in names if os.path.lexists(self.path / name)]
 
     def remove(self) -> None:
         """Delete the folder, for a run that ended before its first row."""
@@ -207,6 +230,8 @@ class RunDir:
     def log(self, row: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
         row = {name: jsonable(value) for name, value in row.items()}
+        if not self.history:
+            shutil.rmtree(self.path / ".replaced", ignore_errors=True)
         file = self.path / "metrics.jsonl"
         with explain_write_errors(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row, allow_nan=False) + "\n")

@@ -75,6 +75,8 @@ class Plan(Sight):
     """What became of the weights that the run begins from."""
     random: Backbone | None
     """The encoder with random weights, where the run begins from others."""
+    begun: Mapping[str, str] | None
+    """Source, licence and SHA-256 of those others, where they are somebody's."""
     has_objects: bool
     """Whether a part came from Python as an object, so that config.yaml alone cannot repeat the run."""
 
@@ -280,6 +282,7 @@ def _build(
         warnings=warnings,
         account=account,
         random=random,
+        begun=begun.about() if begun else None,
         has_objects=bool(given.objects),
     )
     plan.loader()  # the batch size must fit the data

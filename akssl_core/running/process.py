@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
@@ -199,9 +200,18 @@ class Training:
 
     def _export(self, encoder: Backbone, name: str) -> None:
         spec = self.plan.spec
-        teachers = [part.about for part in self.plan.method.modules() if isinstance(part, Frozen) and name == FILE]
+        learned_from = self._begun_from(name)
+        if name == FILE:
+            learned_from += [part.about for part in self.plan.method.modules() if isinstance(part, Frozen)]
         table, preprocess = spec.table()["backbone"], self.plan.preprocess
-        export_backbone(self.run_dir, spec.method.name, table, encoder, preprocess, name, teachers)
+        export_backbone(self.run_dir, spec.method.name, table, encoder, preprocess, name, learned_from)
+
+    def _begun_from(self, name: str) -> list[Mapping[str, str]]:
+        """What is known of the weights that the run begins from; the file of them keeps it for a resume."""
+        if name == START or self.plan.spec.start is None:
+            return [self.plan.begun] if self.plan.begun else []
+        kept = read_tensors(self.run_dir.path / START)[1]
+        return list(json.loads(kept.get("learned_from", "[]")))
 
     def _measure(self, encoder: Backbone) -> int:
         """Measure the statistics of an encoder's batch norms on the images of the run; how many norms there are."""

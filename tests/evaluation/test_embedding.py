@@ -300,6 +300,15 @@ def test_force_replaces(here, finished, tmp_path):
         assert data["features"].shape == (60, 8)
 
 
+def test_nothing_replaces_a_file_that_a_run_needs(here, finished):
+    backbone = finished / "backbone.safetensors"
+    before = backbone.read_bytes()
+    code, _, err = here("embed", finished, "--out", str(backbone), "--overwrite")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "belongs to the run in that folder. Choose another name." in err
+    assert backbone.read_bytes() == before
+
+
 def test_a_bad_batch_size_is_told(finished):
     with pytest.raises(ConfigError, match="batch_size"):
         akssl_core.embed(finished, batch_size=True)

@@ -44,6 +44,18 @@ def test_overwrite_leaves_other_files_alone(run):
     assert (run.path / "mine.txt").read_text() == "keep"
 
 
+def test_what_is_replaced_is_gone_with_the_first_row_and_survives_those_that_never_had_one(run):
+    (run.path / "config.yaml").write_text("seed: 1")
+    for _ in range(2):  # the first is killed
+        new = RunDir.create(run.path, overwrite=True)
+        (run.path / "config.yaml").write_text("seed: 2")
+        new.unlock()
+    new.bring_back()
+    assert (run.path / "config.yaml").read_text() == "seed: 1"
+    RunDir.create(run.path, overwrite=True).log({"step": 1})
+    assert {file.name for file in run.path.iterdir()} == {".lock", "checkpoints", "metrics.jsonl"}
+
+
 def test_a_file_in_the_way_or_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirError, match="is a file"):

@@ -283,6 +283,25 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_happens(start):
     assert start(overwrite=True, seed=5).history != first.history
 
 
+def test_a_run_that_is_refused_late_leaves_the_one_that_it_was_to_replace(start, toys, tmp_path, monkeypatch):
+    def refuses(self, shown):
+        raise ConfigError("method.targets: of other pixels")
+
+    first = start()
+    (first.run_dir / "mine.txt").write_text("keep")
+    before = {file: file.read_bytes() for file in first.run_dir.rglob("*") if file.is_file() and file.name != ".lock"}
+    with monkeypatch.context() as patched:
+        patched.setattr(toys.get("method", "toy"), "before_training", refuses)
+        for name in ("run", "new"):
+            with pytest.raises(ConfigError, match="of other pixels"):
+                start(name, overwrite=True, seed=5)
+    after = {file: file.read_bytes() for file in first.run_dir.rglob("*") if file.is_file() and file.name != ".lock"}
+    assert after == before
+    assert not (tmp_path / "new").exists()
+    assert start(overwrite=True, seed=5).history != first.history
+    assert not (first.run_dir / ".replaced").exists()
+
+
 def test_a_diverging_run_stops_and_says_what_to_do(start, toys, tmp_path, monkeypatch):
     method = toys.get("method", "toy")
     original = method.step

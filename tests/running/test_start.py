@@ -14,6 +14,7 @@ from whole_runs import Stop, losses, same
 import akssl_core
 from akssl_core import cli
 from akssl_core.errors import AksslError, ConfigError
+from akssl_core.exporting.weights import UNKNOWN
 from akssl_core.rundir.folder import read_tensors
 from akssl_core.running.explain import explain
 from akssl_core.running.launch import resume, run
@@ -136,6 +137,23 @@ def test_before_its_first_checkpoint_a_run_begins_from_its_source_again(
     monkeypatch.chdir("/")
     resumed = resume(tmp_path / "stopped", data=photos, plugins=toys, report=False)
     assert same(whole.run_dir, resumed.run_dir)
+
+
+def test_a_backbone_says_from_whose_weights_it_was_begun(start, first, plain, toys, photos, at_step, tmp_path):
+    def told(run_dir):
+        return json.loads(read_tensors(run_dir / "backbone.safetensors")[1]["learned_from"])
+
+    given = {"source": str(plain), "mean": [0.4] * 3, "std": [0.2] * 3}
+    at_step(6, stop)
+    with pytest.raises(Stop):
+        start("begun", start=given, **SHORT)
+    plain.unlink()
+    begun = resume(tmp_path / "begun", data=photos, plugins=toys, report=False).run_dir
+    (one,) = told(begun)
+    assert (one["source"], one["licence"], len(one["sha256"])) == (str(plain), UNKNOWN, 64)
+    assert told(start("own", start=first, **SHORT).run_dir) == []
+    (next_one,) = told(start("next", start=begun, **SHORT).run_dir)
+    assert (next_one["source"], next_one["licence"]) == (str(begun), UNKNOWN)
 
 
 # -- files of other origin --------------------------------------------------------------------------
