@@ -25,14 +25,17 @@ def akssl(folder, *more):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("where", [("--device", "cpu"), ("--set", "train.device=cpu")])
+AGAIN = pytest.mark.slow  # the same setting, said in another way
+
+
+@pytest.mark.parametrize("where", [("--device", "cpu"), pytest.param(("--set", "train.device=cpu"), marks=AGAIN)])
 def test_two_processes_on_the_cpu_leave_the_gpu_alone(tmp_path, where):
     code, err = akssl(tmp_path, "--devices", "2", *where)
     assert code == 0, err
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["hardware"]["device"] == "cpu"
 
 
-@pytest.mark.parametrize("where", [(), ("--device", "cuda")])
+@pytest.mark.parametrize("where", [(), pytest.param(("--device", "cuda"), marks=AGAIN)])
 def test_more_processes_than_gpus_are_one_line(tmp_path, where):
     code, err = akssl(tmp_path, "--devices", "2", *where)
     assert code == 2

@@ -78,7 +78,12 @@ SHARED_OUT = {
 }
 
 
-@pytest.mark.parametrize("case", SHARED_OUT)
+BESIDE = pytest.mark.slow  # the bf16 row shares out the same network under the same optimizer
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=BESIDE if case.startswith("a teacher") else ()) for case in SHARED_OUT]
+)
 def test_shared_out_parameters_train_the_same(tmp_path, case):
     """FSDP on two processes, with its optimizers, clipping and a teacher, against one process."""
     method, more, only_there = SHARED_OUT[case]
