@@ -94,6 +94,69 @@ def search(
     show(search_in(weights, query, data=images, plugins=plugins_with(plugin_file), **options), as_json)
 
 
+@akssl.command()
+@click.argument("source")
+@data_option
+@click.option("--labels", type=PATH, help="table that gives each image of --data its label: CSV, ...")
+@click.option("--test-data", type=PATH, help="labelled test images: folder, table or archive")
+@click.option("--out", type=PATH, required=True, help="file to write, .safetensors")
+@click.option("--share", type=float, default=1.0, show_default=True, help="of the training labels that are used")
+@click.option("--parts", default="all", show_default=True, help="all, or head: the backbone stays as it is")
+@click.option("--epochs", type=int, default=10, show_default=True, help="of training all parts")
+@click.option("--scratch/--no-scratch", default=True, help="compare with the same network from random weights")
+@click.option("--seed", type=int, default=0, show_default=True, help="of what is held out, drawn and ordered")
+@batch_option
+@device_option
+@overwrite_option("replace the file that --out names")
+@set_option(SET)
+@plugin_file_option
+@json_option
+def finetune(
+    source: str,
+    data: str | None,
+    assignments: tuple[str, ...],
+    plugin_file: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a classifier on the backbone of SOURCE, calibrate it, judge it and keep it.
+
+    SOURCE is what `akssl embed` takes. A linear layer learns on the frozen backbone, then both learn. Its accuracy
+    stands beside that of the layer alone and of the same network from random weights.
+    """
+    weights, images = _given(source, data, assignments)
+    from ..evaluation.classifying import finetune as finetune_on
+
+    try:
+        found = finetune_on(weights, data=images, plugins=plugins_with(plugin_file), **options)
+    except KeyboardInterrupt as error:
+        raise click.ClickException(f"stopped; {options['out']} was not written.") from error
+    show(found, as_json)
+
+
+@akssl.command()
+@click.argument("model", type=PATH)
+@data_option
+@click.option("--out", type=PATH, help="table to write: .csv, .parquet or .npz")
+@batch_option
+@device_option
+@overwrite_option("replace the file that --out names")
+@set_option("a setting of the data, data.channels=1")
+@plugin_file_option
+@json_option
+def predict(
+    model: Path, data: str | None, assignments: tuple[str, ...], plugin_file: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Say of every image which class MODEL takes it for, and how sure that is.
+
+    MODEL is a file that `akssl finetune` has written. Images that cannot be read are named and left out.
+    """
+    from ..evaluation.predicting import predict as predict_by
+
+    images = data_of(data, assignments, model)
+    show(predict_by(model, images, plugins=plugins_with(plugin_file), **options), as_json)
+
+
 def _given(source: str, data: str | None, assignments: tuple[str, ...]) -> tuple[Any, Any]:
     """SOURCE with its settings, and the data that --data and --set mean; None: those of the run."""
     own = [text for text in assignments if text.startswith("source.")]

@@ -135,7 +135,7 @@ def embed_to_file(
     Raises:
         AksslError: as `embed`, or the file cannot or must not be written.
     """
-    _refuse(path, overwrite=overwrite)
+    refuse_table(path, FORMATS, overwrite=overwrite)
     if patches and path.suffix.lower() not in WITH_PATCHES:
         raise ConfigError(f"--patches: '{path}' holds one row an image. Write {' or '.join(WITH_PATCHES)}.")
     trained = open_weights(source, backbone=backbone, plugins=plugins)
@@ -146,12 +146,12 @@ def embed_to_file(
     return Saved(path, shape, dict(work.images.unreadable))
 
 
-def _refuse(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot or must not be written, before anything is computed."""
+def refuse_table(path: Path, formats: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse a file of another format, or that cannot or must not be written, before anything is computed."""
     suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        hint = did_you_mean(suffix, FORMATS)
-        raise ConfigError(f"--out: '{path}' must end in one of {', '.join(FORMATS)}.{hint}")
+    if suffix not in formats:
+        hint = did_you_mean(suffix, formats)
+        raise ConfigError(f"--out: '{path}' must end in one of {', '.join(formats)}.{hint}")
     refuse_file(path, overwrite=overwrite)
     if suffix == ".parquet":
         try:
@@ -159,7 +159,7 @@ def _refuse(path: Path, *, overwrite: bool) -> None:
         except ImportError as error:
             raise ConfigError(
                 "--out: Parquet files need pyarrow, which is not installed: pip install 'akssl-core[parquet]'. Or "
-                "write .safetensors, .npz or .csv."
+                "write .npz or .csv."
             ) from error
 
 

@@ -73,8 +73,12 @@ class Trained:
         weights = state_digest(self.backbone.state_dict())
         return digest(f"{weights} {self.preprocess.to_dict()}".encode())
 
-    def source(self, data: Any = None, test: str | Path | None = None) -> tuple[DatasetSource, str]:
-        """The source that `data` means, the run's own for None, and its name for people; `test` holds its test images.
+    def source(
+        self, data: Any = None, test: str | Path | None = None, labels: str | Path | None = None
+    ) -> tuple[DatasetSource, str]:
+        """The source that `data` means, the run's own for None, and its name for people.
+
+        `test` holds its test images, `labels` is a table with the labels of both.
 
         Raises:
             AksslError: there is no such data, or the run was started with a Python object for it.
@@ -88,8 +92,9 @@ class Trained:
                     f"data: {self.path} was trained on a Python object ({data['type']}) that has no name. Pass it "
                     f"again in Python, data=..., or name other data: --data SOURCE, FOLDER or FILE."
                 )
-        if test is not None:
-            data = sections({"data": data, "test_data": test})["data"]
+        beside = {name: given for name, given in (("test_data", test), ("labels", labels)) if given is not None}
+        if beside:
+            data = sections({"data": data, **beside})["data"]
         return open_source(data, self.plugins, self.preprocess.size), data_title(data)
 
     def untrained(self) -> Backbone:

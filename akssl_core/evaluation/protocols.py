@@ -180,40 +180,54 @@ class FineTune(Protocol):
                 head = nn.Linear(backbone.embed_dim, len(classes))
                 nn.init.zeros_(head.weight)
                 model = nn.Sequential(copy.deepcopy(backbone), head).to(self.device)
-                self._train(model, feed, split.train.subset(rows), targets, seed)
-                return {None: classes[self._judge(model, feed, split.test)]}
+                train = split.train.subset(rows)
+                train_whole(model, feed, train, targets, epochs=self.epochs, seed=seed, device=self.device)
+                return {None: classes[scores_of(model, feed, split.test, self.batch_size, self.device).argmax(1)]}
 
         return learn
 
-    def _train(self, model: nn.Module, feed: Preprocess, train: ImageSet, targets: Tensor, seed: int) -> None:
-        optimizer = torch.optim.AdamW(_groups(model), lr=RATE)
-        view = PolicyTransform(VIEW, feed.size, feed)
-        batch = min(IMAGES_A_STEP, len(train))
-        per_epoch = len(train) // batch
-        total = max(LEAST, self.epochs * per_epoch)
-        generator = torch.Generator().manual_seed(seed)
-        model.train()
-        for step in range(total):
-            if step % per_epoch == 0:
-                order = torch.randperm(len(train), generator=generator)
-            index = order[step % per_epoch * batch :][:batch]
-            images = view(train.fetch(index.tolist()).to(self.device), Draws.of(seed, step // per_epoch, index))
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * group["factor"] * _course(step, total)
-            optimizer.zero_grad(set_to_none=True)
-            guesses, truth = model(images).float(), targets[index].to(self.device)
-            loss = F.cross_entropy(guesses, truth, label_smoothing=SMOOTHING)
-            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
-            optimizer.step()
 
-    def _judge(self, model: nn.Module, feed: Preprocess, test: ImageSet) -> Tensor:
-        model.eval()
-        found = []
-        with torch.no_grad():
-            for start in range(0, len(test), self.batch_size):
-                index = range(start, min(start + self.batch_size, len(test)))
-                found.append(model(feed.pixels(feed.fetch(test, index).to(self.device))).argmax(1).cpu())
-        return torch.cat(found)
+def train_whole(
+    model: nn.Module,
+    feed: Preprocess,
+    train: ImageSet,
+    targets: Tensor,
+    *,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Fine-tune a backbone with the head that follows it, in place, as `FineTune` says; targets are (N,) from 0 on."""
+    optimizer = torch.optim.AdamW(_groups(model), lr=RATE)
+    view = PolicyTransform(VIEW, feed.size, feed)
+    batch = min(IMAGES_A_STEP, len(train))
+    per_epoch = len(train) // batch
+    total = max(LEAST, epochs * per_epoch)
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for step in range(total):
+        if step % per_epoch == 0:
+            order = torch.randperm(len(train), generator=generator)
+        index = order[step % per_epoch * batch :][:batch]
+        images = view(train.fetch(index.tolist()).to(device), Draws.of(seed, step // per_epoch, index))
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * group["factor"] * _course(step, total)
+        optimizer.zero_grad(set_to_none=True)
+        guesses, truth = model(images).float(), targets[index].to(device)
+        loss = F.cross_entropy(guesses, truth, label_smoothing=SMOOTHING)
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
+        optimizer.step()
+
+
+def scores_of(model: nn.Module, feed: Preprocess, images: ImageSet, batch_size: int, device: torch.device) -> Tensor:
+    """What a network in eval mode gives images as `feed` makes them, (N, K) float32 on the CPU."""
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            index = range(start, min(start + batch_size, len(images)))
+            found.append(model(feed.pixels(feed.fetch(images, index).to(device))).float().cpu())
+    return torch.cat(found)
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:

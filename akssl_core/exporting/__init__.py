@@ -21,7 +21,8 @@ from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
-from .backbone_file import FILE, file_of, load_backbone, read_backbone_file
+from .backbone_file import CLASSIFIER_FORMAT, FILE, file_of, kind_of, load_backbone, read_backbone_file
+from .classifier import load_classifier
 from .formats import FORMATS, IMAGES, TOLERANCE, ExportFailed, Format, Loader, compare, here
 
 __all__ = ["ExportFailed", "Exported", "export"]
@@ -71,13 +72,13 @@ def export(
     overwrite: bool = False,
     plugins: Plugins | None = None,
 ) -> Exported:
-    """Write the backbone of a run for another library, and prove the file there before it gets its name.
+    """Write the backbone of a run, or a classifier, for another library, and prove the file there.
 
     A fresh process loads the file by the code that `snippet` shows and computes features of a few images; they must
     be those of `load_backbone` to 1e-4. The file's header holds that difference, the code and the preprocessing.
 
     Args:
-        run_dir: a run folder, or its `backbone.safetensors`.
+        run_dir: a run folder, its `backbone.safetensors`, or the file of a classifier, whose outputs are probabilities.
         to: "safetensors", "torchvision", "timm" or "onnx".
         out: the file to write. Default: one in the run folder, named after the format.
         module: your own network, where the run trained one.
@@ -92,8 +93,11 @@ def export(
     plugins = plugins or installed()
     chosen = _format(to)
     source = user_path(run_dir)
+    kind = kind_of(file_of(source))
+    if kind == CLASSIFIER_FORMAT and chosen.name != "onnx":
+        raise ConfigError(f"to: {source} is a classifier, which is exported to onnx alone.")
     target = _target(source, user_path(out) if out is not None else None, chosen, overwrite=overwrite)
-    _, header, _ = read_backbone_file(file_of(source))
+    _, header, _ = read_backbone_file(file_of(source), kind)
     backbone = _load(source, header, module, plugins)
     if not chosen.takes(backbone):
         working = ", ".join(one.name for one in FORMATS if one.takes(backbone))
@@ -138,8 +142,10 @@ def _format(to: str) -> Format:
 
 def _target(source: Path, out: Path | None, chosen: Format, *, overwrite: bool) -> Path:
     """Where the file goes."""
-    folder = source if source.is_dir() else source.parent
-    target = out if out is not None else folder / EXPORTED[chosen.name]
+    usual = source / EXPORTED[chosen.name] if source.is_dir() else source.with_name(EXPORTED[chosen.name])
+    if source.is_file() and kind_of(source) == CLASSIFIER_FORMAT:
+        usual = source.with_suffix(chosen.suffix)
+    target = out if out is not None else usual
     if target.suffix != chosen.suffix:
         raise ConfigError(f"out: {target} must end in {chosen.suffix}, as files for {chosen.name} do.")
     if target.name == FILE and (target.parent / "config.yaml").is_file():
@@ -156,7 +162,8 @@ def _load(source: Path, header: Mapping[str, str], module: nn.Module | None, plu
             f"this backbone is your own {own}, which is built by your code alone. safetensors and onnx work from "
             f"Python: akssl_core.export({str(source)!r}, to='onnx', module={own}(...))."
         )
-    return load_backbone(source, module=module, plugins=plugins)
+    load = load_classifier if header["format"] == CLASSIFIER_FORMAT else load_backbone
+    return load(source, module=module, plugins=plugins)
 
 
 def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dict[str, str]:

@@ -21,10 +21,12 @@ from ..config.registry import STAND_IN
 from ..config.schema import BackboneRef, Schema, first_mistake, user_path, validate
 from ..data import ImageSpec, Preprocess
 from ..errors import ConfigError, RunDirError
+from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
 from ..rundir.folder import RunDir, read_tensors
 
-BACKBONE_FORMAT = "akssl-backbone-1"
+BACKBONE_FORMAT, CLASSIFIER_FORMAT = "akssl-backbone-1", "akssl-classifier-1"
+OURS = {BACKBONE_FORMAT: "a backbone, as akssl run leaves it", CLASSIFIER_FORMAT: "a classifier of akssl finetune"}
 FILE = "backbone.safetensors"
 START = "start.safetensors"  # the same file of the weights that a run began from
 
@@ -74,8 +76,9 @@ def export_backbone(
     learned_from: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write `backbone.safetensors`, or a file of another name, into a run folder."""
-    texts = header(method, backbone, encoder, preprocess, learned_from)
-    return run_dir.write_tensors(name, encoder.export_state(), texts)
+    state = encoder.export_state()
+    texts = {**header(method, backbone, encoder, preprocess, learned_from), "sha256": state_digest(state)}
+    return run_dir.write_tensors(name, state, texts)
 
 
 def file_of(path: Path | str) -> Path:
@@ -84,11 +87,19 @@ def file_of(path: Path | str) -> Path:
     return given / FILE if given.is_dir() else given
 
 
-def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str], _Header]:
+def kind_of(file: Path) -> str:
+    """The format of a file of ours, of a backbone where that cannot be told."""
+    with suppress(RunDirError):
+        if file.is_file() and (found := read_tensors(file)[1].get("format")) in OURS:
+            return str(found)
+    return BACKBONE_FORMAT
+
+
+def read_backbone_file(file: Path, wanted: str = BACKBONE_FORMAT) -> tuple[dict[str, Tensor], dict[str, str], _Header]:
     """The weights and the header, as it is and as it was parsed, since a file may come from anywhere.
 
     Raises:
-        RunDirError: there is no such file, it is not one of ours, or it is damaged.
+        RunDirError: there is no such file, it is not one of ours of the format `wanted`, or it is damaged.
     """
     if not file.is_file():
         run = RunDir(file.parent)
@@ -96,8 +107,12 @@ def read_backbone_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str], _
         hint = f" The run {state}. Go on with it: akssl resume {file.parent}." if run.begun else ""
         raise RunDirError(f"{file} does not exist.{hint}")
     tensors, metadata = read_tensors(file)
-    if metadata.get("format") != BACKBONE_FORMAT:
-        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {BACKBONE_FORMAT}.")
+    if (found := metadata.get("format", "")) != wanted:
+        if found in OURS:
+            raise RunDirError(f"{file} is {OURS[found]}; expected {OURS[wanted]}.")
+        raise RunDirError(f"{file} was not written by akssl: its header lacks format = {wanted}.")
+    if metadata.get("sha256", "") not in ("", state_digest(tensors)):
+        raise RunDirError(f"{file} is damaged: its weights are not those that were written. Get it again.")
     try:
         parsed = _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})
     except ValidationError as error:
@@ -117,7 +132,13 @@ def load_backbone(path: Path | str, *, module: nn.Module | None = None, plugins:
     """
     file = file_of(path)
     tensors, _, known = read_backbone_file(file)
-    plugins = plugins or installed()
+    return filled(file, tensors, known, module, plugins or installed())
+
+
+def filled(
+    file: Path, tensors: Mapping[str, Tensor], known: _Header, module: nn.Module | None, plugins: Plugins
+) -> Backbone:
+    """The network of a header with the weights of its file, in eval mode; raises the errors of `load_backbone`."""
     if (run := RunDir(file.parent)).begun:
         with suppress(RunDirError):  # a backbone needs no manifest
             plugins.remember(run.manifest.plugins)

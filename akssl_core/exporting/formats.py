@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..backbone import Backbone, Counterpart
 from ..errors import ConfigError, RunStopped
 from ..rundir.files import read_tensors, tensor_bytes, write_atomic
+from .classifier import Classifier
 
 TOLERANCE = 1e-4  # of features up to 1; larger ones may differ by that share of the largest
 IMAGES = 8
@@ -51,7 +52,7 @@ class Format(ABC):
         """The features (N, D) of pictures (N, C, H, W) uint8 by the snippet, run `elsewhere`."""
         assert backbone.preprocess is not None
         images = pictures if self.needs_akssl else backbone.preprocess(pictures)
-        return elsewhere(self.snippet(backbone, file), images, as_array=self.takes_arrays)
+        return elsewhere(self.snippet(backbone, file), images, output_of(backbone), as_array=self.takes_arrays)
 
 
 class Safetensors(Format):
@@ -101,7 +102,9 @@ class Onnx(Format):
     packages = ("onnx", "onnxscript", "onnxruntime")
 
     def make(self, backbone: Backbone) -> Content:
-        """The traced network: `images` (N, C, H, W) to `features` (N, D) for any N; its texts are `metadata_props`.
+        """The traced network: `images` (N, C, H, W) to `features` (N, D), or a classifier's `probabilities`, for any N.
+
+        Its texts are `metadata_props`.
 
         Raises:
             ConfigError: torch cannot trace the network.
@@ -122,7 +125,7 @@ class Onnx(Format):
         lines = [
             "import onnxruntime",
             f'session = onnxruntime.InferenceSession({_quoted(file)}, providers=["CPUExecutionProvider"])',
-            f'features = session.run(None, {{"images": images}})[0]  # {_expected(backbone, "array")}',
+            f'{output_of(backbone)} = session.run(None, {{"images": images}})[0]  # {_expected(backbone, "array")}',
         ]
         return "\n".join(lines)
 
@@ -140,7 +143,7 @@ def _traced(backbone: Backbone) -> torch.onnx.ONNXProgram:
                 (torch.zeros(2, channels, size, size),),
                 dynamo=True,
                 input_names=["images"],
-                output_names=["features"],
+                output_names=[output_of(backbone)],
                 dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
                 verbose=False,
             )
@@ -155,6 +158,11 @@ def _counterpart(backbone: Backbone, library: str) -> Counterpart:
     found = backbone.counterpart(library)
     assert found is not None, "asked for after `takes`"
     return found
+
+
+def output_of(backbone: Backbone) -> str:
+    """What its output is called."""
+    return "probabilities" if isinstance(backbone, Classifier) else "features"
 
 
 def _quoted(file: Path) -> str:
@@ -216,18 +224,18 @@ from safetensors.torch import load_file, save_file
 torch.set_grad_enabled(False)
 images = load_file({inputs!r})["images"]
 {snippet}
-save_file({{"features": features.contiguous()}}, {outputs!r})
+save_file({{"features": {name}.contiguous()}}, {outputs!r})
 """
 NUMPY = """\
 from safetensors.numpy import load_file, save_file
 images = load_file({inputs!r})["images"]
 {snippet}
-save_file({{"features": features}}, {outputs!r})
+save_file({{"features": {name}}}, {outputs!r})
 """
 
 
-def elsewhere(snippet: str, images: Tensor, *, as_array: bool) -> Tensor:
-    """The features (N, D) by a fresh process that runs the snippet.
+def elsewhere(snippet: str, images: Tensor, name: str = "features", *, as_array: bool) -> Tensor:
+    """The features (N, D) by a fresh process that runs the snippet, in which they are called `name`.
 
     Raises:
         ExportFailed: it cannot.
@@ -235,7 +243,7 @@ def elsewhere(snippet: str, images: Tensor, *, as_array: bool) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         given, result, program = (Path(folder) / name for name in ("given", "result", "program.py"))
         write_atomic(given, tensor_bytes({"images": images}))
-        code = (NUMPY if as_array else TORCH).format(inputs=str(given), outputs=str(result), snippet=snippet)
+        code = (NUMPY if as_array else TORCH).format(inputs=str(given), outputs=str(result), snippet=snippet, name=name)
         write_atomic(program, code.encode())
         done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
         if done.returncode:

@@ -37,21 +37,25 @@ def linear_guesses(bank: Tensor, bank_labels: Tensor, queries: Tensor, *, seed: 
     """
     classes, targets, held_out = held_out_split(bank_labels, seed)
     rows, query_rows = _standardised(bank, queries)
-    l2, validation_accuracy, start = _choose(rows, targets, held_out, _accuracy)
+    l2, validation_accuracy, start = _choose(rows, targets, held_out, accuracy)
     weights = _Problem.of(rows, targets, len(classes)).solve(l2, start, FINAL)
     return classes[(weights @ query_rows.T).argmax(0)], l2, validation_accuracy
 
 
-def linear_scores(bank: Tensor, targets: Tensor, held_out: Tensor, judge: Judge) -> Callable[[Tensor], Tensor]:
+def linear_scores(
+    bank: Tensor, targets: Tensor, held_out: Tensor, judge: Judge, *, refit: bool = True
+) -> Callable[[Tensor], Tensor]:
     """The scores (n, classes) of rows (n, D) by the classifier of `linear_guesses` after learning from the bank.
 
     Its penalty is the one that `judge` gives the highest mark by guesses and targets of the rows `held_out` (N,) bool.
-    `targets` (N,) are from 0 to classes - 1.
+    `targets` (N,) are from 0 to classes - 1. Without `refit` it has learned from the other rows alone.
     """
     prepare = _standardiser(bank)
     rows = prepare(bank).double()
-    l2, _, start = _choose(rows, targets, held_out, judge)
-    weights = _Problem.of(rows, targets, len(start)).solve(l2, start, FINAL).float()
+    l2, _, weights = _choose(rows, targets, held_out, judge)
+    if refit:
+        weights = _Problem.of(rows, targets, len(weights)).solve(l2, weights, FINAL)
+    weights = weights.float()
     return lambda features: prepare(features) @ weights.T
 
 
@@ -110,7 +114,8 @@ def _choose(rows: Tensor, targets: Tensor, held_out: Tensor, judge: Judge) -> tu
     return best
 
 
-def _accuracy(guesses: Tensor, labels: Tensor) -> float:
+def accuracy(guesses: Tensor, labels: Tensor) -> float:
+    """Percent of the guesses (n,) that are the labels (n,)."""
     return 100 * (guesses == labels).double().mean().item()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from akssl_core import cli, run
+from akssl_core import cli, finetune, run
 from akssl_core.cli.base import akssl
 
 SMALL = {"image_size": 16, "epochs": 1, "batch_size": 16, "precision": "fp32"}
@@ -27,6 +27,8 @@ COMMANDS = {
     "eval": "eval RUN --labels 0.5 --seeds 2",
     "embed": "embed RUN --out f.npz --overwrite",
     "search": "search RUN q.png --data shapes --set data.size=32",
+    "finetune": "finetune RUN --out m.safetensors --parts head --no-scratch --overwrite",
+    "predict": "predict c.safetensors --data shapes --set data.size=32",
     "export": "export RUN --to safetensors --out e.safetensors --overwrite",
     "report": "report RUN",
     "compare": "compare RUN RUN",
@@ -48,6 +50,7 @@ def folder(tmp_path_factory):
     run("simsiam", data={"name": "shapes", "size": 32, "test_size": 16}, out=path / "RUN", report=False, **SMALL)
     torch.save({"weight": torch.ones(2)}, path / "w.pth")
     Image.new("RGB", (16, 16), "red").save(path / "q.png")
+    finetune(path / "RUN", path / "c.safetensors", parts="head", scratch=False)
     return path
 
 

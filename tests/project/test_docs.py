@@ -143,6 +143,18 @@ def test_the_page_on_search_works(photos, here):
     assert names["found"].images[0][0] == "1.png", "the same three photos are drawn"
 
 
+def test_the_page_on_classifiers_works(photos, here):
+    draw_photos(photos / "others", 3)
+    page = (DOCS / "classify.md").read_text()
+    for _, *words in commands(page):
+        code, _out, err = here(*words, *{"run": SMALL, "finetune": ("--epochs", 1)}.get(words[0], ()))
+        assert code == 0, (words, err)
+    assert len((photos / "predictions.csv").read_text().splitlines()) == 4
+    names = execute(page, "classify.md")
+    assert names["found"].ids == ["0.png", "1.png", "2.png"]
+    assert names["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)
+
+
 def test_links_of_the_readme_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
