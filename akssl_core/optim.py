@@ -20,7 +20,7 @@ from .dist.sharding import are_whole, share_as
 from .errors import ConfigError, RunDirError, did_you_mean, visible
 from .hookspecs import hookimpl
 from .method import ParamRule
-from .schedule import LearningRate, Now, Schedule
+from .schedule import LearningRate, NonNegativeSchedule, Now, Schedule
 from .settings import Clip
 
 Group = dict[str, Any]
@@ -31,7 +31,7 @@ class OptimizerConfig(Schema):
     """The settings that every optimizer has."""
 
     lr: LearningRate = Field(description="learning rate; a plain number falls to zero by a cosine")
-    weight_decay: Schedule = Field(description="weight decay; a plain number stays")
+    weight_decay: NonNegativeSchedule = Field(description="weight decay; a plain number stays")
     lr_per: int | None = Field(
         None, gt=0, description="images: lr is multiplied by global batch / lr_per; null: lr is used as it is"
     )
@@ -236,7 +236,7 @@ class SGD(Optimizer):
         """Settings of SGD."""
 
         lr: LearningRate = Field(LearningRate(start=0.05), description="learning rate")
-        weight_decay: Schedule = Field(Schedule(start=1e-4), description="L2 penalty, added to the gradient")
+        weight_decay: NonNegativeSchedule = Field(Schedule(start=1e-4), description="L2 penalty, added to the gradient")
         momentum: float = Field(0.9, ge=0, lt=1, description="share of the last update that is kept")
         nesterov: bool = Field(False, description="look ahead along the momentum")
         exempt_1d: bool = Field(False, description="biases and norms: no weight decay")
@@ -283,7 +283,9 @@ class AdamW(Optimizer):
         """Settings of AdamW."""
 
         lr: LearningRate = Field(LearningRate(start=5e-4), description="learning rate")
-        weight_decay: Schedule = Field(Schedule(start=0.05), description="share of each weight lost per step and lr")
+        weight_decay: NonNegativeSchedule = Field(
+            Schedule(start=0.05), description="share of each weight lost per step and lr"
+        )
         betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and the second moment")
 
     def build(self, groups: list[Group]) -> torch.optim.Optimizer:
@@ -306,7 +308,9 @@ class LARS(Optimizer):
         """Settings of LARS."""
 
         lr: LearningRate = Field(LearningRate(start=0.3), description="learning rate")
-        weight_decay: Schedule = Field(Schedule(start=1e-6), description="L2 penalty, inside the trust ratio")
+        weight_decay: NonNegativeSchedule = Field(
+            Schedule(start=1e-6), description="L2 penalty, inside the trust ratio"
+        )
         momentum: float = Field(0.9, ge=0, lt=1, description="share of the last update that is kept")
         eta: float = Field(1e-3, gt=0, description="trust coefficient: step over weight norm at lr 1")
         lr_inside_momentum: bool = Field(

@@ -131,6 +131,11 @@ class LearningRate(Schedule):
 
     end: float | None = Field(0.0, description="value at the end; null: stays at start")
 
+    @model_validator(mode="after")
+    def _never_below_zero(self) -> LearningRate:
+        _not_negative(self)
+        return self
+
 
 def cosine(start: float, end: float, *, warmup: float = 0.0) -> Schedule:
     """A cosine from `start` to `end` over the run, for the default of a schema's field."""

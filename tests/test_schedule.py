@@ -96,3 +96,9 @@ def test_a_schedule_within_bounds_is_so_all_the_time(kind, good, bad, words):
     assert whole.validate_python(good) == Schedule(**good)
     with pytest.raises(ValidationError, match=words):
         whole.validate_python(bad)
+
+
+@pytest.mark.parametrize("lr", [-1, {"start": 0.1, "end": -0.1}, {"start": 0.1, "warmup": 1, "warmup_from": -0.1}])
+def test_a_learning_rate_never_falls_below_zero(lr):
+    with pytest.raises(ValueError, match="should never be below 0"):
+        LearningRate.model_validate(lr)

@@ -107,6 +107,7 @@ def adapt(source: str, method: str | None, no_report: bool, as_json: bool, **opt
 @click.option("--data", help="where the data lies now, if it was moved")
 @field_option(TrainSpec, "epochs", help="passes over the training images, from the first on; more trains longer")
 @field_option(TrainSpec, "devices", help="processes; any number can go on with a run")
+@field_option(TrainSpec, "workers")
 @set_option("any setting that moves no weight of the steps so far, by its path")
 @plugin_file_option
 @click.option("--no-report", is_flag=True, help="do not write report.html")

@@ -26,6 +26,7 @@ from ..errors import ConfigError, shown
 
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 WAIT = timedelta(hours=1)  # at a collective, before a process counts as lost; the main one alone writes and searches
+LAUNCHERS = "torchrun, srun and --devices set these variables; without them, unset WORLD_SIZE."
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -128,17 +129,25 @@ def is_main() -> bool:
 
 def local_rank() -> int:
     """The number of this process on its machine, which is the number of its GPU; 0 without a launcher."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", "0")
+
+
+def _number(name: str, otherwise: str) -> int:
+    """A number that a launcher sets, or what holds without it."""
+    text = os.environ.get(name, otherwise)
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ConfigError(f"{name}: expected a launcher's whole number, got {shown(text)}. {LAUNCHERS}")
+    return int(text)
 
 
 def expected() -> int:
     """How many processes train together, once all that a launcher has started have joined."""
-    return max(world(), int(os.environ.get("WORLD_SIZE", "1")))
+    return max(world(), _number("WORLD_SIZE", "1"))
 
 
 def local_world() -> int:
     """How many of them are on this machine: all, unless a launcher says otherwise."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", expected()))
+    return _number("LOCAL_WORLD_SIZE", str(expected()))
 
 
 class _Gather(torch.autograd.Function):
@@ -214,11 +223,13 @@ def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
     A process that was started alone, or that has joined already, is left as it is. Returns whether it joined.
 
     Raises:
-        ConfigError: MASTER_PORT is no port.
+        ConfigError: RANK, WORLD_SIZE or MASTER_PORT is not what a launcher sets.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", "1")
     if size == 1 or _grouped():
         return False
+    if (number := _number("RANK", "")) >= size:
+        raise ConfigError(f"RANK: process {number} of WORLD_SIZE={size}, counted from 0, cannot be. {LAUNCHERS}")
     port = os.environ.get("MASTER_PORT", "1")
     if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 2**16:
         raise ConfigError(f"MASTER_PORT: expected a free port, a whole number from 1 to 65535, got {shown(port)}.")
@@ -227,7 +238,6 @@ def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
         own = torch.device(kind, local_rank())
         getattr(torch, kind).set_device(own)
         backend = f"cpu:gloo,{kind}:{BACKENDS[kind]}"
-    number = int(os.environ["RANK"])
     if init_method not in _met:
         _met[init_method] = next(distributed.rendezvous(init_method, number, size))[0]  # type: ignore[attr-defined]
     store = distributed.PrefixStore(str(next(_starts)), _met[init_method])  # type: ignore[attr-defined] # torch's lists

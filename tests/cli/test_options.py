@@ -109,3 +109,9 @@ def test_values_that_are_none_are_wrong_input_everywhere(here, command, value):
 def test_two_methods_are_one_too_many(here):
     code, _, err = here("explain", "simsiam", "--set", "method.name=byol")
     assert (code, "METHOD: 'simsiam' was named, and with --set 'byol'. Leave one out." in err) == (2, True), err
+
+
+def test_what_differs_between_machines_is_a_flag_of_resume():
+    from akssl_core.cli.runs import resume
+
+    assert {"data", "devices", "workers"} <= {option.name for option in resume.params}

@@ -173,3 +173,17 @@ def test_the_script_asks_for_a_gpu_a_task_and_quotes_what_a_shell_would_read(tmp
     other = script(tmp_path / "x", command, name="n", tasks=1, gpus=False, cores=5)
     assert "--gpus" not in other
     assert "#SBATCH --cpus-per-task=5" in other.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "message"),
+    [("2", None, "RANK: expected"), ("2", "x", "RANK: expected"), ("1e9", "0", "WORLD_SIZE: expected"),
+     ("", "", "WORLD_SIZE: expected"), ("-1", "0", "WORLD_SIZE: expected"), ("2", "5", "RANK: process 5 of WORLD_SIZE=2")],
+)  # fmt: skip
+def test_what_no_launcher_sets_is_refused(monkeypatch, size, rank, message):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(ConfigError, match=message):
+        dist.start("cpu")
