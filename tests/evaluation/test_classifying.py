@@ -170,6 +170,10 @@ def test_files_that_are_no_classifiers(finished, model, photos, tmp_path):
     with pytest.raises(RunDirError, match="is a classifier of akssl finetune; expected a backbone"):
         akssl_core.load_backbone(model)
     tensors, texts = load_file(model), header(model)
+    save_file({**tensors, "head.bias": 1 + tensors["head.bias"]}, tmp_path / "odd.safetensors", texts)
+    with pytest.raises(RunDirError, match="damaged: its weights are not those that were written"):
+        akssl_core.load_classifier(tmp_path / "odd.safetensors")
+    del texts["sha256"]
     for changed in ({"classes": '["one"]'}, {"temperature": "0"}, {"temperature": "NaN"}, {"classes": "{"}):
         save_file(tensors, tmp_path / "odd.safetensors", {**texts, **changed})
         with pytest.raises(RunDirError, match="damaged"):

@@ -145,6 +145,10 @@ def test_the_page_on_search_works(photos, here):
 
 def test_the_page_on_classifiers_works(photos, here):
     draw_photos(photos / "others", 3)
+    for name in ("cat", "dog"):
+        draw_photos(photos / "photos" / name)
+    for file in (photos / "photos").glob("*.png"):
+        file.unlink()
     page = (DOCS / "classify.md").read_text()
     for _, *words in commands(page):
         code, _out, err = here(*words, *{"run": SMALL, "finetune": ("--epochs", 1)}.get(words[0], ()))
