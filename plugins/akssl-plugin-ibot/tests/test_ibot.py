@@ -229,8 +229,8 @@ def test_a_step_without_a_mask_is_one_of_crops_alone() -> None:
 def test_without_masks_and_a_loss_on_patches_it_is_dino() -> None:
     """Five steps of both by the settings of the small recipe: losses, gradients and slow state are equal to the bit."""
     pytest.importorskip("akssl_plugin_dino", reason="the plugin beside which iBOT is held is not installed")
-    norms = {"head_batch_norm": True, "projection_batch_norm": True, "head_init_std": None, "momentum": 0.9}
-    shared = {**HEADS, **norms, "teacher_temperature": 0.06}
+    norms = {"head_batch_norm": True, "projection_batch_norm": True}
+    shared: dict[str, Any] = {**HEADS, **norms, "head_init_std": None, "momentum": 0.9, "teacher_temperature": 0.06}
     method, b = make(shared_head=False, mask_chance=1e-9, patch_weight=0.0, **shared), batch()
     torch.manual_seed(0)
     dino: Any = akssl_core.build("method", "dino", akssl_core.build("backbone", "vit_tiny", IMAGE, **SMALL), **shared)
