@@ -47,6 +47,27 @@ def batch(images: int = 6, local: int = 2, step: int = 0) -> Batch:
     return Batch(views, torch.arange(images), step=step)
 
 
+def trained(method: Any, b: Batch) -> dict[str, Tensor]:
+    """One step of plain gradient descent, after which teacher and centres move."""
+    method.zero_grad()
+    terms: dict[str, Tensor] = method.step(b, NOW)
+    terms["loss"].backward()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.05 * parameter.grad)
+    for slow in (method.teacher, method.center):
+        slow.after_step(NOW)
+    return terms
+
+
+def states(method: Any) -> dict[str, Tensor]:
+    """What DINO has too, by its names."""
+    names = {name: name.replace("heads.whole.", "head.") for name in method.state_dict()}
+    own = ("mask_token", "patch_center", "heads.patch", "teacher.heads.patch")
+    return {names[name]: value for name, value in method.state_dict().items() if not name.startswith(own)}
+
+
 def masks(method: IBOT, b: Batch) -> Tensor:
     return method.masked(b, (8, 8))[0]
 
@@ -203,6 +224,23 @@ def test_a_step_without_a_mask_is_one_of_crops_alone() -> None:
     assert [terms[name].item() for name in ("patch_loss", "patch_entropy", "patch_agreement")] == [0, 0, 0]
     assert method.mask_token.grad is not None
     assert not method.mask_token.grad.any()
+
+
+def test_without_masks_and_a_loss_on_patches_it_is_dino() -> None:
+    """Five steps of both by the settings of the small recipe: losses, gradients and slow state are equal to the bit."""
+    pytest.importorskip("akssl_plugin_dino", reason="the plugin beside which iBOT is held is not installed")
+    norms = {"head_batch_norm": True, "projection_batch_norm": True}
+    shared: dict[str, Any] = {**HEADS, **norms, "head_init_std": None, "momentum": 0.9, "teacher_temperature": 0.06}
+    method, b = make(shared_head=False, mask_chance=1e-9, patch_weight=0.0, **shared), batch()
+    torch.manual_seed(0)
+    dino: Any = akssl_core.build("method", "dino", akssl_core.build("backbone", "vit_tiny", IMAGE, **SMALL), **shared)
+    assert states(method).keys() == states(dino).keys()
+    for _ in range(5):
+        terms = [trained(one, b) for one in (method, dino)]
+        assert terms[0]["loss"].item() == terms[1]["loss"].item()
+        assert terms[0]["teacher_entropy"].item() == terms[1]["teacher_entropy"].item()
+        ours, theirs = states(method), states(dino)
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_batch_norms_see_class_tokens_alone() -> None:
