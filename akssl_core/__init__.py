@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .data.arrays import Arrays, TensorImages
     from .data.base import Batch, DatasetSource, HoldOutSource, ImageSet, ImageSpec, Pixels, Views, suitable_size
     from .data.decode import Unreadable, decode_image, image_header
+    from .data.decoders import FileDecoder
     from .data.labels import encode_labels
     from .data.prepare import PreparedData
     from .data.preprocess import Preprocess, view_as
@@ -67,8 +68,9 @@ _ROOMS = {
     "backbone.weights": "Account load_weights",
     "config.registry": "Registry",
     "config.schema": "AugmentationRef BackboneRef Component FilePath LossRef Schema absolute_path",
-    "data": "Arrays Batch DatasetSource HoldOutSource ImageSet ImageSpec ImageStore Pixels Preprocess StoredImages "
-    "TensorImages Unreadable Views decode_image encode_labels image_header nearest_path suitable_size view_as",
+    "data": "Arrays Batch DatasetSource FileDecoder HoldOutSource ImageSet ImageSpec ImageStore Pixels Preprocess "
+    "StoredImages TensorImages Unreadable Views decode_image encode_labels image_header nearest_path suitable_size "
+    "view_as",
     "data.prepare": "PreparedData",
     "draws": "Draws",
     "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
@@ -102,18 +104,18 @@ _MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it 
 
 __all__ = [
     "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
-    "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError", "Converted",
-    "Counterpart", "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined",
-    "Explained", "Exported", "Facts", "Features", "FilePath", "Finding", "FractionSchedule", "HoldOutSource",
-    "ImageSet", "ImageSpec", "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate",
-    "LoadedBackbone", "Location", "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule",
-    "Pixels", "PluginError", "Plugins", "PositiveSchedule", "PreparedData", "Preprocess", "Published", "Registry",
-    "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock", "StoredImages",
-    "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path",
-    "adapt", "build", "compare", "convert", "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed",
-    "encode_labels", "evaluate", "explain", "export", "find", "hookimpl", "image_header", "linear", "load_backbone",
-    "load_weights", "masks", "methods", "nearest_path", "nn", "prepare", "report", "resume", "run", "search",
-    "suitable_size", "sweep", "view_as",
+    "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Compared", "Component", "ConfigError",
+    "Converted", "Counterpart", "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded",
+    "Evaluation", "Examined", "Explained", "Exported", "Facts", "Features", "FileDecoder", "FilePath", "Finding",
+    "FractionSchedule", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore", "Installed", "Interrupted", "Keys",
+    "KnownValue", "Landmark", "LearningRate", "LoadedBackbone", "Location", "Logger", "Loss", "LossRef", "Method",
+    "NonNegativeSchedule", "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PositiveSchedule",
+    "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped",
+    "Schedule", "Schema", "Searched", "Shown", "Stock", "StoredImages", "Sweep", "TensorImages", "TokenBackbone",
+    "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert",
+    "cosine", "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain",
+    "export", "find", "hookimpl", "image_header", "linear", "load_backbone", "load_weights", "masks", "methods",
+    "nearest_path", "nn", "prepare", "report", "resume", "run", "search", "suitable_size", "sweep", "view_as",
 ]  # fmt: skip
 
 
