@@ -175,9 +175,10 @@ def local_size(size: int, multiple: int = 2) -> int:
 class PerImage:
     """A transform that shows each image to a callable, with torch's generator seeded for image and view.
 
-    The callable gets a PIL image (1 or 3 channels) or a uint8 tensor (C, h, w), and returns a PIL image or a tensor
-    of the run's size. PIL images and uint8 tensors are then scaled to [0, 1] and normalised; a float tensor is
-    taken as it is. Its randomness must come from torch's default generator, whose state is left as it was.
+    The callable gets a PIL image (1 or 3 channels) or a uint8 tensor (C, h, w), deeper images rounded to 8 bits, and
+    returns a PIL image or a tensor of the run's size. PIL images and uint8 tensors are then scaled to [0, 1] and
+    normalised; a float tensor is taken as it is. Its randomness must come from torch's default generator, whose state
+    is left as it was.
     """
 
     def __init__(self, function: ImageCallable, image: ImageSpec) -> None:
@@ -203,6 +204,7 @@ class PerImage:
         return torch.stack(views).to(pixels.images.device)
 
     def _view(self, image: Tensor) -> Tensor:
+        image = image.round().to(torch.uint8)
         shown = TF.to_pil_image(image) if len(image) in (1, 3) else image
         view = self.function(shown)
         if isinstance(view, Image.Image):

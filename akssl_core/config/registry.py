@@ -9,7 +9,7 @@ from ..errors import PluginError, plain
 from .schema import Component, Schema
 
 STAND_IN = "custom"  # the name that an object passed from Python has in a configuration
-KINDS = ("method", "backbone", "augmentation", "loss", "data", "optimizer", "callback")
+KINDS = ("method", "backbone", "augmentation", "loss", "data", "decoder", "optimizer", "callback")
 ALIASES = {"dataset": "data", "logger": "callback"}  # what people call two of them
 
 C = TypeVar("C", bound=type[Component])

@@ -95,7 +95,7 @@ class Component:
     """Something a plugin can register: it has a kind, a name and a schema."""
 
     kind: ClassVar[str]
-    """The base class says it: "method", "backbone", "loss", "augmentation", "data", "optimizer" or "callback"."""
+    """The base class says it: "method", "backbone", "loss", "augmentation", "data", "decoder", "optimizer" ..."""
     name: ClassVar[str]
     """The word that a user types."""
     Config: ClassVar[type[Schema]] = Schema
@@ -200,6 +200,10 @@ class AugmentationRef(Ref, kind="augmentation"):
 
 class DataRef(Ref, kind="data"):
     """A data source by name."""
+
+
+class DecoderRef(Ref, kind="decoder"):
+    """A decoder of files by name."""
 
 
 class OptimizerRef(Ref, kind="optimizer"):

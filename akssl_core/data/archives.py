@@ -26,11 +26,13 @@ BLOCK = 512  # bytes of a tar's header; one of zeros is its end
 Member: TypeAlias = tuple[Path, int, int]  # its archive, where it begins there, and its length in bytes
 
 
-def _in_place(place: str, entries: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], str]:
+def _in_place(
+    place: str, entries: Mapping[str, Any], suffixes: frozenset[str]
+) -> tuple[dict[str, Any], dict[str, str], str]:
     """Of the entries named as images: those that can be read, in order, why others cannot, and a folder around all."""
     if out := next((name for name in entries if name.startswith("../") or name == ".."), None):
         raise DataError(f"data: {place} holds '{visible(out):.200}', a path that leaves the archive; it is not read.")
-    images = (name for name in entries if posixpath.splitext(name)[1].lower() in SUFFIXES)
+    images = (name for name in entries if posixpath.splitext(name)[1].lower() in suffixes)
     names = sorted(name for name in images if not re.search(r"(^|/)(\.|__MACOSX/)", name))
     tops = set(top_folders(names))
     around = f"{tops.pop()}/" if len(tops) == 1 and "" not in tops else ""
@@ -38,14 +40,15 @@ def _in_place(place: str, entries: Mapping[str, Any]) -> tuple[dict[str, Any], d
     good = {name[len(around) :]: where for name in names if not isinstance(where := entries[name], str)}
     if not good:
         odd = few([f"{visible(name)} ({why})" for name, why in broken.items()], 3)
-        raise DataError(f"data: {place} holds no image files.{f' Unreadable ones: {odd}.' if odd else ''}")
+        kinds = "" if suffixes is SUFFIXES else f" ({', '.join(sorted(suffixes))})"
+        raise DataError(f"data: {place} holds no image files{kinds}.{f' Unreadable ones: {odd}.' if odd else ''}")
     return good, broken, around
 
 
 class ZipFiles(Files):
     """The images in a zip archive, in the order of a folder; a folder around all of them is no part of their names."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, suffixes: frozenset[str] = SUFFIXES) -> None:
         try:
             self.archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -55,7 +58,7 @@ class ZipFiles(Files):
             for info in self.archive.infolist()
             if not info.is_dir()
         }
-        found, broken, _ = _in_place(str(path), entries)
+        found, broken, _ = _in_place(str(path), entries, suffixes)
         super().__init__(str(path), [*found])
         self.broken = broken
         self.entries: list[zipfile.ZipInfo] = [*found.values()]
@@ -81,7 +84,7 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
 class TarFiles(Files):
     """The images in tar archives, in the order of a folder; in shards of WebDataset's layout, `KEY.cls` is a label."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], suffixes: frozenset[str] = SUFFIXES) -> None:
         shards = [_members(path) for path in paths]
         apart = len({name for shard, _ in shards for name in shard}) < sum(len(shard) for shard, _ in shards)
         entries: dict[str, Member | str] = {}
@@ -91,7 +94,7 @@ class TarFiles(Files):
             entries |= {begin + name: one for name, one in shard.items()}
             known |= {begin + key: text for key, text in texts.items()}
         place = str(paths[0]) if len(paths) == 1 else f"{len(paths)} archives in {os.path.commonpath(paths)}"
-        found, broken, around = _in_place(place, entries)
+        found, broken, around = _in_place(place, entries, suffixes)
         labels = as_labels([known.get(_key(around + name)) for name in found]) if known else [] if apart else None
         super().__init__(place, [*found], labels)
         self.broken = broken

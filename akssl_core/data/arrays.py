@@ -62,7 +62,7 @@ class Arrays(HoldOutSource):
 
     def _in_order(self, images: Tensor, layout: Layout | None) -> Tensor:
         """The images as (N, C, H, W), whatever their axes."""
-        _check_axes(images)
+        check_axes(images)
         if images.ndim == 3:
             return images[:, None]
         found = layout or find_layout(images.shape)
@@ -74,7 +74,7 @@ class Arrays(HoldOutSource):
         return TensorImages(self._pixels, self.labels, self.classes)
 
 
-def _check_axes(images: Tensor) -> None:
+def check_axes(images: Tensor) -> None:
     """Refuse what is not a stack of images.
 
     Raises:

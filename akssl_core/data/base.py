@@ -119,7 +119,7 @@ class Decoder(Protocol):
 
 
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
-    """Images that can be fetched many at once. Items are (uint8 (C, h, w), label or -1).
+    """Images that can be fetched many at once. Items are (image (C, h, w), label or -1): uint8, or float32 in 0..255.
 
     `labels` is (N,) int64 with -1 for an image without one, or None where no image has any; `classes` are
     their names where they have names. `loading` says what is worth doing while a batch is fetched: "direct",
@@ -244,6 +244,8 @@ class DatasetSource(Component, ABC):
     """Decisions and findings, for the user to read."""
     warnings: list[str]
     """Things that the user may not have meant, said before the run begins."""
+    decided: Mapping[str, Any] = {}
+    """Its own settings that it found out by looking at the images, which config.yaml keeps."""
     _stored_side: int | None = None
 
     def __init__(self, config: Any, image_size: int | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from ..errors import DataError
 
 Layout = Literal["CHW", "HWC"]
 
-WHITE = 65535  # of 16-bit gray that uses all of its bits
+WHITE = 65535  # of 16 bits that are all used
+Limits: TypeAlias = tuple[float, float]  # the values that are shown as black and as white
 MAX_ASPECT = 4  # a longer image keeps its middle: its ends would take memory, and few crops would show them
 NO_MARGIN = 96  # below this side images are not enlarged before the centre crop: there is nothing to spare
 _CHUNK = 1024  # images converted at a time, so that a large float array is never doubled
@@ -86,6 +87,22 @@ def channels_first(images: Tensor, layout: Layout | None = None) -> Tensor:
     return images if layout == "CHW" else images.movedim(-1, -3)
 
 
+def planes(image: Tensor | np.ndarray[Any, Any], what: str) -> Tensor:
+    """One image as (C, H, W) of its own type.
+
+    Raises:
+        DataError: another number of axes, or a shape that does not tell the channels.
+    """
+    tensor = as_tensor(image)
+    if tensor.ndim == 2:
+        return tensor[None]
+    layout = find_layout(tensor.shape) if tensor.ndim == 3 else None
+    if layout is None:
+        shape = tuple(tensor.shape)
+        raise DataError(f"{what}: cannot tell channels, height and width from the shape {shape}; expected (C, H, W).")
+    return channels_first(tensor, layout)
+
+
 def to_uint8(images: Tensor, what: str = "images") -> Tensor:
     """uint8 images as they are, float images in [0, 1] as uint8.
 
@@ -132,11 +149,12 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
 def _over_white(images: Tensor) -> Tensor:
     """Colour on white where the last channel, alpha, lets it through."""
     colour, alpha = images[..., :-1, :, :].float(), images[..., -1:, :, :].float() / 255
-    return (colour * alpha + 255 * (1 - alpha)).round_().to(torch.uint8)
+    shown = colour * alpha + 255 * (1 - alpha)
+    return shown if images.is_floating_point() else shown.round_().to(torch.uint8)
 
 
 def shrink(image: Tensor, side: int) -> Tensor:
-    """A (C, H, W) uint8 image whose shorter side is at most `side`, antialiased; never enlarged."""
+    """A (C, H, W) image in 0..255 whose shorter side is at most `side`, antialiased; never enlarged."""
     height, width = image.shape[-2:]
     top, left, height, width = middle(height, width)
     image = image[:, top : top + height, left : left + width]
@@ -238,22 +256,25 @@ def pil_channels(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "F", *_SIXTEEN_BIT) else 3
 
 
-def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None, white: int = WHITE) -> Tensor:
+def pil_to_tensor(image: Image.Image, channels: int, side: int | None = None, limits: Limits | None = None) -> Tensor:
     """A Pillow image of any mode, turned upright by its EXIF tag, as (channels, H, W) uint8.
 
-    With `side`, the shorter side is at most that and the longer at most 4 times the shorter. `white` is the value of
-    16-bit gray that becomes 255.
+    With `side`, the shorter side is at most that and the longer at most 4 times the shorter. Gray of more than 8 bits
+    is float32 in 0..255, with fractions; `limits` are its values that become 0 and 255.
 
     Raises:
         ValueError: a float image outside [0, 1], or a mode that Pillow cannot convert.
         DataError: `channels` is neither 1 nor 3.
     """
     image.load()  # before the tag is read: TIFF images turn themselves while loading, PNG has it at the end
-    lines = np.array(_to_mode(image, "L" if pil_channels(image) == 1 else "RGB", white))
-    planes = torch.from_numpy(np.atleast_3d(lines)).permute(2, 0, 1)
-    planes = planes if side is None else shrink(planes, side)
+    if (values := deep_values(image)) is None:
+        lines = np.array(_to_mode(image, "L" if pil_channels(image) == 1 else "RGB"))
+    else:
+        lines = scaled_values(values, limits or _usual_limits(values))
+    found = torch.from_numpy(np.atleast_3d(lines)).permute(2, 0, 1)
+    found = found if side is None else shrink(found, side)
     turned, down, across = _UPRIGHT.get(_orientation(image), (False, 1, 1))
-    pixels = planes.numpy()  # it knows negative steps, and copies without the threads that torch would start
+    pixels = found.numpy()  # it knows negative steps, and copies without the threads that torch would start
     pixels = (pixels.swapaxes(1, 2) if turned else pixels)[:, ::down, ::across]  # last, on the small image
     return to_channels(torch.from_numpy(np.ascontiguousarray(pixels)), channels)
 
@@ -266,33 +287,64 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_mode(image: Image.Image, mode: str, white: int) -> Image.Image:
-    """Any Pillow mode as "L" or "RGB": transparency over white, 16 bits scaled to 8."""
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Any Pillow mode of 8 bits as "L" or "RGB": transparency over white."""
     if image.mode == mode and not image.has_transparency_data:
         return image
-    if image.mode in _SIXTEEN_BIT:
-        image = _eight_bits(image, white)
-    elif image.mode == "F":
-        image = _from_float(image)
-    elif image.has_transparency_data:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
 
 
-def _eight_bits(image: Image.Image, white: int) -> Image.Image:
-    """16-bit gray by one fixed scale, so that two images stay comparable."""
-    values = np.asarray(image).clip(0, white)
-    return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
+# -- more than 8 bits -----------------------------------------------------------------------------
+def deep_values(image: Image.Image) -> np.ndarray[Any, Any] | None:
+    """The values (H, W) of gray with more than 8 bits; None for any other image."""
+    return np.asarray(image) if image.mode in ("F", *_SIXTEEN_BIT) else None
 
 
-def largest_of_sixteen(image: Image.Image) -> int | None:
-    """The largest value of 16-bit gray; None for any other image."""
-    return int(np.asarray(image).max()) if image.mode in _SIXTEEN_BIT else None
+def scaled_values(values: np.ndarray[Any, Any], limits: Limits) -> np.ndarray[Any, Any]:
+    """Numbers of any type by one fixed scale, so that images stay comparable: float32 in 0..255, nothing rounded."""
+    black, white = limits
+    scaled = (values.astype(np.float64) - black) * (255 / (white - black))
+    return scaled.clip(0, 255).astype(np.float32)
 
 
-def _from_float(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
+def _usual_limits(values: np.ndarray[Any, Any]) -> Limits:
+    """Where nothing is known of the others: those of 16 bits, and 0 and 1 for fractions."""
+    if values.dtype.kind != "f":
+        return 0, WHITE
     if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError("a float image with values outside [0, 1]")
-    return Image.fromarray((values * 255).round().astype(np.uint8))
+    return 0, 1
+
+
+class Span(NamedTuple):
+    """The values of an image with more than 8 bits."""
+
+    low: float
+    high: float
+    whole: bool
+
+    @classmethod
+    def of(cls, values: np.ndarray[Any, Any]) -> Span:
+        """The smallest and the largest, and whether they are whole numbers by their type."""
+        return cls(float(values.min()), float(values.max()), values.dtype.kind != "f")
+
+
+def measured_limits(spans: Sequence[Span]) -> tuple[Limits, str]:
+    """What is black and what is white in a sample of images, and how that was found.
+
+    Whole numbers from 0 on have the bits that are in use; fractions within [0, 1] mean black and white; for anything
+    else it is the smallest and the largest value.
+    """
+    low, high = min(span.low for span in spans), max(span.high for span in spans)
+    whole = all(span.whole for span in spans)
+    if whole and low >= 0 and high <= WHITE:
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+        unused = f"16-bit images that use {bits} bits (up to {high:g} in a sample): {2**bits - 1} is shown as white"
+        return (0, 2**bits - 1), "" if bits == 16 else unused
+    if low >= 0 and high <= 1:
+        return (0, 1), ""
+    high = high if high > low else low + 1
+    return (low, high), f"values in a sample run from {low:g} to {high:g}, which are shown as black and white"

@@ -1,12 +1,14 @@
-"""Image files into small uint8 tensors, and the reason when one is not an image that can be read."""
+"""Image files into small tensors, and the reason when one is not an image that can be read."""
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -14,12 +16,13 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .convert import WHITE, largest_of_sixteen, pil_channels, pil_to_tensor
+from .convert import Limits, Span, deep_values, pil_channels, pil_to_tensor
 
 # Pillow reads more formats, among them PostScript, which runs programs. A renamed file must not reach those.
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "QOI", "TGA")
 _SUFFIXES = "jpg jpeg jpe jfif mpo png webp bmp dib tif tiff gif ppm pgm pbm pnm avif jp2 j2k jpx ico qoi tga"
 SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file is told here
 MOST_BYTES = 2**30  # of a file; more than the pixels that Pillow allows take in any format
 
 
@@ -38,8 +41,12 @@ class Unreadable(Exception):
         return cls(" ".join(str(error).split()) or type(error).__name__)
 
 
-def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: int | None, white: int = WHITE) -> Tensor:
+def decode_image(
+    image: bytes | IO[bytes] | Image.Image, channels: int, side: int | None, limits: Limits | None = None
+) -> Tensor:
     """An image as (channels, h, w) uint8, upright: the whole of it, or its shorter side at most `side`.
+
+    Gray of more than 8 bits is float32 in 0..255, nothing rounded.
 
     It comes as the bytes of a file, an open file, or a Pillow image of any mode. With a `side`, the longer one is cut
     to at most 4 times the shorter, and JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is
@@ -49,7 +56,7 @@ def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: in
         image: what is decoded.
         channels: 1 for gray, 3 for colour.
         side: in pixels; None: every pixel of the original.
-        white: the value of 16-bit gray that becomes 255.
+        limits: the values of such gray that become 0 and 255; None: 0 and 65535, of fractions 0 and 1.
 
     Raises:
         Unreadable: empty, truncated, no image, or more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
@@ -59,7 +66,7 @@ def decode_image(image: bytes | IO[bytes] | Image.Image, channels: int, side: in
         if side is not None and side < min(opened.size):
             factor = side / min(opened.size)
             opened.draft(None, (round(opened.width * factor), round(opened.height * factor)))
-        return pil_to_tensor(opened, channels, side, white)
+        return pil_to_tensor(opened, channels, side, limits)
     except MemoryError:
         raise  # which says nothing of the image
     except Exception as error:  # decoders raise nearly anything on damaged bytes
@@ -79,14 +86,14 @@ def image_header(image: bytes | IO[bytes] | Image.Image) -> tuple[int, int]:
         raise Unreadable.because(error) from error
 
 
-def read_image(path: Path, channels: int, side: int | None, white: int = WHITE) -> Tensor:
+def read_image(path: Path, channels: int, side: int | None) -> Tensor:
     """The image in a file, as `decode_image` makes it.
 
     Raises:
         Unreadable: no such file, or as `decode_image`.
     """
     with open_file(path) as file:
-        return decode_image(file, channels, side, white)
+        return decode_image(file, channels, side)
 
 
 def is_image(path: Path) -> bool:
@@ -98,14 +105,30 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def look_inside(opening: AbstractContextManager[IO[bytes]]) -> tuple[int, int | None]:
-    """(pages, largest value where it is 16-bit gray) of the image in a file; one page where it cannot be read."""
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What a file holds beside the first page and the usual eight bits."""
+
+    pages: int = 1
+    span: Span | None = None
+    """The values, where they have more than 8 bits."""
+    cut: bool = False
+    """It is colour with 16 bits a channel, of which Pillow reads 8."""
+
+
+def look_inside(file: IO[bytes]) -> Inside:
+    """What the image in a file holds.
+
+    Raises:
+        Unreadable: as `decode_image`.
+    """
     try:
-        with opening as file:
-            image = _opened(file)
-            return int(getattr(image, "n_frames", 1)), largest_of_sixteen(image)
-    except Exception:  # as above; whoever decodes it tells why
-        return 1, None
+        image = _opened(file)
+        cut = image.mode in ("RGB", "RGBA", "CMYK") and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+        values = deep_values(image)
+        return Inside(int(getattr(image, "n_frames", 1)), None if values is None else Span.of(values), cut)
+    except Exception as error:  # as above
+        raise Unreadable.because(error) from error
 
 
 @contextmanager
@@ -141,7 +164,8 @@ def _opened(image: bytes | IO[bytes] | Image.Image) -> Image.Image:
             raise Unreadable("an empty file") from error
         file.seek(0)
         if file.read(4) in (b"II*\0", b"MM\0*"):
-            raise Unreadable("a TIFF of a kind that Pillow does not read, as with 5 bands; pass an array") from error
+            cure = "data.decoder=tiff reads it"
+            raise Unreadable(f"a TIFF of a kind that Pillow does not read, as with 5 bands; {cure}") from error
         raise
     _refuse_bomb(opened)
     return opened

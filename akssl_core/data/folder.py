@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from ..config.schema import HARMLESS, FilePath
 from ..errors import DataError
 from .base import LARGEST, STORED_SIDE, HoldOutSource, ImageSet
-from .convert import WHITE
-from .decode import decode_image, image_header, look_inside
+from .convert import WHITE, Limits, measured_limits
+from .decode import Inside, Unreadable, decode_image, image_header, look_inside
+from .decoders import FileDecoder, decode_file, file_header, look_into
 from .files import SPLITS, Files, FolderFiles, Label, Part, few, top_folders
 from .labels import encode_labels
 from .places import files_at
@@ -31,7 +32,8 @@ class FolderConfig(Reading):
 
     path: Annotated[FilePath, HARMLESS] = Field(
         description="folder of images: flat, nested or one sub-folder a class; a table of image files and their labels "
-        "(.csv, .tsv, .txt, .parquet); a .zip, a .tar, a folder of tars or a pattern of some ('shards/*.tar')",
+        "(.csv, .tsv, .txt, .parquet); a .zip, a .tar, a folder of tars or a pattern of some ('shards/*.tar'); "
+        "a .npy or .npz of many images",
     )
     test: FilePath | None = Field(
         None,
@@ -46,12 +48,18 @@ class FolderConfig(Reading):
     hold_out: bool = Field(
         True, description="keep one labelled image in five out of training, to judge by; false: every image trains"
     )
-    channels: Literal[1, 3] = Field(3, description="3: colour; 1: every image is turned gray")
-    white: int | None = Field(
+    channels: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        "auto",
+        description="3: colour; 1: every image is turned gray; auto: as many as files of a decoder have, 3 for others",
+    )
+    black: FiniteFloat | None = Field(
         None,
-        ge=1,
-        le=WHITE,
-        description="value of 16-bit gray shown as white; null: that of the bits which a sample uses, 4095 for 12",
+        description="as `white`, the value shown as black; null: 0, or the smallest of a sample that has some below",
+    )
+    white: FiniteFloat | None = Field(
+        None,
+        description="value of images with more than 8 bits that is shown as white; null: that of the bits which a "
+        "sample uses, 4095 for 12, and the largest of a sample where there are fractions or values below 0",
     )
     max_unreadable: Annotated[float, HARMLESS] = Field(
         0.05,
@@ -65,6 +73,15 @@ class FolderConfig(Reading):
         2.0, ge=0, description="memory for decoded images, so that later epochs decode nothing"
     )
 
+    @model_validator(mode="after")
+    def _possible(self) -> FolderConfig:
+        if self.decoder is None and self.channels not in (1, 3, "auto"):
+            cure = "for files of other channels, set data.decoder too (npy, tiff, ...)"
+            raise ValueError(f"channels should be 1, 3 or auto, got {self.channels}; {cure}")
+        if self.black is not None and self.white is not None and self.black >= self.white:
+            raise ValueError(f"black should be less than white, got {self.black:g} and {self.white:g}")
+        return self
+
 
 class ImageFiles(ImageStore):
     """Image files, decoded when they are asked for."""
@@ -72,8 +89,12 @@ class ImageFiles(ImageStore):
     noun, expected = "files", "is an image"
 
     def __init__(self, config: FolderConfig, files: Files) -> None:
-        self.files, self.channels = files, config.channels
-        self.white = config.white or WHITE
+        self.files, self.config = files, config
+        self.channels = 3 if config.channels == "auto" else config.channels
+        self.limits: Limits | None = None if config.white is None else (config.black or 0, config.white)
+        self.decided: dict[str, Any] = {}  # settings that were found out
+        self.reader: FileDecoder | None = None if config.decoder is None else config.decoder.build()
+        self.held: dict[int, int] = {}  # channels by row, of those that were looked at
         super().__init__(
             len(files.names),
             files.place,
@@ -97,33 +118,65 @@ class ImageFiles(ImageStore):
     def header(self, cell: int) -> tuple[int, int]:
         """(channels that were asked for, shorter side) of one file."""
         with self.files.open(cell) as file:
-            return self.channels, image_header(file)[1]
+            if self.reader is None:
+                return self.channels, image_header(file)[1]
+            _, self.held[cell], side = file_header(self.reader, file)
+            return self.held[cell], side
+
+    def look(self, count: int | None = None) -> tuple[int, int]:
+        """As every store does; files of a decoder have as many channels as the first, if nobody gave a number.
+
+        Raises:
+            DataError: they differ in it.
+        """
+        most, side = super().look(count)
+        if self.reader is None or self.config.channels != "auto":
+            return most, side
+        rows = {channels: row for row, channels in reversed(self.held.items())}
+        if len(rows) > 1:
+            found = ", ".join(f"{channels} ('{self.id_of(row)}')" for channels, row in sorted(rows.items()))
+            cure = "Keep those of one number in a folder of their own, or set data.channels: others count as unreadable"
+            raise DataError(f"data: files in {self.place} hold different numbers of channels: {found}. {cure}.")
+        self.channels = self.decided["channels"] = most
+        return most, side
 
     def decode(self, cell: int, side: int | None) -> Tensor:
         """One file as a small image, or the whole of it."""
         with self.files.open(cell) as file:
-            return decode_image(file, self.channels, side, self.white)
+            if self.reader is None:
+                return decode_image(file, self.channels, side, self.limits)
+            return decode_file(self.reader, file, self.channels, side, self.limits or (0, WHITE))
 
-    def look_inside(self, white: int | None) -> list[str]:
+    def look_inside(self) -> list[str]:
         """Notes on what a sample of the files holds beside its first page and the usual eight bits.
 
-        Where nobody said which value of 16-bit gray is white, it is that of the bits in use.
+        Where nobody said which values are black and white, they are those in use.
         """
         step = max(1, len(self) // LOOKED_INTO)
-        inside = [look_inside(self.files.open(row)) for row in range(0, len(self), step)]
-        largest = max((value for _, value in inside if value is not None), default=None)
-        notes = []
-        if largest is not None and white is None:
-            bits = min((bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits), default=16)
-            self.white = 2**bits - 1
-            if bits < 16:
-                notes.append(
-                    f"16-bit images that use {bits} bits (up to {largest} in a sample): {self.white} is shown as "
-                    f"white; data.white sets another value"
-                )
-        if several := sum(pages > 1 for pages, _ in inside):
-            notes.append(f"{several} of {len(inside)} files looked into have several pages, of which the first is used")
+        inside = [self._inside(row) for row in range(0, len(self), step)]
+        several, cut = sum(one.pages > 1 for one in inside), sum(one.cut for one in inside)
+        notes, looked_into = [], f"of {len(inside)} files looked into"
+        if spans := [one.span for one in inside if one.span is not None]:
+            given, (found, how) = (self.config.black, self.config.white), measured_limits(spans)
+            black, white = (one if own is None else own for own, one in zip(given, found, strict=True))
+            if black >= white:
+                raise DataError(f"data.black: {black:g} is not below the white of these images, {white:g}. Set both.")
+            self.limits = black, white
+            self.decided |= {"black": black, "white": white}
+            notes += [f"{how}; data.black and data.white set others"] if how and None in given else []
+        if several:
+            notes.append(f"{several} {looked_into} have several pages, of which the first is used")
+        if cut:
+            reads = "data.decoder=tiff reads all of a TIFF"
+            notes.append(f"{cut} {looked_into} have 16 bits a colour, of which 8 are used; {reads}")
         return notes
+
+    def _inside(self, row: int) -> Inside:
+        try:
+            with self.files.open(row) as file:
+                return look_inside(file) if self.reader is None else look_into(self.reader, file)
+        except Unreadable:
+            return Inside()  # whoever decodes it tells why
 
 
 class Folder(HoldOutSource):
@@ -151,7 +204,8 @@ class Folder(HoldOutSource):
         files, others = official(files or files_at(config.path, config))
         self._store = ImageFiles(config, files)
         _, self.shorter = self._store.look()
-        self.notes += self._store.look_inside(config.white)
+        self.notes += self._store.look_inside()
+        self.decided = self._store.decided
         self.notes += [f"{len(files.names)} image files in {printable(files.place)}", *files.notes]
         given, notes = self._labels_of(files)
         self.notes += notes
@@ -204,7 +258,7 @@ class Folder(HoldOutSource):
         rows = [row for row, label in enumerate(given) if label is not None]
         store = ImageFiles(self.config, files)
         store.look()
-        store.white = self._store.white
+        store.limits = self._store.limits
         return store, rows, torch.tensor([numbers[str(given[row])] for row in rows])
 
     @property
@@ -256,15 +310,16 @@ def official(files: Files) -> tuple[Files, list[Files]]:
     return train, [*others]
 
 
-def one_file(path: Path) -> ImageSet:
-    """One image file as a set, under its name.
+def one_file(path: Path, config: FolderConfig) -> ImageSet:
+    """One image file as a set, under its name; of the settings, those count that say how it is read.
 
     Raises:
         DataError: it is no image that can be read.
     """
-    store = ImageFiles(FolderConfig(path=path.parent, max_unreadable=0), FolderFiles(path.parent, [path.name]))
+    config = config.model_copy(update={"max_unreadable": 0.0})
+    store = ImageFiles(config, FolderFiles(path.parent, [path.name]))
     store.look()
-    store.look_inside(None)
+    store.look_inside()
     return StoredImages(store, range(1), LARGEST)
 
 

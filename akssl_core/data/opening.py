@@ -19,7 +19,7 @@ from .arrays import Arrays
 from .base import DatasetSource
 from .files import FolderFiles
 from .folder import Folder, FolderConfig
-from .places import matches
+from .places import decoder_for, matches
 from .prepared import SUFFIX, Prepared
 from .scan import nearest_path
 from .tables import Reading, picked
@@ -115,16 +115,36 @@ def data_table(data: Any, plugins: Sources) -> Any:
             )
         return data
     if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
-        return data
+        is_folder = plain(text) == Folder.name and isinstance(more.get("path"), str | Path)
+        return {"name": text, **_decoded(user_path(more["path"]), more)} if is_folder else data
     if any(map(os.path.exists, matches(text))):
         path = user_path(text)
         source = Prepared if path.suffix.lower() == SUFFIX and not os.path.isdir(path) else Folder
-        return {"name": source.name, "path": str(path), **more}
+        return {"name": source.name, "path": str(path), **(more if source is Prepared else _decoded(path, more))}
     try:
         plugins.get("data", str(text))
     except UnknownComponent as error:
         raise no_such_data(str(text), plugins.names("data")) from error
     return data
+
+
+def _decoded(path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a folder with the decoder that its files take, where nobody named one."""
+    given = more.get("decoder", {})
+    is_open = isinstance(given, Mapping) and "name" not in given
+    return {**more, "decoder": {"name": name, **given}} if is_open and (name := decoder_for(path)) else dict(more)
+
+
+def read_alike(data: str | Path | Mapping[str, Any], before: Mapping[str, Any], plugins: Sources) -> Any:
+    """Other files, read by the scale and the decoder's settings of a run's own, where nobody says otherwise."""
+    table = data_table(data, plugins)
+    if not isinstance(table, Mapping) or table.get("name") != Folder.name:
+        return table
+    scale = {key: before[key] for key in ("black", "white") if before.get(key) is not None}
+    mine, own = table.get("decoder"), before.get("decoder")
+    if isinstance(mine, Mapping) and isinstance(own, Mapping) and mine.get("name") == own.get("name"):
+        table = {**table, "decoder": {**own, **mine}}
+    return {**scale, **table}
 
 
 def data_title(data: Any) -> str:

@@ -25,8 +25,9 @@ class Pixels:
     """
 
     images: Tensor
-    """(B, C, H, W) uint8; float32 in 0..255 once they are squares. A strip is (C, P) uint8: the lines of the first
-    image, those of the second, ..., and at the end as many unused pixels as the widest image has columns."""
+    """(B, C, H, W) uint8; float32 in 0..255 where images have more than 8 bits, and once they are squares. A strip is
+    (C, P): the lines of the first image, those of the second, ..., and at the end as many unused pixels as the widest
+    image has columns."""
     sizes: Tensor | None = None
     """(B, 2) int64 on the host, height and width of each image of a strip; None: all have those of `images`."""
     unreadable: tuple[tuple[int, str], ...] = ()

@@ -18,7 +18,7 @@ from ..rundir.files import CannotWrite, TensorStream, alone_with, atomic_file, r
 from . import DatasetSource, ImageSet, StoredImages, Subset, suitable_size
 from .convert import Square, is_whole, largest_view, shrink, trained_view, with_margin
 from .opening import DataSpec, Sources, data_table, open_source
-from .prepared_file import FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
+from .prepared_file import DEEP, FORMAT, SUFFIX, VERSION, VIEWS, NotPrepared, PreparedFile, Record, Unread
 from .stored import first_few
 
 Pools = list[tuple[int, ImageSet]]  # images, and the row at which they begin
@@ -253,8 +253,8 @@ def _write_pixels(stream: TensorStream, pools: Pools, record: Record, sizes: Ten
                     image = shrink(image, record.side)
                 stream.append("pixels", image.numpy().tobytes())  # in the order of its axes, whatever its strides
                 sizes[first + i] = torch.tensor(image.shape[1:])
-                if not is_whole(image, record.side):
-                    reduced[first + i] = 1
+                reduced[first + i] = DEEP * image.is_floating_point() + (not is_whole(image, record.side))
+                if reduced[first + i] % DEEP:
                     stream.append("pixels", pool.squares([i], cut).images.numpy().tobytes())
             progress.update(len(index))
     return reasons

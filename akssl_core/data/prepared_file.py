@@ -21,8 +21,8 @@ from .convert import Square
 from .scan import MOVED, nearest_path
 
 SUFFIX = ".safetensors"
-FORMAT, VERSION = "akssl-images", "2"
-READABLE = ("1", VERSION)  # the first had no squares
+FORMAT, VERSION = "akssl-images", "3"
+READABLE = ("1", "2", VERSION)  # the first had no squares, the second no images of more than 8 bits
 PARTS = ("all", "train", "bank", "queries")  # rows of each part, (n,) int64; without "all" or "train" it is every row
 LONGEST = 65535  # side of an image in pixels
 VIEWS = (8, 512)  # smallest and largest side of view that a file may ask for
@@ -36,7 +36,8 @@ _DTYPES = {
     "sizes": "I32",
     **dict.fromkeys(("labels", *PARTS), "I64"),
 }
-_FLOAT = 4  # bytes of a value of a square
+_FLOAT = 4  # bytes of a value of a square, and of an image with more than 8 bits
+DEEP = 2  # in "reduced": the image has more than 8 bits; 1: it was reduced
 _NEEDED = ("pixels", "sizes", "names", "unreadable")
 
 
@@ -84,6 +85,7 @@ class PreparedFile:
     pixels: Tensor  # (bytes,) uint8: the images (C, h, w), one after the other
     sizes: Tensor  # (N, 2) int32: height and width; 0, 0 for an image that could not be read
     reduced: Tensor  # (N,) bool: the original was larger or longer
+    deep: Tensor  # (N,) bool: its pixels are float32
     starts: Tensor  # (N,) int64: where in `pixels` each begins
     labels: Tensor | None  # (N,) int64, -1 for "unknown"
     names: Tensor  # uint8: the ids as UTF-8, a zero between two
@@ -128,6 +130,7 @@ class PreparedFile:
             pixels=tensors["pixels"],
             sizes=tensors["sizes"],
             reduced=_reduced(tensors, record),
+            deep=_deep(tensors),
             starts=amounts.cumsum(0) - amounts,
             labels=tensors.get("labels"),
             names=tensors["names"],
@@ -161,10 +164,14 @@ class PreparedFile:
             )
 
     def image(self, row: int) -> Tensor:
-        """One image (C, h, w), a view of the mapped file."""
-        height, width = self.sizes[row].tolist()
-        start, channels = int(self.starts[row]), self.record.channels
-        return self.pixels[start : start + channels * height * width].view(channels, height, width)
+        """One image (C, h, w): a view of the mapped file, or a copy of float32."""
+        pixels = self.pixels[int(self.starts[row]) :][: self._length(row)]
+        pixels = pixels.clone().view(torch.float32) if self.deep[row] else pixels  # a copy lies aligned
+        return pixels.view(self.record.channels, *self.sizes[row].tolist())
+
+    def _length(self, row: int) -> int:
+        """Bytes of an image without its squares."""
+        return self.record.channels * int(self.sizes[row].long().prod()) * (_FLOAT if self.deep[row] else 1)
 
     def square(self, row: int, square: Square) -> Tensor | None:
         """What a backbone sees of one image, where the file has it from the original."""
@@ -173,8 +180,7 @@ class PreparedFile:
             return None
         amounts = [_FLOAT * channels * view**2 for view in views]
         place = views.index(square.size)
-        height, width = self.sizes[row].tolist()
-        start = int(self.starts[row]) + channels * height * width + sum(amounts[:place])
+        start = int(self.starts[row]) + self._length(row) + sum(amounts[:place])
         values = self.pixels[start : start + amounts[place]].clone().view(torch.float32)  # a copy lies aligned
         return square(values.view(1, channels, square.size, square.size))[0]
 
@@ -245,12 +251,18 @@ def _unread(tensors: Mapping[str, Tensor], count: int) -> Unread:
 def _amounts(tensors: Mapping[str, Tensor], record: Record) -> Tensor:
     """Bytes of each image with its squares, (N,) int64."""
     squares = _FLOAT * sum(view**2 for view in record.views)
-    return (tensors["sizes"].long().prod(1) + squares * _reduced(tensors, record)) * record.channels
+    pixels = tensors["sizes"].long().prod(1) * torch.where(_deep(tensors), _FLOAT, 1)
+    return (pixels + squares * _reduced(tensors, record)) * record.channels
 
 
 def _reduced(tensors: Mapping[str, Tensor], record: Record) -> Tensor:
     """(N,) bool: which images were larger before, by the file's own word; by their size where it has none."""
-    return tensors["reduced"] != 0 if "reduced" in tensors else tensors["sizes"].amin(1) == record.side
+    return tensors["reduced"] % DEEP != 0 if "reduced" in tensors else tensors["sizes"].amin(1) == record.side
+
+
+def _deep(tensors: Mapping[str, Tensor]) -> Tensor:
+    """(N,) bool: which images have more than 8 bits."""
+    return tensors["reduced"] >= DEEP if "reduced" in tensors else torch.zeros(len(tensors["sizes"]), dtype=torch.bool)
 
 
 def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:

@@ -14,8 +14,8 @@ DEEPEST = 100  # folders within folders
 MOVED = "Data that was moved is named by its new place: --data NEW, in Python data=..."
 
 
-def scan(root: Path) -> FolderFiles:
-    """Every file with the suffix of an image, in sub-folders too; hidden files and folders are left out.
+def scan(root: Path, suffixes: frozenset[str] = SUFFIXES) -> FolderFiles:
+    """Every file with the suffix of an image (`suffixes`), in sub-folders too; hidden files and folders are left out.
 
     A folder that two links lead to is read once, so links may form a circle.
 
@@ -24,19 +24,28 @@ def scan(root: Path) -> FolderFiles:
     """
     _check_folder(root)
     found = FolderFiles(root)
-    _walk(root, "", found, set())
+    _walk(root, "", found, set(), suffixes)
     found.names.sort()
     if not found.names:
-        names = ", ".join(sorted(SUFFIXES))
+        names = ", ".join(sorted(suffixes))
         broken = f" {len(found.broken)} only look like images: {', '.join(found.broken)}." if found.broken else ""
-        raise DataError(f"data: {root} holds no image files ({names}), in sub-folders neither.{broken}")
+        raise DataError(f"data: {root} holds no image files ({names}), in sub-folders neither.{broken}{_others(found)}")
     if found.others:
-        kinds = [f"{count} {suffix or 'without suffix'}" for suffix, count in found.others.most_common()]
-        found.notes.append(f"{found.others.total()} files of other kinds are left out: {few(kinds)}")
+        found.notes.append(f"{found.others.total()} files of other kinds are left out: {_kinds(found)}")
     return found
 
 
-def _walk(folder: Path, prefix: str, found: FolderFiles, seen: set[tuple[int, int]]) -> int:
+def _kinds(found: FolderFiles) -> str:
+    return few([f"{count} {suffix or 'without suffix'}" for suffix, count in found.others.most_common()])
+
+
+def _others(found: FolderFiles) -> str:
+    """What there is in the place of images, and how it could be read."""
+    cure = "data.decoder=NAME names what reads files of another kind: npy, dicom, tiff."
+    return f" There are {_kinds(found)}. {cure}" if found.others else ""
+
+
+def _walk(folder: Path, prefix: str, found: FolderFiles, seen: set[tuple[int, int]], suffixes: frozenset[str]) -> int:
     """Collect from one folder and those below; the number of images found."""
     before = len(found.names)
     if prefix.count("/") > DEEPEST:
@@ -53,17 +62,20 @@ def _walk(folder: Path, prefix: str, found: FolderFiles, seen: set[tuple[int, in
     seen.add(key)
     for entry in entries:
         if not entry.name.startswith("."):
-            _visit(entry, prefix, found, seen)
+            _visit(entry, prefix, found, seen, suffixes)
     return len(found.names) - before
 
 
-def _visit(entry: os.DirEntry[str], prefix: str, found: FolderFiles, seen: set[tuple[int, int]]) -> None:
+def _visit(
+    entry: os.DirEntry[str], prefix: str, found: FolderFiles, seen: set[tuple[int, int]], suffixes: frozenset[str]
+) -> None:
     """One entry of a folder: a folder is walked, an image is kept, a false image is noted."""
     path = prefix + entry.name
-    is_named_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    suffix = os.path.splitext(entry.name)[1].lower()
+    is_named_image = suffix in suffixes
     if _is(entry.is_dir):
-        count = _walk(Path(entry.path), f"{path}/", found, seen)
-        if is_named_image and count == 0:
+        count = _walk(Path(entry.path), f"{path}/", found, seen, suffixes)
+        if suffix and is_named_image and count == 0:
             found.broken[printable(path)] = "a folder, not an image"
     elif is_named_image and _is(entry.is_file):
         found.names.append(path)
@@ -71,8 +83,7 @@ def _visit(entry: os.DirEntry[str], prefix: str, found: FolderFiles, seen: set[t
         lost = entry.is_symlink() and not os.path.exists(entry.path)
         found.broken[printable(path)] = "a link to nothing" if lost else "not a regular file"
     elif _is(entry.is_file):
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if not suffix and is_image(Path(entry.path)):
+        if not suffix and suffixes is SUFFIXES and is_image(Path(entry.path)):
             found.names.append(path)
         else:
             found.others[printable(suffix)] += 1

@@ -50,7 +50,7 @@ class ImageStore(ABC):
     threads: int = usable_cores()
     """How many threads decode a batch; 1: the one that fetches it; 0: nothing is decoded."""
     channels: int
-    """1 or 3, of every decoded image."""
+    """Of every decoded image."""
 
     def __init__(
         self,
@@ -85,7 +85,9 @@ class ImageStore(ABC):
 
     @abstractmethod
     def decode(self, cell: Any, side: int | None) -> Tensor:
-        """One image as (channels, h, w) uint8, its shorter side at most `side`. Several threads call it at once.
+        """One image as (channels, h, w), its shorter side at most `side`. Several threads call it at once.
+
+        It is uint8, or float32 in 0..255 where it has more than 8 bits.
 
         None asks for the original, of which a backbone is shown its part; `decode_image` knows both.
 

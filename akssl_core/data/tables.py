@@ -12,27 +12,47 @@ from typing import Any
 
 from pydantic import Field
 
-from ..config.schema import FilePath, Schema
+from ..config.schema import DecoderRef, FilePath, Schema
 from ..errors import DataError, did_you_mean, plain, visible
 from .decode import SUFFIXES
+from .decoders import FileDecoder
 from .files import Files, FolderFiles, Label, few
 
 LISTS, TABLES = (".txt", ".lst"), (".csv", ".tsv", ".txt", ".lst", ".parquet")
 IMAGES = ("path", "file", "filename", "image", "filepath", "imagepath", "imagefile", "img", "imageid", "id")
 LABELS = ("label", "class", "target", "category", "classname", "labels")
-LINE = re.compile(rf"(.+\.(?:{'|'.join(suffix[1:] for suffix in sorted(SUFFIXES))}))(?:[\s,;]+(.*))?", re.IGNORECASE)
+LINE = re.compile(
+    rf"(.+\.(?:npy|dcm|dicom|{'|'.join(suffix[1:] for suffix in sorted(SUFFIXES))}))(?:[\s,;]+(.*))?", re.IGNORECASE
+)
 
 
 class Reading(Schema):
-    """How a table of image files is read."""
+    """How image files are read: those of a table, an archive or a folder."""
 
     image: str | None = Field(
-        None, description="column of a table that names the images; null: the one with a usual name"
+        None,
+        description="column of a table that names the images, or array of a .npz that holds them; null: the one with a "
+        "usual name",
     )
-    label: str | None = Field(None, description="column of a table with the labels; null: the one with a usual name")
+    label: str | None = Field(
+        None, description="column of a table, or array of a .npz, with the labels; null: the one with a usual name"
+    )
     root: FilePath | None = Field(
         None, description="folder where the paths in a table begin, and which they stay in; null: that of the table"
     )
+    decoder: DecoderRef | None = Field(
+        None,
+        description="what reads the files, of which those of its kind alone are taken: npy, dicom, tiff, or that of a "
+        "plugin; null: Pillow, in a folder whose first files are of another kind what reads these",
+    )
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Of the files that are taken."""
+        if self.decoder is None:
+            return SUFFIXES
+        assert issubclass(self.decoder.component, FileDecoder)
+        return self.decoder.component.suffixes
 
 
 def read_table(path: Path, reading: Reading) -> tuple[list[str], list[Label] | None]:

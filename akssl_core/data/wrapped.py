@@ -58,24 +58,8 @@ class Item:
         """(channels it is worth, shorter side) of its image."""
         if isinstance(self.image, Image.Image):
             return convert.pil_channels(self.image), min(self.image.size)
-        planes = _planes(self.image, "images")
-        return len(planes), min(planes.shape[-2:])
-
-
-def _planes(image: Tensor | np.ndarray[Any, Any], what: str) -> Tensor:
-    """One image as (C, H, W) of its own type.
-
-    Raises:
-        DataError: another number of axes, or a shape that does not tell the channels.
-    """
-    tensor = convert.as_tensor(image)
-    if tensor.ndim == 2:
-        return tensor[None]
-    layout = convert.find_layout(tensor.shape) if tensor.ndim == 3 else None
-    if layout is None:
-        shape = tuple(tensor.shape)
-        raise DataError(f"{what}: cannot tell channels, height and width from the shape {shape}; expected (C, H, W).")
-    return convert.channels_first(tensor, layout)
+        found = convert.planes(self.image, "images")
+        return len(found), min(found.shape[-2:])
 
 
 class WrappedImages(ImageSet):
@@ -109,7 +93,7 @@ class WrappedImages(ImageSet):
         if isinstance(image, Image.Image):
             return convert.pil_to_tensor(image, self.channels, side)
         what = f"data: item {i}"
-        pixels = convert.to_channels(convert.to_uint8(_planes(image, what), what), self.channels)
+        pixels = convert.to_channels(convert.to_uint8(convert.planes(image, what), what), self.channels)
         return pixels if side is None else convert.shrink(pixels, side)
 
 

@@ -21,7 +21,7 @@ from ..backbone.weights import load_weights
 from ..config.registry import STAND_IN
 from ..config.schema import Schema, user_path, validate
 from ..data import DatasetSource, ImageSpec, Preprocess
-from ..data.opening import data_title, open_source
+from ..data.opening import data_title, open_source, read_alike
 from ..errors import ConfigError
 from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, load_backbone
 from ..exporting.weights import USUAL, BackboneSource, for_channels
@@ -95,7 +95,13 @@ class Trained:
         beside = {name: given for name, given in (("test_data", test), ("labels", labels)) if given is not None}
         if beside:
             data = sections({"data": data, **beside})["data"]
-        return open_source(data, self.plugins, self.preprocess.size), data_title(data)
+        title = data_title(data)
+        return open_source(self.alike(data), self.plugins, self.preprocess.size), title
+
+    def alike(self, data: Any) -> Any:
+        """Data as it was given, or where it lies; its files are read by the scale and the decoder of the run's own."""
+        own = self.config["data"] if self.path.is_dir() else {}
+        return read_alike(data, own, self.plugins) if isinstance(data, str | Path | Mapping) else data
 
     def untrained(self) -> Backbone:
         """The encoder as it was before the first step: built again from the seed of the run."""

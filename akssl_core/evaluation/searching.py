@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import describe
-from ..config.schema import user_path
+from ..config.schema import user_path, validate
 from ..data import ImageSet, nearest_path, open_source
-from ..data.folder import Folder, one_file
+from ..data.folder import Folder, FolderConfig, one_file
 from ..data.prepare import named
 from ..data.prepared import SUFFIX
 from ..errors import ConfigError, DataError, visible
@@ -142,9 +142,11 @@ def _queries(query: Any, trained: Trained) -> ImageSet:
                 near = nearest_path(path)
                 hint = f" Did you mean '{near}'?" if near else ""
                 raise DataError(f"query: there is no '{path}'.{hint} Give an image, or a folder of images.")
+            if path.is_dir() or path.suffix.lower() != SUFFIX:
+                query = trained.alike({"name": Folder.name, "path": str(path)})
             if path.is_file() and path.suffix.lower() != SUFFIX:
-                return one_file(path)
-            query = {"name": Folder.name, "path": str(path)} if path.is_dir() else str(path)
+                table = {key: value for key, value in query.items() if key != "name"}
+                return one_file(path, validate(FolderConfig, table, registry=trained.plugins))
         return open_source(query, trained.plugins, trained.preprocess.size).all()
     except DataError as error:
         raise DataError(f"query: {str(error).removeprefix('data: ').removeprefix('query: ')}") from error

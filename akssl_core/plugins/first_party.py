@@ -20,6 +20,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "akssl-plugin-mae": {"method": ("mae",), "loss": ("mae",)},
     "akssl-plugin-moco": {"method": ("mocov2", "mocov3"), "loss": ("infonce_mocov3", "infonce_queue")},
     "akssl-plugin-nnclr": {"method": ("nnclr",), "loss": ("nnclr",)},
+    "akssl-plugin-scientific": {"decoder": ("dicom", "tiff")},
     "akssl-plugin-simclr": {"method": ("simclr", "simclrv2"), "loss": ("dcl", "dclw", "ntxent")},
     "akssl-plugin-simsiam": {"method": ("simsiam",), "loss": ("negative_cosine",)},
     "akssl-plugin-swav": {"method": ("swav",), "loss": ("swav",)},
@@ -31,7 +32,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 PROVIDERS = {
     kind: {name: package for package, kinds in PACKAGES.items() for name in kinds.get(kind, ())}
-    for kind in ("method", "loss", "backbone", "callback", "data")
+    for kind in ("method", "loss", "backbone", "callback", "data", "decoder")
 }
 METHODS, LOSSES = PROVIDERS["method"], PROVIDERS["loss"]
 TAUGHT = ("distill",)  # who learns from another network, which a user must name

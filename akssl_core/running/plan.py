@@ -40,6 +40,7 @@ from ..training.hardware import Hardware, choose_hardware, choose_threads
 from . import rules, start
 from .layers import check, layer, provenance
 
+SEEN = "measured on a sample of the files"
 GIVEN_WEIGHTS = "the run begins from the weights of the backbone that was passed from Python"
 
 
@@ -197,6 +198,9 @@ def make_plan(given: Given, plugins: Plugins, *, anew: bool = True) -> Plan:
     rules.refuse(spec)
     sight = _look(spec, given, plugins, begun)
     layers.fill(rules.core_rules(spec, layers, sight.size, sight.images, sight.hardware))
+    if "data" not in given.objects:
+        found = {f"data.{name}": Choice(one, SEEN) for name, one in sight.source.decided.items()}
+        layers.fill({path: choice for path, choice in found.items() if layers.get(*path.split(".")) != choice.value})
     spec = check(layers, plugins)
     views = rules.offered(spec.method_class, sight.augmentation)
     share = rules.share(spec.train)

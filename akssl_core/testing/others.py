@@ -35,20 +35,23 @@ def _common(kind: str, args: tuple[Any, ...]) -> None:
         describe_settings(subject)
 
 
-for _kind in ("loss", "backbone", "augmentation", "data", "optimizer", "callback"):
+for _kind in ("loss", "backbone", "augmentation", "data", "decoder", "optimizer", "callback"):
     _common(_kind, (toy_spec(),) if _kind in ("backbone", "augmentation") else ())
 
 
 # -- data -----------------------------------------------------------------------------------------
 @rule("data", cure="let fetch be a function of the positions alone")
 def images_are_fetched_in_any_order(subject: ComponentSubject) -> None:
-    """Images are uint8 (C, h, w), the same in whatever order and company they are fetched."""
+    """Images are uint8 or float32 (C, h, w), the same in whatever order and company they are fetched."""
     images = subject.build(32).train()
     expect(len(images) > 1, f"there are {len(images)} training images")
     last = len(images) - 1
     pixels = images.fetch([last, 0, last])
     one = pixels.image(0)
-    expect(one.dtype == torch.uint8 and one.ndim == 3, f"images are {one.dtype} of shape {tuple(one.shape)}")
+    expect(
+        one.dtype in (torch.uint8, torch.float32) and one.ndim == 3,
+        f"images are {one.dtype} of shape {tuple(one.shape)}",
+    )
     expect(pixels.channels == images.channels, f"{pixels.channels} channels where {images.channels} are told")
     for place, index in enumerate((last, 0, last)):
         expect(

@@ -131,7 +131,7 @@ def test_the_file_is_read_with_safetensors_alone(photos, prepared):
     }  # fmt: skip
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    assert (metadata["format"], metadata["version"]) == ("akssl-images", "2")
+    assert (metadata["format"], metadata["version"]) == ("akssl-images", "3")
     assert json.loads(metadata["record"])["classes"] == ["cat", "dog"]
     assert json.loads(tensors["unreadable"].numpy().tobytes())["others"] == {"dog/folder.png": "a folder, not an image"}
 

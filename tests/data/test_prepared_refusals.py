@@ -118,7 +118,7 @@ def test_damaged_tensors_are_refused(parts, tmp_path, case):
 RECORDS = {
     "another format": ({"format": "weights"}, "is a safetensors file without prepared images"),
     "no metadata": (None, "is a safetensors file without prepared images"),
-    "another version": ({"version": "3"}, "is of version '3', and this akssl reads 1 and 2"),
+    "another version": ({"version": "4"}, "is of version '4', and this akssl reads 1 and 2 and 3"),
     "no record": ({"record": None}, "its record is wrong: Invalid JSON"),
     "a record without end": ({"record": "[" * 100_000}, "its record is wrong"),
     "half a record": ({"record": '{"channels": 3}'}, "its record is wrong: source is missing"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pages import DOCS, FEW, blocks, commands, draw_photos, execute, shrink
@@ -174,12 +175,19 @@ def test_the_table_of_methods_says_of_each_whether_it_accumulates():
 def test_unusual_images(follow, photos, monkeypatch):
     page = text_of("unusual_images")
     out = follow(page)
-    note, _ = blocks("text", page)
+    (note,) = blocks("text", page)
     assert note.strip() in out
     shrink(monkeypatch)
     names = execute(page, "unusual_images.md")
     assert names["features"].shape[0] == 4
     assert any("the images have 13" in note for note in names["notes"])
+
+
+def test_tables_and_archives(follow, photos):
+    page = text_of("tables_and_archives")
+    np.save(photos / "images.npy", np.random.default_rng(0).integers(0, 4096, (40, 16, 16), dtype=np.uint16))
+    assert "use 12 bits" in follow(page)
+    assert re.search(r"40 image files in .*photos\.zip", execute(page, "tables_and_archives.md")["text"])
 
 
 @pytest.mark.usefixtures("photos")
