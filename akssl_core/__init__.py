@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .draws import Draws
     from .errors import AksslError, ConfigError, DataError, PluginError, RunDirError, RunStopped, did_you_mean
     from .evaluation.classifying import Finetuned, finetune
+    from .evaluation.copies import Deduplicated, dedup
     from .evaluation.embedding import Embedded, embed
     from .evaluation.judging import evaluate
     from .evaluation.predicting import Predicted, predict
@@ -76,6 +77,7 @@ _ROOMS = {
     "draws": "Draws",
     "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
     "evaluation.classifying": "Finetuned finetune",
+    "evaluation.copies": "Deduplicated dedup",
     "evaluation.embedding": "Embedded embed",
     "evaluation.judging": "evaluate",
     "evaluation.predicting": "Predicted predict",
@@ -129,6 +131,7 @@ __all__ = [
     "Curve",
     "DataError",
     "DatasetSource",
+    "Deduplicated",
     "Diagnosis",
     "Draws",
     "Embedded",
@@ -194,6 +197,7 @@ __all__ = [
     "convert",
     "cosine",
     "decode_image",
+    "dedup",
     "did_you_mean",
     "dist",
     "doctor",
