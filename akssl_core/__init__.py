@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .draws import Draws
     from .errors import AksslError, ConfigError, DataError, PluginError, RunDirError, RunStopped, did_you_mean
     from .evaluation.classifying import Finetuned, finetune
+    from .evaluation.copies import Deduplicated, dedup
     from .evaluation.embedding import Embedded, embed
     from .evaluation.judging import evaluate
     from .evaluation.predicting import Predicted, predict
@@ -78,6 +79,7 @@ _ROOMS = {
     "draws": "Draws",
     "errors": "AksslError ConfigError DataError PluginError RunDirError RunStopped did_you_mean",
     "evaluation.classifying": "Finetuned finetune",
+    "evaluation.copies": "Deduplicated dedup",
     "evaluation.embedding": "Embedded embed",
     "evaluation.judging": "evaluate",
     "evaluation.predicting": "Predicted predict",
@@ -109,20 +111,20 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split
 _MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it is no part of `import *`
 
 __all__ = [
-    "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone", "BackboneRef",
-    "BackboneSource", "Batch", "Callback", "Choice", "Classifier", "Compared", "Component", "ConfigError", "Converted",
-    "Counterpart", "Curve", "DataError", "DatasetSource", "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined",
-    "Explained", "Exported", "Facts", "Features", "FileDecoder", "FilePath", "Finding", "Finetuned", "FractionSchedule",
-    "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue",
-    "Landmark", "LearningRate", "LoadedBackbone", "Location", "Logger", "Loss", "LossRef", "Method",
-    "NonNegativeSchedule", "Now", "ParamRule", "Pixels", "PluginError", "Plugins", "PositiveSchedule", "Predicted",
-    "PreparedData", "Preprocess", "Published", "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule",
-    "Schema", "Searched", "Shown", "Stock", "StoredImages", "Sweep", "TOKEN_DIALECTS", "TensorImages", "TokenBackbone",
-    "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt", "build", "compare", "convert", "cosine",
-    "decode_image", "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find",
-    "finetune", "hookimpl", "image_header", "linear", "load_backbone", "load_classifier", "load_weights", "masks",
-    "methods", "nearest_path", "nn", "predict", "prepare", "report", "resume", "run", "search", "suitable_size",
-    "sweep", "view_as",
+    "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
+    "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Classifier", "Compared", "Component",
+    "ConfigError", "Converted", "Counterpart", "Curve", "DataError", "DatasetSource", "Deduplicated", "Diagnosis",
+    "Draws", "Embedded", "Evaluation", "Examined", "Explained", "Exported", "Facts", "Features", "FileDecoder",
+    "FilePath", "Finding", "Finetuned", "FractionSchedule", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
+    "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone", "Location",
+    "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule", "Pixels", "PluginError",
+    "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published", "Registry", "Report",
+    "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock", "StoredImages", "Sweep",
+    "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt",
+    "build", "compare", "convert", "cosine", "decode_image", "dedup", "did_you_mean", "dist", "doctor", "embed",
+    "encode_labels", "evaluate", "explain", "export", "find", "finetune", "hookimpl", "image_header", "linear",
+    "load_backbone", "load_classifier", "load_weights", "masks", "methods", "nearest_path", "nn", "predict", "prepare",
+    "report", "resume", "run", "search", "suitable_size", "sweep", "view_as",
 ]  # fmt: skip
 
 

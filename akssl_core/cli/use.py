@@ -157,6 +157,30 @@ def predict(
     show(predict_by(model, images, plugins=plugins_with(plugin_file), **options), as_json)
 
 
+@akssl.command()
+@click.argument("source")
+@data_option
+@click.option("--out", type=PATH, help="write one HTML page with the pictures too, dedup.html")
+@click.option("--list-to", type=PATH, help="write the paths of the copies too, one a line, delete.txt")
+@overwrite_option("replace the files that --out and --list-to name")
+@batch_option
+@device_option
+@set_option(SET)
+@plugin_file_option
+@json_option
+def dedup(
+    source: str, data: str | None, assignments: tuple[str, ...], plugin_file: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Find near copies: images recompressed, resized, cropped by up to 5 % or of other brightness. None is deleted.
+
+    SOURCE is what `akssl embed` takes. Of each group of copies the largest is named as the one to keep.
+    """
+    weights, images = _given(source, data, assignments)
+    from ..evaluation.copies import dedup as copies_in
+
+    show(copies_in(weights, data=images, plugins=plugins_with(plugin_file), **options), as_json)
+
+
 def _given(source: str, data: str | None, assignments: tuple[str, ...]) -> tuple[Any, Any]:
     """SOURCE with its settings, and the data that --data and --set mean; None: those of the run."""
     own = [text for text in assignments if text.startswith("source.")]

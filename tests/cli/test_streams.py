@@ -29,6 +29,7 @@ COMMANDS = {
     "search": "search RUN q.png --data shapes --set data.size=32",
     "finetune": "finetune RUN --out m.safetensors --parts head --no-scratch --overwrite",
     "predict": "predict c.safetensors --data shapes --set data.size=32",
+    "dedup": "dedup RUN",
     "export": "export RUN --to safetensors --out e.safetensors --overwrite",
     "report": "report RUN",
     "compare": "compare RUN RUN",

@@ -19,6 +19,7 @@ import adaptation  # noqa: E402
 import augment  # noqa: E402
 import busy  # noqa: E402
 import distillation  # noqa: E402
+import duplicates  # noqa: E402
 import feeding  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
@@ -128,6 +129,17 @@ def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):
         "the teacher once, the student thrice"
     )
     assert cached == pytest.approx(3 * student / (6 * taught), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_duplicates_finds_what_it_has_planted(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    small = ["--images", "20", "--copies", "8", "--show", str(tmp_path / "wrong.png")]
+    duplicates.main(["shapes", "--part", "train", *small])
+    (row,) = json.loads((tmp_path / "duplicates.json").read_text())["rows"]
+    assert (row["images"], row["planted"], row["precision"]) == (28, 8, 1)
+    assert row["recall"] >= 0.75
+    assert (tmp_path / "wrong.png").is_file()
 
 
 def test_overhead():

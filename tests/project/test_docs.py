@@ -134,11 +134,11 @@ def test_the_page_on_search_works(photos, here):
     draw_photos(photos / "others", 3)
     page = (DOCS / "search.md").read_text()
     lines = commands(page)
-    assert {words[1] for words in lines} == {"run", "search", "embed"}
+    assert {words[1] for words in lines} == {"run", "search", "embed", "dedup"}
     for _, *words in lines:
         code, _out, err = here(*words, *(SMALL if words[0] == "run" else ()))
         assert code == 0, (words, err)
-    assert (photos / "search.html").is_file()
+    assert all((photos / name).is_file() for name in ("search.html", "dedup.html", "delete.txt"))
     names = execute(page, "search.md")
     assert names["found"].images[0][0] == "1.png", "the same three photos are drawn"
 

@@ -1,0 +1,152 @@
+"""Whether one image is a copy of another: recompressed, resized, cropped a little, brighter or darker.
+
+Pure functions of pixels. Nothing is learnt but what little windows change in the images at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SIDE = 32  # of thumbnails, in pixels: what recompression and resizing change is mostly finer than this
+FEWEST = 8  # pixels a side with which a comparison means something
+LIMIT = 1.0  # what `difference` is at most between copies
+MARGIN = 0.12  # the most that a window is moved or narrowed, in halves of a side: 6 % of it
+STEPS = 4  # of the search for a window; more move it by less than a hundredth of a pixel
+COLOUR = 2.5  # a copy's colours may be off by so many times as much as its luminance: JPEG stores them at half the size
+GAIN = 0.75  # the contrast of a copy is 1.25 times that of the original, give or take so much
+PLAIN = 2.0  # gray levels of standard deviation below which an image shows nothing
+AT_ONCE = 1000  # pairs compared together
+
+_SMALL = 12  # side of the images that are looked up
+_SAMPLE = 2000  # images in which is measured what little windows change
+
+
+def thumbnail(image: Tensor) -> Tensor:
+    """An image (C, h, w) uint8 as a square (C, s, s) uint8 of its shorter side, from 8 to 32 pixels."""
+    side = max(FEWEST, min(SIDE, *image.shape[1:]))
+    return _resized(image[None].float(), side)[0].round_().clamp_(0, 255).to(torch.uint8)
+
+
+def signatures(thumbnails: Sequence[Tensor]) -> Tensor:
+    """Vectors (N, 144) float32 that are alike, by the cosine, for an image and a window that leaves out little of it.
+
+    They are luminances at 12 x 12 px, of mean 0 and length 1, weighted by the inverse of what random windows of the
+    images at hand change (whitening by the covariance within, as in linear discriminant analysis). Without the weights
+    one in ten windows of alike images is not among the ten nearest to its original.
+    """
+    rows = torch.cat([_small(image[None].float()) for image in thumbnails])
+    chosen = torch.linspace(0, len(thumbnails) - 1, min(_SAMPLE, len(thumbnails))).long().tolist()
+    draw = torch.Generator().manual_seed(0)
+    changes = []
+    for i in chosen:
+        cut = MARGIN / 2 * torch.rand(4, 2, generator=draw)
+        moves = torch.cat([-cut, cut * (2 * torch.rand(4, 2, generator=draw) - 1)], 1)
+        image = thumbnails[i][None].float().expand(4, -1, -1, -1)
+        changes.append(_small(window(image, moves, image.shape[-1])) - rows[i])
+    within = torch.cat(changes)
+    spread, axes = torch.linalg.eigh(within.T @ within / len(within))
+    return F.normalize((rows - rows.mean(0)) @ axes * (spread + 1e-5).rsqrt(), dim=1)
+
+
+def differences(thumbnails: Sequence[Tensor], first: Tensor, second: Tensor) -> Tensor:
+    """`difference` of the thumbnails at positions `first` (P,) and `second` (P,), (P,) float32, in either order."""
+    sides = torch.tensor([image.shape[-1] for image in thumbnails])
+    kinds, found = sides[first] * (SIDE + 1) + sides[second], torch.empty(len(first))
+    for kind in torch.unique(kinds):
+        for rows in torch.nonzero(kinds == kind).flatten().split(AT_ONCE):
+            a, b = (torch.stack([thumbnails[i] for i in of[rows].tolist()]).float() for of in (first, second))
+            side = min(a.shape[-1], b.shape[-1])
+            a, b = (_resized(of, side) if of.shape[-1] > 1.1 * side else of for of in (a, b))
+            ways = [difference(x, y) for x, y in ((a, b), (b, a)) if x.shape[-1] >= y.shape[-1]]
+            found[rows] = torch.stack(ways).amin(0)
+    return found
+
+
+def difference(original: Tensor, copy: Tensor) -> Tensor:
+    """How far `copy` (P, C, t, t) in 0..255 is from a window of `original` (P, C, s, s), (P,); copies are within 1.
+
+    The window that fits best is searched by least squares (Lucas and Kanade 1981), up to 6 % of a side narrower or
+    wider and moved, along with a gain and an offset of the gray levels and a gain of the edges, which takes in what
+    filters of resizing differ by. Values beyond 0 and 255 are cut off, as a brighter copy has them. What is left is
+    smoothed over 3 x 3 px, for compression errs in fine detail, and where images differ they do in broad areas too.
+    Its root mean square over luminances, or 2.5 times less that over the channels, is divided by what is allowed. Gray
+    levels that are stretched to less than half or more than double are no copy's, and images with hardly any contrast
+    are compared as they are.
+    """
+    side = copy.shape[-1]
+    place = (torch.arange(side) + 0.5) * 2 / side - 1
+    wanted, moves = copy.flatten(1), torch.zeros(len(copy), 4)
+    weights = ((wanted > 2) & (wanted < 253)).float() + 0.02  # what is cut off says little
+    for step in range(STEPS + 1):
+        seen = window(original, moves, side)
+        columns = [seen, torch.ones_like(seen), edges(seen)]
+        if step < STEPS:
+            across, down = (torch.gradient(seen, dim=dim)[0] * side / 2 for dim in (3, 2))
+            _, factors = _fitted([*columns, across * place, down * place[:, None], across, down], wanted, weights)
+            moves += (factors[:, 3:] / factors[:, :1].clamp(min=0.3)).clamp(-MARGIN / 2, MARGIN / 2)
+            moves.clamp_(-MARGIN, MARGIN)
+    values, factors = _fitted(columns, wanted, weights)
+    left = copy - values.clamp(0, 255).view_as(copy)
+    smooth = F.avg_pool2d(F.pad(left, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    luminance, colours = _rms(smooth.mean(1, keepdim=True)), _rms(smooth)
+    apart = torch.maximum(luminance, colours / COLOUR) / allowed(copy)
+    apart[(factors[:, 0] - 1.25).abs() > GAIN] = torch.inf
+    plain = _contrast(copy) < PLAIN
+    return torch.where(plain, _rms(_resized(original, side) - copy), apart)
+
+
+def allowed(image: Tensor) -> Tensor:
+    """Gray levels (P,) by which copies of images (P, C, s, s) may be off: more where there are more edges.
+
+    Two to five are usual. In images of little contrast it is a sixth of their standard deviation at most.
+    """
+    return torch.minimum(0.0215 * (_rms(edges(image.mean(1, keepdim=True))) + 80), _contrast(image) / 6)
+
+
+def window(images: Tensor, moves: Tensor, side: int) -> Tensor:
+    """Windows (P, C, side, side) of images (P, C, s, s): `moves` (P, 4) are zooms less 1 and shifts, along x and y."""
+    maps = torch.zeros(len(images), 2, 3)
+    maps[:, 0, 0], maps[:, 1, 1], maps[:, :, 2] = 1 + moves[:, 0], 1 + moves[:, 1], moves[:, 2:]
+    grid = F.affine_grid(maps, [*images.shape[:2], side, side], align_corners=False)
+    return F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def edges(images: Tensor) -> Tensor:
+    """The discrete Laplacian of images (P, C, s, s)."""
+    wide = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    beside = wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:] + wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1]
+    return beside - 4 * images
+
+
+def _fitted(columns: list[Tensor], wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted sum of images that is nearest to the wanted values (P, n), and the factors of the sum."""
+    table = torch.stack(columns, -1).flatten(1, 3)
+    weighted = (table * weights[..., None]).transpose(1, 2)
+    squares = weighted @ table
+    ridge = 1e-4 * squares.diagonal(dim1=1, dim2=2).mean(1) + 1e-2 if len(columns) > 3 else squares.new_tensor([1e-2])
+    squares = squares + ridge[:, None, None] * torch.eye(len(columns))
+    factors = torch.linalg.solve(squares, weighted @ wanted[..., None])
+    return (table @ factors).squeeze(-1), factors.squeeze(-1)
+
+
+def _small(images: Tensor) -> Tensor:
+    gray = _resized(images.mean(1, keepdim=True), _SMALL).flatten(1)
+    return F.normalize(gray - gray.mean(1, keepdim=True), dim=1)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True, align_corners=False)
+
+
+def _contrast(images: Tensor) -> Tensor:
+    return _rms(images - images.mean((1, 2, 3), keepdim=True))
+
+
+def _rms(images: Tensor) -> Tensor:
+    return images.square().mean((1, 2, 3)).sqrt()
