@@ -157,7 +157,8 @@ def _copies(features: Tensor, thumbnails: list[Tensor], shapes: Tensor, device: 
     count = len(thumbnails)
     first = torch.arange(count).repeat_interleave(min(NEAREST + 1, count))
     found = [nearest(of, of, NEAREST + 1, device)[1].flatten() for of in (features, signatures(thumbnails))]
-    pairs = torch.stack([first.repeat(2), torch.cat(found)], 1).sort(1).values.unique(dim=0)
+    pairs = torch.stack([first.repeat(2), torch.cat(found)], 1).sort(1).values
+    pairs = torch.unique(pairs, dim=0)
     aspects = (shapes[:, 1] / shapes[:, 0]).log()
     stretched = (aspects[pairs[:, 0]] - aspects[pairs[:, 1]]).abs() > torch.tensor(STRETCHED).log()
     pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & ~stretched]
@@ -168,7 +169,7 @@ def _copies(features: Tensor, thumbnails: list[Tensor], shapes: Tensor, device: 
 def _order(images: ImageSet, rows: list[int], shapes: Tensor, pairs: Tensor) -> dict[int, tuple[int, int, int]]:
     """By which the images in pairs are kept, the least first."""
     order = {}
-    for i in pairs.unique().tolist():
+    for i in torch.unique(pairs).tolist():
         file = images.file_of(rows[i])
         side, size = int(shapes[i].min()), 0
         if file is not None:  # the pixels may have been reduced

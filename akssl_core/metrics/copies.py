@@ -57,7 +57,7 @@ def differences(thumbnails: Sequence[Tensor], first: Tensor, second: Tensor) -> 
     sides = torch.tensor([image.shape[-1] for image in thumbnails])
     kinds, found = sides[first] * (SIDE + 1) + sides[second], torch.empty(len(first))
     for kind in torch.unique(kinds):
-        for rows in torch.nonzero(kinds == kind).flatten().split(AT_ONCE):
+        for rows in torch.split(torch.nonzero(kinds == kind).flatten(), AT_ONCE):
             a, b = (torch.stack([thumbnails[i] for i in of[rows].tolist()]).float() for of in (first, second))
             side = min(a.shape[-1], b.shape[-1])
             a, b = (_resized(of, side) if of.shape[-1] > 1.1 * side else of for of in (a, b))
