@@ -112,7 +112,10 @@ def read_backbone_file(file: Path, wanted: str = BACKBONE_FORMAT) -> tuple[dict[
             raise RunDirError(f"{file} is {OURS[found]}; expected {OURS[wanted]}.")
         raise RunDirError(f"{file} was not written by akssl: its header lacks format = {wanted}.")
     if metadata.get("sha256", "") not in ("", state_digest(tensors)):
-        raise RunDirError(f"{file} is damaged: its weights are not those that were written. Get it again.")
+        cure = (
+            f"Delete it: akssl resume {file.parent} writes it again." if RunDir(file.parent).begun else "Get it again."
+        )
+        raise RunDirError(f"{file} is damaged: its weights are not those that were written. {cure}")
     try:
         parsed = _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})
     except ValidationError as error:

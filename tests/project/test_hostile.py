@@ -223,6 +223,11 @@ def test_the_file_is_good_before_it_is_changed(backbone_file, toys):
     assert backbone(backbone.preprocess(Image.new("RGB", (20, 30)))).shape == (1, 8)
 
 
+def test_weights_that_are_not_those_that_were_written_are_told(backbone_file, toys):
+    with pytest.raises(RunDirError, match="is damaged: its weights are not those that were written"):
+        load_backbone(backbone_file(sha256=64 * "0"), plugins=toys)
+
+
 HEADERS = {
     "no image": ({"image": None}, "header is wrong: image Invalid JSON"),
     "no preprocess": ({"preprocess": None}, "header is wrong: preprocess"),
