@@ -134,14 +134,10 @@ def apart(a: Image.Image, b: Image.Image) -> float:
 def untrained(folder: Path, channels: int) -> Path:
     """A backbone of random weights, as a run that takes no step worth speaking of leaves one."""
     images = torch.randint(0, 256, (32, channels, 16, 16), dtype=torch.uint8)
-    small: dict[str, Any] = {
-        "backbone": "resnet_tiny",
-        "image_size": 32,
-        "epochs": 1,
-        "batch_size": 32,
-        "device": "cpu",
-    }
-    akssl_core.run("simsiam", data=images, out=folder, seed=0, report=False, optimizer={"lr": 1e-12}, **small)
+    small: dict[str, Any] = {"backbone": "resnet_tiny", "image_size": 32, "epochs": 1, "batch_size": 32}
+    akssl_core.run(
+        "simsiam", data=images, out=folder, seed=0, report=False, optimizer={"lr": 1e-12}, device="cpu", **small
+    )
     return folder
 
 

@@ -77,19 +77,10 @@ def difference(original: Tensor, copy: Tensor) -> Tensor:
     levels that are stretched to less than half or more than double are no copy's, and images with hardly any contrast
     are compared as they are.
     """
+    moves = _best_window(original.mean(1, keepdim=True), copy.mean(1, keepdim=True))
     side = copy.shape[-1]
-    place = (torch.arange(side) + 0.5) * 2 / side - 1
-    wanted, moves = copy.flatten(1), torch.zeros(len(copy), 4)
-    weights = ((wanted > 2) & (wanted < 253)).float() + 0.02  # what is cut off says little
-    for step in range(STEPS + 1):
-        seen = window(original, moves, side)
-        columns = [seen, torch.ones_like(seen), edges(seen)]
-        if step < STEPS:
-            across, down = (torch.gradient(seen, dim=dim)[0] * side / 2 for dim in (3, 2))
-            _, factors = _fitted([*columns, across * place, down * place[:, None], across, down], wanted, weights)
-            moves += (factors[:, 3:] / factors[:, :1].clamp(min=0.3)).clamp(-MARGIN / 2, MARGIN / 2)
-            moves.clamp_(-MARGIN, MARGIN)
-    values, factors = _fitted(columns, wanted, weights)
+    seen, wanted = window(original, moves, side), copy.flatten(1)
+    values, factors = _fitted([seen, torch.ones_like(seen), edges(seen)], wanted, _inside(wanted))
     left = copy - values.clamp(0, 255).view_as(copy)
     smooth = F.avg_pool2d(F.pad(left, (1, 1, 1, 1), mode="replicate"), 3, 1)
     luminance, colours = _rms(smooth.mean(1, keepdim=True)), _rms(smooth)
@@ -120,6 +111,25 @@ def edges(images: Tensor) -> Tensor:
     wide = F.pad(images, (1, 1, 1, 1), mode="replicate")
     beside = wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:] + wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1]
     return beside - 4 * images
+
+
+def _best_window(original: Tensor, copy: Tensor) -> Tensor:
+    """The moves (P, 4) of the window of gray images (P, 1, s, s) that is most like the copies (P, 1, t, t)."""
+    side, moves, wanted = copy.shape[-1], torch.zeros(len(copy), 4), copy.flatten(1)
+    place, weights = (torch.arange(side) + 0.5) * 2 / side - 1, _inside(wanted)
+    for _ in range(STEPS):
+        seen = window(original, moves, side)
+        across, down = (torch.gradient(seen, dim=dim)[0] * side / 2 for dim in (3, 2))
+        columns = [seen, torch.ones_like(seen), edges(seen), across * place, down * place[:, None], across, down]
+        _, factors = _fitted(columns, wanted, weights)
+        moves += (factors[:, 3:] / factors[:, :1].clamp(min=0.3)).clamp(-MARGIN / 2, MARGIN / 2)
+        moves.clamp_(-MARGIN, MARGIN)
+    return moves
+
+
+def _inside(values: Tensor) -> Tensor:
+    """Weights of gray levels: what is cut off at 0 or 255 says little."""
+    return ((values > 2) & (values < 253)).float() + 0.02
 
 
 def _fitted(columns: list[Tensor], wanted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
