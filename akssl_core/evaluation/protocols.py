@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..augment import PolicyTransform, ViewPolicy
 from ..backbone import Backbone, TokenBackbone
+from ..console import Progress
 from ..data import ImageSet, Preprocess
 from ..draws import Draws
 from ..errors import DataError
@@ -205,18 +206,20 @@ def train_whole(
     total = max(LEAST, epochs * per_epoch)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    for step in range(total):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(train), generator=generator)
-        index = order[step % per_epoch * batch :][:batch]
-        images = view(train.fetch(index.tolist()).to(device), Draws.of(seed, step // per_epoch, index))
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * group["factor"] * _course(step, total)
-        optimizer.zero_grad(set_to_none=True)
-        guesses, truth = model(images).float(), targets[index].to(device)
-        loss = F.cross_entropy(guesses, truth, label_smoothing=SMOOTHING)
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
-        optimizer.step()
+    with Progress(total, "step", leave=False) as progress:
+        for step in range(total):
+            if step % per_epoch == 0:
+                order = torch.randperm(len(train), generator=generator)
+            index = order[step % per_epoch * batch :][:batch]
+            images = view(train.fetch(index.tolist()).to(device), Draws.of(seed, step // per_epoch, index))
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * group["factor"] * _course(step, total)
+            optimizer.zero_grad(set_to_none=True)
+            guesses, truth = model(images).float(), targets[index].to(device)
+            loss = F.cross_entropy(guesses, truth, label_smoothing=SMOOTHING)
+            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
+            optimizer.step()
+            progress.update()
 
 
 def scores_of(model: nn.Module, feed: Preprocess, images: ImageSet, batch_size: int, device: torch.device) -> Tensor:

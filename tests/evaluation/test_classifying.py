@@ -97,6 +97,9 @@ def test_the_temperature_is_the_likeliest_and_the_error_that_of_the_bins():
     none = torch.zeros(0, dtype=torch.int64)
     work = classifying._Work(None, ("a",) * 5, None, none, None, truth, truth, 1, 0, 1, torch.device("cpu"))
     assert work.temperature(3 * scores) == pytest.approx(3, rel=0.1)
+    nine = torch.zeros(9, dtype=torch.int64)
+    few = classifying._Work(None, ("a", "b"), None, none, None, nine, none, 1, 0, 1, work.device)
+    assert 0.5 < few.temperature(torch.tensor([[2.0, -2.0]] * 9)) < 1, "nine that are right make nothing certain"
     assert work.calibration_error(scores) < 3
     assert work.calibration_error(5 * scores) > 20
     sure = torch.zeros(4, 2)
