@@ -42,6 +42,7 @@ def test_the_shell_commands_of_the_readme_work(photos, here):
         if (words[0] in ("run", "explain") and "--help" not in words) or words[:2] == ["doctor", "simsiam"]:
             words += SMALL
             words += FEW if "--data" not in words else ()
+        words += ["--parts", "head", "--no-scratch"] if words[0] == "finetune" else []
         code, _out, err = here(*words)
         assert code in found, (words, err)
 
@@ -151,7 +152,7 @@ def test_the_page_on_classifiers_works(photos, here):
         file.unlink()
     page = (DOCS / "classify.md").read_text()
     for _, *words in commands(page):
-        code, _out, err = here(*words, *{"run": SMALL, "finetune": ("--epochs", 1)}.get(words[0], ()))
+        code, _out, err = here(*words, *{"run": SMALL, "finetune": ("--no-scratch",)}.get(words[0], ()))
         assert code == 0, (words, err)
     assert len((photos / "predictions.csv").read_text().splitlines()) == 4
     names = execute(page, "classify.md")

@@ -53,9 +53,9 @@ def losses(result: akssl_core.Result) -> list[float]:
 
 
 def changed(file: Path, **tensors: Tensor) -> None:
-    """Other weights under some names of a file, and all else as it was."""
+    """Other weights under some names of a file, whose hash is left out, and all else as it was."""
     with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
+        metadata = {name: text for name, text in opened.metadata().items() if name != "sha256"}
     save_file({**load_file(file), **tensors}, file, metadata)
 
 
