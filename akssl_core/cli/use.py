@@ -48,8 +48,8 @@ def embed(
 ) -> None:
     """Write the features of every image of some data, with ids and labels.
 
-    SOURCE is the folder of a run, a .safetensors file of weights, or the name of a backbone that has published ones,
-    as timm/NAME. Images that cannot be read are named and left out.
+    SOURCE is the folder of a run, a .safetensors file of weights or of a classifier, or the name of a backbone that has
+    published ones, as timm/NAME. Images that cannot be read are named and left out.
     """
     weights, images = _given(source, data, assignments)
     from ..evaluation.embedding import embed_to_file

@@ -19,7 +19,7 @@ from ..config import describe
 from ..config.schema import user_path, validate
 from ..data import ImageSet, Preprocess
 from ..errors import ConfigError, DataError, RunDirError, did_you_mean
-from ..exporting.backbone_file import file_of, read_backbone_file
+from ..exporting.backbone_file import file_of, kind_of, learned_from_of, read_backbone_file
 from ..exporting.classifier import Classifier, save_classifier
 from ..metrics.features import embed
 from ..metrics.interval import Interval, interval
@@ -177,13 +177,14 @@ def _refuse(path: Path, parts: str, share: Any, *, overwrite: bool) -> None:
         raise ConfigError(f"share: {share!r} is no share of the labels; expected above 0 and at most 1, as 0.1.")
 
 
-def _network(trained: Trained) -> tuple[str, dict[str, Any]]:
-    """The method that trained a backbone, and the settings by which it is built again."""
-    if os.path.exists(trained.path):
+def _network(trained: Trained) -> tuple[str, dict[str, Any], list[Mapping[str, str]]]:
+    """The method that trained a backbone, the settings by which it is built again, and what it has learned from."""
+    if os.path.exists(file := file_of(trained.path)):
         with suppress(RunDirError):  # weights of another library
-            _, texts, _ = read_backbone_file(file_of(trained.path))
-            return texts.get("method", "unknown"), json.loads(texts["backbone"])
-    return "unknown", {"name": trained.backbone.name, **trained.backbone.config.model_dump(mode="json")}
+            _, texts, _ = read_backbone_file(file, kind_of(file))
+            return texts.get("method", "unknown"), json.loads(texts["backbone"]), [*learned_from_of(texts)]
+    settings = {"name": trained.backbone.name, **trained.backbone.config.model_dump(mode="json")}
+    return "unknown", settings, [trained.about] if trained.about else []
 
 
 def _points(found: Interval, sign: str = "") -> str:

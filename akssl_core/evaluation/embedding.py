@@ -94,8 +94,9 @@ def embed(
     """Features of every image of some data by a trained backbone, in the order of the data.
 
     Args:
-        source: the folder of a run that has ended, a `.safetensors` file of weights, the name of a backbone that has
-            published ones, or a table as of `BackboneSource`: {"source": "w.safetensors", "mean": ..., "std": ...}.
+        source: the folder of a run that has ended, a `.safetensors` file of weights or of a classifier, the name of a
+            backbone that has published ones, or a table as of `BackboneSource`: {"source": "w.safetensors",
+            "mean": ..., "std": ...}.
         data: what `run` takes as data, labelled or not. Default: the data of the run.
         backbone: your own network, to be filled, if the run trained one.
         patches: features of the patches, or of the places in a CNN's last map, in place of those of whole images.

@@ -46,6 +46,7 @@ class Trained:
     backbone: Backbone
     module: nn.Module | None  # the user's own network, where the run trained one
     plugins: Plugins
+    about: Mapping[str, str] | None = None  # source, licence and SHA-256 of weights that are no run's
 
     @property
     def preprocess(self) -> Preprocess:
@@ -180,7 +181,7 @@ def open_weights(
     loaded = known.load("source", shown, plugins)
     if loaded.backbone.preprocess is None or known.size is not None:
         loaded.backbone.preprocess = Preprocess.of(loaded.image)
-    return Trained(path, loaded.backbone, None, plugins)
+    return Trained(path, loaded.backbone, None, plugins, loaded.about)
 
 
 class _Source(Schema):

@@ -59,11 +59,19 @@ def header(
 
 def licences_of(metadata: Mapping[str, str]) -> str | None:
     """The licences of the networks that a backbone has learned from, as its file says; None: it says nothing."""
-    try:
-        known = {str(one["licence"]) for one in json.loads(metadata.get("learned_from", "[]"))}
-    except (ValueError, TypeError, LookupError):
-        return None
+    known = {one["licence"] for one in learned_from_of(metadata) if "licence" in one}
     return " AND ".join(sorted(known)) or None
+
+
+def learned_from_of(metadata: Mapping[str, str]) -> list[dict[str, str]]:
+    """What the header of a file says of the networks that its backbone has learned from; []: nothing."""
+    try:
+        return [
+            {str(name): str(value) for name, value in one.items()}
+            for one in json.loads(metadata.get("learned_from", "[]"))
+        ]
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return []
 
 
 def export_backbone(

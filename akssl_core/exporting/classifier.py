@@ -56,11 +56,19 @@ class _Header(Schema):
 
 
 def save_classifier(
-    path: Path, model: Classifier, method: str, network: Mapping[str, Any], facts: Mapping[str, Any]
+    path: Path,
+    model: Classifier,
+    method: str,
+    network: Mapping[str, Any],
+    learned_from: Sequence[Mapping[str, str]],
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write a classifier; `network` are the settings of its backbone, `facts` is what was measured."""
+    """Write a classifier; `network` are the settings of its backbone, `facts` is what was measured.
+
+    `learned_from` is what its backbone had learned from, as `header` has it.
+    """
     assert model.preprocess is not None
-    known = header(method, network, model.backbone, model.preprocess)
+    known = header(method, network, model.backbone, model.preprocess, learned_from)
     own = {
         "classes": json.dumps(model.classes),
         "temperature": json.dumps(model.temperature),
@@ -89,10 +97,7 @@ def load_classifier(path: Path | str, *, module: nn.Module | None = None, plugin
         own = _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})
     except ValidationError as error:
         raise RunDirError(f"{file} is damaged: its header is wrong: {first_mistake(error)}.") from error
-    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor
+    parts = parts_of(tensors)
     backbone = filled(file, parts["backbone"], known, module, plugins or installed())
     with torch.random.fork_rng(devices=[]):
         model = Classifier(backbone, own.classes, own.temperature)
@@ -102,3 +107,12 @@ def load_classifier(path: Path | str, *, module: nn.Module | None = None, plugin
         wanted = (len(own.classes), backbone.embed_dim)
         raise RunDirError(f"{file} is damaged: the weights of its classes are not of shape {wanted}.") from error
     return model.eval()
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The weights of a classifier's file, those of its backbone and of its head apart, by the names there."""
+    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    return parts

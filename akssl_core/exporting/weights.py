@@ -23,7 +23,8 @@ from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
 from ..rundir.folder import RunDir, read_tensors
 from ..settings import PICKLES, WeightsSpec, absolute_if_there
-from .backbone_file import BACKBONE_FORMAT, file_of, licences_of, load_backbone, read_backbone_file
+from .backbone_file import CLASSIFIER_FORMAT, OURS, file_of, kind_of, licences_of, load_backbone, read_backbone_file
+from .classifier import load_classifier, parts_of
 
 BESIDE = ("preprocessor_config.json", "config.json")  # where hubs say how the images of weights were normalised
 USUAL = 224  # px; the side at which networks are compared with a file
@@ -132,9 +133,11 @@ def _of_file(spec: WeightsSpec, setting: str, file: Path) -> Weights:
         near = visible(did_you_mean(file.name, beside))
         raise ConfigError(f"{setting}: there is no '{name}'.{near} Give a run folder or a .safetensors file.")
     tensors, metadata = read_tensors(file)
-    if metadata.get("format") != BACKBONE_FORMAT:
+    if (kind := metadata.get("format")) not in OURS:
         return Weights(spec, setting, tensors, None, *_normalisation_beside(file))
-    tensors, metadata, header = read_backbone_file(file)
+    tensors, metadata, header = read_backbone_file(file, kind)
+    if kind == CLASSIFIER_FORMAT:
+        tensors = parts_of(tensors)["backbone"]
     table = {**header.backbone, **({"pretrained": False} if header.backbone.get("pretrained") else {})}
     image, method = header.preprocess, metadata.get("method", "")
     return Weights(spec, setting, tensors, table, image.mean, image.std, licences_of(metadata), file, method)
@@ -261,7 +264,7 @@ class BackboneSource(WeightsSpec):
         if weights.file is not None:
             if self.backbone is not None:
                 raise ConfigError(f"{setting}.backbone: {weights.file} says itself of which network it is. Leave it.")
-            backbone = load_backbone(weights.file, plugins=plugins)
+            backbone = _ours(weights.file, plugins)
             return backbone, _as_spec(backbone.image, mean, std), weights.licence
         image = _as_spec(replace(shown, size=self.size or shown.size), mean, std)
         network = self.backbone
@@ -271,6 +274,13 @@ class BackboneSource(WeightsSpec):
         backbone = network.build(image)
         weights.fill(backbone)
         return backbone, image, weights.licence
+
+
+def _ours(file: Path, plugins: Plugins) -> Backbone:
+    """The backbone of a file of ours; of a classifier, that under it."""
+    if kind_of(file) == CLASSIFIER_FORMAT:
+        return load_classifier(file, plugins=plugins).backbone
+    return load_backbone(file, plugins=plugins)
 
 
 class _Network(Schema):

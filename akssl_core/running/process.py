@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -17,7 +16,7 @@ from .. import dist
 from ..backbone import Backbone
 from ..data import ImageSet
 from ..errors import RunDirError, RunStopped
-from ..exporting.backbone_file import FILE, START, export_backbone
+from ..exporting.backbone_file import FILE, START, export_backbone, learned_from_of
 from ..method import Landmark
 from ..metrics.diagnosis import BASELINES, Diagnosis, diagnose
 from ..metrics.features import measure_statistics, sample
@@ -211,7 +210,7 @@ class Training:
         if name == START or self.plan.spec.start is None:
             return [self.plan.begun] if self.plan.begun else []
         kept = read_tensors(self.run_dir.path / START)[1]
-        return list(json.loads(kept.get("learned_from", "[]")))
+        return [*learned_from_of(kept)]
 
     def _measure(self, encoder: Backbone) -> int:
         """Measure the statistics of an encoder's batch norms on the images of the run; how many norms there are."""

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from whole_runs import SMALL
 
 import akssl_core
 from akssl_core import ConfigError, DataError, RunDirError
@@ -126,6 +127,38 @@ def test_predictions_of_images_without_labels_in_each_table(model, photos, tmp_p
 
     akssl_core.predict(model, photos, tmp_path / "p.parquet")
     assert parquet.read_table(tmp_path / "p.parquet").column("class").to_pylist() == found.predicted
+
+
+def test_the_backbone_of_a_classifier_is_used_as_a_run_s_is_and_keeps_its_licence(finished, photos, tmp_path, here):
+    origin = [{"source": "theirs", "licence": "cc-by-nc-4.0", "sha256": "0"}]
+    weights, texts = load_file(finished / "backbone.safetensors"), header(finished / "backbone.safetensors")
+    save_file(weights, tmp_path / "b.safetensors", {**texts, "learned_from": json.dumps(origin)})
+    first = akssl_core.finetune(tmp_path / "b.safetensors", tmp_path / "m.safetensors", data=photos, **QUICK)
+    classifier = akssl_core.load_classifier(first.path)
+    features, _, _ = akssl_core.embed(first.path, data=photos)
+    again = akssl_core.embed(tmp_path / "b.safetensors", data=photos).features
+    assert not torch.allclose(features, again), "those of the backbone that was trained on"
+    probabilities = akssl_core.predict(first.path, photos).probabilities
+    with torch.no_grad():
+        scores = classifier.head(features) / classifier.temperature
+    torch.testing.assert_close(scores.softmax(1), probabilities, rtol=0, atol=1e-5)
+    second = akssl_core.finetune(first.path, tmp_path / "n.safetensors", data=photos, parts="head", **QUICK)
+    assert json.loads(header(first.path)["learned_from"]) == origin
+    assert json.loads(header(second.path)["learned_from"]) == origin
+    code, _, err = here("run", "simsiam", "--start", first.path, "--out", tmp_path / "run", *SMALL)
+    assert code == 0, err
+    (begun,) = json.loads(header(tmp_path / "run" / "backbone.safetensors")["learned_from"])
+    assert begun["licence"] == "cc-by-nc-4.0"
+
+
+def test_weights_of_others_are_named_in_the_file(finished, photos, tmp_path):
+    save_file(load_file(finished / "backbone.safetensors"), tmp_path / "plain.safetensors")
+    texts = json.loads(header(finished / "backbone.safetensors")["backbone"])
+    source = {"source": tmp_path / "plain.safetensors", "mean": [0.5] * 3, "std": [0.5] * 3, "size": 16}
+    source |= {"licence": "mit", "backbone": texts}
+    found = akssl_core.finetune(source, tmp_path / "m.safetensors", data=photos, parts="head", **QUICK)
+    (origin,) = json.loads(header(found.path)["learned_from"])
+    assert (origin["licence"], origin["source"]) == ("mit", str(tmp_path / "plain.safetensors"))
 
 
 def test_labels_of_a_table(finished, photos, tmp_path, here):
