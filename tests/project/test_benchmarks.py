@@ -21,6 +21,7 @@ import busy  # noqa: E402
 import distillation  # noqa: E402
 import duplicates  # noqa: E402
 import feeding  # noqa: E402
+import finetuning  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
 import start_care  # noqa: E402
@@ -140,6 +141,31 @@ def test_duplicates_finds_what_it_has_planted(monkeypatch, tmp_path, capsys):
     assert (row["images"], row["planted"], row["precision"]) == (28, 8, 1)
     assert row["recall"] >= 0.75
     assert (tmp_path / "wrong.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_finetuning_chooses_on_validation_images_and_fits_nothing_twice(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(finetuning, "SMALL", {"backbone": "resnet_tiny", "image_size": 16, "batch_size": 16})
+    monkeypatch.setattr(finetuning, "LENGTHS", {0.5: (1, 2), 1.0: (1,)})
+    monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 1)
+    small = ["simsiam", "--data", "shapes", "--images", "80", "--epochs", "1", "--draws", "2"]
+    finetuning.main([*small, "--work", str(tmp_path / "work")])
+    rows = json.loads((tmp_path / "results" / "finetuning.json").read_text())["rows"]
+    assert {(row["labels"], row["draws"]) for row in rows} == {("50 %", 2), ("100 %", 2)}
+    fits = [json.loads(line) for line in (tmp_path / "work" / "fits.jsonl").read_text().splitlines()]
+    tried = {(one["share"], one["epochs"]): one for one in fits if one["part"] == "validation"}
+    assert tried.keys() == {(0.5, 1), (0.5, 2), (1.0, 1)}
+    assert all(one["tested_on"] == 20 for one in tried.values()), "the second and seventh of eight of a class"
+    for name, told in (("accuracy", "the classifier"), ("scratch", "from scratch")):
+        best = max((1, 2), key=lambda epochs: tried[0.5, epochs][name]["mean"])
+        (row,) = (row for row in rows if row["labels"] == "50 %" and row["best for"] in ("both", told))
+        assert row["epochs"] == best
+        means = [one[name]["mean"] for one in fits if (one["part"], one["share"], one["epochs"]) == ("test", 0.5, best)]
+        shown = row["fine-tuned" if name == "accuracy" else "from scratch"]
+        assert float(shown.partition(" ")[0]) == pytest.approx(sum(means) / 2, abs=0.06)
+    monkeypatch.setattr(finetuning, "fit", None)
+    finetuning.main([*small, "--work", str(tmp_path / "work")])
 
 
 def test_overhead():
