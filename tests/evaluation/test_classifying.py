@@ -16,6 +16,7 @@ from whole_runs import SMALL
 import akssl_core
 from akssl_core import ConfigError, DataError, RunDirError
 from akssl_core.evaluation import classifying
+from akssl_core.exporting.backbone_file import learned_from_of, licences_of
 
 QUICK = {"epochs": 1, "batch_size": 16}
 
@@ -236,3 +237,9 @@ def test_onnx_gives_the_same_probabilities(model, photos, tmp_path):
     (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(probabilities, classifier(images).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["", "[", "3", "[3]", '{"licence": "mit"}', "null", "[" * 100_000])
+def test_a_header_that_says_nothing_readable_of_licences(text):
+    assert learned_from_of({"learned_from": text}) == []
+    assert licences_of({"learned_from": text}) is None
