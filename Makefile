@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-help gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -64,6 +64,10 @@ bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and
 
 bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, six minutes
 	$(BIN)/python benchmarks/did_it_help.py
+	$(BIN)/python docs/generate.py
+
+bench-finetune: install  ## finetune at 1, 10 and 100 % of the labels, beside a linear probe and from scratch, two hours on one core
+	$(BIN)/python benchmarks/finetuning.py
 	$(BIN)/python docs/generate.py
 
 GPU := $(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu

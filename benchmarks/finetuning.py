@@ -122,14 +122,19 @@ def shown(rows: Sequence[Row], chosen_for: str) -> Row:
         result[title] = f"{mean:{'+' if name == 'gain' else ''}.1f} ± {half:.1f}"
     before, after = (statistics.fmean(row["calibration"][place] for row in rows) for place in (0, 1))
     temperature = statistics.fmean(row["temperature"] for row in rows)
-    return {**result, "ECE before": round(before, 1), "after": round(after, 1), "temperature": round(temperature, 2)}
+    return {
+        **result,
+        "ECE before": round(before, 1),
+        "ECE after": round(after, 1),
+        "temperature": round(temperature, 2),
+    }
 
 
-def table(fits: Fits, shares: Sequence[float], draws: int) -> Iterator[Row]:
+def table(fits: Fits, shares: list[float], draws: list[int]) -> Iterator[Row]:
     """A line for each share, and for each length where two were chosen."""
-    for share in shares:
+    for share, count in zip(shares, draws * len(shares) if len(draws) == 1 else draws, strict=True):
         for epochs, chosen_for in chosen(fits, share).items():
-            yield shown([fits("test", share, epochs, draw) for draw in range(draws)], chosen_for)
+            yield shown([fits("test", share, epochs, draw) for draw in range(count)], chosen_for)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -140,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=60_000, help="training images, the first of the data set")
     parser.add_argument("--epochs", type=int, default=8, help="of the run without labels")
     parser.add_argument("--shares", nargs="+", type=float, default=list(LENGTHS), choices=list(LENGTHS))
-    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--draws", nargs="+", type=int, default=[5], help="of all shares, or a number for each")
     parser.add_argument("--work", type=Path, help="folder to keep and go on with  [default: one that is deleted]")
     arguments = parser.parse_args(argv)
     data = {"name": arguments.data, "size": arguments.images}
@@ -150,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fits = Fits(start(arguments, data, work), data, work)
         rows = list(table(fits, arguments.shares, arguments.draws))
     asked = {name: getattr(arguments, name) for name in ("method", "data", "images", "epochs")}
-    write(NAME, rows, facts(**asked, lengths={f"{share:g}": tried for share, tried in LENGTHS.items()}))
+    lengths = "; ".join(f"{100 * share:g} %: {', '.join(map(str, tried))}" for share, tried in LENGTHS.items())
+    write(NAME, rows, facts(**asked, **{"epochs tried": f"({lengths})"}))
     print(json.dumps(rows, indent=1, ensure_ascii=False))
 
 

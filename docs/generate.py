@@ -314,7 +314,7 @@ def pages() -> dict[Path, str]:
     advice = ROOT / "docs" / "doctor.md"
     choice = ROOT / "docs" / "tutorials" / "choosing_a_method.md"
     first, own = ROOT / "docs" / "tutorials" / "first_run.md", ROOT / "docs" / "write_a_method.md"
-    sharing = ROOT / "docs" / "publish.md"
+    sharing, keeping = ROOT / "docs" / "publish.md", ROOT / "docs" / "classify.md"
     start = filled(readme.read_text(), "install", installation("akssl-plugin-simsiam"))
     result = {
         readme: filled(filled(start, "methods", methods()), "accuracy", accuracy()),
@@ -324,6 +324,7 @@ def pages() -> dict[Path, str]:
         speed: performance(speed.read_text()),
         lasting: runs(lasting.read_text()),
         elsewhere: filled(elsewhere.read_text(), "leaderboard", leaderboard()),
+        keeping: filled(keeping.read_text(), "finetuning", measured("finetuning")),
         judging: filled(judging.read_text(), "did-it-help", did_it_help()),
         advice: filled(filled(advice.read_text(), "plan rules", rules("plan")), "run rules", rules("run")),
         choice: filled(choice.read_text(), "scores", scores()),
