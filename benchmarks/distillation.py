@@ -49,8 +49,8 @@ class Runs:
         seconds = sum(row["seconds"] * (1 - row.get("time_evaluate", 0)) for row in result.history)
         known = {"k-NN": result.metrics["knn_top1"], "untrained": result.metrics["knn_random_init"]}
         epochs = result.history[-1]["epoch"]
-        row = {"run": name, **known, "epochs": round(epochs, 2), "seconds": round(seconds, 1)}
-        print(json.dumps(row), flush=True)
+        row = {"run": name, **known, "epochs": epochs, "seconds": seconds}
+        print(json.dumps({**row, "epochs": round(epochs, 2), "seconds": round(seconds, 1)}), flush=True)
         return {**row, "FLOPs": self.each.get(name.partition("-")[0], 0) * epochs * self.asked.images}
 
     def teacher(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def answers(teacher: Mapping[str, Any], students: list[Mapping[str, Mapping[str,
     def mean(kind: str, what: str) -> float:
         return statistics.fmean(one[kind][what] for one in students)
 
-    rows = [{"run": "teacher", "seeds": 1, "k-NN": round(teacher["k-NN"], 1), "seconds": teacher["seconds"]}]
+    rows = [{"run": "teacher", "seeds": 1, "k-NN": round(teacher["k-NN"], 1), "seconds": round(teacher["seconds"], 1)}]
     for kind in ("live", "cached", "alone"):
         found = [one[kind]["k-NN"] for one in students]
         spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""

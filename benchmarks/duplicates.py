@@ -1,7 +1,8 @@
 """Near copies planted among real images, and how many `akssl dedup` finds: recall, precision, seconds and memory.
 
-Copies are those of random images: a JPEG file of quality 50 to 90, resized by 0.5, 0.75, 1.5 or 2 (bilinear, bicubic
-or Lanczos), cropped to 95 % of both sides anywhere, or 0.7 to 1.3 times as bright; the others are stored without loss.
+Copies are those of random images: a JPEG file of quality 50 to 90, resized by 0.5, 0.75, 1.5 or 2 (box, bilinear,
+bicubic or Lanczos), cropped to 95 % of both sides anywhere, or 0.7 to 1.3 times as bright; all but the JPEG files are
+stored without loss.
 A pair is right if it is an image and its copy, or two copies of it. Two originals are wrong, unless their gray levels
 differ by 3 at most on average (root mean square, as they are stored): those are counted apart as natural copies. The
 backbone is untrained unless a run is named, so that nothing depends on it. Asked for: 0.99 of both. `--images` beyond
@@ -30,7 +31,7 @@ import akssl_core
 from akssl_core.data import open_source
 from akssl_core.plugins.manager import installed
 
-FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+FILTERS = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 SAME = 3.0  # root mean square of gray levels up to which two originals are one picture
 Draw = np.random.Generator
 
@@ -46,7 +47,8 @@ def resized(image: Image.Image, draw: Draw) -> Image.Image:
     """Smaller or larger, at least 8 px a side."""
     factor = draw.choice([0.5, 0.75, 1.5, 2.0])
     return image.resize(
-        (max(8, round(image.width * factor)), max(8, round(image.height * factor))), FILTERS[draw.integers(3)]
+        (max(8, round(image.width * factor)), max(8, round(image.height * factor))),
+        FILTERS[draw.integers(len(FILTERS))],
     )
 
 

@@ -38,7 +38,7 @@ def same(first, second):
         assert a.unreadable == b.unreadable
 
 
-def same_sources(first, second):
+def assert_same_sources(first, second):
     assert first.natural_size == second.natural_size
     same(first.all(), second.all())
     same(first.train(), second.train())

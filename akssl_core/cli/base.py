@@ -34,6 +34,7 @@ class UserPath(click.Path):
 
 PATH = UserPath(path_type=Path)
 plugin_file_option = click.option("--plugin-file", type=PATH, help="a plugin that is one Python file")
+labels_option = click.option("--labels", help="table that gives each image of --data its label: CSV, ...")
 test_data_option = click.option(
     "--test-data", help="labelled test images to judge by, in place of some of --data: folder, table, ..."
 )
@@ -71,7 +72,7 @@ def run_options(*left_out: str) -> Decorator:
     """The options that commands which train share, but for some: all flags, and where other settings come from."""
     named = {name: field_option(schema, name) for schema in (RunSpec, TrainSpec) for name in flags(schema)}
     named |= {
-        "labels": click.option("--labels", help="table that gives each image of --data its label: CSV, ..."),
+        "labels": labels_option,
         "test_data": test_data_option,
         "out": click.option("--out", type=PATH, help="run folder  [default: a new one under runs/]"),
         "config": click.option("--config", type=PATH, help="YAML file with any of these settings"),

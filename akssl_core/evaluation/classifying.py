@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from ..backbone import Backbone
 from ..config import describe
 from ..config.schema import user_path, validate
 from ..data import ImageSet, Preprocess
-from ..errors import ConfigError, DataError, RunDirError, did_you_mean
-from ..exporting.backbone_file import file_of, kind_of, learned_from_of, read_backbone_file
+from ..errors import ConfigError, DataError, did_you_mean
+from ..exporting.backbone_file import OURS, file_of, learned_from_of
 from ..exporting.classifier import Classifier, save_classifier
 from ..metrics.features import embed
 from ..metrics.interval import Interval, interval
 from ..metrics.linear import accuracy, held_out_split, linear_scores
 from ..plugins.manager import Plugins
-from ..rundir.files import refuse_file
+from ..rundir.files import read_texts, refuse_file
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware, kept_random_state, seed_generators
 from .opened import Trained, at_least_one, open_weights
@@ -146,10 +145,18 @@ def finetune(
         if parts == "all":
             work.train(model)
         alone = work.scratch(trained.untrained()) if scratch and begun else None
+    found = _judged(path, work, model, probe, alone)
+    measured = {name: value for name, value in found.record().items() if name not in ("path", "classes")}
+    save_classifier(path, model.cpu(), *network, measured)
+    return found
+
+
+def _judged(path: Path, work: _Work, model: Classifier, probe: Tensor, alone: Tensor | None) -> Finetuned:
+    """Calibrate the classifier, and say what it is worth beside what is right by its first layer and from scratch."""
     model.temperature = work.temperature(work.scores(model, work.held))
-    scores = work.scores(model, split.test)
+    scores = work.scores(model, work.split.test)
     right = work.right(scores)
-    found = Finetuned(
+    return Finetuned(
         path=path,
         classes=model.classes,
         accuracy=_percent(right),
@@ -159,11 +166,8 @@ def finetune(
         calibration=(work.calibration_error(scores), work.calibration_error(scores / model.temperature)),
         temperature=model.temperature,
         trained_on=len(work.train_images),
-        tested_on=len(split.test),
+        tested_on=len(work.split.test),
     )
-    measured = {name: value for name, value in found.record().items() if name not in ("path", "classes")}
-    save_classifier(path, model.cpu(), *network, measured)
-    return found
 
 
 def _refuse(path: Path, parts: str, share: Any, *, overwrite: bool) -> None:
@@ -179,10 +183,8 @@ def _refuse(path: Path, parts: str, share: Any, *, overwrite: bool) -> None:
 
 def _network(trained: Trained) -> tuple[str, dict[str, Any], list[Mapping[str, str]]]:
     """The method that trained a backbone, the settings by which it is built again, and what it has learned from."""
-    if os.path.exists(file := file_of(trained.path)):
-        with suppress(RunDirError):  # weights of another library
-            _, texts, _ = read_backbone_file(file, kind_of(file))
-            return texts.get("method", "unknown"), json.loads(texts["backbone"]), [*learned_from_of(texts)]
+    if os.path.exists(file := file_of(trained.path)) and (texts := read_texts(file)).get("format") in OURS:
+        return texts.get("method", "unknown"), json.loads(texts["backbone"]), [*learned_from_of(texts)]
     settings = {"name": trained.backbone.name, **trained.backbone.config.model_dump(mode="json")}
     return "unknown", settings, [trained.about] if trained.about else []
 

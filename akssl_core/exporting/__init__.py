@@ -21,7 +21,7 @@ from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
 from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
-from .backbone_file import CLASSIFIER_FORMAT, FILE, file_of, kind_of, load_backbone, read_backbone_file
+from .backbone_file import CLASSIFIER_FORMAT, file_of, kind_of, load_backbone, read_backbone_file
 from .classifier import load_classifier
 from .formats import FORMATS, IMAGES, TOLERANCE, ExportFailed, Format, Loader, compare, here
 
@@ -96,15 +96,11 @@ def export(
     kind = kind_of(file_of(source))
     if kind == CLASSIFIER_FORMAT and chosen.name != "onnx":
         raise ConfigError(f"to: {source} is a classifier, which is exported to onnx alone.")
-    target = _target(source, user_path(out) if out is not None else None, chosen, overwrite=overwrite)
+    target = user_path(out) if out is not None else _usual(source, chosen, kind)
+    _refuse_target(target, chosen, overwrite=overwrite)
     _, header, _ = read_backbone_file(file_of(source), kind)
     backbone = _load(source, header, module, plugins)
-    if not chosen.takes(backbone):
-        working = ", ".join(one.name for one in FORMATS if one.takes(backbone))
-        name = "your own network" if backbone.name == "custom" else backbone.name
-        raise ConfigError(
-            f"to: {name} has no counterpart in {chosen.name} with these settings. Formats that work: {working}."
-        )
+    _refuse_without_counterpart(backbone, chosen)
     facts = _facts(chosen, header, backbone)
     file_with = chosen.make(backbone)
     with tempfile.TemporaryDirectory() as folder:
@@ -140,18 +136,29 @@ def _format(to: str) -> Format:
     return found
 
 
-def _target(source: Path, out: Path | None, chosen: Format, *, overwrite: bool) -> Path:
-    """Where the file goes."""
-    usual = source / EXPORTED[chosen.name] if source.is_dir() else source.with_name(EXPORTED[chosen.name])
-    if source.is_file() and kind_of(source) == CLASSIFIER_FORMAT:
-        usual = source.with_suffix(chosen.suffix)
-    target = out if out is not None else usual
+def _usual(source: Path, chosen: Format, kind: str) -> Path:
+    """Where the file goes if nobody says: beside the run's own, or beside the classifier under its name."""
+    if kind == CLASSIFIER_FORMAT:
+        return source.with_suffix(chosen.suffix)
+    return (source if source.is_dir() else source.parent) / EXPORTED[chosen.name]
+
+
+def _refuse_target(target: Path, chosen: Format, *, overwrite: bool) -> None:
+    """Refuse a file that cannot or must not be written."""
     if target.suffix != chosen.suffix:
         raise ConfigError(f"out: {target} must end in {chosen.suffix}, as files for {chosen.name} do.")
-    if target.name == FILE and (target.parent / "config.yaml").is_file():
-        raise ConfigError(f"out: {target} is the backbone of a run itself. Choose another name.")
     refuse_file(target, overwrite=overwrite, name="out")
-    return target
+
+
+def _refuse_without_counterpart(backbone: Backbone, chosen: Format) -> None:
+    """Refuse a network that the other library does not have."""
+    if chosen.takes(backbone):
+        return
+    working = ", ".join(one.name for one in FORMATS if one.takes(backbone))
+    name = "your own network" if backbone.name == "custom" else backbone.name
+    raise ConfigError(
+        f"to: {name} has no counterpart in {chosen.name} with these settings. Formats that work: {working}."
+    )
 
 
 def _load(source: Path, header: Mapping[str, str], module: nn.Module | None, plugins: Plugins) -> Backbone:

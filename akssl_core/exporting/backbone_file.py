@@ -23,7 +23,8 @@ from ..data import ImageSpec, Preprocess
 from ..errors import ConfigError, RunDirError
 from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
-from ..rundir.folder import RunDir, read_tensors
+from ..rundir.files import read_tensors, read_texts
+from ..rundir.folder import RunDir
 
 BACKBONE_FORMAT, CLASSIFIER_FORMAT = "akssl-backbone-1", "akssl-classifier-1"
 OURS = {BACKBONE_FORMAT: "a backbone, as akssl run leaves it", CLASSIFIER_FORMAT: "a classifier of akssl finetune"}
@@ -98,7 +99,7 @@ def file_of(path: Path | str) -> Path:
 def kind_of(file: Path) -> str:
     """The format of a file of ours, of a backbone where that cannot be told."""
     with suppress(RunDirError):
-        if file.is_file() and (found := read_tensors(file)[1].get("format")) in OURS:
+        if file.is_file() and (found := read_texts(file).get("format")) in OURS:
             return str(found)
     return BACKBONE_FORMAT
 

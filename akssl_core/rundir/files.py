@@ -71,7 +71,8 @@ def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
         raise ConfigError(f"{name}: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
     if os.path.isdir(path):
         raise ConfigError(f"{name}: '{path}' is a folder; expected a file. Choose another name.")
-    if path.name in OWN_FILES + OWN_MORE and os.path.isfile(path.with_name("manifest.json")):
+    of_run = any(os.path.isfile(path.with_name(name)) for name in ("manifest.json", "config.yaml"))
+    if of_run and path.name in OWN_FILES + OWN_MORE:
         raise ConfigError(f"{name}: '{path}' belongs to the run in that folder. Choose another name.")
     if os.path.exists(path) and not overwrite:
         raise ConfigError(f"{name}: '{path}' exists already. Replace it with --overwrite, or choose another name.")
@@ -179,9 +180,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         RunDirError: it does not exist or is damaged.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The header texts of a safetensors file, which is not read any further; raises the errors of `read_tensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError) as error:
         raise RunDirError(f"{visible(str(path))} cannot be read as safetensors: {visible(str(error))}") from error
 

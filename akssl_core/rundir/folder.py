@@ -202,21 +202,28 @@ class RunDir:
     # -- a run in the place of another ------------------------------------------------------------
     def set_aside(self) -> None:
         """Keep what an earlier run wrote in `.replaced`, until this one has its first row; the rest stays in place."""
-        aside = self.path / ".replaced"
-        if aside.exists():  # a run that was killed before its first row
+        if self.replaces:  # a run that was killed before its first row
             self.bring_back()
         for file in self._written():
-            aside.mkdir(exist_ok=True)
-            file.rename(aside / file.name)
+            self._aside.mkdir(exist_ok=True)
+            file.rename(self._aside / file.name)
 
     def bring_back(self) -> None:
         """Undo `set_aside`: what this run wrote is gone."""
         for file in self._written():
             shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
-        aside = self.path / ".replaced"
-        for file in aside.glob("*"):
+        for file in self._aside.glob("*"):
             file.rename(self.path / file.name)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether an earlier run is still kept for this one, which has no row yet."""
+        return self._aside.exists()
+
+    @property
+    def _aside(self) -> Path:
+        return self.path / ".replaced"
 
     def _written(self) -> list[Path]:
         names = (*OWN_FILES, *OWN_MORE, *EXPORTED.values(), "checkpoints")
@@ -231,7 +238,7 @@ class RunDir:
         """One line of `metrics.jsonl`."""
         row = {name: jsonable(value) for name, value in row.items()}
         if not self.history:
-            shutil.rmtree(self.path / ".replaced", ignore_errors=True)
+            shutil.rmtree(self._aside, ignore_errors=True)
         file = self.path / "metrics.jsonl"
         with explain_write_errors(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row, allow_nan=False) + "\n")

@@ -168,11 +168,15 @@ def _start(path: Path, plan: Plan, plugins: Plugins, *, overwrite: bool, with_re
         try:
             write_beginning(run_dir, plan, plugins)
         except CannotWrite as error:
+            run_dir.bring_back()
             raise cannot_start(path, error) from error
         return Training(run_dir, plan, plugins, None).run(with_report=with_report)
     except AksslError:
-        if dist.is_main() and not run_dir.history:
-            run_dir.bring_back() if existed else run_dir.remove()
+        if dist.is_main() and not run_dir.history and not run_dir.checkpoints():
+            if not existed:
+                run_dir.remove()
+            elif run_dir.replaces:
+                run_dir.bring_back()
         raise
     finally:
         run_dir.unlock()

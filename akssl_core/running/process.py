@@ -28,6 +28,7 @@ from ..plugins.manager import Plugins
 from ..plugins.table import environment
 from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
+from ..rundir.files import read_texts
 from ..rundir.folder import ANSWERS, RunDir, read_tensors
 from ..rundir.schemas import Difference, Manifest
 from ..settings import TrainSpec
@@ -209,8 +210,7 @@ class Training:
         """What is known of the weights that the run begins from; the file of them keeps it for a resume."""
         if name == START or self.plan.spec.start is None:
             return [self.plan.begun] if self.plan.begun else []
-        kept = read_tensors(self.run_dir.path / START)[1]
-        return [*learned_from_of(kept)]
+        return [*learned_from_of(read_texts(self.run_dir.path / START))]
 
     def _measure(self, encoder: Backbone) -> int:
         """Measure the statistics of an encoder's batch norms on the images of the run; how many norms there are."""

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from drawn_folders import folder, same_sources, save
+from drawn_folders import assert_same_sources, folder, save
 from prepared_files import write_photos
 
 import akssl_core
@@ -72,7 +72,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_same_batches_over_two_epochs_and_after_a_stop(photos, tmp_path, form):
     sources = [folder(path, 16, max_unreadable=0.2) for path in (photos, FORMS[form](photos, tmp_path))]
-    same_sources(*sources)
+    assert_same_sources(*sources)
     seen = []
     for source in sources:
         loader = Loader(source.train(), 8, seed=5)

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from drawn_folders import same, same_sources, save
+from drawn_folders import assert_same_sources, same, save
 
 import akssl_core
 from akssl_core import AksslError, DataError
@@ -107,12 +107,12 @@ def test_the_same_batches_from_a_folder_a_table_archives_and_a_prepared_file(tmp
         tar.add(root, "bands")
     whole = opened(str(root))
     for name in ("bands.zip", "bands.tar"):
-        same_sources(whole, opened({"name": str(tmp_path / name), "decoder": "npy"}))
+        assert_same_sources(whole, opened({"name": str(tmp_path / name), "decoder": "npy"}))
     table = opened({"name": str(tmp_path / "bands.csv"), "decoder": "npy"})
     assert torch.equal(table.all().fetch(range(12)).images, whole.all().fetch(range(12)).images)
     out = tmp_path / "bands.safetensors"
     prepare(str(root), out, size=None, views=(), image_size=24, overwrite=False, plugins=installed())
-    same_sources(whole, opened(str(out)))
+    assert_same_sources(whole, opened(str(out)))
 
 
 def test_a_prepared_file_keeps_what_is_shown_of_reduced_deep_images(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn_folders import same, same_sources
+from drawn_folders import assert_same_sources, same
 from prepared_files import BROKEN, opened, save, write_photos
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -107,7 +107,7 @@ def test_without_classes_there_are_no_labels_and_no_probe(prepared, tmp_path):
     for i in range(5):
         save(tmp_path / "flat" / f"{i}.png", (12, 10), "L", seed=i)
     written = prepared(tmp_path / "flat")
-    same_sources(folder(tmp_path / "flat"), opened(written.path))
+    assert_same_sources(folder(tmp_path / "flat"), opened(written.path))
     assert written.classes == 0
     assert opened(written.path).train().labels is None
     assert any("no accuracy" in note for note in opened(written.path).notes)
@@ -116,7 +116,7 @@ def test_without_classes_there_are_no_labels_and_no_probe(prepared, tmp_path):
 def test_one_image_and_odd_names(prepared, tmp_path):
     save(tmp_path / "one" / "line\nbreak é.png", (9, 8))
     path = prepared(tmp_path / "one").path
-    same_sources(folder(tmp_path / "one"), opened(path))
+    assert_same_sources(folder(tmp_path / "one"), opened(path))
     assert opened(path).all().id_of(0) == "line\nbreak é.png"
 
 
@@ -239,7 +239,7 @@ def test_a_source_that_runs_would_not_read_back_leaves_no_file(prepared, plugins
 def test_a_prepared_file_is_a_source_too(photos, prepared):
     large = prepared(photos, side=stored_side(64), max_unreadable=0.2)
     again = prepared(large.path, "again.safetensors", side=stored_side(64))
-    same_sources(opened(large.path), opened(again.path))
+    assert_same_sources(opened(large.path), opened(again.path))
     small = opened(prepared(large.path, "small.safetensors", side=20).path, 16).all()
     assert int(small.fetch(range(len(small))).sizes.amin(1).max()) == 20
     assert [small.id_of(i) for i in range(3)] == ["cat/00.jpg", "cat/01.png", "cat/02.png"]

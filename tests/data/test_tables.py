@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from drawn_folders import folder, same_sources, save
+from drawn_folders import assert_same_sources, folder, save
 
 from akssl_core.errors import DataError
 
@@ -43,12 +43,12 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_table_shows_what_its_folder_shows(photos, form):
     table = write(photos / "t.csv", **FORMS[form])
-    same_sources(folder(photos, 12, cache_gb=0), folder(table, 12))
+    assert_same_sources(folder(photos, 12, cache_gb=0), folder(table, 12))
 
 
 @pytest.mark.parametrize("by", [" ", "\t", ",", "  "])
 def test_a_list_is_a_path_a_line_and_perhaps_a_label(photos, by):
-    same_sources(folder(photos, 12), folder(write(photos / "list.txt", head=(), by=by), 12))
+    assert_same_sources(folder(photos, 12), folder(write(photos / "list.txt", head=(), by=by), 12))
     save(photos / "an image, taken.png")
     images = folder(write(photos / "list.lst", [("an image, taken.png", "7"), (ROWS[0][0], "3")], (), by), 12).all()
     assert [images.id_of(i) for i in range(2)] == ["an image, taken.png", "dog/00.png"]
@@ -62,7 +62,7 @@ def test_a_parquet_file_is_a_table(photos):
 
     columns = {"pixels": [b"x"] * 20, "path": [name for name, _ in ROWS], "label": [label for _, label in ROWS]}
     parquet.write_table(pa.table(columns), photos / "t.parquet")
-    same_sources(folder(photos, 12), folder(photos / "t.parquet", 12))
+    assert_same_sources(folder(photos, 12), folder(photos / "t.parquet", 12))
     (photos / "t.parquet").write_bytes((photos / "t.parquet").read_bytes()[:-9])
     with pytest.raises(DataError, match=r"t\.parquet cannot be read"):
         folder(photos / "t.parquet")
@@ -96,7 +96,7 @@ def test_labels_may_be_missing_or_numbers(photos):
 def test_columns_and_folder_are_settings(photos, tmp_path):
     rows = [(label, name, "x", "y") for name, label in ROWS]
     table = write(tmp_path / "t.csv", rows, ("kind", "where", "path", "label"))
-    same_sources(folder(photos, 12), folder(table, 12, image="where", label="kind", root=photos))
+    assert_same_sources(folder(photos, 12), folder(table, 12, image="where", label="kind", root=photos))
     with pytest.raises(DataError, match=r"data\.label: .*t\.csv has no column 'kindd'\. Did you mean 'kind'\? Columns"):
         folder(table, label="kindd")
 

@@ -190,7 +190,7 @@ def test_ones_own_network(tmp_path):
         ("a.bin", r"out: a.bin must end in .safetensors"),
         ("nowhere/a.safetensors", "there is no folder 'nowhere'"),
         ("there.safetensors", r"'.*there.safetensors' exists already. Replace it with --overwrite"),
-        ("run/backbone.safetensors", "is the backbone of a run itself"),
+        ("run/backbone.safetensors", "belongs to the run in that folder"),
     ],
 )
 def test_where_nothing_is_written(here, tmp_path, out, message):

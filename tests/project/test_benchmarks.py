@@ -27,6 +27,8 @@ import results  # noqa: E402
 import start_care  # noqa: E402
 from pages import draw_photos  # noqa: E402
 
+from akssl_core.rundir.folder import RunDir  # noqa: E402
+
 
 @pytest.mark.filterwarnings("ignore")
 def test_busy_has_a_rate_for_each_load_and_leaves_no_process_behind(tmp_path, monkeypatch):
@@ -130,6 +132,9 @@ def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):
         "the teacher once, the student thrice"
     )
     assert cached == pytest.approx(3 * student / (6 * taught), abs=1e-3)
+    of = {name: RunDir.open(tmp_path / "runs" / name).history for name in ("live-0", "rate", "alone-0")}
+    live, rate, _ = (sum(row["seconds"] * (1 - row.get("time_evaluate", 0)) for row in rows) for rows in of.values())
+    assert of["alone-0"][-1]["step"] == max(1, round(live / rate * 256 / distillation.BATCH)), "for as many seconds"
 
 
 @pytest.mark.filterwarnings("ignore")

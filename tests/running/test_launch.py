@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from whole_runs import Stop, losses, same
 
 import akssl_core
-from akssl_core.errors import AksslError, ConfigError, DataError, PluginError, RunDirError
+from akssl_core.errors import AksslError, ConfigError, DataError, PluginError, RunDirError, RunStopped
 from akssl_core.method import Curve
 from akssl_core.plugins.manager import installed
 from akssl_core.rundir.folder import RunDir, read_tensors
@@ -300,6 +300,22 @@ def test_a_run_that_is_refused_late_leaves_the_one_that_it_was_to_replace(start,
     assert not (tmp_path / "new").exists()
     assert start(overwrite=True, seed=5).history != first.history
     assert not (first.run_dir / ".replaced").exists()
+
+
+def test_what_fails_before_its_first_row_keeps_its_checkpoints(start, toys, photos, at_step, tmp_path):
+    def fails():
+        raise RunStopped("no memory is left.")
+
+    often = {"epochs": 2, "report": False, "train": {"checkpoint_every": 2, "log_every": 1000}}
+    whole = start("whole", **often)
+    at_step(6, fails)
+    (tmp_path / "made").mkdir()
+    for name in ("made", "new"):
+        with pytest.raises(RunStopped):
+            start(name, **often)
+        resumed = resume(tmp_path / name, data=photos, plugins=toys, report=False)
+        assert same(whole.run_dir, resumed.run_dir)
+        at_step(6, fails)
 
 
 def test_a_diverging_run_stops_and_says_what_to_do(start, toys, tmp_path, monkeypatch):
