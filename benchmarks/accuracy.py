@@ -3,10 +3,10 @@
 Each run sees the same number of images with its default recipe on the same backbone; methods over patch tokens train
 their recipe's own. Features of the frozen backbone are scored by k-NN (k = 20, cosine) and by a linear probe (L-BFGS,
 penalty chosen on a part of the bank), beside raw pixels, the same backbone untrained, the same backbone trained with
-labels, and lightly's methods as its examples build them; one that is judged by fine-tuning also by that, with a tenth
-of the labels, beside the same network from random weights. CIFAR-10 is read from a folder, if one is given: the first
-thousand training images of each class, and the test images. Writes benchmarks/results/accuracy.json after every run,
-and accuracy.md at the end.
+labels, and methods of lightly and stable-pretraining as their examples build them; one that is judged by fine-tuning
+also by that, with a tenth of the labels, beside the same network from random weights. CIFAR-10 is read from a folder,
+if one is given: the first thousand training images of each class, and the test images. Writes
+benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr dclw": ("simclr", {"options": {"loss": {"name": "dclw", "temperature": 0.2}}}),
     "simsiam 4 views": ("simsiam", {"augmentation": {"count": 4}}),
 }  # a method under other settings than its recipe's; four views take twice the time of two
-PEERS = ("simclr", "byol", "swav", "dino", "vicreg", "lejepa")  # of lightly, on shapes
+LIGHTLY, STABLE = "lightly", "stable-pretraining"
+PEERS = (*(f"{LIGHTLY} {name}" for name in ("simclr", "byol", "swav", "dino", "vicreg", "lejepa")), f"{STABLE} lejepa")
 BASELINES = ("raw pixels", "random init", f"random {OF_TOKENS}", "supervised")
 NO_PROBES = {"every": EPOCHS, "queries": 100, "bank": 100, "online_queries": 100, "online_bank": 100}
 COLUMNS = ("system", "seeds", "k-NN", "linear probe", "fine-tuned", "from scratch", "z std ratio", "RankMe", "minutes")
@@ -68,7 +70,7 @@ class Job:
     """One run of one system."""
 
     data: str
-    system: str  # a method's or a variant's name, a baseline, or "lightly NAME"
+    system: str  # a method's or a variant's name, a baseline, or "PEER NAME"
     seed: int
 
     @property
@@ -95,8 +97,7 @@ def know(sets: dict[str, dict[str, Any]]) -> None:
 
 def systems_on(data: str) -> list[str]:
     """What is trained on a data set, in the table's order."""
-    peers = [f"lightly {name}" for name in PEERS] if data == "shapes" else []
-    return [*BASELINES, *ALONE, *VARIANTS, *peers]
+    return [*BASELINES, *ALONE, *VARIANTS, *(PEERS if data == "shapes" else ())]
 
 
 def jobs(systems: list[str]) -> list[Job]:
@@ -120,8 +121,8 @@ def perform(job: Job, threads: int, precision: str) -> dict[str, Any]:
         scores = score_pixels(job)
     elif job.system.startswith("random "):
         scores = score(job, *untrained(job, BACKBONE if job.system == "random init" else OF_TOKENS))
-    elif job.system.startswith("lightly "):
-        scores = score(job, *trained_by_lightly(job))
+    elif job.system in PEERS:
+        scores = score(job, *trained_by_peer(job))
     else:
         backbone, preprocess, facts = trained(job, precision)
         scores = {**score(job, backbone, preprocess), **facts}
@@ -163,14 +164,20 @@ def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]
     return akssl_core.build("backbone", backbone, image), Preprocess.of(image)
 
 
-def trained_by_lightly(job: Job) -> tuple[Backbone, Preprocess]:
-    """The same backbone, trained on the same images by lightly."""
+def trained_by_peer(job: Job) -> tuple[Backbone, Preprocess]:
+    """The same backbone, trained on the same images by another library."""
     import peers  # benchmark extra
 
+    library, name = job.system.split()
+    if library == STABLE:
+        import peers_stable  # not among the extras: it says why
+
+        train = partial(peers.train, methods=peers_stable.METHODS)
+    else:
+        train = peers.train
     backbone, preprocess = untrained(job)
     images = job.source.train().fetch(range(IMAGES)).images
-    name = job.system.removeprefix("lightly ")
-    encoder = peers.train(name, images, backbone, epochs=EPOCHS, seed=job.seed, image=backbone.image).encoder
+    encoder = train(name, images, backbone, epochs=EPOCHS, seed=job.seed, image=backbone.image).encoder
     return encoder, preprocess
 
 
@@ -252,7 +259,9 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
 def main(given: list[str] | None = None) -> None:
     """Run what is asked for, and write the table after each run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("systems", nargs="*", help="only these methods, baselines or 'lightly NAME'")
+    parser.add_argument(
+        "systems", nargs="*", help="only these methods, baselines or 'lightly NAME', 'stable-pretraining NAME'"
+    )
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier call")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
     parser.add_argument("--data", nargs="+", default=list(SEEDS), choices=list(SEEDS))

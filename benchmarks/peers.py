@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ class Example:
     optimizer: torch.optim.Optimizer
     loss: Callable[[list[Tensor], int], Tensor]  # of the views of a batch in an epoch
     encoder: nn.Module
-    after_backward: Callable[[int], Any] = lambda epoch: None
+    after_backward: Callable[[float], Any] = lambda epoch: None  # epochs done, with the part of the present one
 
 
 def simclr(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
@@ -330,17 +330,19 @@ def train(
     epochs: int,
     seed: int,
     batch_size: int | None = None,
+    methods: Mapping[str, Callable[[Backbone, ImageSpec, int], Example]] = METHODS,
 ) -> Trained:
-    """Train a backbone in place as lightly's example of the method would.
+    """Train a backbone in place as a peer's example of the method would.
 
     Args:
-        method: one of METHODS.
+        method: one of `methods`.
         images: (N, C, H, W) uint8 with 1 or 3 channels.
         backbone: the network to train.
         image: side of the global views in pixels, and the statistics that all views are normalised with.
         epochs: passes over the images; the last batch of each is dropped unless full.
         seed: of heads, order and views. The backbone's weights are left as they come.
         batch_size: instead of the example's own.
+        methods: those of a peer; lightly's by default.
 
     Raises:
         ValueError: the images have another number of channels, or are fewer than a batch.
@@ -348,7 +350,7 @@ def train(
     if images.shape[1] not in (1, 3) or images.shape[1] != image.channels:
         raise ValueError(f"images of {images.shape[1]} channels: lightly's transforms take 1 or 3, as `image` says")
     torch.manual_seed(seed)
-    example = METHODS[method](backbone, image, epochs)
+    example = methods[method](backbone, image, epochs)
     batch_size = batch_size or example.batch_size
     if len(images) < batch_size:
         raise ValueError(f"{len(images)} images make no batch of {batch_size}")
@@ -377,9 +379,9 @@ def one_epoch(
     example: Example, loader: DataLoader[list[Tensor]], epoch: int, tick: Callable[[], None] = lambda: None
 ) -> None:
     """One pass over the images; `tick` is called after each step."""
-    for views in loader:
+    for done, views in enumerate(loader):
         example.loss(views, epoch).backward()
-        example.after_backward(epoch)
+        example.after_backward(epoch + done / len(loader))
         example.optimizer.step()
         example.optimizer.zero_grad()
         tick()
