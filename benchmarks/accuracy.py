@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -282,13 +283,21 @@ def main(given: list[str] | None = None) -> None:
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     warnings.simplefilter("ignore")
     context = multiprocessing.get_context("spawn")
+    failed = []
     with ProcessPoolExecutor(arguments.jobs, context, initializer=know, initargs=(DATA,)) as pool:
-        futures = [pool.submit(perform, job, threads, arguments.precision) for job in wanted if job not in done]
+        left = [job for job in wanted if job not in done]
+        futures = {pool.submit(perform, job, threads, arguments.precision): job for job in left}
         for future in as_completed(futures):
+            if error := future.exception():  # the other runs go on
+                failed.append(f"{futures[future]}: {type(error).__name__}: {error}")
+                print(failed[-1], flush=True)
+                continue
             rows.append(future.result())
             print(json.dumps(rows[-1]), flush=True)
             write(rows, file)
     write(rows, file)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(left)} runs failed:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def dedup(
         features, thumbnails, shapes, rows = _looked_at(work)
     pairs, apart = _copies(features, thumbnails, shapes, work.device)
     order = _order(work.images, rows, shapes, pairs)
-    groups = [[(rows[i], d) for i, d in group] for group in _groups(pairs, apart, thumbnails, order)]
+    compare = partial(differences, thumbnails, shapes.amin(1))
+    groups = [[(rows[i], d) for i, d in group] for group in _groups(pairs, apart, compare, order)]
     names = [[work.images.id_of(i) for i, _ in group] for group in groups]
     copies = [i for group in groups for i, _ in group[1:]]
     delete = [str(work.images.file_of(i) or work.images.id_of(i)) for i in copies]
@@ -162,7 +164,7 @@ def _copies(features: Tensor, thumbnails: list[Tensor], shapes: Tensor, device: 
     aspects = (shapes[:, 1] / shapes[:, 0]).log()
     stretched = (aspects[pairs[:, 0]] - aspects[pairs[:, 1]]).abs() > torch.tensor(STRETCHED).log()
     pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & ~stretched]
-    apart = differences(thumbnails, *pairs.T)
+    apart = differences(thumbnails, shapes.amin(1), *pairs.T)
     return pairs[apart <= LIMIT], apart[apart <= LIMIT]
 
 
@@ -180,7 +182,7 @@ def _order(images: ImageSet, rows: list[int], shapes: Tensor, pairs: Tensor) -> 
 
 
 def _groups(
-    pairs: Tensor, apart: Tensor, thumbnails: list[Tensor], order: dict[int, tuple[int, int, int]]
+    pairs: Tensor, apart: Tensor, compare: Callable[[Tensor, Tensor], Tensor], order: dict[int, tuple[int, int, int]]
 ) -> list[Group]:
     """Each image to keep with its copies: all of them are compared with it, and what is none stays for other groups."""
     near: dict[int, set[int]] = {i: set() for i in order}
@@ -193,7 +195,7 @@ def _groups(
         others = sorted(_reached(keep, near, left) - {keep}) if keep in left else []
         new = [i for i in others if (min(i, keep), max(i, keep)) not in known]
         if new:
-            distances = differences(thumbnails, torch.full((len(new),), keep), torch.tensor(new))
+            distances = compare(torch.full((len(new),), keep), torch.tensor(new))
             known |= {(min(i, keep), max(i, keep)): d for i, d in zip(new, distances.tolist(), strict=True)}
         copies = [(i, d) for i in others if (d := known[min(i, keep), max(i, keep)]) <= LIMIT]
         if copies:

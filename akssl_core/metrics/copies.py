@@ -5,7 +5,7 @@ Pure functions of pixels. Nothing is learnt but what little windows change in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ LIMIT = 1.0  # what `difference` is at most between copies
 MARGIN = 0.12  # the most that a window is moved or narrowed, in halves of a side: 6 % of it
 STEPS = 4  # of the search for a window; more move it by less than a hundredth of a pixel
 COLOUR = 2.5  # a copy's colours may be off by so many times as much as its luminance: JPEG stores them at half the size
+FAR = 3.0  # beyond which no filter of resizing is the reason
 GAIN = 0.75  # the contrast of a copy is 1.25 times that of the original, give or take so much
 PLAIN = 2.0  # gray levels of standard deviation below which an image shows nothing
 AT_ONCE = 1000  # pairs compared together
@@ -52,18 +53,54 @@ def signatures(thumbnails: Sequence[Tensor]) -> Tensor:
     return F.normalize((rows - rows.mean(0)) @ axes * (spread + 1e-5).rsqrt(), dim=1)
 
 
-def differences(thumbnails: Sequence[Tensor], first: Tensor, second: Tensor) -> Tensor:
-    """`difference` of the thumbnails at positions `first` (P,) and `second` (P,), (P,) float32, in either order."""
-    sides = torch.tensor([image.shape[-1] for image in thumbnails])
-    kinds, found = sides[first] * (SIDE + 1) + sides[second], torch.empty(len(first))
+def differences(thumbnails: Sequence[Tensor], sides: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`difference` of the thumbnails at positions `first` (P,) and `second` (P,), (P,) float32, in either order.
+
+    `sides` (N,) are the shorter sides of the images, in pixels. Where they differ and a thumbnail has all pixels of its
+    image, the other image may consist of pixels picked from it, in unequal steps, and the thumbnail is resized so too.
+    """
+    own = torch.tensor([image.shape[-1] for image in thumbnails])
+    found = torch.empty(len(first))
+    for rows, (a, b) in _alike(thumbnails, own, first, second):
+        side = min(a.shape[-1], b.shape[-1])
+        found[rows] = _nearer(*(_resized(of, side) if of.shape[-1] > 1.1 * side else of for of in (a, b)))
+    whole = sides[torch.stack([first, second])].amin(0) <= SIDE
+    again = torch.nonzero(whole & (sides[first] != sides[second]) & (found > LIMIT) & (found <= FAR)).flatten()
+    for chosen, pair in _alike(thumbnails, sides, first[again], second[again]):
+        rows = again[chosen]
+        to = sides[second[rows[0]]], sides[first[rows[0]]]
+        for picked, other, side in zip(pair, reversed(pair), map(int, to), strict=True):
+            if picked.shape[-1] <= SIDE:
+                as_other = _resized(_picked(picked, side), other.shape[-1])
+                found[rows] = found[rows].minimum(_nearer(as_other, other))
+    return found
+
+
+def _alike(
+    thumbnails: Sequence[Tensor], sides: Tensor, first: Tensor, second: Tensor
+) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+    """The pairs in batches of which both images have one side each: rows (p,) and the thumbnails as float32."""
+    kinds = sides[first] * (int(sides.max()) + 1) + sides[second]
     for kind in torch.unique(kinds):
         for rows in torch.split(torch.nonzero(kinds == kind).flatten(), AT_ONCE):
             a, b = (torch.stack([thumbnails[i] for i in of[rows].tolist()]).float() for of in (first, second))
-            side = min(a.shape[-1], b.shape[-1])
-            a, b = (_resized(of, side) if of.shape[-1] > 1.1 * side else of for of in (a, b))
-            ways = [difference(x, y) for x, y in ((a, b), (b, a)) if x.shape[-1] >= y.shape[-1]]
-            found[rows] = torch.stack(ways).amin(0)
-    return found
+            yield rows, (a, b)
+
+
+def _nearer(a: Tensor, b: Tensor) -> Tensor:
+    """`difference` of images (P, C, s, s) and (P, C, t, t), whichever is the original: the smaller can be no window."""
+    ways = [difference(x, y) for x, y in ((a, b), (b, a)) if x.shape[-1] >= y.shape[-1]]
+    return torch.stack(ways).amin(0)
+
+
+def _picked(images: Tensor, side: int) -> Tensor:
+    """Images (P, C, s, s) resized by a box filter (P, C, side, side): means of whole pixels, or the nearest one."""
+    step = images.shape[-1] / side
+    reach, at = max(step, 1) / 2, (torch.arange(side)[:, None] + 0.5) * step
+    apart = torch.arange(images.shape[-1]) + 0.5 - at
+    weights = ((apart > -reach) & (apart <= reach)).float()
+    weights = weights / weights.sum(1, keepdim=True)
+    return weights @ images @ weights.T
 
 
 def difference(original: Tensor, copy: Tensor) -> Tensor:

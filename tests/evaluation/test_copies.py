@@ -89,11 +89,12 @@ def test_more_copies_than_are_looked_up_are_one_group(finished):
     assert [len(group) for group in found.groups] == [15]
 
 
-def test_a_chain_ends_where_an_image_is_no_copy_of_the_one_kept(monkeypatch):
-    monkeypatch.setattr(copies, "differences", lambda thumbnails, first, second: torch.full((len(first),), 2.0))
+def test_a_chain_ends_where_an_image_is_no_copy_of_the_one_kept():
     order = {i: (0, 0, i) for i in range(4)}
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
-    groups = copies._groups(pairs, torch.tensor([0.5, 0.5, 0.5]), [], order)
+    groups = copies._groups(
+        pairs, torch.tensor([0.5, 0.5, 0.5]), lambda first, _: torch.full((len(first),), 2.0), order
+    )
     assert groups == [[(0, 0.0), (1, 0.5)], [(2, 0.0), (3, 0.5)]]
 
 
@@ -106,8 +107,19 @@ def test_one_image_has_no_copies(finished, pictures):
 
 def test_plain_images_are_copies_only_where_they_are_equal():
     plain = [torch.full((1, 16, 16), value, dtype=torch.uint8) for value in (0, 0, 90)]
-    apart = differences(plain, torch.tensor([0, 0]), torch.tensor([1, 2]))
+    apart = differences(plain, torch.tensor([16, 16, 16]), torch.tensor([0, 0]), torch.tensor([1, 2]))
     assert apart.tolist() == [0, 90]
+
+
+@pytest.mark.parametrize("side", [21, 42])
+@pytest.mark.parametrize("kept_first", [True, False])
+def test_pixels_that_were_picked_in_unequal_steps(side, kept_first):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8))
+    pair = [noise, noise.resize((side, side), Image.Resampling.BOX)]
+    images = [thumbnail(torch.from_numpy(np.array(image)).permute(2, 0, 1)) for image in pair]
+    rows = torch.tensor([[0], [1]] if kept_first else [[1], [0]])
+    assert differences(images, torch.tensor([28, side]), *rows).item() < 0.02
+    assert differences(images, torch.tensor([28, 28]), *rows).item() > 1  # as if both had been this large
 
 
 def test_a_window_has_nearly_the_signature_of_its_image():
