@@ -17,7 +17,7 @@ from ..console import Progress
 from ..data import ImageSet, image_header
 from ..data.prepare import named
 from ..errors import ConfigError, DataError, visible
-from ..metrics.copies import LIMIT, differences, signatures, thumbnail
+from ..metrics.copies import LIMIT, NEAREST, differences, signatures, thumbnail
 from ..metrics.nearest import nearest
 from ..plugins.manager import Plugins
 from ..reporting.html import page, section, table, tag
@@ -27,8 +27,6 @@ from .embedding import Work, work_on
 from .opened import open_weights
 from .searching import captioned, pictures_of
 
-NEAREST = 5  # by features, and as many by thumbnails, with which an image is compared
-STRETCHED = 1.13  # the most by which the aspects of copies differ: a crop of 6 % a side
 ON_A_PAGE = 100  # groups with pictures
 
 Group = list[tuple[int, float]]  # positions and differences, the one to keep first
@@ -118,7 +116,7 @@ def dedup(
         features, thumbnails, shapes, rows = _looked_at(work)
     pairs, apart = _copies(features, thumbnails, shapes, work.device)
     order = _order(work.images, rows, shapes, pairs)
-    compare = partial(differences, thumbnails, shapes.amin(1))
+    compare = partial(differences, thumbnails, shapes)
     groups = [[(rows[i], d) for i, d in group] for group in _groups(pairs, apart, compare, order)]
     names = [[work.images.id_of(i) for i, _ in group] for group in groups]
     copies = [i for group in groups for i, _ in group[1:]]
@@ -161,10 +159,8 @@ def _copies(features: Tensor, thumbnails: list[Tensor], shapes: Tensor, device: 
     found = [nearest(of, of, NEAREST + 1, device)[1].flatten() for of in (features, signatures(thumbnails))]
     pairs = torch.stack([first.repeat(2), torch.cat(found)], 1).sort(1).values
     pairs = torch.unique(pairs, dim=0)
-    aspects = (shapes[:, 1] / shapes[:, 0]).log()
-    stretched = (aspects[pairs[:, 0]] - aspects[pairs[:, 1]]).abs() > torch.tensor(STRETCHED).log()
-    pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & ~stretched]
-    apart = differences(thumbnails, shapes.amin(1), *pairs.T)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    apart = differences(thumbnails, shapes, *pairs.T)
     return pairs[apart <= LIMIT], apart[apart <= LIMIT]
 
 

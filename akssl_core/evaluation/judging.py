@@ -265,13 +265,7 @@ def _seen(trained: Trained, split: Split) -> list[str]:
 
 def _warnings(split: Split) -> list[str]:
     """Warnings for the reader of the numbers."""
-    notes = []
-    if split.overlap:
-        ids = ", ".join(split.overlap[:3])
-        notes.append(
-            f"{len(split.overlap)} of {len(split.test)} test images are also training images, pixel for pixel ({ids}"
-            f"{', ...' if len(split.overlap) > 3 else ''}): the accuracies are too high by what they give away"
-        )
+    notes = split.twice.warnings(len(split.test))
     if split.unreadable:
         notes.append(f"{len(split.unreadable)} images could not be read and are left out")
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,54 @@ from ..data.labels import without
 from ..data.masks import Masked
 from ..draws import fold
 from ..errors import DataError
+from ..metrics.copies import copied, thumbnail
 from ..metrics.features import sample, spread
 
 HASHED_TOGETHER = 64  # images looked at together
+COMPARED = 2000  # test images, spread over all, that are compared with near copies
+MOST_COMPARED = 100_000  # training images of which thumbnails are kept, three kilobytes each
 NAMED = 5  # images that a message names
 
 
 @dataclass(frozen=True)
+class Twice:
+    """Test images that are training images too, by their ids."""
+
+    equal: tuple[str, ...]  # pixel for pixel
+    near: tuple[str, ...]  # recompressed, resized, cropped a little or of other brightness
+    looked_at: int  # test images that were compared with near ones; 0: the training images are too many
+
+    def record(self) -> dict[str, Any]:
+        """How many, and the first of each, as plain values."""
+        equal = {"overlap": len(self.equal), "overlap_ids": list(self.equal[:NAMED])}
+        near = {"near_copies": len(self.near), "near_copies_ids": list(self.near[:NAMED])}
+        return {**equal, **near, "near_copies_of": self.looked_at}
+
+    def warnings(self, tested: int) -> list[str]:
+        """What the reader of an accuracy should know, of so many test images."""
+        found = (
+            (self.equal, tested, "training images, pixel for pixel"),
+            (self.near, self.looked_at, "near copies of training images (`akssl dedup` finds such)"),
+        )
+        too_high = "the accuracies are too high by what they give away"
+        return [
+            f"{len(ids)} of {of} test images are also {what} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}): "
+            f"{too_high}"
+            for ids, of, what in found
+            if ids
+        ]
+
+
+@dataclass(frozen=True)
 class Split:
-    """Train and test images with a label each, (N,) and (Q,) int64. `overlap` holds test images that also train."""
+    """Train and test images with a label each, (N,) and (Q,) int64, and which test images train as well."""
 
     train: ImageSet
     test: ImageSet
     labels: Tensor
     test_labels: Tensor
     how: str
-    overlap: tuple[str, ...]  # ids
+    twice: Twice
     unreadable: Mapping[str, str]  # id -> reason; left out
 
     @classmethod
@@ -51,10 +83,10 @@ class Split:
             )
         bank, queries = pair[0] if train is None else sample(pair[0], train), pair[1]
         queries = queries if test is None else sample(queries, test)
-        bank, queries, overlap, unreadable = _looked_at(bank, queries, _labelled(bank), _labelled(queries), data)
+        bank, queries, twice, unreadable = _looked_at(bank, queries, _labelled(bank), _labelled(queries), data)
         assert bank.labels is not None
         assert queries.labels is not None
-        return cls(bank, queries, bank.labels, queries.labels, _how(source), overlap, unreadable)
+        return cls(bank, queries, bank.labels, queries.labels, _how(source), twice, unreadable)
 
     @classmethod
     def with_masks(
@@ -80,9 +112,9 @@ class Split:
             images if most is None else sample(images, most) for images, most in zip(masked, (train, test), strict=True)
         )
         every = [list(range(len(images))) for images in (bank, queries)]
-        bank, queries, overlap, unreadable = _looked_at(bank, queries, every[0], every[1], data)
+        bank, queries, twice, unreadable = _looked_at(bank, queries, every[0], every[1], data)
         none = torch.zeros(0, dtype=torch.int64)
-        return cls(bank, queries, none, none, how, overlap, unreadable)
+        return cls(bank, queries, none, none, how, twice, unreadable)
 
     def record(self) -> dict[str, Any]:
         """Which images and how many, as plain values."""
@@ -91,8 +123,7 @@ class Split:
             "train_images": len(self.train),
             "test_images": len(self.test),
             "classes": len(torch.unique(self.labels)),
-            "overlap": len(self.overlap),
-            "overlap_ids": list(self.overlap[:NAMED]),
+            **self.twice.record(),
             "unreadable": dict(self.unreadable),
         }
 
@@ -113,14 +144,20 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 def _looked_at(
     bank: ImageSet, queries: ImageSet, rows: list[int], query_rows: list[int], data: str
-) -> tuple[ImageSet, ImageSet, tuple[str, ...], Mapping[str, str]]:
-    """Those of both parts at these rows that can be read, the ids of queries in both, and what is unreadable."""
-    hashes, kept = _look(bank, rows, data)
-    query_hashes, query_kept = _look(queries, query_rows, data)
-    known = set(hashes)
-    overlap = [queries.id_of(i) for i, key in zip(query_kept.tolist(), query_hashes, strict=True) if key in known]
-    bank, queries = _only(bank, kept), _only(queries, query_kept)
-    return bank, queries, tuple(overlap), {**bank.unreadable, **queries.unreadable}
+) -> tuple[ImageSet, ImageSet, Twice, Mapping[str, str]]:
+    """Those of both parts at these rows that can be read, the queries that are in both, and what is unreadable."""
+    many = len(rows) > MOST_COMPARED
+    seen = _look(bank, rows, set() if many else set(rows), data)
+    compared = set() if many else {query_rows[i] for i in spread(len(query_rows), min(COMPARED, len(query_rows)))}
+    asked = _look(queries, query_rows, compared, data)
+    known = set(seen.hashes)
+    equal = [i for i, key in zip(asked.kept, asked.hashes, strict=True) if key in known]
+    shapes = torch.tensor([*seen.shapes, *asked.shapes]).view(-1, 2)
+    near = copied([*seen.thumbnails, *asked.thumbnails], shapes, len(seen.thumbnails)).tolist()
+    found = [i for i, is_near in zip((i for i in asked.kept if i in compared), near, strict=True) if is_near]
+    names = [tuple(map(queries.id_of, of)) for of in (equal, [i for i in found if i not in set(equal)])]
+    bank, queries = (_only(of, torch.tensor(looked.kept)) for of, looked in ((bank, seen), (queries, asked)))
+    return bank, queries, Twice(names[0], names[1], len(asked.thumbnails)), {**bank.unreadable, **queries.unreadable}
 
 
 def _labelled(images: ImageSet) -> list[int]:
@@ -129,22 +166,35 @@ def _labelled(images: ImageSet) -> list[int]:
     return found
 
 
-def _look(images: ImageSet, rows: list[int], data: str) -> tuple[list[bytes], Tensor]:
-    """A hash of each of these images that can be read, by its size and pixels, and the positions of those images."""
-    hashes, kept = [], []
+@dataclass(frozen=True)
+class _Looked:
+    """Images that can be read: positions, hashes of size and pixels; thumbnails and shapes of those asked for."""
+
+    kept: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    thumbnails: list[Tensor] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+
+def _look(images: ImageSet, rows: list[int], compared: set[int], data: str) -> _Looked:
+    found = _Looked()
     for start in range(0, len(rows), HASHED_TOGETHER):
         index = rows[start : start + HASHED_TOGETHER]
         pixels = images.fetch(index)
         bad = {i for i, _ in pixels.unreadable}
         for place, i in enumerate(index):
-            if i not in bad:
-                image = pixels.image(place).contiguous()
-                shape = repr(tuple(image.shape)).encode()
-                hashes.append(hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=shape[:64]).digest())
-                kept.append(i)
-    if not kept:
+            if i in bad:
+                continue
+            image = pixels.image(place).contiguous()
+            shape = repr(tuple(image.shape)).encode()
+            found.hashes.append(hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=shape[:64]).digest())
+            found.kept.append(i)
+            if i in compared:
+                found.thumbnails.append(thumbnail(image))
+                found.shapes.append(image.shape[1:])
+    if not found.kept:
         raise DataError(f"data: {data} has no labelled image that can be read. Look at its files, or give other data.")
-    return hashes, torch.tensor(kept)
+    return found
 
 
 def _only(images: ImageSet, rows: Tensor) -> ImageSet:

@@ -5,11 +5,14 @@ Pure functions of pixels. Nothing is learnt but what little windows change in th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .nearest import nearest
 
 SIDE = 32  # of thumbnails, in pixels: what recompression and resizing change is mostly finer than this
 FEWEST = 8  # pixels a side with which a comparison means something
@@ -20,6 +23,8 @@ COLOUR = 2.5  # a copy's colours may be off by so many times as much as its lumi
 FAR = 3.0  # beyond which no filter of resizing is the reason
 GAIN = 0.75  # the contrast of a copy is 1.25 times that of the original, give or take so much
 PLAIN = 2.0  # gray levels of standard deviation below which an image shows nothing
+STRETCHED = 1.13  # the most by which the aspects of copies differ: a crop of 6 % a side
+NEAREST = 5  # thumbnails with which an image is compared
 AT_ONCE = 1000  # pairs compared together
 
 _SMALL = 12  # side of the images that are looked up
@@ -53,12 +58,36 @@ def signatures(thumbnails: Sequence[Tensor]) -> Tensor:
     return F.normalize((rows - rows.mean(0)) @ axes * (spread + 1e-5).rsqrt(), dim=1)
 
 
-def differences(thumbnails: Sequence[Tensor], sides: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def copied(thumbnails: Sequence[Tensor], shapes: Tensor, among: int) -> Tensor:
+    """Which images beyond the first `among` are copies of one of those, (N - among,) bool.
+
+    `shapes` (N, 2) are height and width of the images. Each is compared with five whose thumbnails are most alike.
+    """
+    if among == len(thumbnails):
+        return torch.zeros(0, dtype=torch.bool)
+    rows = signatures(thumbnails)
+    index = nearest(rows[:among], rows[among:], NEAREST)[1]
+    queries = torch.arange(among, len(thumbnails))[:, None].expand_as(index)
+    apart = differences(thumbnails, shapes, index.flatten(), queries.flatten())
+    return (apart <= LIMIT).view_as(index).any(1)
+
+
+def differences(thumbnails: Sequence[Tensor], shapes: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """`difference` of the thumbnails at positions `first` (P,) and `second` (P,), (P,) float32, in either order.
 
-    `sides` (N,) are the shorter sides of the images, in pixels. Where they differ and a thumbnail has all pixels of its
-    image, the other image may consist of pixels picked from it, in unequal steps, and the thumbnail is resized so too.
+    `shapes` (N, 2) are height and width of the images, in pixels: if one is much more stretched, both are infinitely
+    far apart. If their shorter sides differ and a thumbnail has all pixels of its image, the other image may consist of
+    pixels picked from it, in unequal steps, and the thumbnail is resized so too.
     """
+    aspects, sides = (shapes[:, 1] / shapes[:, 0]).log(), shapes.amin(1)
+    alike = torch.nonzero((aspects[first] - aspects[second]).abs() <= math.log(STRETCHED)).flatten()
+    found = torch.full((len(first),), torch.inf)
+    found[alike] = _apart(thumbnails, sides, first[alike], second[alike])
+    return found
+
+
+def _apart(thumbnails: Sequence[Tensor], sides: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`differences`, where no image is stretched."""
     own = torch.tensor([image.shape[-1] for image in thumbnails])
     found = torch.empty(len(first))
     for rows, (a, b) in _alike(thumbnails, own, first, second):

@@ -107,7 +107,7 @@ def test_one_image_has_no_copies(finished, pictures):
 
 def test_plain_images_are_copies_only_where_they_are_equal():
     plain = [torch.full((1, 16, 16), value, dtype=torch.uint8) for value in (0, 0, 90)]
-    apart = differences(plain, torch.tensor([16, 16, 16]), torch.tensor([0, 0]), torch.tensor([1, 2]))
+    apart = differences(plain, torch.full((3, 2), 16), torch.tensor([0, 0]), torch.tensor([1, 2]))
     assert apart.tolist() == [0, 90]
 
 
@@ -118,8 +118,8 @@ def test_pixels_that_were_picked_in_unequal_steps(side, kept_first):
     pair = [noise, noise.resize((side, side), Image.Resampling.BOX)]
     images = [thumbnail(torch.from_numpy(np.array(image)).permute(2, 0, 1)) for image in pair]
     rows = torch.tensor([[0], [1]] if kept_first else [[1], [0]])
-    assert differences(images, torch.tensor([28, side]), *rows).item() < 0.02
-    assert differences(images, torch.tensor([28, 28]), *rows).item() > 1  # as if both had been this large
+    assert differences(images, torch.tensor([[28, 28], [side, side]]), *rows).item() < 0.02
+    assert differences(images, torch.full((2, 2), 28), *rows).item() > 1  # as if both had been this large
 
 
 def test_a_window_has_nearly_the_signature_of_its_image():

@@ -7,7 +7,7 @@ from torch import nn
 
 import akssl_core
 from akssl_core.evaluation.protocols import FineTune, System, _groups
-from akssl_core.evaluation.split import Split
+from akssl_core.evaluation.split import Split, Twice
 
 
 def test_fine_tuning_trains_a_copy():
@@ -20,7 +20,7 @@ def test_fine_tuning_trains_a_copy():
     images[labels == 5] //= 8  # dark and bright
     data, feed = akssl_core.TensorImages(images, labels), akssl_core.Preprocess(8, 3, (0.5,) * 3, (0.2,) * 3, 8)
     learner = FineTune(1, 5, torch.device("cpu")).learner(
-        System("trained", backbone, feed), Split(data, data, labels, labels, "", (), {})
+        System("trained", backbone, feed), Split(data, data, labels, labels, "", Twice((), (), 0), {})
     )
     guesses = learner(torch.arange(len(labels)), 0)[None]
     assert torch.equal(guesses, labels), "it must have learned, else nothing was tuned"
@@ -60,7 +60,7 @@ def test_fine_tuning_sees_crops_and_mirror_images(monkeypatch):
     data, labels = akssl_core.TensorImages(pixels), torch.tensor([0])
     feed = akssl_core.Preprocess(8, 3, (0.5,) * 3, (0.2,) * 3, 8)
     learner = FineTune(1, 5, torch.device("cpu")).learner(
-        System("trained", Looks(), feed), Split(data, data, labels, labels, "", (), {})
+        System("trained", Looks(), feed), Split(data, data, labels, labels, "", Twice((), (), 0), {})
     )
     learner(torch.tensor([0]), 0)
     first, seen[:] = torch.cat(seen), []

@@ -16,6 +16,7 @@ from torch import nn
 
 import akssl_core
 from akssl_core import ConfigError, DataError, RunDirError
+from akssl_core.evaluation import split
 from akssl_core.evaluation.opened import Trained, open_trained
 from akssl_core.evaluation.split import Split
 from akssl_core.plugins.first_party import METHODS
@@ -204,8 +205,7 @@ def test_a_run_from_python_objects_asks_for_them_again(photos, tmp_path):
 
 def test_images_in_both_parts_are_found(finished, photos):
     images, labels = photos[0].clone(), photos[1]
-    split = Split.of(akssl_core.data.Arrays(images, labels), "x")
-    assert split.overlap == ()
+    assert Split.of(akssl_core.data.Arrays(images, labels), "x").twice == split.Twice((), (), 13)
     source = akssl_core.data.Arrays(images, labels)
     bank, queries = source.probe()
     twin = int(queries.id_of(4))
@@ -213,6 +213,34 @@ def test_images_in_both_parts_are_found(finished, photos):
     found = akssl_core.evaluate(finished, data=(images, labels))
     assert (found.split["overlap"], found.split["overlap_ids"]) == (1, [str(twin)])
     assert "1 of 13 test images are also training images" in found.notes[0]
+    assert found.split["near_copies"] == 0, "it is told once"
+
+
+def test_near_copies_in_both_parts_are_found(finished, tmp_path):
+    draw = np.random.default_rng(0)
+    for part, kind, i in ((part, kind, i) for part in ("train", "test") for kind in "ab" for i in range(8)):
+        folder = tmp_path / part / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(draw.integers(0, 256, (4, 4, 3), np.uint8))
+        image = small.resize((24, 24), Image.Resampling.BICUBIC)
+        image.save(folder / f"{part}{i}.png")
+        if part == "train" and kind == "a" and i < 2:
+            copy = tmp_path / "test" / "a" / f"copy{i}.png"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            (image.resize((20, 20)) if i else image.point(lambda value: value * 4 // 5)).save(copy)
+    data = {"name": "folder", "path": str(tmp_path / "train"), "test": str(tmp_path / "test")}
+    found = akssl_core.evaluate(finished, data=data)
+    assert found.split["overlap"] == 0
+    assert found.split["near_copies_ids"] == ["a/copy0.png", "a/copy1.png"]
+    (told,) = [note for note in found.notes if "near copies" in note]
+    assert told.startswith("2 of 18 test images are also near copies of training images (`akssl dedup` finds such)")
+
+
+def test_of_many_test_images_some_are_compared_with_near_copies(monkeypatch, photos):
+    monkeypatch.setattr(split, "COMPARED", 4)
+    assert Split.of(akssl_core.data.Arrays(*photos), "x").twice.looked_at == 4
+    monkeypatch.setattr(split, "MOST_COMPARED", 20)
+    assert Split.of(akssl_core.data.Arrays(*photos), "x").twice.looked_at == 0
 
 
 def test_unreadable_images_are_left_out_and_told(here, finished, tmp_path):

@@ -14,7 +14,7 @@ from akssl_core.data.masks import Masked
 from akssl_core.data.shapes import TEST, Shapes, ShapesConfig, draw, draw_masks
 from akssl_core.evaluation.protocols import System
 from akssl_core.evaluation.segment import miou, segment
-from akssl_core.evaluation.split import Split
+from akssl_core.evaluation.split import Split, Twice
 
 FEED = akssl_core.Preprocess(8, 3, (0.5,) * 3, (0.25,) * 3, 8)
 CPU = torch.device("cpu")
@@ -172,7 +172,7 @@ def judged(test, *backbones):
     train = Coded(40, 0)
     systems = [System(name, net, FEED) for name, net in zip(("trained", "random init"), backbones, strict=True)]
     none = torch.zeros(0, dtype=torch.int64)
-    return segment([*systems, System("raw pixels", None, FEED)], Split(train, test, none, none, "", (), {}), 16, CPU)
+    return segment([*systems, System("raw pixels", None, FEED)], Split(train, test, none, none, "", Twice((), (), 0), {}), 16, CPU)
 
 
 def test_telling_features_beat_those_that_say_nothing():
