@@ -113,7 +113,8 @@ def to_uint8(images: Tensor, what: str = "images") -> Tensor:
         return images
     found = f"{what}: expected uint8 or float values in [0, 1], got {str(images.dtype).removeprefix('torch.')}"
     if not images.is_floating_point():
-        raise DataError(f"{found}. Scale the values to 0..255 and convert them to uint8.")
+        deep = "Images of more bits keep them as files: numpy.save('images.npy', images), data='images.npy'. Or scale"
+        raise DataError(f"{found}. {deep} the values to 0..255 and convert them to uint8.")
     low, high = (float(value) for value in torch.aminmax(images))
     if low >= 0 and 1 < high <= 255:
         raise DataError(f"{found} with values up to {high:g}. If they mean 0..255, convert them to uint8.")
