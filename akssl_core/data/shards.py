@@ -100,7 +100,8 @@ class PreparedFiles:
             files = tuple(_shard(at.parent, number, index) for number in range(len(index.rows)))
             others = index.others
         begins = (0, *accumulate(map(len, files)))
-        rows = {first + row: why for first, one in zip(begins, files, strict=False) for row, why in one.unread.rows.items()}
+        reasons = zip(begins[:-1], (file.unread.rows for file in files), strict=True)
+        rows = {first + row: why for first, own in reasons for row, why in own.items()}
         parts = {name: tensors[name] for name in PARTS if name in tensors}
         found = cls(path, files[0].record, files, begins[:-1], Unread(rows=rows, others=others), parts)
         _check_parts(found)

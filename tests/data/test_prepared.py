@@ -17,7 +17,7 @@ from akssl_core import DatasetSource, ImageStore, Schema, StoredImages, TensorIm
 from akssl_core.data import Folder, Loader, Prepared, open_source
 from akssl_core.data.convert import largest_view, stored_side, trained_view, with_margin
 from akssl_core.data.folder import FolderConfig
-from akssl_core.data.prepare import BATCH
+from akssl_core.data.written import BATCH
 from akssl_core.errors import DataError
 from akssl_core.rundir.files import TensorStream, atomic_file
 from akssl_core.rundir.folder import read_tensors
