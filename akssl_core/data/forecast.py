@@ -37,7 +37,7 @@ class Forecast:
     @property
     def text(self) -> str:
         """A line to read before it begins."""
-        files = f"{self.shards} shards" if self.shards > 1 else "1 file"
+        files = in_shards(self.shards) if self.shards > 1 else "1 file"
         kept = f", {self.images - self.left} of them kept" if self.left < self.images else ""
         time = f"{self.minutes:.0f} minutes" if self.minutes >= 1 else "less than a minute"
         memory = "" if self.memory is None else f", {in_words(self.memory)} of memory a process"
@@ -94,6 +94,11 @@ def _peak() -> int | None:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def in_shards(count: int) -> str:
+    """A number of shards for people."""
+    return f"{count} shard{'s' * (count > 1)}"
 
 
 def in_words(size: int) -> str:

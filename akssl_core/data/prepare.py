@@ -11,7 +11,7 @@ from typing import Any
 from ..config.schema import validate
 from ..errors import ConfigError, shown
 from ..rundir.files import CannotWrite
-from .forecast import Forecast, in_words
+from .forecast import Forecast, in_shards, in_words
 from .opening import DataSpec, Sources, data_table, open_source
 from .prepared_file import SUFFIX, Record
 from .sharding import Target
@@ -49,7 +49,7 @@ class PreparedData:
     def text(self) -> str:
         """Where they are, what could not be read, and how to train from it: what `akssl data prepare` prints."""
         classes = f"{self.classes} classes" if self.classes else "no classes"
-        size = in_words(self.size) + (f" in {self.shards} shards" if self.path.suffix.lower() != SUFFIX else "")
+        size = in_words(self.size) + (f" in {in_shards(self.shards)}" if self.path.suffix.lower() != SUFFIX else "")
         facts = f"{self.images} images, {size}, {classes}, shorter side at most {self.record.side} px"
         lines = [f"{self.path}: {facts}, {len(self.unreadable)} unreadable{named(self.unreadable)}"]
         if self.family is not None:
@@ -77,9 +77,9 @@ def prepare(
     views: Sequence[int],
     image_size: int | None,
     overwrite: bool,
-    shard_size: str | int | None,
-    workers: int | None,
     plugins: Sources,
+    shard_size: str | int | None = None,
+    workers: int | None = None,
 ) -> PreparedData:
     """Decode every image of a source once and write one file or several; each appears whole or not at all.
 
@@ -119,7 +119,8 @@ def prepare(
 def _told(found: PreparedFiles, family: str | None, forecast: Forecast) -> PreparedData:
     """What lies there now."""
     known = {label for label in ([] if found.labels is None else found.labels.tolist()) if label >= 0}
-    rows = {found.ids[row]: why for row, why in found.unread.rows.items()}
+    ids = found.ids if found.unread.rows else []
+    rows = {ids[row]: why for row, why in found.unread.rows.items()}
     return PreparedData(
         path=found.path,
         images=len(found),

@@ -155,6 +155,8 @@ class PreparedFiles:
 def _shard(folder: Path, number: int, index: Index) -> PreparedFile:
     """One file of a folder, which must be that of the index."""
     name = shard_name(number, len(index.rows))
+    if not os.path.exists(folder / name):
+        raise NotPrepared(f"lacks {name}")
     try:
         file = PreparedFile.mapped(folder / name)
     except NotPrepared as error:

@@ -233,18 +233,21 @@ def images_of(work: Work, rows: Sequence[int], tell: Tell) -> Iterator[Made]:
     for first, pool, index in work.batches(rows):
         pixels = pool.fetch(index)
         bad = dict(pixels.unreadable)
-        for place, i in enumerate(index):
+        images = {i: pixels.image(place) for place, i in enumerate(index) if i not in bad}
+        for i, image in images.items():
+            if min(image.shape[1:]) > record.side:  # its source has not reduced it: a data set in memory
+                images[i] = shrink(image, record.side)
+        reduced = [i for i, image in images.items() if not is_whole(image, record.side)]
+        squares = dict(zip(reduced, pool.squares(reduced, cut).images, strict=True)) if reduced else {}
+        for i in index:
             if i in bad:
                 yield Made(first + i, _plain(bad[i]))
                 continue
-            image = pixels.image(place)
-            if min(image.shape[1:]) > record.side:  # its source has not reduced it: a data set in memory
-                image = shrink(image, record.side)
-            is_reduced = not is_whole(image, record.side)
-            data = image.numpy().tobytes()  # in the order of its axes, whatever its strides
-            squares = (pool.squares([i], cut).images.numpy().tobytes(),) if is_reduced else ()
-            reduced = DEEP * image.is_floating_point() + is_reduced
-            yield Made(first + i, None, image.shape[1:], reduced, (data, *squares))
+            parts = [images[i], squares[i]] if i in squares else [images[i]]
+            data = tuple(part.numpy().tobytes() for part in parts)  # in the order of the axes, whatever the strides
+            yield Made(
+                first + i, None, images[i].shape[1:], DEEP * images[i].is_floating_point() + (i in squares), data
+            )
         tell(len(index))
 
 

@@ -296,10 +296,10 @@ def test_images_are_written_as_they_come(prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StoredImages, "fetch", watched)
     prepared(tmp_path / "many")
-    assert batches == [BATCH] * 3 + [5]
+    assert batches == [16, 16, *[BATCH] * 3, 5], "a sample, and all"
     batches.clear()
     prepared(tmp_path / "many", side=8192, overwrite=True)
-    assert batches == [1] * (3 * BATCH + 5), "images that may be large come one by one"
+    assert batches == [1] * (32 + 3 * BATCH + 5), "images that may be large come one by one"
 
 
 def resident():
