@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from .stored import usable_cores
 from .written import Work, images_of
 
 SAMPLE = 32  # images spread over the rows; half of them warm up
@@ -82,7 +81,7 @@ def forecast(work: Work, sample: Sample, shards: int, left: int, workers: int, f
             f"--out: {left} images will take about {in_words(room)}, and {in_words(free)} are free in {folder}. Free "
             f"some space, choose another place, or reduce the images further with --size."
         )
-    minutes = sample.seconds * left / min(workers, usable_cores()) / 60
+    minutes = sample.seconds * left / workers / 60
     return Forecast(len(work), sample.bytes, shards, left, _peak(), minutes)
 
 

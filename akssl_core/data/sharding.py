@@ -20,6 +20,7 @@ from .forecast import Forecast, forecast, look
 from .loader import as_it_is
 from .prepared_file import SHARDS, SUFFIX, NotPrepared, PreparedFile
 from .shards import INDEX, MOST, OWN, Index, PreparedFiles, shard_name
+from .stored import usable_cores
 from .written import Work, write_rows
 
 DEFAULT = "1GB"  # of a shard
@@ -50,7 +51,11 @@ class Target:
         if workers is not None and workers > 1 and not is_folder:
             cure = "Name a folder with --out, or leave --workers out: one process decodes in a thread a core."
             raise ConfigError(f"--workers: several processes write shards, not one file. {cure}")
-        return cls(path, _bytes(DEFAULT if shard_size is None else shard_size) if is_folder else None, workers or 1)
+        return cls(
+            path,
+            _bytes(DEFAULT if shard_size is None else shard_size) if is_folder else None,
+            min(workers or 1, usable_cores()),
+        )
 
     @property
     def is_folder(self) -> bool:
@@ -228,7 +233,7 @@ class Shards(Dataset[Exception | None]):
 
     def _written(self, missing: Sequence[int], workers: int) -> Iterator[int]:
         """Each of these shards once a process has written it."""
-        context = "fork" if sys.platform == "linux" and len(missing) else None  # nothing has to be sent to them
+        context = "fork" if sys.platform == "linux" else None  # nothing has to be sent to them
         errors = DataLoader(
             self,
             batch_size=None,

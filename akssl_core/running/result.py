@@ -138,7 +138,7 @@ def prepare(
         image_size: the side of view of the runs to come, where another than suits the images: what a backbone is
             shown of reduced images at that size is written too.
         shard_size: about how large each shard is to be: "1GB" (the default), "500MB", or bytes.
-        workers: processes that write shards at once. Default: one, which decodes in a thread a core.
+        workers: processes that write shards at once, at most one a core. Default: one, with a thread a core.
         overwrite: replace what is there.
         plugins: another plugin manager than the process-wide one.
 
