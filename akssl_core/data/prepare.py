@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import validate
+from ..console import say
 from ..errors import ConfigError, shown
 from ..rundir.files import CannotWrite
-from .forecast import Forecast, in_shards, in_words
+from .forecast import Forecast, in_words
 from .opening import DataSpec, Sources, data_table, open_source
-from .prepared_file import SUFFIX, Record
-from .sharding import Target
+from .prepared_file import Record
+from .sharding import Target, Writing
 from .shards import PreparedFiles
 from .stored import first_few
 from .written import Work
@@ -49,7 +50,7 @@ class PreparedData:
     def text(self) -> str:
         """Where they are, what could not be read, and how to train from it: what `akssl data prepare` prints."""
         classes = f"{self.classes} classes" if self.classes else "no classes"
-        size = in_words(self.size) + (f" in {in_shards(self.shards)}" if self.path.suffix.lower() != SUFFIX else "")
+        size = in_words(self.size) + (f" in {self.shards} files" if self.shards > 1 else "")
         facts = f"{self.images} images, {size}, {classes}, shorter side at most {self.record.side} px"
         lines = [f"{self.path}: {facts}, {len(self.unreadable)} unreadable{named(self.unreadable)}"]
         if self.family is not None:
@@ -102,18 +103,20 @@ def prepare(
     try:
         with target.alone():
             target.refuse(overwrite=overwrite)  # another process may have made it by now
-            forecast = target.write(work, overwrite=overwrite)
+            writing = Writing(work, target, overwrite=overwrite)
+            say(writing.forecast.text)
+            writing.finish()
     except BlockingIOError as other:
         raise ConfigError(
             f"--out: another process (pid {other}) is writing {path}. Wait for it, or choose another name."
         ) from None
     except OSError as error:
         cause = error.cause if isinstance(error, CannotWrite) else error
-        more = " The same command goes on then." if target.is_folder else ""
+        more = " The same command goes on then." if target.shard_size else ""
         raise ConfigError(
             f"--out: cannot write {path}: {cause.strerror or cause}. Free some space or choose another place.{more}"
         ) from error
-    return _told(PreparedFiles.mapped(path), source.family, forecast)
+    return _told(PreparedFiles.mapped(path), source.family, writing.forecast)
 
 
 def _told(found: PreparedFiles, family: str | None, forecast: Forecast) -> PreparedData:

@@ -72,14 +72,17 @@ class PreparedImages(ImageStore):
             DataError: the file was changed since it was opened.
         """
         self.file.check(rows)
-        made = {
-            row: one for row in rows if isinstance(square, Square) if (one := self.file.square(row, square)) is not None
-        }
+        made: dict[int, Tensor] = {}
+        for row in rows:
+            file, own = self.file.at(row)
+            if isinstance(square, Square) and (one := file.square(own, square)) is not None:
+                made[row] = one
         return made | super().squares([row for row in rows if row not in made], side, square)
 
     def decode(self, cell: int, side: int | None) -> Tensor:
         """One image as it lies in the file, larger than `side` or not."""
-        return self.file.image(cell)
+        file, row = self.file.at(cell)
+        return file.image(row)
 
 
 class Prepared(DatasetSource):

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..console import Progress, say
+from ..console import Progress
 from ..errors import AksslError, ConfigError, RunStopped, shown
-from ..rundir.files import CannotWrite, alone_with, atomic_file, digest, refuse_file, tensor_bytes
-from .forecast import Forecast, forecast, look
+from ..rundir.files import CannotWrite, alone_with, atomic_file, refuse_file, tensor_bytes
+from .forecast import Forecast, in_words, look, peak
 from .loader import as_it_is
 from .prepared_file import SHARDS, SUFFIX, NotPrepared, PreparedFile
 from .shards import INDEX, MOST, OWN, Index, PreparedFiles, shard_name
 from .stored import usable_cores
-from .written import Work, write_rows
+from .written import Tell, Work, write_rows
 
 DEFAULT = "1GB"  # of a shard
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?")
@@ -51,21 +53,13 @@ class Target:
         if workers is not None and workers > 1 and not is_folder:
             cure = "Name a folder with --out, or leave --workers out: one process decodes in a thread a core."
             raise ConfigError(f"--workers: several processes write shards, not one file. {cure}")
-        return cls(
-            path,
-            _bytes(DEFAULT if shard_size is None else shard_size) if is_folder else None,
-            min(workers or 1, usable_cores()),
-        )
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether shards are written."""
-        return self.shard_size is not None
+        size = _bytes(DEFAULT if shard_size is None else shard_size) if is_folder else None
+        return cls(path, size, min(workers or 1, usable_cores()))
 
     @property
     def last(self) -> Path:
         """The file that is written last."""
-        return self.path / INDEX if self.is_folder else self.path
+        return self.path / INDEX if self.shard_size else self.path
 
     def refuse(self, *, overwrite: bool) -> None:
         """Refuse what cannot or must not be written; shards without an index, or not whole, are gone on with.
@@ -74,12 +68,12 @@ class Target:
             ConfigError: another suffix, no such folder, or something is there.
         """
         path = self.path
-        if not self.is_folder and path.suffix.lower() != SUFFIX:
+        if not self.shard_size and path.suffix.lower() != SUFFIX:
             cure = f"Try {path}{SUFFIX}, or a name without suffix for a folder of shards"
             raise ConfigError(f"--out: '{path}' must end in {SUFFIX}, by which runs know such a file. {cure}.")
-        if self.is_folder and os.path.isfile(path):
+        if self.shard_size and os.path.isfile(path):
             raise ConfigError(f"--out: '{path}' is a file; expected a folder for shards. Choose another name.")
-        if not (self.is_folder and os.path.isdir(path)):
+        if not (self.shard_size and os.path.isdir(path)):
             return refuse_file(path, overwrite=overwrite)
         if strange := sorted(name for name in os.listdir(path) if not OWN.fullmatch(name)):
             raise ConfigError(f"--out: '{path}' holds other files ({strange[0]}). Choose a new or an empty folder.")
@@ -99,7 +93,7 @@ class Target:
         Raises:
             BlockingIOError: another process does.
         """
-        is_new = self.is_folder and not os.path.isdir(self.path)
+        is_new = self.shard_size is not None and not os.path.isdir(self.path)
         if is_new:
             self.path.mkdir()
         try:
@@ -109,36 +103,6 @@ class Target:
             with suppress(OSError):  # there is something in it
                 if is_new:
                     self.path.rmdir()
-
-    def write(self, work: Work, *, overwrite: bool) -> Forecast:
-        """Say what it will take, and do it.
-
-        Raises:
-            AksslError: the disk has no room, other shards lie there, or too many images cannot be read.
-        """
-        sample = look(work)
-        if self.shard_size is None:
-            coming = forecast(work, sample, 1, len(work), 1, self.path.absolute().parent)
-            say(coming.text)
-            with Progress(len(work), "image") as progress:
-                write_rows(work, self.path, range(len(work)), progress.update)
-            return coming
-        count = min(-(-sample.bytes // self.shard_size), len(work))
-        if count > MOST:
-            raise ConfigError(f"--shard-size: {count} shards are more than {MOST}. Make them larger.")
-        of = digest(f"{work.listing()} {sample.hash} {count}".encode())
-        shards = Shards(work, self.path, of, [len(work) * k // count for k in range(count + 1)])
-        kept = shards.kept(overwrite=overwrite)
-        missing = [k for k in range(count) if k not in kept]
-        left = sum(len(shards.rows(k)) for k in missing)
-        coming = forecast(work, sample, count, left, self.workers, self.path)
-        say(coming.text)
-        whole = {shards.path(k).name for k in kept}
-        for path in self.path.iterdir():  # drafts, an index without its shards, and what is to be replaced
-            if path.name not in whole and not path.name.endswith(".lock"):
-                path.unlink()
-        shards.finish(missing, self.workers)
-        return coming
 
 
 def _bytes(size: str | int) -> int:
@@ -150,104 +114,108 @@ def _bytes(size: str | int) -> int:
     return int(amount)
 
 
-class Shards(Dataset[Exception | None]):
-    """The files of a folder. As a data set it writes the shards that it is asked for, in worker processes.
+class Writing(Dataset[Exception | None]):
+    """All of a source on its way to a target. As a data set it writes the files it is asked for, in worker processes.
 
     Args:
-        work: what they hold.
-        folder: where they lie.
-        of: a hash of the source and of how it is prepared.
-        begins: the first row of each, and at the end the number of rows.
+        work: the source.
+        target: where it goes to; finished shards there are kept.
+        overwrite: whether other shards may be replaced, and a finished folder.
+
+    Raises:
+        AksslError: the disk has no room, other shards lie there, or too many images cannot be read.
     """
 
-    def __init__(self, work: Work, folder: Path, of: str, begins: Sequence[int]) -> None:
-        self.work, self.folder, self.of, self.begins, self.owner = work, folder, of, begins, os.getpid()
-        self.reasons: dict[int, str] = {}  # why images cannot be read, by row
-
-    def __len__(self) -> int:
-        return len(self.begins) - 1
+    def __init__(self, work: Work, target: Target, *, overwrite: bool) -> None:
+        self.work, self.target, self.owner = work, target, os.getpid()
+        found, size, seconds = look(work)
+        self.count = min(-(-size // target.shard_size), len(work)) if target.shard_size else 1
+        if self.count > MOST:
+            raise ConfigError(f"--shard-size: {self.count} shards are more than {MOST}. Make them larger.")
+        self.of = f"{found}-{self.count}"
+        replaces = target.shard_size is None or (overwrite and os.path.exists(target.last))
+        self.kept = set() if replaces else self._kept(overwrite=overwrite)
+        left = sum(len(self.rows(k)) for k in range(self.count) if k not in self.kept)
+        room, free = size * left // len(work), shutil.disk_usage(target.last.absolute().parent).free
+        if room > free:
+            raise ConfigError(
+                f"--out: {left} images will take about {in_words(room)}, and {in_words(free)} are free there. Free "
+                f"some space, choose another place, or reduce the images further with --size."
+            )
+        self.forecast = Forecast(len(work), size, self.count, left, peak(), seconds * left / target.workers / 60)
 
     def rows(self, k: int) -> range:
-        """Those of one shard."""
-        return range(self.begins[k], self.begins[k + 1])
+        """Those of one file."""
+        return range(len(self.work) * k // self.count, len(self.work) * (k + 1) // self.count)
 
     def path(self, k: int) -> Path:
-        """Where one shard lies."""
-        return self.folder / shard_name(k, len(self))
+        """Where one file lies."""
+        return self.target.path / shard_name(k, self.count) if self.target.shard_size else self.target.path
 
-    def kept(self, *, overwrite: bool) -> list[int]:
-        """The shards that are there and whole; none where a finished folder is replaced.
-
-        Raises:
-            ConfigError: whole ones of something else lie there, and nobody said that they may be replaced.
-            DataError: too many images cannot be read.
-        """
-        if overwrite and os.path.exists(self.folder / INDEX):
-            return []
-        found = []
-        for path in sorted(self.folder.glob(f"images-*{SUFFIX}")):
+    def _kept(self, *, overwrite: bool) -> set[int]:
+        """The shards that are there and whole."""
+        own = {self.path(k): k for k in range(self.count)}
+        kept = set()
+        for path in sorted(self.target.path.glob(f"images-*{SUFFIX}")):
             with suppress(NotPrepared):  # cut: it is made again
-                name = PreparedFile.mapped(path).shard
-                own = [k for k in range(len(self)) if self.path(k) == path and name == f"{self.of} {k}"]
-                if not own and not overwrite:
+                if PreparedFile.mapped(path).shard == f"{self.of} {own.get(path)}":
+                    kept.add(own[path])
+                elif not overwrite:
                     raise ConfigError(
-                        f"--out: '{self.folder}' holds shards of other data, or of other settings ({path.name}). "
+                        f"--out: '{self.target.path}' holds shards of other data, or of other settings ({path.name}). "
                         f"Replace them with --overwrite, or choose another name."
                     )
-                found += own
-        for k in found:
-            self.take(k)
-        return found
+        return kept
 
-    def take(self, k: int) -> None:
-        """Count in a shard that is there."""
-        rows = PreparedFile.mapped(self.path(k)).unread.rows
-        reasons = {self.begins[k] + row: why for row, why in rows.items()}
-        self.reasons |= reasons
-        self.work.mark(reasons)
-
-    def finish(self, missing: Sequence[int], workers: int) -> None:
-        """Write these shards, and the index.
+    def finish(self) -> None:
+        """Write what is missing, and the index of a folder.
 
         Raises:
             AksslError: too many images cannot be read.
             OSError: the disk refuses.
             RunStopped: a process was killed.
         """
+        missing = [k for k in range(self.count) if k not in self.kept]
+        workers = min(self.target.workers, len(missing))
+        whole = {self.path(k) for k in self.kept}
+        for path in self.target.path.iterdir() if self.target.shard_size else ():  # drafts, and what is replaced
+            if path not in whole and path.suffix != ".lock":
+                path.unlink()
+        reasons: dict[int, str] = {}
         with Progress(len(self.work), "image") as progress:
-            progress.update(len(self.work) - sum(len(self.rows(k)) for k in missing))
-            for k in missing if workers == 1 else self._written(missing, workers):
-                if workers == 1:
-                    write_rows(self.work, self.path(k), self.rows(k), progress.update, f"{self.of} {k}")
-                else:
+            ends = self._ends(missing, workers) if workers > 1 else iter(())
+            for k in range(self.count):
+                if k in self.kept or next(ends, None):
                     progress.update(len(self.rows(k)))
-                self.take(k)
-        index = Index(
-            of=self.of, rows=tuple(map(len, map(self.rows, range(len(self))))), others=self.work.others(self.reasons)
-        )
-        texts = {"format": SHARDS, "version": "1", "index": index.model_dump_json()}
-        with atomic_file(self.folder / INDEX) as file:
-            file.write(tensor_bytes(self.work.parts, texts))
-            file.flush()
-            self.work.check(Path(file.name))
+                else:
+                    self._write(k, progress.update)
+                if self.target.shard_size:
+                    unread = PreparedFile.mapped(self.path(k)).unread.rows
+                    own = {self.rows(k).start + row: why for row, why in unread.items()}
+                    self.work.mark(own)
+                    reasons |= own
+        if self.target.shard_size:
+            rows = tuple(len(self.rows(k)) for k in range(self.count))
+            index = Index(of=self.of, rows=rows, others=self.work.others(reasons))
+            texts = {"format": SHARDS, "version": "1", "index": index.model_dump_json()}
+            with atomic_file(self.target.last) as file:
+                file.write(tensor_bytes(self.work.parts, texts))
+                file.flush()
+                self.work.check(Path(file.name))
 
-    def _written(self, missing: Sequence[int], workers: int) -> Iterator[int]:
-        """Each of these shards once a process has written it."""
+    def _write(self, k: int, tell: Tell) -> None:
+        write_rows(self.work, self.path(k), self.rows(k), tell, f"{self.of} {k}" if self.target.shard_size else "")
+
+    def _ends(self, missing: Sequence[int], workers: int) -> Iterator[bool]:
+        """True for each of these files, once a process has written it."""
         context = "fork" if sys.platform == "linux" else None  # nothing has to be sent to them
-        errors = DataLoader(
-            self,
-            batch_size=None,
-            sampler=missing,
-            num_workers=min(workers, len(missing)),
-            collate_fn=as_it_is,
-            generator=torch.Generator(),  # its own, so that starting workers draws nothing from the user's
-            multiprocessing_context=context,
-        )
+        generator = torch.Generator()  # its own, so that starting workers draws nothing from the user's
+        how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": context, "generator": generator}
         try:
-            for k, error in zip(missing, errors, strict=True):
+            for error in DataLoader(self, batch_size=None, sampler=missing, collate_fn=as_it_is, **how):
                 if error is not None:
                     raise error
-                yield k
+                yield True
         except RuntimeError as error:
             if not (found := re.search(r"DataLoader worker \(pid[^)]*\)[^.]*", str(error))):
                 raise
@@ -257,9 +225,9 @@ class Shards(Dataset[Exception | None]):
             ) from error
 
     def __getitem__(self, k: int) -> Exception | None:
-        """Write a shard, in a process of its own; what went wrong. An error that was raised would lose its text."""
+        """Write a file, in a process of its own; what went wrong. An error that was raised would lose its text."""
         try:
-            write_rows(self.work, self.path(k), self.rows(k), self._go_on, f"{self.of} {k}")
+            self._write(k, self._go_on)
         except CannotWrite as error:
             return error.cause
         except (AksslError, OSError) as error:

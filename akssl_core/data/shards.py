@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..config.schema import Schema
 from ..errors import DataError
-from .convert import Square
 from .prepared_file import FORMAT, PARTS, SUFFIX, NotPrepared, PreparedFile, Record, Unread, held_in, parsed
 from .scan import MOVED
 
@@ -31,7 +30,7 @@ _LOOKED_AT = 1000  # names in a folder; one of shards holds nothing else
 class Index(Schema):
     """What stands in the header of an index; its tensors are the rows of training, bank and queries."""
 
-    of: str = Field(min_length=1, max_length=64, description="hash of the source and of how it was prepared")
+    of: str = Field(min_length=1, max_length=100, description="hash of the source and of how it was prepared")
     rows: tuple[Annotated[int, Field(ge=1, le=2**40)], ...] = Field(
         min_length=1, max_length=MOST, description="how many rows each shard holds, one after the other"
     )
@@ -112,21 +111,11 @@ class PreparedFiles:
 
     def check(self, rows: Sequence[int]) -> None:
         """Refuse to read on at some rows where their file was written to since, as `PreparedFile.check` does."""
-        for number in {bisect_right(self.begins, row) - 1 for row in rows}:
-            self.files[number].check()
+        for file in {id(file): file for file, _ in map(self.at, rows)}.values():
+            file.check()
 
-    def image(self, row: int) -> Tensor:
-        """One image (C, h, w): a view of the mapped file, or a copy of float32."""
-        file, own = self._place(row)
-        return file.image(own)
-
-    def square(self, row: int, square: Square) -> Tensor | None:
-        """What a backbone sees of one image, where its file has it from the original."""
-        file, own = self._place(row)
-        return file.square(own, square)
-
-    def _place(self, row: int) -> tuple[PreparedFile, int]:
-        """The file of a row, and its row there."""
+    def at(self, row: int) -> tuple[PreparedFile, int]:
+        """The file of a row, and the row there."""
         number = bisect_right(self.begins, row) - 1
         return self.files[number], row - self.begins[number]
 

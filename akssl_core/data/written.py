@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,32 +68,22 @@ class Work:
             for start in range(0, len(own), step):
                 yield first, pool, [row - first for row in own[start : start + step]]
 
-    def listing(self) -> str:
-        """A hash over all but the pixels: description, names, labels and parts."""
-        found = hashlib.blake2b(self.record.model_dump_json().encode(), digest_size=16)
-        for _, pool in self.pools:
-            for i in range(len(pool)):
-                found.update(json.dumps(_plain(pool.id_of(i))).encode())
-        for name, rows in {**self.labels, **self.parts}.items():
-            found.update(name.encode() + rows.numpy().tobytes())
-        return found.hexdigest()
-
     def mark(self, reasons: Mapping[int, str]) -> None:
-        """Count unreadable images that another process has met, or this one before it was stopped.
+        """Count in unreadable images that were met elsewhere: in another process, or before this one.
 
         Raises:
             DataError: they are too many.
         """
         for first, pool in self.pools:
-            for row in [row for row in reasons if first <= row < first + len(pool)]:
+            for row in [row - first for row in reasons if 0 <= row - first < len(pool)]:
                 if isinstance(pool, StoredImages):
-                    pool.store.mark(pool.rows[row - first], reasons[row])
+                    pool.store.mark(pool.rows[row], reasons[first + row])
 
     def others(self, rows: Mapping[int, str]) -> dict[str, str]:
         """What cannot be read and is none of these rows: id -> reason."""
         ids = {pool.id_of(row - first) for first, pool in self.pools for row in rows if 0 <= row - first < len(pool)}
         every = {name: why for part in self.images.values() for name, why in part.unreadable.items()}
-        return {_plain(name): _plain(why) for name, why in every.items() if name not in ids}
+        return {utf8(name): utf8(why) for name, why in every.items() if name not in ids}
 
     def check(self, draft: Path, opened: Callable[[Path], Any] = PreparedFiles.mapped) -> None:
         """Leave nothing behind that runs would refuse; it takes a source whose labels or images are out of bounds."""
@@ -121,18 +109,18 @@ def write_rows(work: Work, path: Path, rows: range, tell: Tell, shard: str = "")
     reasons = {}
     with atomic_file(path) as file:
         stream = TensorStream(file, fixed, ("pixels", "names", "unreadable"), texts)
-        for one in images_of(work, rows, tell):
-            if one.reason is not None:
-                reasons[one.row] = one.reason
+        for row, reason, made in images_of(work, rows, tell):
+            if reason is not None:
+                reasons[row] = reason
                 continue
-            for data in one.pixels:
-                stream.append("pixels", data)
-            sizes[one.row - rows.start] = torch.tensor(one.size)
-            reduced[one.row - rows.start] = one.reduced
+            for part in made:
+                stream.append("pixels", part.numpy().tobytes())  # in the order of its axes, whatever its strides
+            sizes[row - rows.start] = torch.tensor(made[0].shape[1:])
+            reduced[row - rows.start] = DEEP * made[0].is_floating_point() + (len(made) > 1)
         between = b""
         for _, pool, index in work.batches(rows):
             for i in index:
-                stream.append("names", between + _plain(pool.id_of(i)).encode())
+                stream.append("names", between + utf8(pool.id_of(i)).encode())
                 between = b"\0"
         others = {} if shard else work.others(reasons)
         unread = Unread(rows={row - rows.start: why for row, why in reasons.items()}, others=others)
@@ -192,12 +180,12 @@ def _record(source: DatasetSource, parts: Mapping[str, ImageSet], text: str, vie
     classes = next((images.classes for images in parts.values() if images.classes is not None), None)
     natural = natural if with_margin(natural) <= side else suitable_size(largest_view(side))
     return Record(
-        source=_plain(text),
+        source=utf8(text),
         channels=channels[0],
         side=side,
         natural_size=natural,
         views=tuple(sorted({natural, suitable_size(trained_view(side)), *views})),
-        classes=None if classes is None else tuple(map(_plain, classes)),
+        classes=None if classes is None else tuple(map(utf8, classes)),
         mean=source.mean,
         std=source.std,
     )
@@ -215,19 +203,8 @@ class _Squares:
         return torch.cat([square(images).flatten(1) for square in self.of], 1)[:, None, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What is written of one image."""
-
-    row: int
-    reason: str | None  # why it cannot be read; then there is nothing more
-    size: Sequence[int] = (0, 0)  # height and width
-    reduced: int = 0  # 1: it was reduced; and DEEP where it has more than 8 bits
-    pixels: tuple[bytes, ...] = ()  # of the image, and of its squares where it was reduced
-
-
-def images_of(work: Work, rows: Sequence[int], tell: Tell) -> Iterator[Made]:
-    """What is written of the images at these rows, one after the other."""
+def images_of(work: Work, rows: Sequence[int], tell: Tell) -> Iterator[tuple[int, str | None, tuple[Tensor, ...]]]:
+    """Of each of these rows: the row, why its image cannot be read, or the image, and its squares if it was reduced."""
     record = work.record
     cut = _Squares(tuple(Square.of(view, record.channels) for view in record.views))
     for first, pool, index in work.batches(rows):
@@ -240,17 +217,11 @@ def images_of(work: Work, rows: Sequence[int], tell: Tell) -> Iterator[Made]:
         reduced = [i for i, image in images.items() if not is_whole(image, record.side)]
         squares = dict(zip(reduced, pool.squares(reduced, cut).images, strict=True)) if reduced else {}
         for i in index:
-            if i in bad:
-                yield Made(first + i, _plain(bad[i]))
-                continue
-            parts = [images[i], squares[i]] if i in squares else [images[i]]
-            data = tuple(part.numpy().tobytes() for part in parts)  # in the order of the axes, whatever the strides
-            yield Made(
-                first + i, None, images[i].shape[1:], DEEP * images[i].is_floating_point() + (i in squares), data
-            )
+            made = tuple(found[i] for found in (images, squares) if i in found)
+            yield first + i, utf8(bad[i]) if i in bad else None, made
         tell(len(index))
 
 
-def _plain(text: str) -> str:
+def utf8(text: str) -> str:
     """A text as UTF-8 can write it, without the zeros that stand between names."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")

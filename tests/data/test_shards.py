@@ -20,7 +20,7 @@ from prepared_files import opened, save, write_photos
 from safetensors.torch import load_file, save_file
 
 from akssl_core.data import Loader, open_source
-from akssl_core.data import forecast as forecasts
+from akssl_core.data.forecast import Forecast
 from akssl_core.data.prepared_file import NotPrepared, PreparedFile
 from akssl_core.data.sharding import Target, _bytes
 from akssl_core.data.shards import INDEX, PreparedFiles
@@ -302,16 +302,16 @@ def test_the_forecast_is_said_first_and_kept(photos, prepared, capsys):
 
 
 def test_a_forecast_reads_well():
-    told = forecasts.Forecast(10**6, 3 * 10**11, 300, 999_000, 2 * 10**9, 123.4)
+    told = Forecast(10**6, 3 * 10**11, 300, 999_000, 2 * 10**9, 123.4)
     assert told.text == (
-        "1000000 images, 1000 of them kept: about 300.00 GB in 300 shards, 123 minutes, 2.00 GB of memory a process"
+        "1000000 images, 1000 of them kept: about 300.00 GB in 300 files, 123 minutes, 2.00 GB of memory a process"
     )
 
 
 @pytest.mark.parametrize("name", ["shards", "one.safetensors"])
 def test_a_disk_with_too_little_room_is_told_before_anything_is_written(photos, prepared, tmp_path, monkeypatch, name):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(forecasts.shutil, "disk_usage", lambda place: usage(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(1000))
     with pytest.raises(ConfigError, match=r"^--out: 44 images will take about \d\.\d MB, and 0\.0 MB are free"):
         prepared(photos, name, max_unreadable=0.2)
     assert names(tmp_path) == ["photos"]
@@ -360,9 +360,9 @@ def test_a_folder_is_meant_by_a_size_a_name_without_suffix_or_one_that_is_there(
     (tmp_path / "there.v1").mkdir()
     assert Target.of(tmp_path / "x", None, None).shard_size == 10**9
     assert Target.of(tmp_path / "x.v1", "2GB", None).shard_size == 2 * 10**9
-    assert Target.of(tmp_path / "there.v1", None, None).is_folder
-    assert not Target.of(tmp_path / "x.v1", None, None).is_folder
-    assert not Target.of(tmp_path / "x.safetensors", None, None).is_folder
+    assert Target.of(tmp_path / "there.v1", None, None).shard_size
+    assert not Target.of(tmp_path / "x.v1", None, None).shard_size
+    assert not Target.of(tmp_path / "x.safetensors", None, None).shard_size
 
 
 # -- what comes from anywhere ---------------------------------------------------------------------
