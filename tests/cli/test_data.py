@@ -60,6 +60,28 @@ def test_a_run_takes_the_file_by_flag_keyword_and_config(here, photos, tmp_path)
     assert (code, f"25 images in {tmp_path}/p.safetensors, prepared from photos" in out) == (0, True)
 
 
+def test_shards_are_told_as_json_and_taken_by_every_command(here, photos, tmp_path):
+    shards = ("--out", "p", "--shard-size", "30kB", "--workers", "2", "--json", "--size", "18")
+    code, out, err = here("data", "prepare", "photos", *shards)
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["path"], told["images"], told["classes"]) == ("p", 25, 2)
+    assert told["unreadable"] == {"cat/broken.png": "an empty file"}
+    assert told["forecast"]["shards"] == told["shards"] == len(list((tmp_path / "p").glob("images-0*"))) > 1
+    assert told["forecast"].keys() == {"images", "bytes", "shards", "left", "memory", "minutes"}
+    assert here("run", "simsiam", "--data", "p", *SMALL, "--out", "RUN", "--no-report")[0] == 0
+    assert read_yaml(tmp_path / "RUN" / "config.yaml")["data"] == {"name": "prepared", "path": str(tmp_path / "p")}
+    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--size", "18")[0] == 0
+    for words in (("eval", "RUN", "--seeds", "1"), ("embed", "RUN", "--out", "f.npz", "--overwrite"), ("dedup", "RUN"),
+                  ("search", "RUN", "photos/cat/01.png")):  # fmt: skip
+        said = [here(*words, "--data", data) for data in ("p", "p.safetensors")]
+        assert said[0][1] == said[1][1].replace("p.safetensors", "p"), "the same answer as of one file"
+        assert said[0][0] == 0, said[0][2]
+    assert here("resume", "RUN")[0] == 0
+    assert here("explain", "simsiam", "--data", "p")[0] == 0
+    assert here("doctor", "simsiam", "--data", "p")[0] in (0, 1)
+
+
 def test_an_existing_file_is_replaced_by_force_alone(here, photos, tmp_path):
     (tmp_path / "p.safetensors").write_text("mine")
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
@@ -118,6 +140,13 @@ BAD = [
     (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "--set seed: only settings of the data apply"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),
     (("prepare", "text.safetensors", "--out", "p.safetensors"), "text.safetensors cannot be read"),
+    (("prepare", "photos", "--out", "p", "--shard-size", "big"), "--shard-size: expected a size of files, as 1GB"),
+    (
+        ("prepare", "photos", "--out", "p", "--workers", "0"),
+        "--workers: expected a whole number from 1 to 1024, got 0.",
+    ),
+    (("prepare", "photos", "--out", "photos"), "--out: 'photos' holds other files (cat)"),
+    (("prepare", "photos", "--out", "p", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),
     (("prepar",), "Did you mean 'prepare'?"),
 ]
 
