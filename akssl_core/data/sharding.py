@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..console import Progress
 from ..errors import AksslError, ConfigError, RunStopped, shown
-from ..rundir.files import CannotWrite, alone_with, atomic_file, refuse_file, tensor_bytes
+from ..rundir.files import CannotWrite, alone_with, atomic_file, clear, refuse_file, tensor_bytes
 from .forecast import Forecast, in_words, look, peak
 from .loader import as_it_is
 from .prepared_file import SHARDS, SUFFIX, NotPrepared, PreparedFile
@@ -177,10 +177,8 @@ class Writing(Dataset[Exception | None]):
         """
         missing = [k for k in range(self.count) if k not in self.kept]
         workers = min(self.target.workers, len(missing))
-        whole = {self.path(k) for k in self.kept}
-        for path in self.target.path.iterdir() if self.target.shard_size else ():  # drafts, and what is replaced
-            if path not in whole and path.suffix != ".lock":
-                path.unlink()
+        if self.target.shard_size:
+            clear(self.target.path, {self.path(k) for k in self.kept})  # drafts, an old index, and what is replaced
         reasons: dict[int, str] = {}
         with Progress(len(self.work), "image") as progress:
             ends = self._ends(missing, workers) if workers > 1 else iter(())
