@@ -6,6 +6,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice
@@ -46,8 +47,9 @@ def is_prepared(path: Path) -> bool:
     """Whether a path is that of a prepared file, or of a folder of shards, finished or not."""
     if not os.path.isdir(path):
         return path.suffix.lower() == SUFFIX
-    with os.scandir(path) as entries:
+    with suppress(OSError), os.scandir(path) as entries:  # whoever reads the folder tells why it cannot be listed
         return os.path.isfile(path / INDEX) or any(OWN.fullmatch(one.name) for one in islice(entries, _LOOKED_AT))
+    return False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from akssl_core.data import Loader, open_source
 from akssl_core.data.forecast import Forecast
 from akssl_core.data.prepared_file import NotPrepared, PreparedFile
 from akssl_core.data.sharding import Target, _bytes
-from akssl_core.data.shards import INDEX, PreparedFiles
+from akssl_core.data.shards import INDEX, PreparedFiles, is_prepared
 from akssl_core.errors import ConfigError, DataError, RunStopped
 from akssl_core.rundir.files import TensorStream
 
@@ -479,3 +479,11 @@ def test_a_shard_that_was_written_to_is_read_no_further(shards):
     with pytest.raises(DataError, match=r"images-00000-of-\d{5}\.safetensors was changed while it was read"):
         images.fetch([43, 0])
     images.fetch([43])
+
+
+def test_a_folder_that_cannot_be_listed_is_left_to_whoever_reads_it(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert not is_prepared(tmp_path)
