@@ -34,6 +34,7 @@ UNNAMED = (  # types that public names hold and that have no public name of thei
     r"config\.schema\.absolute_path",
     r"settings\.(RunSpec|absolute_if_there)",
     r"data\.prepared_file\.Record",
+    r"data\.forecast\.Forecast",
     r"data\.base\.Decoder",
     r"data\.convert\.Square",
     r"metrics\.interval\.Interval",

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 
 from akssl_core import Logger, Schema, hookimpl
 from akssl_core.data import Wrapped, places
-from akssl_core.data import prepare as cache
 from akssl_core.plugins.manager import installed
 from akssl_core.rundir import checkpoints
 from akssl_core.rundir import folder as rundir
+from akssl_core.rundir.files import TensorStream
 from akssl_core.running import process as training
 
 FAULT, _, DETAIL = os.environ.get("FAULT", "").partition(":")
@@ -183,7 +183,7 @@ def akssl_register(registry: Any) -> None:
 
         places.scan = scan
     if FAULT == "prepare":
-        before(cache.TensorStream, "finish", gate)
+        before(TensorStream, "finish", gate)
 
 
 @hookimpl

@@ -155,9 +155,11 @@ def plugins():
 def prepared(tmp_path, plugins):
     """Prepares a file from a source, and tells what was written."""
 
-    def written(data, name="photos.safetensors", *, side=None, overwrite=False, **settings):
-        table = {"name": str(data), **settings}
-        return prepare(table, tmp_path / name, size=side, overwrite=overwrite, plugins=plugins)
+    def written(
+        data, name="photos.safetensors", *, side=None, overwrite=False, shard_size=None, workers=None, **settings
+    ):
+        table, how = {"name": str(data), **settings}, {"shard_size": shard_size, "workers": workers}
+        return prepare(table, tmp_path / name, size=side, overwrite=overwrite, plugins=plugins, **how)
 
     return written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def data() -> None:
 
 @data.command()
 @click.argument("src")
-@click.option("--out", type=PATH, required=True, help="file to write, NAME.safetensors")
+@click.option("--out", type=PATH, required=True, help="file to write, NAME.safetensors, or folder of shards, NAME")
 @click.option(
     "--size",
     type=int,
@@ -142,14 +143,20 @@ def data() -> None:
     type=click.IntRange(8, 2048),
     help="side of view of the runs to come, where another than suits the images",
 )
-@overwrite_option("replace the file that --out names")
+@click.option("--shard-size", help="about how large each shard is: 500MB  [default: 1GB]")
+@click.option("--workers", type=int, help="processes that write shards at once  [default: 1, with a thread a core]")
+@overwrite_option("replace what --out names")
 @set_option("a setting of the source: data.channels=1")
 @plugin_file_option
-def prepare(src: str, out: Path, assignments: tuple[str, ...], plugin_file: Path | None, **options: Any) -> None:
-    """Decode every image of SRC once and write them to one file.
+@json_option
+def prepare(
+    src: str, out: Path, assignments: tuple[str, ...], plugin_file: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Decode every image of SRC once and write them to one file, or to a folder of shards.
 
-    SRC is a folder or a source's name, as in `akssl run --data SRC`. Runs take the file in its place, with the same
-    pixels, labels and probes: akssl run METHOD --data FILE.
+    SRC is a folder or a source's name, as in `akssl run --data SRC`. Runs take the file or folder in its place, with
+    the same pixels, labels and probes: akssl run METHOD --data FILE. Room, memory and time are told first. Where it was
+    stopped, the same command goes on with the first shard that is missing.
     """
     from ..running.result import prepare as prepare_data
 
@@ -157,5 +164,6 @@ def prepare(src: str, out: Path, assignments: tuple[str, ...], plugin_file: Path
     try:
         written = prepare_data(source, out, plugins=plugins_with(plugin_file), **options)
     except KeyboardInterrupt as error:
-        raise click.ClickException(f"stopped; {out} was not written.") from error
-    click.echo(written.text)
+        ended = "is not finished; the same command goes on" if out.is_dir() else "was not written"
+        raise click.ClickException(f"stopped; {out} {ended}.") from error
+    click.echo(json.dumps(written.table(), indent=2) if as_json else written.text)

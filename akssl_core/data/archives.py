@@ -9,6 +9,7 @@ import posixpath
 import re
 import stat
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ class ZipFiles(Files):
 
     def __init__(self, path: Path, suffixes: frozenset[str] = SUFFIXES) -> None:
         try:
-            self.archive = zipfile.ZipFile(path)
+            self.archive, self.owner, self.lock = zipfile.ZipFile(path), os.getpid(), threading.Lock()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise DataError(f"data: {path} is no zip archive, or cut short ({error}). Copy it again.") from error
         entries = {
@@ -67,6 +68,9 @@ class ZipFiles(Files):
     def open(self, row: int) -> Iterator[IO[bytes]]:
         """One entry, unpacked in memory."""
         try:
+            with self.lock:
+                if self.owner != os.getpid():  # a fork: it would move the place where the others read
+                    self.archive, self.owner = zipfile.ZipFile(self.place), os.getpid()
             data = self.archive.read(self.entries[row])
         except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise Unreadable.because(error) from error

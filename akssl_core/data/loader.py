@@ -201,7 +201,7 @@ class _Readers:
             batch_size=None,
             sampler=self.rows,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             worker_init_fn=_begin,
             generator=torch.Generator(),  # its own, so that starting workers draws nothing from the run's
             persistent_workers=True,
@@ -230,6 +230,6 @@ def _seed(key: str) -> None:
     torch.manual_seed(seed)
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     """In place of torch's collation: the items are batches already."""
     return batch

@@ -20,8 +20,9 @@ from .base import DatasetSource
 from .files import FolderFiles
 from .folder import Folder, FolderConfig
 from .places import decoder_for, matches
-from .prepared import SUFFIX, Prepared
+from .prepared import Prepared
 from .scan import nearest_path
+from .shards import is_prepared
 from .tables import Reading, picked
 from .wrapped import Wrapped
 
@@ -119,7 +120,7 @@ def data_table(data: Any, plugins: Sources) -> Any:
         return {"name": text, **_decoded(user_path(more["path"]), more)} if is_folder else data
     if any(map(os.path.exists, matches(text))):
         path = user_path(text)
-        source = Prepared if path.suffix.lower() == SUFFIX and not os.path.isdir(path) else Folder
+        source = Prepared if is_prepared(path) else Folder
         return {"name": source.name, "path": str(path), **(more if source is Prepared else _decoded(path, more))}
     try:
         plugins.get("data", str(text))

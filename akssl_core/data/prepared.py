@@ -1,4 +1,4 @@
-"""Images that were decoded once and written to one file, read as the source they come from would be."""
+"""Images that were decoded once and written to one file or several, read as the source they come from would be."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from torch import Tensor
 from ..config.schema import HARMLESS, FilePath, Schema
 from .base import DatasetSource, ImageSet
 from .convert import Cut, Square
-from .prepared_file import SUFFIX as SUFFIX
-from .prepared_file import PreparedFile
 from .scan import printable
+from .shards import PreparedFiles
 from .stored import ImageStore, StoredImages
 
 
 class PreparedConfig(Schema):
     """Settings of the data source `prepared`."""
 
-    path: Annotated[FilePath, HARMLESS] = Field(description="file that `akssl data prepare` wrote")
+    path: Annotated[FilePath, HARMLESS] = Field(description="file or folder of shards that `akssl data prepare` wrote")
 
 
 class PreparedImages(ImageStore):
-    """The rows of a prepared file.
+    """The rows of a prepared file, or of several.
 
     They are fetched by one background thread, as those of a folder are, and not directly: the first look at a page
     waits for the disk, and copying a batch of photos takes as long as a small step. Both leave the interpreter free.
@@ -33,7 +32,7 @@ class PreparedImages(ImageStore):
 
     threads = 0  # nothing is decoded
 
-    def __init__(self, file: PreparedFile) -> None:
+    def __init__(self, file: PreparedFiles) -> None:
         self.file, self.channels = file, file.record.channels
         super().__init__(
             len(file),
@@ -63,7 +62,7 @@ class PreparedImages(ImageStore):
         Raises:
             DataError: the file was changed since it was opened.
         """
-        self.file.check()
+        self.file.check(rows)
         return super().read(rows, side)
 
     def squares(self, rows: Sequence[int], side: int, square: Cut) -> dict[int, Tensor]:
@@ -72,22 +71,25 @@ class PreparedImages(ImageStore):
         Raises:
             DataError: the file was changed since it was opened.
         """
-        self.file.check()
-        made = {
-            row: one for row in rows if isinstance(square, Square) if (one := self.file.square(row, square)) is not None
-        }
+        self.file.check(rows)
+        made: dict[int, Tensor] = {}
+        for row in rows:
+            file, own = self.file.at(row)
+            if isinstance(square, Square) and (one := file.square(own, square)) is not None:
+                made[row] = one
         return made | super().squares([row for row in rows if row not in made], side, square)
 
     def decode(self, cell: int, side: int | None) -> Tensor:
         """One image as it lies in the file, larger than `side` or not."""
-        return self.file.image(cell)
+        file, row = self.file.at(cell)
+        return file.image(row)
 
 
 class Prepared(DatasetSource):
-    """A file that `akssl data prepare` wrote: images, labels and the probes' split as their source had them.
+    """What `akssl data prepare` wrote: images, labels and the probes' split as their source had them.
 
     Raises:
-        DataError: no such file, or not one that is whole.
+        DataError: no such file or folder, or not one that is whole.
     """
 
     name = "prepared"
@@ -95,7 +97,7 @@ class Prepared(DatasetSource):
 
     def __init__(self, config: PreparedConfig, image_size: int | None = None) -> None:
         super().__init__(config, image_size)
-        self._file = file = PreparedFile.open(config.path)
+        self._file = file = PreparedFiles.open(config.path)
         record = file.record
         self.mean, self.std = record.mean, record.std
         self.notes.append(f"{len(file)} images in {printable(str(config.path))}, prepared from {record.source}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
@@ -18,11 +18,12 @@ from ..config.schema import S, Schema, first_mistake
 from ..errors import DataError
 from .base import LARGEST
 from .convert import Square
-from .scan import MOVED, nearest_path
+from .scan import nearest_path
 
 SUFFIX = ".safetensors"
 FORMAT, VERSION = "akssl-images", "3"
 READABLE = ("1", "2", VERSION)  # the first had no squares, the second no images of more than 8 bits
+SHARDS = "akssl-shards"  # the format of an index, which names the rows of several such files
 PARTS = ("all", "train", "bank", "queries")  # rows of each part, (n,) int64; without "all" or "train" it is every row
 LONGEST = 65535  # side of an image in pixels
 VIEWS = (8, 512)  # smallest and largest side of view that a file may ask for
@@ -39,6 +40,11 @@ _DTYPES = {
 _FLOAT = 4  # bytes of a value of a square, and of an image with more than 8 bits
 DEEP = 2  # in "reduced": the image has more than 8 bits; 1: it was reduced
 _NEEDED = ("pixels", "sizes", "names", "unreadable")
+_FORMATS: Mapping[str | None, tuple[Sequence[str], Sequence[str]]] = {  # their versions, and what they need
+    FORMAT: (READABLE, _NEEDED),
+    SHARDS: (("1",), ()),
+}
+Held: TypeAlias = tuple[dict[str, Tensor], dict[str, str], os.stat_result]  # tensors, texts, size and time of a file
 
 
 class Record(Schema):
@@ -90,39 +96,25 @@ class PreparedFile:
     labels: Tensor | None  # (N,) int64, -1 for "unknown"
     names: Tensor  # uint8: the ids as UTF-8, a zero between two
     unread: Unread
-    parts: Mapping[str, Tensor]
+    shard: str  # of which shards it is which; "" for a whole
     seen: os.stat_result  # of the file when it was mapped
 
     @classmethod
-    def open(cls, path: Path) -> PreparedFile:
-        """Map a file that comes from anywhere.
-
-        Raises:
-            DataError: it does not exist, was written by something else, or is damaged.
-        """
-        try:
-            return cls.mapped(path)
-        except NotPrepared as error:
-            moved = "" if os.path.exists(path) else f". {MOVED}"
-            raise DataError(
-                f"data: {path} {error}. Expected a file that 'akssl data prepare' wrote; make one again: "
-                f"akssl data prepare SRC --out FILE{SUFFIX}{moved}"
-            ) from error
-
-    @classmethod
-    def mapped(cls, path: Path) -> PreparedFile:
-        """Map a file and check all but its pixels, which may be anything.
+    def mapped(cls, path: Path, held: Held | None = None) -> PreparedFile:
+        """Map a file, or take what it holds, and check all but its pixels, which may be anything.
 
         Raises:
             NotPrepared: with what is wrong.
         """
-        tensors, metadata, seen = _mapped(path)
-        record = _parsed(Record, metadata.get("record", ""), "record")
+        tensors, metadata, seen = held or held_in(path)
+        if metadata["format"] != FORMAT:
+            raise NotPrepared("is damaged: it is an index")
+        record = parsed(Record, metadata.get("record", ""), "record")
         count = _check_sizes(tensors, record)
-        unread = _unread(tensors, count)
+        unread = _unread(tensors)
         if int((tensors["names"] == 0).sum()) != count - 1:
             raise NotPrepared(f"is damaged: its names are not those of {count} images")
-        _check_rows(tensors, record, count)
+        _check_labels(tensors, record, count)
         amounts = _amounts(tensors, record)
         return cls(
             path=path,
@@ -135,7 +127,7 @@ class PreparedFile:
             labels=tensors.get("labels"),
             names=tensors["names"],
             unread=unread,
-            parts={name: tensors[name] for name in PARTS if name in tensors},
+            shard=metadata.get("shard", ""),
             seen=seen,
         )
 
@@ -190,11 +182,14 @@ class PreparedFile:
         return self.names.numpy().tobytes().decode("utf-8", "replace").split("\0")
 
 
-def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str], os.stat_result]:
-    """The tensors, the header's texts, and the file's size and time.
+def held_in(path: Path) -> Held:
+    """The tensors of a prepared file or an index, the header's texts, and the file's size and time.
 
     `safe_open` maps the file and checks that they fill it exactly.
     All but the pixels are copied, so that what was checked stays as it is.
+
+    Raises:
+        NotPrepared: it is none, or cannot be read.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         raise NotPrepared("cannot be read: it is not a regular file")
@@ -202,14 +197,15 @@ def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str], os.stat_resu
         seen = path.stat()
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if (kind := metadata.get("format")) not in _FORMATS:
                 raise NotPrepared("is a safetensors file without prepared images")
-            if metadata.get("version") not in READABLE:
+            readable, needed = _FORMATS[kind]
+            if metadata.get("version") not in readable:
                 raise NotPrepared(
-                    f"is of version {metadata.get('version')!r:.20}, and this akssl reads {' and '.join(READABLE)}"
+                    f"is of version {metadata.get('version')!r:.20}, and this akssl reads {' and '.join(readable)}"
                 )
             names = set(file.keys())
-            if lacking := [name for name in _NEEDED if name not in names]:
+            if lacking := [name for name in needed if name not in names]:
                 raise NotPrepared(f"is damaged: it lacks {', '.join(lacking)}")
             for name in names & _DTYPES.keys():
                 _check_type(name, file.get_slice(name))
@@ -230,21 +226,24 @@ def _check_type(name: str, view: Any) -> None:
         raise NotPrepared(f"is damaged: '{name}' is {found} of shape {tuple(shape)!s:.40}, not {expected}")
 
 
-def _parsed(schema: type[S], text: str | bytes, what: str) -> S:
+def parsed(schema: type[S], text: str | bytes, what: str) -> S:
+    """A record of a file, checked.
+
+    Raises:
+        NotPrepared: with its first mistake.
+    """
     try:
         return schema.model_validate_json(text)
     except ValidationError as error:
         raise NotPrepared(f"is damaged: its {what} is wrong: {first_mistake(error)}") from error
 
 
-def _unread(tensors: Mapping[str, Tensor], count: int) -> Unread:
+def _unread(tensors: Mapping[str, Tensor]) -> Unread:
     """The record of unreadable images; its rows must be those without pixels."""
-    unread = _parsed(Unread, tensors["unreadable"].numpy().tobytes(), "list of unreadable images")
+    unread = parsed(Unread, tensors["unreadable"].numpy().tobytes(), "list of unreadable images")
     empty = (tensors["sizes"][:, 0] == 0).nonzero().flatten().tolist()
     if sorted(unread.rows) != empty:
         raise NotPrepared(f"is damaged: {len(empty)} images have no pixels, and {len(unread.rows)} are unreadable")
-    if len(empty) == count:
-        raise NotPrepared("is damaged: none of its images has pixels")
     return unread
 
 
@@ -291,8 +290,8 @@ def _check_sizes(tensors: Mapping[str, Tensor], record: Record) -> int:
     return len(sizes)
 
 
-def _check_rows(tensors: Mapping[str, Tensor], record: Record, count: int) -> None:
-    """That labels are those of all images and of known classes, and that parts are among the images."""
+def _check_labels(tensors: Mapping[str, Tensor], record: Record, count: int) -> None:
+    """That labels are those of all images and of known classes."""
     if (labels := tensors.get("labels")) is not None:
         most = MOST_CLASSES if record.classes is None else len(record.classes)
         if len(labels) != count:
@@ -300,10 +299,3 @@ def _check_rows(tensors: Mapping[str, Tensor], record: Record, count: int) -> No
         low, high = int(labels.min()), int(labels.max())
         if low < -1 or high >= most:
             raise NotPrepared(f"is damaged: its labels run from {low} to {high}, not from -1 to {most - 1}")
-    for name in (name for name in PARTS if name in tensors):
-        rows = tensors[name]
-        if len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
-            raise NotPrepared(f"is damaged: '{name}' must hold positions from 0 to {count - 1}")
-    probes = [name in tensors for name in ("bank", "queries")]
-    if any(probes) and not (all(probes) and "labels" in tensors):
-        raise NotPrepared("is damaged: a probe needs bank, queries and labels, and it lacks one of them")

@@ -17,7 +17,7 @@ from ..config.schema import user_path, validate
 from ..data import ImageSet, nearest_path, open_source
 from ..data.folder import Folder, FolderConfig, one_file
 from ..data.prepare import named
-from ..data.prepared import SUFFIX
+from ..data.prepared_file import SUFFIX
 from ..errors import ConfigError, DataError, visible
 from ..metrics.nearest import nearest
 from ..plugins.manager import Plugins

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -59,6 +59,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             draft.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def clear(folder: Path, keep: Collection[Path]) -> None:
+    """Remove the files of a folder but for these, and locks."""
+    for path in folder.iterdir():
+        if path not in keep and path.suffix != ".lock":
+            path.unlink()
 
 
 def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:

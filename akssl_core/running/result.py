@@ -120,19 +120,26 @@ def prepare(
     *,
     size: int | None = None,
     image_size: int | None = None,
+    shard_size: str | int | None = None,
+    workers: int | None = None,
     overwrite: bool = False,
     plugins: Plugins | None = None,
 ) -> PreparedData:
-    """Decode every image of some data once and write one file, from which runs read the same pixels.
+    """Decode every image of some data once and write one file or several, from which runs read the same pixels.
+
+    What it will take is said on stderr before it begins.
 
     Args:
         data: a folder of images, a source's name, or a table with its name and settings.
-        out: the file to write, NAME.safetensors; it appears whole or not at all.
+        out: the file to write, NAME.safetensors; it appears whole or not at all. A name without suffix is a folder of
+            shards, such files each. Where it was stopped, the same call goes on and keeps those that are finished.
         size: the shorter side that larger images are reduced to. Default: what the source keeps for training at
             the size that suits its images.
         image_size: the side of view of the runs to come, where another than suits the images: what a backbone is
             shown of reduced images at that size is written too.
-        overwrite: replace a file that is there.
+        shard_size: about how large each shard is to be: "1GB" (the default), "500MB", or bytes.
+        workers: processes that write shards at once, at most one a core. Default: one, with a thread a core.
+        overwrite: replace what is there.
         plugins: another plugin manager than the process-wide one.
 
     Raises:
@@ -145,6 +152,8 @@ def prepare(
         views=(CPU_IMAGE_SIZE,) if image_size is None else (CPU_IMAGE_SIZE, image_size),
         image_size=image_size,
         overwrite=overwrite,
+        shard_size=shard_size,
+        workers=workers,
         plugins=plugins or installed(),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from akssl_core.config.yaml import read_yaml
 from akssl_core.data import Prepared, open_source
 from akssl_core.plugins.manager import Plugins
 
+FORECAST = "25 images: about 0.1 MB in 1 file, less than a minute, .* of memory a process\n"
 SMALL = ("--image-size", "16", "--batch-size", "8", "--precision", "fp32", "--set", "train.steps=1")
 
 
@@ -32,7 +34,8 @@ def photos(tmp_path):
 
 def test_prepare_says_what_it_wrote_and_how_to_use_it(here, photos, tmp_path):
     code, out, err = here("data", "prepare", "photos", "--out", "my photos.safetensors")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert re.fullmatch(FORECAST, err)
     assert out.splitlines() == [
         "my photos.safetensors: 25 images, 0.1 MB, 2 classes, shorter side at most 48 px, 1 unreadable: "
         "cat/broken.png (an empty file)",
@@ -55,6 +58,28 @@ def test_a_run_takes_the_file_by_flag_keyword_and_config(here, photos, tmp_path)
     assert (tmp_path / "FLAG" / "unreadable.txt").read_text() == "cat/broken.png\tan empty file\n"
     code, out, _ = here("explain", "simsiam", "--data", "p.safetensors")
     assert (code, f"25 images in {tmp_path}/p.safetensors, prepared from photos" in out) == (0, True)
+
+
+def test_shards_are_told_as_json_and_taken_by_every_command(here, photos, tmp_path):
+    shards = ("--out", "p", "--shard-size", "30kB", "--workers", "2", "--json", "--size", "18")
+    code, out, err = here("data", "prepare", "photos", *shards)
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["path"], told["images"], told["classes"]) == ("p", 25, 2)
+    assert told["unreadable"] == {"cat/broken.png": "an empty file"}
+    assert told["forecast"]["shards"] == told["shards"] == len(list((tmp_path / "p").glob("images-0*"))) > 1
+    assert told["forecast"].keys() == {"images", "bytes", "shards", "left", "memory", "minutes"}
+    assert here("run", "simsiam", "--data", "p", *SMALL, "--out", "RUN", "--no-report")[0] == 0
+    assert read_yaml(tmp_path / "RUN" / "config.yaml")["data"] == {"name": "prepared", "path": str(tmp_path / "p")}
+    assert here("data", "prepare", "photos", "--out", "p.safetensors", "--size", "18")[0] == 0
+    for words in (("eval", "RUN", "--seeds", "1"), ("embed", "RUN", "--out", "f.npz", "--overwrite"), ("dedup", "RUN"),
+                  ("search", "RUN", "photos/cat/01.png")):  # fmt: skip
+        said = [here(*words, "--data", data) for data in ("p", "p.safetensors")]
+        assert said[0][1] == said[1][1].replace("p.safetensors", "p"), "the same answer as of one file"
+        assert said[0][0] == 0, said[0][2]
+    assert here("resume", "RUN")[0] == 0
+    assert here("explain", "simsiam", "--data", "p")[0] == 0
+    assert here("doctor", "simsiam", "--data", "p")[0] in (0, 1)
 
 
 def test_an_existing_file_is_replaced_by_force_alone(here, photos, tmp_path):
@@ -115,6 +140,13 @@ BAD = [
     (("prepare", "photos", "--out", "p.safetensors", "--set", "seed=1"), "--set seed: only settings of the data apply"),
     (("prepare", "photos", "--out", "p.safetensors", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),
     (("prepare", "text.safetensors", "--out", "p.safetensors"), "text.safetensors cannot be read"),
+    (("prepare", "photos", "--out", "p", "--shard-size", "big"), "--shard-size: expected a size of files, as 1GB"),
+    (
+        ("prepare", "photos", "--out", "p", "--workers", "0"),
+        "--workers: expected a whole number from 1 to 1024, got 0.",
+    ),
+    (("prepare", "photos", "--out", "photos"), "--out: 'photos' holds other files (cat)"),
+    (("prepare", "photos", "--out", "p", "--set", "data.max_unreadable=0"), "photos cannot be read (4.0%"),
     (("prepar",), "Did you mean 'prepare'?"),
 ]
 
@@ -147,7 +179,8 @@ def test_stopping_by_hand_leaves_no_file(here, photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr("akssl_core.rundir.files.TensorStream.append", stop)
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
-    assert (code, out, err) == (1, "", "akssl: stopped; p.safetensors was not written.\n")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(FORECAST + "akssl: stopped; p.safetensors was not written.\n", err)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
@@ -155,7 +188,7 @@ def test_progress_goes_to_stderr(here, photos, monkeypatch):
     monkeypatch.setattr("akssl_core.console.TELL_EVERY", -1.0)
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors")
     assert code == 0
-    assert err == "image 25/25\n"
+    assert re.fullmatch(FORECAST + "image 25/25\n", err)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     code, out, err = here("data", "prepare", "photos", "--out", "p.safetensors", "--overwrite")
     assert code == 0

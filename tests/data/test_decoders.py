@@ -113,6 +113,8 @@ def test_the_same_batches_from_a_folder_a_table_archives_and_a_prepared_file(tmp
     out = tmp_path / "bands.safetensors"
     prepare(str(root), out, size=None, views=(), image_size=24, overwrite=False, plugins=installed())
     assert_same_sources(whole, opened(str(out)))
+    assert akssl_core.prepare(root, tmp_path / "shards", image_size=24, shard_size="4kB").shards > 2
+    assert_same_sources(whole, opened(str(tmp_path / "shards")))
 
 
 def test_a_prepared_file_keeps_what_is_shown_of_reduced_deep_images(tmp_path):

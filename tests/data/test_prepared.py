@@ -17,7 +17,7 @@ from akssl_core import DatasetSource, ImageStore, Schema, StoredImages, TensorIm
 from akssl_core.data import Folder, Loader, Prepared, open_source
 from akssl_core.data.convert import largest_view, stored_side, trained_view, with_margin
 from akssl_core.data.folder import FolderConfig
-from akssl_core.data.prepare import BATCH
+from akssl_core.data.written import BATCH
 from akssl_core.errors import DataError
 from akssl_core.rundir.files import TensorStream, atomic_file
 from akssl_core.rundir.folder import read_tensors
@@ -296,10 +296,10 @@ def test_images_are_written_as_they_come(prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StoredImages, "fetch", watched)
     prepared(tmp_path / "many")
-    assert batches == [BATCH] * 3 + [5]
+    assert batches == [16, 16, *[BATCH] * 3, 5], "a sample, and all"
     batches.clear()
     prepared(tmp_path / "many", side=8192, overwrite=True)
-    assert batches == [1] * (3 * BATCH + 5), "images that may be large come one by one"
+    assert batches == [1] * (32 + 3 * BATCH + 5), "images that may be large come one by one"
 
 
 def resident():

@@ -118,13 +118,17 @@ def test_moved_data_is_told_anew(here, photos, tmp_path, name):
 
 def test_a_run_goes_on_with_a_prepared_file_of_the_same_images(here, photos, tmp_path):
     assert here("run", "simsiam", "--data", "photos", *SMALL, "--out", "run")[0] == 0
-    for name in ("again", "other"):
+    for name in ("again", "shards-run", "other"):
         shutil.copytree(tmp_path / "run", tmp_path / name)
     assert here("resume", "run", "--epochs", "2", "--no-report")[0] == 0
     code, _, err = here("resume", "again", "--data", "p.safetensors", "--epochs", "2", "--no-report")
     assert code == 0, err
     assert 'data.name: "folder" -> "prepared"' in err
     assert same(tmp_path / "run", tmp_path / "again")
+    assert akssl_core.prepare(photos, tmp_path / "shards", size=9, shard_size="2kB").shards > 3
+    code, _, err = here("resume", "shards-run", "--data", "shards", "--epochs", "2", "--no-report")
+    assert code == 0, err
+    assert same(tmp_path / "run", tmp_path / "shards-run")
     akssl_core.prepare(photos, tmp_path / "small.safetensors", size=8)
     code, _, err = here("resume", "other", "--data", "small.safetensors", "--epochs", "2", "--no-report")
     assert (code, "images must be the same to the bit, and these are not" in err) == (2, True), err
