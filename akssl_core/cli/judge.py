@@ -106,6 +106,27 @@ def export(run_dir: Path, to: str, out: Path | None, overwrite: bool, plugin_fil
 
 
 @akssl.command()
+@click.argument("run", metavar="RUN_DIR", type=PATH)
+@click.option("--to", type=PATH, required=True, help="folder to write")
+@overwrite_option("replace what an earlier publish has written there")
+@plugin_file_option
+@json_option
+def publish(plugin_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Write the backbone of RUN_DIR as a folder that timm and transformers load, with a model card.
+
+    A fresh process loads it with timm alone; its features must be those of the run's backbone to 1e-4. The card is made
+    of the run and of what `akssl eval` has found.
+    """
+    from ..running.publish import publish as publish_run
+
+    try:
+        done = publish_run(**options, plugins=plugins_with(plugin_file))
+    except KeyboardInterrupt as error:
+        raise click.ClickException("stopped; nothing was written.") from error
+    show(done, as_json)
+
+
+@akssl.command()
 @click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=PATH)
 @click.option("--out", type=PATH, help="write one HTML page with the curves too, compare.html")
 @overwrite_option("replace the file that --out names")

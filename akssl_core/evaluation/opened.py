@@ -23,7 +23,7 @@ from ..config.schema import Schema, user_path, validate
 from ..data import DatasetSource, ImageSpec, Preprocess
 from ..data.opening import data_title, open_source, read_alike
 from ..errors import ConfigError
-from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, load_backbone
+from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, format_of, load_backbone
 from ..exporting.weights import USUAL, BackboneSource, for_channels
 from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
@@ -135,7 +135,7 @@ class Trained:
             ConfigError: its weights are those of another network.
         """
         tensors, metadata = read_tensors(file)
-        if metadata.get("format") == BACKBONE_FORMAT:
+        if format_of(metadata) == BACKBONE_FORMAT:
             return load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins), []
         backbone = _empty(self)
         account = load_weights(tensors, backbone, who="weights")

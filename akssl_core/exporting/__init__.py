@@ -25,7 +25,7 @@ from .backbone_file import CLASSIFIER_FORMAT, file_of, kind_of, load_backbone, r
 from .classifier import load_classifier
 from .formats import FORMATS, IMAGES, TOLERANCE, ExportFailed, Format, Loader, compare, here
 
-__all__ = ["ExportFailed", "Exported", "export"]
+__all__ = ["ExportFailed", "Exported", "export", "found_again", "refuse_missing"]
 
 KIND = "akssl-export-1"
 
@@ -99,7 +99,7 @@ def export(
     target = user_path(out) if out is not None else _usual(source, chosen, kind)
     _refuse_target(target, chosen, overwrite=overwrite)
     _, header, _ = read_backbone_file(file_of(source), kind)
-    backbone = _load(source, header, module, plugins)
+    backbone = found_again(source, header, module, plugins)
     _refuse_without_counterpart(backbone, chosen)
     facts = _facts(chosen, header, backbone)
     file_with = chosen.make(backbone)
@@ -128,12 +128,17 @@ def _format(to: str) -> Format:
     found = known.get(str(to).strip().lower())
     if found is None:
         raise ConfigError(f"to: there is no format '{to}'.{did_you_mean(str(to), known)} Formats: {', '.join(known)}.")
-    if missing := [name for name in found.packages if importlib.util.find_spec(name) is None]:
+    refuse_missing(found)
+    return found
+
+
+def refuse_missing(chosen: Format) -> None:
+    """Refuse a format whose packages are not installed."""
+    if missing := [name for name in chosen.packages if importlib.util.find_spec(name) is None]:
         raise ConfigError(
-            f"to: {found.name} needs {', '.join(missing)}, which this environment lacks. "
+            f"to: {chosen.name} needs {', '.join(missing)}, which this environment lacks. "
             "Install what all formats need: pip install 'akssl-core[export]'"
         )
-    return found
 
 
 def _usual(source: Path, chosen: Format, kind: str) -> Path:
@@ -161,7 +166,7 @@ def _refuse_without_counterpart(backbone: Backbone, chosen: Format) -> None:
     )
 
 
-def _load(source: Path, header: Mapping[str, str], module: nn.Module | None, plugins: Plugins) -> Backbone:
+def found_again(source: Path, header: Mapping[str, str], module: nn.Module | None, plugins: Plugins) -> Backbone:
     """The trained backbone; of one's own network, only where it was given."""
     own = json.loads(header["backbone"]).get("type")
     if own and module is None:
