@@ -120,13 +120,14 @@ __all__ = [
     "FilePath", "Finding", "Finetuned", "FractionSchedule", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
     "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone", "Location",
     "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule", "Pixels", "PluginError",
-    "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published", "PublishedFolder", "Registry",
-    "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock", "StoredImages", "Sweep",
-    "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt",
-    "build", "compare", "convert", "cosine", "decode_image", "dedup", "did_you_mean", "dist", "doctor", "embed",
-    "encode_labels", "evaluate", "explain", "export", "find", "finetune", "hookimpl", "image_header", "linear",
-    "load_backbone", "load_classifier", "load_weights", "masks", "methods", "nearest_path", "nn", "predict", "prepare",
-    "publish", "report", "resume", "run", "search", "suitable_size", "sweep", "view_as",
+    "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published", "PublishedFolder",
+    "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock",
+    "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views",
+    "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image", "dedup", "did_you_mean",
+    "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "finetune", "hookimpl",
+    "image_header", "linear", "load_backbone", "load_classifier", "load_weights", "masks", "methods",
+    "nearest_path", "nn", "predict", "prepare", "publish", "report", "resume", "run", "search", "suitable_size",
+    "sweep", "view_as",
 ]  # fmt: skip
 
 

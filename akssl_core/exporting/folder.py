@@ -67,7 +67,8 @@ class Folder(Format):
 def config_of(backbone: Backbone) -> dict[str, Any]:
     """`config.json` as timm lays it out: the network, and how images are prepared for it."""
     prepared, found = backbone.preprocess, _of(backbone).config
-    assert prepared is not None and found is not None
+    assert prepared is not None
+    assert found is not None
     images = {
         "num_classes": 0,
         "input_size": [prepared.channels, prepared.size, prepared.size],

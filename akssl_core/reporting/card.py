@@ -22,8 +22,9 @@ tags:
 - transformers
 - self-supervised-learning
 ---"""
-NOT_FOR = """- It is no classifier: it gives features. Train a classifier on them with labelled images of your own, and judge it
-  on images that it has not seen.
+NOT_FOR = """\
+- It is no classifier: it gives features. Train a classifier on them with labelled images of your own, and judge it on
+  images that it has not seen.
 - Nothing is known of images unlike those that it was trained on: the scores hold for the data that they name alone.
 - What is wrong or one-sided in those images may be in the features. Nobody has looked for it; do not decide about
   people, health or safety by them before you have."""
@@ -50,7 +51,7 @@ def card(
     method = _plain(run.method)
     labels = "with labels" if run.files.manifest.get("trained_with_labels") else "without labels"
     parts = [HEAD, f"# {_plain(backbone)}, trained by {method}"]
-    parts += [f"A network for images: {size} features an image, {labels}, trained with AKSSL."]
+    parts += [f"A network for images, trained {labels} by AKSSL: {size} features an image."]
     parts += [describe.markdown(["", ""], [*_facts(run, preprocess)])]
     parts += ["## Scores", *_scores(run)]
     parts += ["## Licence", _licence(origins)]
@@ -94,7 +95,7 @@ def _scores(run: Summary) -> list[str]:
         parts.append(f"Intervals: {_plain(interval)}.")
     own = {name: value for name, value in run.metrics.items() if name.startswith("knn_")}
     if own:
-        rows = [[f"`{_plain(name)}`", number(value)] for name, value in own.items()]
+        rows = [[_plain(name), _plain(number(value))] for name, value in own.items()]
         parts += ["k-NN at the end of the run, in percent:", describe.markdown(["number", "value"], rows)]
     return parts or ["None: nothing was measured. `akssl eval RUN` judges a run by labelled images."]
 

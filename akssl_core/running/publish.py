@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -47,14 +46,10 @@ class PublishedFolder:
     def text(self) -> str:
         """Where it is, how it was proved, and how to load it: what `akssl publish` prints."""
         megabytes = (self.path / WEIGHTS).stat().st_size / 1e6
-        return "\n".join(
-            [
-                f"{self.path}: {self.architecture} of timm, {megabytes:.1f} MB; features of {self.images} images by timm "
-                f"differ by at most {self.difference:.2g} (allowed {self.tolerance:g})",
-                f"Read {CARD} and name a licence in it before anybody else gets the folder. Load it:",
-                *(f"  {line}" for line in self.snippet.splitlines()),
-            ]
-        )
+        proof = f"features of {self.images} images differ by at most {self.difference:.2g} (allowed {self.tolerance:g})"
+        lines = [f"{self.path}: {self.architecture} of timm, {megabytes:.1f} MB; {proof}"]
+        lines += [f"Read {CARD} and name a licence in it before anybody else gets the folder. Load it:"]
+        return "\n".join([*lines, *(f"  {line}" for line in self.snippet.splitlines())])
 
     def record(self) -> dict[str, Any]:
         """As plain values, fit for JSON."""
@@ -132,9 +127,7 @@ def _refuse_target(target: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"--to: '{target}' is a file; expected a folder. Choose another name.")
     there = set(os.listdir(target)) if os.path.isdir(target) else set()
     if others := sorted(there - {WEIGHTS, CONFIG, CARD}):
-        raise ConfigError(
-            f"--to: '{target}' holds other files ('{others[0]}'). Choose another name, or an empty folder."
-        )
+        raise ConfigError(f"--to: '{target}' holds other files ('{others[0]}'). Choose another name.")
     if there and not overwrite:
         raise ConfigError(f"--to: '{target}' exists already. Replace it with --overwrite, or choose another name.")
     try:
