@@ -42,7 +42,7 @@ class Counterpart:
     state: dict[str, Tensor]
     """The weights under that library's key names."""
     config: Mapping[str, Any] | None = None
-    """Of timm: its `config.json`, but for the images, where that alone builds the network; `akssl publish` writes it."""
+    """Of timm: its `config.json` but for the images, where that alone builds the network; `akssl publish` writes it."""
 
     @classmethod
     def in_timm(cls, model: str, arguments: Mapping[str, Any], state: dict[str, Tensor], **parts: Any) -> Counterpart:

@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -109,16 +109,7 @@ class Onnx(Format):
         Raises:
             ConfigError: torch cannot trace the network.
         """
-        import onnx
-
-        model = _traced(backbone).model_proto
-
-        def content(metadata: Mapping[str, str]) -> bytes:
-            onnx.helper.set_model_props(model, dict(metadata))
-            data: bytes = model.SerializeToString()
-            return data
-
-        return content
+        return with_texts(_traced(backbone).model_proto)
 
     def snippet(self, backbone: Backbone, file: Path) -> str:
         """By ONNX Runtime on the CPU."""
@@ -128,6 +119,20 @@ class Onnx(Format):
             f'{output_of(backbone)} = session.run(None, {{"images": images}})[0]  # {_expected(backbone, "array")}',
         ]
         return "\n".join(lines)
+
+
+def with_texts(model: Any) -> Content:
+    """The file of a model of ONNX, or of one that lies in a file, but for its texts."""
+    import onnx
+
+    model = onnx.load(model) if isinstance(model, Path) else model
+
+    def content(metadata: Mapping[str, str]) -> bytes:
+        onnx.helper.set_model_props(model, dict(metadata))
+        data: bytes = model.SerializeToString()
+        return data
+
+    return content
 
 
 FORMATS: tuple[Format, ...] = (Safetensors(), Library("torchvision"), Library("timm"), Onnx())
