@@ -134,7 +134,7 @@ def finetune(
     for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
         at_least_one(name, value)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
-    network, begun = _network(trained), trained.path.is_dir()
+    network, begun = _network(trained), trained.is_run
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
     split = Split.of(*trained.source(data, test_data, labels))
     work = _Work.of(split, share, epochs, seed, batch_size, hardware.device)

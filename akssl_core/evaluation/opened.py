@@ -54,6 +54,11 @@ class Trained:
         assert self.backbone.preprocess is not None
         return self.backbone.preprocess
 
+    @property
+    def is_run(self) -> bool:
+        """Whether a folder knows of data and a beginning."""
+        return RunDir(self.path).begun
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The settings in config.yaml.
@@ -84,7 +89,7 @@ class Trained:
         Raises:
             AksslError: there is no such data, or the run was started with a Python object for it.
         """
-        if data is None and not self.path.is_dir():
+        if data is None and not self.is_run:
             raise ConfigError(f"data: is missing, and {self.path} knows none. Name it: --data SOURCE, FOLDER or FILE.")
         if data is None:
             data = self.config["data"]
@@ -101,7 +106,7 @@ class Trained:
 
     def alike(self, data: Any) -> Any:
         """Data as it was given, or where it lies; its files are read by the scale and the decoder of the run's own."""
-        own = self.config["data"] if self.path.is_dir() else {}
+        own = self.config["data"] if self.is_run else {}
         return read_alike(data, own, self.plugins) if isinstance(data, str | Path | Mapping) else data
 
     def untrained(self) -> Backbone:

@@ -7,6 +7,7 @@ how to build the network and how to feed it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ BACKBONE_FORMAT, CLASSIFIER_FORMAT = "akssl-backbone-1", "akssl-classifier-1"
 OURS = {BACKBONE_FORMAT: "a backbone, as akssl run leaves it", CLASSIFIER_FORMAT: "a classifier of akssl finetune"}
 OWN = "akssl"  # the text of a header that names our format where "format" is another library's
 FILE = "backbone.safetensors"
+PUBLISHED = "model.safetensors"  # in a folder that hubs know
 START = "start.safetensors"  # the same file of the weights that a run began from
 
 
@@ -92,9 +94,12 @@ def export_backbone(
 
 
 def file_of(path: Path | str) -> Path:
-    """Find the backbone file: a path to a run folder or to the file itself is given."""
+    """Find the backbone file: a path to a run folder, to a published one or to the file itself is given."""
     given = user_path(path)
-    return given / FILE if given.is_dir() else given
+    if not os.path.isdir(given):
+        return given
+    is_published = os.path.isfile(given / PUBLISHED) and not RunDir(given).begun
+    return given / (PUBLISHED if is_published else FILE)
 
 
 def format_of(metadata: Mapping[str, str]) -> str:

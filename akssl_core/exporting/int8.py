@@ -55,7 +55,7 @@ class Quantised:
     def text(self) -> str:
         """Size and accuracy before and after, in one line."""
         before, after = self.bytes_before / 1e6, self.bytes_after / 1e6
-        said = f"int8 ({self.way}): {after:.1f} MB, {before:.1f} MB as float; mean cosine of the features {self.cosine:.4f}"
+        said = f"int8 ({self.way}): {after:.1f} MB, {before:.1f} MB as float; mean cosine of features {self.cosine:.4f}"
         if self.knn is None or self.gain is None:
             return f"{said} ({self.images} images without labels, so no accuracy)"
         by = self.gain

@@ -97,8 +97,7 @@ def read_weights(spec: WeightsSpec, plugins: Plugins, setting: str) -> Weights:
     """
     path, name = user_path(spec.source), visible(spec.source)[:LONGEST]
     if os.path.isdir(path):
-        published = path / "model.safetensors"
-        return _of_file(spec, setting, published if published.is_file() and not RunDir(path).begun else file_of(path))
+        return _of_file(spec, setting, file_of(path))
     if path.suffix.lower() in PICKLES:
         raise ConfigError(
             f"{setting}: {name} may be a pickle, which can run code when it is read. Convert it once: "

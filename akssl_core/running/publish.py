@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..backbone import Backbone
 from ..config.schema import user_path
 from ..errors import ConfigError
 from ..exporting import found_again, refuse_missing
-from ..exporting.backbone_file import file_of, read_backbone_file
-from ..exporting.folder import Folder, config_of, origins, texts_of, to_prove_with
+from ..exporting.backbone_file import PUBLISHED, file_of, read_backbone_file
+from ..exporting.folder import MODES, Folder, config_of, origins, texts_of, to_prove_with
 from ..exporting.formats import IMAGES, TOLERANCE, compare
 from ..plugins.manager import Plugins, installed
 from ..reporting.card import card
@@ -22,7 +23,7 @@ from ..reporting.comparison import Summary
 from ..rundir.files import explain_write_errors, json_bytes, sync_folder, write_flushed
 from ..rundir.folder import RunDir
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class PublishedFolder:
     @property
     def text(self) -> str:
         """Where it is, how it was proved, and how to load it: what `akssl publish` prints."""
-        megabytes = (self.path / WEIGHTS).stat().st_size / 1e6
+        megabytes = (self.path / PUBLISHED).stat().st_size / 1e6
         proof = f"features of {self.images} images differ by at most {self.difference:.2g} (allowed {self.tolerance:g})"
         lines = [f"{self.path}: {self.architecture} of timm, {megabytes:.1f} MB; {proof}"]
         lines += [f"Read {CARD} and name a licence in it before anybody else gets the folder. Load it:"]
@@ -54,7 +55,7 @@ class PublishedFolder:
     def record(self) -> dict[str, Any]:
         """As plain values, fit for JSON."""
         own = {name: getattr(self, name) for name in ("architecture", "snippet", "difference", "tolerance", "images")}
-        return {"path": str(self.path), "files": [CARD, CONFIG, WEIGHTS], **own}
+        return {"path": str(self.path), "files": [CARD, CONFIG, PUBLISHED], **own}
 
 
 def publish(
@@ -92,11 +93,11 @@ def publish(
     config, learned_from = config_of(backbone), origins(header)
     with _appearing(target) as draft:
         texts = texts_of(backbone, header)
-        write_flushed(draft / WEIGHTS, form.make(backbone)(texts))
+        write_flushed(draft / PUBLISHED, form.make(backbone)(texts))
         write_flushed(draft / CONFIG, json_bytes(config))
         pictures = to_prove_with(backbone)
         difference, _ = compare(backbone, draft, lambda file, shown: form.features(backbone, file, shown), pictures)
-        loads = _loads(form.snippet(backbone, Path(target.name)), target.name, akssl=bool(texts))
+        loads = _loads(form, backbone, target.name, akssl=bool(texts))
         summary = Summary.read(source, source.name)
         text = card(summary, backbone.name, backbone.embed_dim, known.preprocess, learned_from, loads)
         write_flushed(draft / CARD, text.encode("utf-8", "backslashreplace"))
@@ -105,18 +106,32 @@ def publish(
     )
 
 
-def _loads(timm: str, name: str, *, akssl: bool) -> Mapping[str, str]:
+def _loads(form: Folder, backbone: Backbone, name: str, *, akssl: bool) -> dict[str, str]:
     """Code that loads a folder of this name, by library."""
-    transformers = (
-        "from transformers import AutoImageProcessor, AutoModel\n"
-        f"prepare, model = AutoImageProcessor.from_pretrained({name!r}), AutoModel.from_pretrained({name!r}).eval()\n"
-        'features = model(**prepare(images, return_tensors="pt")).pooler_output'
-    )
-    own = (
-        f"import akssl_core\nbackbone = akssl_core.load_backbone({f'{name}/{WEIGHTS}'!r})\n"
-        "features = backbone(backbone.preprocess(images))"
-    )
-    return {"timm": timm, "transformers": transformers, **({"akssl": own} if akssl else {})}
+    if backbone.image.channels in MODES:
+        more, given = (
+            [f"prepare = AutoImageProcessor.from_pretrained({name!r})"],
+            '**prepare(images, return_tensors="pt")',
+        )
+    else:
+        more, given = [], "pixel_values=images"
+    transformers = [
+        "from transformers import AutoImageProcessor, AutoModel",
+        f"model = AutoModel.from_pretrained({name!r}).eval()",
+        *more,
+        f"features = model({given}).pooler_output",
+    ]
+    own = [
+        "import akssl_core",
+        f"backbone = akssl_core.load_backbone({name!r})",
+        "features = backbone(backbone.preprocess(images))",
+    ]
+    lines = {
+        "timm": [form.snippet(backbone, Path(name))],
+        "transformers": transformers,
+        **({"akssl": own} if akssl else {}),
+    }
+    return {library: "\n".join(code) for library, code in lines.items()}
 
 
 def _refuse_target(target: Path, *, overwrite: bool) -> None:
@@ -126,7 +141,7 @@ def _refuse_target(target: Path, *, overwrite: bool) -> None:
     if os.path.lexists(target) and not os.path.isdir(target):
         raise ConfigError(f"--to: '{target}' is a file; expected a folder. Choose another name.")
     there = set(os.listdir(target)) if os.path.isdir(target) else set()
-    if others := sorted(there - {WEIGHTS, CONFIG, CARD}):
+    if others := sorted(there - {PUBLISHED, CONFIG, CARD}):
         raise ConfigError(f"--to: '{target}' holds other files ('{others[0]}'). Choose another name.")
     if there and not overwrite:
         raise ConfigError(f"--to: '{target}' exists already. Replace it with --overwrite, or choose another name.")
