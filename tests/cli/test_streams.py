@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "predict c.safetensors --data shapes --set data.size=32",
     "dedup": "dedup RUN",
     "export": "export RUN --to safetensors --out e.safetensors --overwrite",
+    "publish": "publish VIT --to PUBLISHED --overwrite",
     "report": "report RUN",
     "compare": "compare RUN RUN",
     "sweep": f"sweep --methods simsiam {TINY} --out SWEEP --no-report",
@@ -49,6 +50,14 @@ def test_every_command_is_tried():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("streams")
     run("simsiam", data={"name": "shapes", "size": 32, "test_size": 16}, out=path / "RUN", report=False, **SMALL)
+    run(
+        "simsiam",
+        "vit_micro",
+        data={"name": "shapes", "size": 32, "test_size": 16},
+        out=path / "VIT",
+        report=False,
+        **SMALL,
+    )
     torch.save({"weight": torch.ones(2)}, path / "w.pth")
     Image.new("RGB", (16, 16), "red").save(path / "q.png")
     finetune(path / "RUN", path / "c.safetensors", parts="head", scratch=False)
