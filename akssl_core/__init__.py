@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .running.convert import Converted, convert
     from .running.explain import Explained, explain
     from .running.launch import resume, run
+    from .running.publish import PublishedFolder, publish
     from .running.result import Report, Result, prepare, report
     from .schedule import (
         FractionSchedule,
@@ -101,6 +102,7 @@ _ROOMS = {
     "running.convert": "Converted convert",
     "running.explain": "Explained explain",
     "running.launch": "resume run",
+    "running.publish": "PublishedFolder publish",
     "running.result": "Report Result prepare report",
     "schedule": "FractionSchedule LearningRate NonNegativeSchedule Now PositiveSchedule Schedule cosine linear",
     "sweeps": "Sweep sweep",
@@ -118,13 +120,14 @@ __all__ = [
     "FilePath", "Finding", "Finetuned", "FractionSchedule", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
     "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone", "Location",
     "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule", "Pixels", "PluginError",
-    "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published", "Registry", "Report",
-    "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock", "StoredImages", "Sweep",
-    "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views", "absolute_path", "adapt",
-    "build", "compare", "convert", "cosine", "decode_image", "dedup", "did_you_mean", "dist", "doctor", "embed",
-    "encode_labels", "evaluate", "explain", "export", "find", "finetune", "hookimpl", "image_header", "linear",
-    "load_backbone", "load_classifier", "load_weights", "masks", "methods", "nearest_path", "nn", "predict", "prepare",
-    "report", "resume", "run", "search", "suitable_size", "sweep", "view_as",
+    "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published", "PublishedFolder",
+    "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock",
+    "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views",
+    "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image", "dedup", "did_you_mean",
+    "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "finetune", "hookimpl",
+    "image_header", "linear", "load_backbone", "load_classifier", "load_weights", "masks", "methods",
+    "nearest_path", "nn", "predict", "prepare", "publish", "report", "resume", "run", "search", "suitable_size",
+    "sweep", "view_as",
 ]  # fmt: skip
 
 

@@ -38,6 +38,7 @@ UNNAMED = (  # types that public names hold and that have no public name of thei
     r"data\.base\.Decoder",
     r"data\.convert\.Square",
     r"metrics\.interval\.Interval",
+    r"exporting\.int8\.Quantised",
     r"schedule\._(positive|not_negative|fraction)",
 )
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")

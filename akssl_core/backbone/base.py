@@ -41,6 +41,16 @@ class Counterpart:
     """Python statements that leave the network in the name `model`."""
     state: dict[str, Tensor]
     """The weights under that library's key names."""
+    config: Mapping[str, Any] | None = None
+    """Of timm: its `config.json` but for the images, where that alone builds the network; `akssl publish` writes it."""
+
+    @classmethod
+    def in_timm(cls, model: str, arguments: Mapping[str, Any], state: dict[str, Tensor], **parts: Any) -> Counterpart:
+        """What `timm.create_model` makes of a name and arguments; `parts` are timm's `first_conv` and `classifier`."""
+        listed = ", ".join([repr(model), *(f"{key}={value!r}" for key, value in arguments.items())])
+        own = {key: value for key, value in arguments.items() if key != "num_classes"}
+        config = {"architecture": model.partition(".")[0], "model_args": own, "pretrained_cfg": parts}
+        return cls(("timm",), (f"model = timm.create_model({listed})",), state, config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,10 @@ class ResNet(ConvBackbone):
 
     def counterpart(self, library: str) -> Counterpart | None:
         """The model of this name, in both libraries, with the parts of the stem that are not ImageNet's put in."""
-        channels = self.image.channels
+        channels, state = self.image.channels, self.export_state()
+        if library == "timm" and not self.small_stem:
+            own = {"num_classes": 0, "in_chans": channels}
+            return Counterpart.in_timm(self.name, own, state, first_conv="conv1", classifier="fc")
         if library == "torchvision":
             lines = [f"model = torchvision.models.{self.name}(); model.fc = torch.nn.Identity()"]
             lines += _stem(channels, 7) if channels != 3 and not self.small_stem else []
@@ -107,7 +110,7 @@ class ResNet(ConvBackbone):
         else:
             return None
         lines += [*_stem(channels, 3), "model.maxpool = torch.nn.Identity()"] if self.small_stem else []
-        return Counterpart(("torch", library), tuple(lines), self.export_state())
+        return Counterpart(("torch", library), tuple(lines), state)
 
     @property
     def notes(self) -> list[str]:

@@ -253,9 +253,8 @@ class ViT(TokenBackbone):
         """
         config, whole = self.config, self.grid[0] * self.patch_size
         if library == "timm" and config.pool != "both":
-            listed = ", ".join(f"{key}={_quoted(value)}" for key, value in self._in_timm(whole).items())
-            line = f'model = timm.create_model("{self.in_timm[0]}", {listed})'
-            return Counterpart(("timm",), (line,), self.export_state())
+            own = {"first_conv": "patch_embed.proj", "classifier": "head"}
+            return Counterpart.in_timm(self.in_timm[0], self._in_timm(whole), self.export_state(), **own)
         special = config.registers or config.layer_scale is not None or config.pool != "cls"
         if library != "torchvision" or special or whole != self.image.size:
             return None
@@ -346,11 +345,6 @@ def torchvision_key(key: str) -> str:
         if key.startswith(timm) or (timm.startswith(".") and timm in key):
             key = key.replace(timm, torchvision, 1)
     return key
-
-
-def _quoted(value: object) -> str:
-    """A value as Python code, texts in double quotes."""
-    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def _bicubic(size: int, out: int, like: Tensor) -> Tensor:

@@ -92,18 +92,41 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
 @click.argument("run_dir", type=PATH)
 @click.option("--to", required=True, metavar="FORMAT", help="safetensors, torchvision, timm or onnx")
 @click.option("--out", type=PATH, help="file to write  [default: one in RUN_DIR, by format]")
+@click.option("--int8", is_flag=True, help="of onnx: weights and activations in 8 bits, with what that costs")
 @overwrite_option("replace a file that is there")
 @plugin_file_option
-def export(run_dir: Path, to: str, out: Path | None, overwrite: bool, plugin_file: Path | None) -> None:
+@json_option
+def export(run_dir: Path, plugin_file: Path | None, as_json: bool, **options: Any) -> None:
     """Write the backbone of RUN_DIR for another library, proved there.
 
     A fresh process loads the file with the code that is printed; its features must be those of the run's backbone to
-    1e-4. The header of the file says how large the difference is and how images are prepared.
+    1e-4. The header of the file says how large the difference is and how images are prepared. With --int8 the loss of
+    k-NN accuracy is measured on images of the run.
     """
     from ..exporting import export as export_backbone
 
-    done = export_backbone(run_dir, to, out, overwrite=overwrite, plugins=plugins_with(plugin_file))
-    click.echo(done.text)
+    show(export_backbone(run_dir, plugins=plugins_with(plugin_file), **options), as_json)
+
+
+@akssl.command()
+@click.argument("run", metavar="RUN_DIR", type=PATH)
+@click.option("--to", type=PATH, required=True, help="folder to write")
+@overwrite_option("replace what an earlier publish has written there")
+@plugin_file_option
+@json_option
+def publish(plugin_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Write the backbone of RUN_DIR as a folder that timm and transformers load, with a model card.
+
+    A fresh process loads it with timm alone; its features must be those of the run's backbone to 1e-4. The card is made
+    of the run and of what `akssl eval` has found.
+    """
+    from ..running.publish import publish as publish_run
+
+    try:
+        done = publish_run(**options, plugins=plugins_with(plugin_file))
+    except KeyboardInterrupt as error:
+        raise click.ClickException("stopped; nothing was written.") from error
+    show(done, as_json)
 
 
 @akssl.command()

@@ -18,7 +18,7 @@ from ..config import describe
 from ..config.schema import user_path, validate
 from ..data import ImageSet, Preprocess
 from ..errors import ConfigError, DataError, did_you_mean
-from ..exporting.backbone_file import OURS, file_of, learned_from_of
+from ..exporting.backbone_file import OURS, file_of, format_of, learned_from_of
 from ..exporting.classifier import Classifier, save_classifier
 from ..metrics.features import embed
 from ..metrics.interval import Interval, interval
@@ -134,7 +134,7 @@ def finetune(
     for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
         at_least_one(name, value)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
-    network, begun = _network(trained), trained.path.is_dir()
+    network, begun = _network(trained), trained.is_run
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
     split = Split.of(*trained.source(data, test_data, labels))
     work = _Work.of(split, share, epochs, seed, batch_size, hardware.device)
@@ -183,7 +183,7 @@ def _refuse(path: Path, parts: str, share: Any, *, overwrite: bool) -> None:
 
 def _network(trained: Trained) -> tuple[str, dict[str, Any], list[Mapping[str, str]]]:
     """The method that trained a backbone, the settings by which it is built again, and what it has learned from."""
-    if os.path.exists(file := file_of(trained.path)) and (texts := read_texts(file)).get("format") in OURS:
+    if os.path.exists(file := file_of(trained.path)) and format_of(texts := read_texts(file)) in OURS:
         return texts.get("method", "unknown"), json.loads(texts["backbone"]), [*learned_from_of(texts)]
     settings = {"name": trained.backbone.name, **trained.backbone.config.model_dump(mode="json")}
     return "unknown", settings, [trained.about] if trained.about else []

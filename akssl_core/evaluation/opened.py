@@ -23,7 +23,7 @@ from ..config.schema import Schema, user_path, validate
 from ..data import DatasetSource, ImageSpec, Preprocess
 from ..data.opening import data_title, open_source, read_alike
 from ..errors import ConfigError
-from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, load_backbone
+from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, format_of, load_backbone
 from ..exporting.weights import USUAL, BackboneSource, for_channels
 from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
@@ -53,6 +53,11 @@ class Trained:
         """How the backbone is fed."""
         assert self.backbone.preprocess is not None
         return self.backbone.preprocess
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a folder knows of data and a beginning."""
+        return RunDir(self.path).begun
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -84,7 +89,7 @@ class Trained:
         Raises:
             AksslError: there is no such data, or the run was started with a Python object for it.
         """
-        if data is None and not self.path.is_dir():
+        if data is None and not self.is_run:
             raise ConfigError(f"data: is missing, and {self.path} knows none. Name it: --data SOURCE, FOLDER or FILE.")
         if data is None:
             data = self.config["data"]
@@ -101,7 +106,7 @@ class Trained:
 
     def alike(self, data: Any) -> Any:
         """Data as it was given, or where it lies; its files are read by the scale and the decoder of the run's own."""
-        own = self.config["data"] if self.path.is_dir() else {}
+        own = self.config["data"] if self.is_run else {}
         return read_alike(data, own, self.plugins) if isinstance(data, str | Path | Mapping) else data
 
     def untrained(self) -> Backbone:
@@ -135,7 +140,7 @@ class Trained:
             ConfigError: its weights are those of another network.
         """
         tensors, metadata = read_tensors(file)
-        if metadata.get("format") == BACKBONE_FORMAT:
+        if format_of(metadata) == BACKBONE_FORMAT:
             return load_backbone(file, module=copy.deepcopy(self.module), plugins=self.plugins), []
         backbone = _empty(self)
         account = load_weights(tensors, backbone, who="weights")

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +24,10 @@ from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
 from .backbone_file import CLASSIFIER_FORMAT, file_of, kind_of, load_backbone, read_backbone_file
 from .classifier import load_classifier
-from .formats import FORMATS, IMAGES, TOLERANCE, ExportFailed, Format, Loader, compare, here
+from .formats import FORMATS, IMAGES, TOLERANCE, ExportFailed, Format, Loader, compare, here, with_texts
+from .int8 import Quantised, quantise, session, source_of
 
-__all__ = ["ExportFailed", "Exported", "export"]
+__all__ = ["ExportFailed", "Exported", "export", "found_again", "refuse_missing"]
 
 KIND = "akssl-export-1"
 
@@ -50,6 +52,8 @@ class Exported:
     """How the network is fed."""
     metadata: Mapping[str, str]
     """The texts in the file's header."""
+    quantised: Quantised | None = None
+    """Of a file in 8 bits: what that saves and costs. `difference` is that of the float file which it was made of."""
 
     @property
     def text(self) -> str:
@@ -59,8 +63,17 @@ class Exported:
         )
         proof = f"features of {self.images} images differ by at most {self.difference:.2g} (allowed {self.tolerance:g})"
         lines = [f"{self.path}: {self.to}, {self.path.stat().st_size / 1e6:.1f} MB; {proof}"]
+        if self.quantised is not None:
+            lines = [f"{self.path}: {self.to}, {self.quantised.text}", f"Before it was quantised, {proof}"]
         lines += [f"Images: {self.preprocess.rule}; mean {mean}, std {std}", "Load it:"]
         return "\n".join([*lines, *(f"  {line}" for line in self.snippet.splitlines())])
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, fit for JSON."""
+        names = ("to", "snippet", "difference", "tolerance", "images")
+        quantised = None if self.quantised is None else self.quantised.record()
+        own = {"preprocess": self.preprocess.to_dict(), "bytes": self.path.stat().st_size, "quantised": quantised}
+        return {"path": str(self.path), **{name: getattr(self, name) for name in names}, **own}
 
 
 def export(
@@ -69,6 +82,7 @@ def export(
     out: str | Path | None = None,
     *,
     module: nn.Module | None = None,
+    int8: bool = False,
     overwrite: bool = False,
     plugins: Plugins | None = None,
 ) -> Exported:
@@ -82,6 +96,8 @@ def export(
         to: "safetensors", "torchvision", "timm" or "onnx".
         out: the file to write. Default: one in the run folder, named after the format.
         module: your own network, where the run trained one.
+        int8: of ONNX: with weights and activations in 8 bits, a quarter of the size; what that costs in accuracy is
+            measured on images of the run, which must be there.
         overwrite: replace a file that is there.
         plugins: another plugin manager than the process-wide one.
 
@@ -96,17 +112,24 @@ def export(
     kind = kind_of(file_of(source))
     if kind == CLASSIFIER_FORMAT and chosen.name != "onnx":
         raise ConfigError(f"to: {source} is a classifier, which is exported to onnx alone.")
-    target = user_path(out) if out is not None else _usual(source, chosen, kind)
+    if int8 and (chosen.name != "onnx" or kind == CLASSIFIER_FORMAT):
+        raise ConfigError("int8: is for backbones as onnx alone. Leave it out, or export a run with to='onnx'.")
+    target = user_path(out) if out is not None else _usual(source, chosen, kind, int8=int8)
     _refuse_target(target, chosen, overwrite=overwrite)
     _, header, _ = read_backbone_file(file_of(source), kind)
-    backbone = _load(source, header, module, plugins)
+    backbone = found_again(source, header, module, plugins)
     _refuse_without_counterpart(backbone, chosen)
     facts = _facts(chosen, header, backbone)
-    file_with = chosen.make(backbone)
+    file_with, smaller = chosen.make(backbone), None
+    images = source_of(file_of(source).parent, backbone.image.size, plugins) if int8 else None
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / target.name
         write_atomic(draft, file_with({**header, **facts}))
         difference, largest = compare(backbone, draft, _load_again(chosen, backbone, module, plugins))
+        if images is not None:
+            small = draft.with_name("int8.onnx")
+            smaller, file_with = quantise(backbone, draft, small, images), with_texts(small)
+            compare(session(small, backbone), small, lambda file, shown: chosen.features(backbone, file, shown))
     code = chosen.snippet(backbone, target)
     metadata = {
         **(header if chosen.needs_akssl else {}),
@@ -116,10 +139,11 @@ def export(
         "compared_images": str(IMAGES),
         "largest_feature": f"{largest:.3g}",
         "load": code,
+        **({"int8": smaller.text} if smaller else {}),
     }
     write_atomic(target, file_with(metadata))
     assert backbone.preprocess is not None
-    return Exported(target, chosen.name, code, difference, TOLERANCE, IMAGES, backbone.preprocess, metadata)
+    return Exported(target, chosen.name, code, difference, TOLERANCE, IMAGES, backbone.preprocess, metadata, smaller)
 
 
 def _format(to: str) -> Format:
@@ -128,19 +152,24 @@ def _format(to: str) -> Format:
     found = known.get(str(to).strip().lower())
     if found is None:
         raise ConfigError(f"to: there is no format '{to}'.{did_you_mean(str(to), known)} Formats: {', '.join(known)}.")
-    if missing := [name for name in found.packages if importlib.util.find_spec(name) is None]:
-        raise ConfigError(
-            f"to: {found.name} needs {', '.join(missing)}, which this environment lacks. "
-            "Install what all formats need: pip install 'akssl-core[export]'"
-        )
+    refuse_missing(found)
     return found
 
 
-def _usual(source: Path, chosen: Format, kind: str) -> Path:
+def refuse_missing(chosen: Format) -> None:
+    """Refuse a format whose packages are not installed."""
+    if missing := [name for name in chosen.packages if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"to: {chosen.name} needs {', '.join(missing)}, which this environment lacks. "
+            "Install what all formats need: pip install 'akssl-core[export]'"
+        )
+
+
+def _usual(source: Path, chosen: Format, kind: str, *, int8: bool) -> Path:
     """Where the file goes if nobody says: beside the run's own, or beside the classifier under its name."""
     if kind == CLASSIFIER_FORMAT:
         return source.with_suffix(chosen.suffix)
-    return (source if source.is_dir() else source.parent) / EXPORTED[chosen.name]
+    return (source if source.is_dir() else source.parent) / EXPORTED["int8" if int8 else chosen.name]
 
 
 def _refuse_target(target: Path, chosen: Format, *, overwrite: bool) -> None:
@@ -161,7 +190,7 @@ def _refuse_without_counterpart(backbone: Backbone, chosen: Format) -> None:
     )
 
 
-def _load(source: Path, header: Mapping[str, str], module: nn.Module | None, plugins: Plugins) -> Backbone:
+def found_again(source: Path, header: Mapping[str, str], module: nn.Module | None, plugins: Plugins) -> Backbone:
     """The trained backbone; of one's own network, only where it was given."""
     own = json.loads(header["backbone"]).get("type")
     if own and module is None:

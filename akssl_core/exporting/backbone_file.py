@@ -7,6 +7,7 @@ how to build the network and how to feed it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,9 @@ from ..rundir.folder import RunDir
 
 BACKBONE_FORMAT, CLASSIFIER_FORMAT = "akssl-backbone-1", "akssl-classifier-1"
 OURS = {BACKBONE_FORMAT: "a backbone, as akssl run leaves it", CLASSIFIER_FORMAT: "a classifier of akssl finetune"}
+OWN = "akssl"  # the text of a header that names our format where "format" is another library's
 FILE = "backbone.safetensors"
+PUBLISHED = "model.safetensors"  # in a folder that hubs know
 START = "start.safetensors"  # the same file of the weights that a run began from
 
 
@@ -91,16 +94,24 @@ def export_backbone(
 
 
 def file_of(path: Path | str) -> Path:
-    """Find the backbone file: a path to a run folder or to the file itself is given."""
+    """Find the backbone file: a path to a run folder, to a published one or to the file itself is given."""
     given = user_path(path)
-    return given / FILE if given.is_dir() else given
+    if not os.path.isdir(given):
+        return given
+    is_published = os.path.isfile(given / PUBLISHED) and not RunDir(given).begun
+    return given / (PUBLISHED if is_published else FILE)
+
+
+def format_of(metadata: Mapping[str, str]) -> str:
+    """The format that a header names: of a published file under a name of our own, for others read "format"."""
+    return metadata.get(OWN, metadata.get("format", ""))
 
 
 def kind_of(file: Path) -> str:
     """The format of a file of ours, of a backbone where that cannot be told."""
     with suppress(RunDirError):
-        if file.is_file() and (found := read_texts(file).get("format")) in OURS:
-            return str(found)
+        if file.is_file() and (found := format_of(read_texts(file))) in OURS:
+            return found
     return BACKBONE_FORMAT
 
 
@@ -116,7 +127,7 @@ def read_backbone_file(file: Path, wanted: str = BACKBONE_FORMAT) -> tuple[dict[
         hint = f" The run {state}. Go on with it: akssl resume {file.parent}." if run.begun else ""
         raise RunDirError(f"{file} does not exist.{hint}")
     tensors, metadata = read_tensors(file)
-    if (found := metadata.get("format", "")) != wanted:
+    if (found := format_of(metadata)) != wanted:
         if found in OURS:
             raise RunDirError(f"{file} is {OURS[found]}; expected {OURS[wanted]}.")
         raise RunDirError(f"{file} was not written by akssl: its header lacks format = {wanted}.")

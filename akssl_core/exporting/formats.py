@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -109,16 +109,7 @@ class Onnx(Format):
         Raises:
             ConfigError: torch cannot trace the network.
         """
-        import onnx
-
-        model = _traced(backbone).model_proto
-
-        def content(metadata: Mapping[str, str]) -> bytes:
-            onnx.helper.set_model_props(model, dict(metadata))
-            data: bytes = model.SerializeToString()
-            return data
-
-        return content
+        return with_texts(_traced(backbone).model_proto)
 
     def snippet(self, backbone: Backbone, file: Path) -> str:
         """By ONNX Runtime on the CPU."""
@@ -128,6 +119,20 @@ class Onnx(Format):
             f'{output_of(backbone)} = session.run(None, {{"images": images}})[0]  # {_expected(backbone, "array")}',
         ]
         return "\n".join(lines)
+
+
+def with_texts(model: Any) -> Content:
+    """The file of a model of ONNX, or of one that lies in a file, but for its texts."""
+    import onnx
+
+    model = onnx.load(model) if isinstance(model, Path) else model
+
+    def content(metadata: Mapping[str, str]) -> bytes:
+        onnx.helper.set_model_props(model, dict(metadata))
+        data: bytes = model.SerializeToString()
+        return data
+
+    return content
 
 
 FORMATS: tuple[Format, ...] = (Safetensors(), Library("torchvision"), Library("timm"), Onnx())
@@ -180,13 +185,13 @@ class ExportFailed(RunStopped):
     """The exported file does not do what the backbone does; it was not written."""
 
 
-def compare(backbone: Backbone, file: Path, load: Loader) -> tuple[float, float]:
+def compare(backbone: Backbone, file: Path, load: Loader, pictures: Tensor | None = None) -> tuple[float, float]:
     """How far the features of `IMAGES` pictures by a file are from the backbone's, and the backbone's largest feature.
 
     Raises:
         ExportFailed: they differ.
     """
-    pictures = pictures_for(backbone)
+    pictures = pictures_for(backbone) if pictures is None else pictures
     own, other = here(backbone, pictures), load(file, pictures)
     if own.shape != other.shape:
         raise ExportFailed(f"export: the file gives features {tuple(other.shape)}, the backbone {tuple(own.shape)}.")
@@ -200,12 +205,12 @@ def compare(backbone: Backbone, file: Path, load: Loader) -> tuple[float, float]
     return difference, largest
 
 
-def pictures_for(backbone: Backbone) -> Tensor:
+def pictures_for(backbone: Backbone, sides: tuple[int, int] | None = None) -> Tensor:
     """Drawn pictures (N, C, H, W) uint8: smooth shapes with some noise, not square, larger than the input."""
     size, channels = backbone.image.size, backbone.image.channels
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(IMAGES, channels, 6, 7, generator=generator)
-    smooth = F.interpolate(coarse, (size + size // 4, size + size // 3), mode="bicubic")
+    smooth = F.interpolate(coarse, sides or (size + size // 4, size + size // 3), mode="bicubic")
     noise = 0.05 * torch.randn(smooth.shape, generator=generator)
     return ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8)
 

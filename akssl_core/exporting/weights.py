@@ -23,7 +23,16 @@ from ..nn import state_digest
 from ..plugins.manager import Plugins, installed
 from ..rundir.folder import RunDir, read_tensors
 from ..settings import PICKLES, WeightsSpec, absolute_if_there
-from .backbone_file import CLASSIFIER_FORMAT, OURS, file_of, kind_of, licences_of, load_backbone, read_backbone_file
+from .backbone_file import (
+    CLASSIFIER_FORMAT,
+    OURS,
+    file_of,
+    format_of,
+    kind_of,
+    licences_of,
+    load_backbone,
+    read_backbone_file,
+)
 from .classifier import load_classifier, parts_of
 
 BESIDE = ("preprocessor_config.json", "config.json")  # where hubs say how the images of weights were normalised
@@ -88,8 +97,7 @@ def read_weights(spec: WeightsSpec, plugins: Plugins, setting: str) -> Weights:
     """
     path, name = user_path(spec.source), visible(spec.source)[:LONGEST]
     if os.path.isdir(path):
-        published = path / "model.safetensors"
-        return _of_file(spec, setting, published if published.is_file() and not RunDir(path).begun else file_of(path))
+        return _of_file(spec, setting, file_of(path))
     if path.suffix.lower() in PICKLES:
         raise ConfigError(
             f"{setting}: {name} may be a pickle, which can run code when it is read. Convert it once: "
@@ -133,7 +141,7 @@ def _of_file(spec: WeightsSpec, setting: str, file: Path) -> Weights:
         near = visible(did_you_mean(file.name, beside))
         raise ConfigError(f"{setting}: there is no '{name}'.{near} Give a run folder or a .safetensors file.")
     tensors, metadata = read_tensors(file)
-    if (kind := metadata.get("format")) not in OURS:
+    if (kind := format_of(metadata)) not in OURS:
         return Weights(spec, setting, tensors, None, *_normalisation_beside(file))
     tensors, metadata, header = read_backbone_file(file, kind)
     if kind == CLASSIFIER_FORMAT:

@@ -5,7 +5,7 @@ What `akssl eval` has found is in another command's file: one of another form is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,31 +158,50 @@ def judgements(run_dir: Path) -> list[Share]:
 
 def evaluation(run: RunFiles) -> list[Html]:
     """A table for each protocol and data: every system's accuracy with its interval, by share of the labels."""
-    found = judgements(run.path)
-    if not found:
-        return []
+    parts: list[Html] = []
+    for found in score_tables(run):
+        parts.append(table(found.columns, found.rows, caption=found.caption, kind="numbers"))
+        parts += [tag("ul", *(tag("li", answer) for answer in found.answers))] if found.answers else []
+        parts += [tag("p", note, class_="quiet") for note in found.notes]
+    said = [tag("p", f"Interval: {interval}.", class_="quiet")] if (interval := interval_of(run)) else []
+    return [section("Evaluation", *parts, *said)] if parts else []
+
+
+def interval_of(run: RunFiles) -> str:
+    """How the intervals of the scores were found, in words; nothing where there are none."""
+    return next((share.found.interval for share in judgements(run.path) if share.found.interval), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A table of scores with their intervals, and what was said of it."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    answers: list[str]
+    notes: list[str]
+
+
+def score_tables(run: RunFiles, said: Callable[[str], str] = str) -> list[Scores]:
+    """A table for each protocol and data, that by which the method is judged first; `said` turns data into a name."""
     groups: dict[tuple[str, str], list[Share]] = {}
-    for share in found:
-        groups.setdefault((share.protocol, share.data), []).append(share)
-    first = run.manifest.get("headline")  # the protocol that the method is judged by
+    for share in judgements(run.path):
+        groups.setdefault((share.protocol, said(share.data)), []).append(share)
+    first = run.manifest.get("headline")
     ordered = sorted(groups.items(), key=lambda group: group[0][0] != first)
-    parts = [part for (protocol, data), shares in ordered for part in _group(protocol, data, shares)]
-    interval = next((share.found.interval for share in found if share.found.interval), "")
-    said = [tag("p", f"Interval: {interval}.", class_="quiet")] if interval else []
-    return [section("Evaluation", *parts, *said)]
+    return [_group(protocol, data, shares) for (protocol, data), shares in ordered]
 
 
-def _group(protocol: str, data: str, shares: list[Share]) -> Iterator[Html]:
+def _group(protocol: str, data: str, shares: list[Share]) -> Scores:
     systems = list(dict.fromkeys(system for share in shares for system in share.scores()))
     systems.sort(key=lambda system: system != TRAINED)  # stable: the others stay in order
     rows = [[_percent(share.labels), *(_cell(share.scores().get(system)) for system in systems)] for share in shares]
     k = next((f", k = {share.found.k}" for share in shares if share.found.k), "")
     caption = f"{protocol}{k} on {data}: accuracy in percent with its interval"
-    yield table(["Labels", *systems], rows, caption=caption, kind="numbers")
-    answers = [tag("li", share.found.answer) for share in shares if share.found.answer]
-    if answers:
-        yield tag("ul", *answers)
-    yield from (tag("p", note, class_="quiet") for note in dict.fromkeys(n for s in shares for n in s.found.notes))
+    answers = [share.found.answer for share in shares if share.found.answer]
+    notes = list(dict.fromkeys(note for share in shares for note in share.found.notes))
+    return Scores(caption, ["Labels", *systems], rows, answers, notes)
 
 
 def _cell(score: Judged | None) -> str:

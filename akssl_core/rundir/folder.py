@@ -41,6 +41,7 @@ EXPORTED = {
     "torchvision": "backbone-torchvision.safetensors",
     "timm": "backbone-timm.safetensors",
     "onnx": "backbone.onnx",
+    "int8": "backbone-int8.onnx",
 }  # what `akssl export` writes, by format
 
 

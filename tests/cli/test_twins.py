@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from PIL import Image
+from written_backbones import write_run
 
 import akssl_core
 from akssl_core.cli.base import akssl
@@ -30,6 +31,10 @@ TWINS = {
     "export": (
         ("export", "finished", "--to", "safetensors", "--out", "e.safetensors", "--overwrite"),
         lambda: akssl_core.export("finished", "safetensors", "e.safetensors", overwrite=True),
+    ),
+    "publish": (
+        ("publish", "vit", "--to", "p", "--overwrite"),
+        lambda: akssl_core.publish("vit", "p", overwrite=True),
     ),
     "search": (
         ("search", "finished", "finished/q.png", "--k", "3", "--out", "s.html", "--overwrite"),
@@ -67,6 +72,7 @@ TWINS = {
 def test_a_command_prints_the_text_of_its_twin(here, finished, name):
     arguments, twin = TWINS[name]
     Image.new("RGB", (16, 16), "red").save(finished / "q.png")
+    write_run(finished.parent / "vit", "vit_micro")
     code, out, err = here(*arguments)
     assert code in ((0, 1) if "doctor" in name else (0,)), err  # 1: it has found something
     assert out == twin().text + "\n"

@@ -11,37 +11,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from written_backbones import write_backbone
 
 import akssl_core
 from akssl_core import ImageSpec, Preprocess
-from akssl_core.backbone import WrappedBackbone
 from akssl_core.backbone.vit import torchvision_key
-from akssl_core.config.registry import STAND_IN
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.exporting import ExportFailed, formats
 from akssl_core.exporting.backbone_file import header
-from akssl_core.rundir.files import tensor_bytes
 
 SIZES = {"resnet18": 32, "vit_tiny": 32}
-
-
-def write_backbone(folder, name, *, size=32, channels=3, module=None, **settings):
-    """A folder with the backbone file of a run, random weights, and statistics that batch norms could have."""
-    torch.manual_seed(0)
-    image = ImageSpec(size, channels, (0.45,) * channels, (0.2,) * channels)
-    table = {"name": name, **settings}
-    if module is not None:
-        backbone, table = WrappedBackbone(module, image), {"name": STAND_IN, "type": type(module).__name__}
-    else:
-        backbone = akssl_core.build("backbone", name, image, **settings)
-    for part in backbone.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_(0, 0.1)
-            part.running_var.uniform_(0.5, 2)
-    folder.mkdir(exist_ok=True)
-    data = tensor_bytes(backbone.export_state(), header("toy", table, backbone, Preprocess.of(image)))
-    (folder / "backbone.safetensors").write_bytes(data)
-    return folder
 
 
 @pytest.fixture(scope="module")

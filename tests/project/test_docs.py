@@ -51,7 +51,7 @@ def test_the_commands_and_the_python_of_the_page_on_exports_work(tmp_path, monke
     page = (DOCS / "export.md").read_text()
     few = ("--set", "data.size=32", "--set", "data.test_size=16", "--batch-size", "16")
     lines = commands(page)
-    assert {words[1] for words in lines} == {"run", "export", "compare", "sweep"}
+    assert {words[1] for words in lines} == {"run", "eval", "export", "publish", "compare", "sweep"}
     for _, *words in lines:
         code, out, err = here(*words, *((*SMALL, *few) if words[0] in ("run", "sweep") else ()))
         assert code == 0, (words, err)
@@ -96,7 +96,7 @@ def test_the_make_targets_of_the_readme_exist():
 @pytest.mark.usefixtures("photos")
 def test_the_python_of_the_readme_works(monkeypatch, here):
     shrink(monkeypatch)
-    (words,) = (words[1:] for words in commands(README) if "runs/photos-resnet18" in words)
+    (words,) = (words[1:] for words in commands(README) if words[1] == "run" and "runs/photos-resnet18" in words)
     code, _out, err = here(*words, *SMALL)
     assert code == 0, err
     names = execute(README, "README.md")

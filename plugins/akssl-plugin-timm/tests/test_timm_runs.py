@@ -80,3 +80,24 @@ def test_a_run_with_a_bad_backbone_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="cannot take views of 16 x 16 px"):
         run(tmp_path / "run", "dino", backbone="timm/test_vit_relpos", augmentation=multicrop)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("backbone", ["timm/test_convnext", {"name": "timm/test_vit", "options": {"depth": 2}}])
+def test_a_run_is_published_for_timm(tmp_path, backbone):
+    result = run(tmp_path / "run", backbone=backbone, epochs=1)
+    done = akssl_core.publish(tmp_path / "run", tmp_path / "out")
+    assert done.difference <= done.tolerance
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = result.preprocess(IMAGES[:4])
+    torch.testing.assert_close(model(images), result.backbone(images))
+    assert model.num_features == result.backbone.embed_dim
+    with_head = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=3).state_dict()
+    assert all(torch.equal(with_head[key], value) for key, value in model.state_dict().items())
+
+
+def test_places_of_weights_are_no_part_of_a_published_network(build):
+    found = build("test_vit", options={"depth": 2, "cache_dir": "/home/me/cache"}).counterpart("timm").config
+    assert found["architecture"] == "test_vit"
+    assert found["model_args"]["depth"] == 2
+    assert "cache" not in str(found)
+    assert build("resnet18.a1_in1k").counterpart("timm").config["architecture"] == "resnet18"

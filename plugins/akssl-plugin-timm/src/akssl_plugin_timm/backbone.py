@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import timm
 import torch
 from pydantic import Field, field_validator
 from timm.layers.patch_embed import PatchEmbed
@@ -47,6 +50,7 @@ DIALECTS = (
 )  # the second half for DINOv3, whose blocks timm builds of its EVA
 
 FILES = ("file", "cache_dir")  # arguments of timm that are paths
+FACTORY = frozenset(inspect.signature(timm.create_model).parameters)  # that are no model's own
 
 
 def _absolute(key: str, value: Any) -> Any:
@@ -186,10 +190,16 @@ class TimmBackbone(Backbone):
         return Stock(dict(network.state_dict()), mean, std, network.pretrained_cfg.get("license"))
 
     def counterpart(self, library: str) -> Counterpart | None:
-        """The call that makes this network in timm; options that are no names could become other code there."""
+        """The call that makes this network in timm; options that are no names could become other code there.
+
+        What `create_model` alone understands, as where weights lie, is no part of the network.
+        """
         if library != "timm" or not all(key.isidentifier() for key in self.arguments):
             return None
-        return Counterpart(("timm",), (f"model = timm.{call(self.model, self.arguments)}",), self.export_state())
+        parts = {key: self.timm.pretrained_cfg.get(key) for key in ("first_conv", "classifier")}
+        found = Counterpart.in_timm(self.model, self.arguments, self.export_state(), **parts)
+        own = {key: value for key, value in self.arguments.items() if key not in FACTORY}
+        return replace(found, config={**(found.config or {}), "model_args": own})
 
     @property
     def notes(self) -> list[str]:
