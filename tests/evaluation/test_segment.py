@@ -172,7 +172,9 @@ def judged(test, *backbones):
     train = Coded(40, 0)
     systems = [System(name, net, FEED) for name, net in zip(("trained", "random init"), backbones, strict=True)]
     none = torch.zeros(0, dtype=torch.int64)
-    return segment([*systems, System("raw pixels", None, FEED)], Split(train, test, none, none, "", Twice((), (), 0), {}), 16, CPU)
+    return segment(
+        [*systems, System("raw pixels", None, FEED)], Split(train, test, none, none, "", Twice((), (), 0), {}), 16, CPU
+    )
 
 
 def test_telling_features_beat_those_that_say_nothing():
