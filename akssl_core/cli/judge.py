@@ -89,15 +89,15 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
 
 
 @akssl.command()
-@click.argument("run_dir", type=PATH)
+@click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option("--to", required=True, metavar="FORMAT", help="safetensors, torchvision, timm or onnx")
-@click.option("--out", type=PATH, help="file to write  [default: one in RUN_DIR, by format]")
+@click.option("--out", type=PATH, help="file to write  [default: one in RUN, by format]")
 @click.option("--int8", is_flag=True, help="of onnx: weights and activations in 8 bits, with what that costs")
 @overwrite_option("replace a file that is there")
 @plugin_file_option
 @json_option
 def export(run_dir: Path, plugin_file: Path | None, as_json: bool, **options: Any) -> None:
-    """Write the backbone of RUN_DIR for another library, proved there.
+    """Write the backbone of RUN for another library, proved there. RUN is a run's folder, or a classifier's file.
 
     A fresh process loads the file with the code that is printed; its features must be those of the run's backbone to
     1e-4. The header of the file says how large the difference is and how images are prepared. With --int8 the loss of

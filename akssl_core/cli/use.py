@@ -30,14 +30,14 @@ SHARED = ("data", "assignments", "plugin_file", "as_json")
 SET = "a setting of the data, data.channels=1, or of SOURCE, source.mean=[0.5,0.5,0.5]"
 
 
-def on_data(of_set: str) -> Callable[[Any], Any]:
+def on_data(of_set: str, data: Callable[[Any], Any] = data_option) -> Callable[[Any], Any]:
     """The options that these commands share: which images, in batches of what size and where, and how to answer."""
 
     def added(function: Any) -> Any:
         last = (batch_option, device_option, set_option(of_set), plugin_file_option, json_option)
         for option in reversed(last):
             function = option(function)
-        return data_option(function)
+        return data(function)
 
     return added
 
@@ -105,7 +105,10 @@ def finetune(**asked: Any) -> None:
 @click.argument("model", type=PATH)
 @click.option("--out", type=PATH, help="table to write: .csv, .parquet or .npz")
 @overwrite_option("replace the file that --out names")
-@on_data("a setting of the data, data.channels=1")
+@on_data(
+    "a setting of the data, data.channels=1",
+    click.option("--data", help="source name, folder, table, archive or prepared file"),
+)
 def predict(model: Path, **asked: Any) -> None:
     """Say of every image which class MODEL takes it for, and how sure that is.
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..config.schema import Component
 from ..draws import Draws
-from .convert import Cut, Square, stored_side
+from .convert import Cut, Limits, Square, stored_side
 from .labels import hold_out, without
 from .pixels import Pixels as Pixels
 from .pixels import sent as sent
@@ -246,6 +246,8 @@ class DatasetSource(Component, ABC):
     """Things that the user may not have meant, said before the run begins."""
     decided: Mapping[str, Any] = {}
     """Its own settings that it found out by looking at the images, which config.yaml keeps."""
+    limits: Limits | None = None
+    """Which values of its images with more than 8 bits are black and white; None: it has none."""
     _stored_side: int | None = None
 
     def __init__(self, config: Any, image_size: int | None = None) -> None:

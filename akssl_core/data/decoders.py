@@ -126,6 +126,8 @@ def decode_file(decoder: FileDecoder, file: IO[bytes], channels: int, side: int 
     _, values = _values(decoder, file)
     shown = values if values.dtype == np.uint8 else scaled_values(values, limits)
     try:
+        if len(values) in (2, 4) and len(values) != channels:  # bands: nothing says that the last is an alpha
+            raise DataError("of bands")
         image = to_channels(torch.from_numpy(np.ascontiguousarray(shown)), channels)
     except DataError as error:
         raise Unreadable(f"{len(values)} channels, and the others have {channels}") from error

@@ -205,7 +205,7 @@ class Folder(HoldOutSource):
         self._store = ImageFiles(config, files)
         _, self.shorter = self._store.look()
         self.notes += self._store.look_inside()
-        self.decided = self._store.decided
+        self.decided, self.limits = self._store.decided, self._store.limits
         self.notes += [f"{len(files.names)} image files in {printable(files.place)}", *files.notes]
         given, notes = self._labels_of(files)
         self.notes += notes

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..errors import DataError
 from . import convert
 from .base import LARGEST, ImageSet, ImageSpec, Pixels
-from .convert import Layout, Square
+from .convert import Layout, Limits, Square
 
 SAMPLE = 512  # images; the mean of so many is good to about a percent of the standard deviation
 _TOGETHER = 32  # images fetched at a time
@@ -28,17 +28,20 @@ class Preprocess(ImageSpec):
 
     Call it with a Pillow image or a list of them, or a uint8 tensor or array: (C, H, W), (H, W, C), (H, W) or
     many of the first two; the result is (N, channels, size, size) float32. Images that are exactly
-    size x size already are only normalised.
+    size x size already are only normalised. Where the backbone has learned from images of more than 8 bits (`limits`),
+    arrays of other types than uint8 hold the values of such images.
     """
 
     resize: Annotated[int, Field(ge=1, le=LARGEST)]
     """The shorter side before the centre crop, at least `size`."""
+    limits: Limits | None = None
+    """Which values of images with more than 8 bits are black and white; None: the backbone has seen no such images."""
 
     @classmethod
-    def of(cls, image: ImageSpec) -> Preprocess:
+    def of(cls, image: ImageSpec, limits: Limits | None = None) -> Preprocess:
         """The usual evaluation transform for a backbone's input: 256 then 224, no margin below 96 px."""
         resize = Square.of(image.size, image.channels).resize
-        return cls(image.size, image.channels, image.mean, image.std, resize)
+        return cls(image.size, image.channels, image.mean, image.std, resize, limits)
 
     def __call__(self, images: Any) -> Tensor:
         """Any images as one normalised batch (N, channels, size, size) float32.
@@ -70,9 +73,9 @@ class Preprocess(ImageSpec):
             for image in images:
                 yield from self._batches(image)
         elif isinstance(images, Image.Image):
-            yield Pixels(convert.pil_to_tensor(images, self.channels)[None])
+            yield Pixels(convert.pil_to_tensor(images, self.channels, limits=self.limits)[None])
         else:
-            planes = self._planes(_tensor_of(images))
+            planes = self._planes(_tensor_of(images, self.limits))
             yield Pixels(planes if planes.ndim == 4 else planes[None])
 
     def _planes(self, images: Tensor) -> Tensor:
@@ -98,17 +101,27 @@ class Preprocess(ImageSpec):
         """The same in words, for who prepares images by other means."""
         return (
             f"{self.channels} channel(s); shorter side to {self.resize} px (bilinear, antialiased), then the centre of "
-            f"{self.size} x {self.size} px; images of exactly that size as they are; values / 255, minus mean, over std"
+            f"{self.size} x {self.size} px; images of exactly that size as they are; {self._scale}, minus mean, over "
+            f"std"
         )
+
+    @property
+    def _scale(self) -> str:
+        if self.limits is None:
+            return "values / 255"
+        black, white = self.limits
+        return f"values of more than 8 bits from {black:g} to {white:g} as 0 to 1 (of 8 bits / 255)"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers and lists, fit for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in plain.items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
         """Make it again from what `to_dict` has written."""
-        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+        own: dict[str, Any] = {name: tuple(of) if isinstance(of, list) else of for name, of in data.items()}
+        return cls(**own)
 
 
 def view_as(images: Tensor, shown: ImageSpec, wanted: ImageSpec) -> Tensor:
@@ -133,15 +146,18 @@ def view_as(images: Tensor, shown: ImageSpec, wanted: ImageSpec) -> Tensor:
     return images
 
 
-def _tensor_of(images: Any) -> Tensor:
-    """An array or tensor as uint8.
+def _tensor_of(images: Any, limits: Limits | None) -> Tensor:
+    """An array or tensor as uint8; of more bits as float32 in 0..255.
 
     Raises:
         DataError: something else.
     """
     if not isinstance(images, Tensor | np.ndarray):
         raise DataError(f"preprocess: expected Pillow images, or uint8 tensors or arrays, got {type(images).__name__}.")
-    return convert.to_uint8(convert.as_tensor(images))
+    found = convert.as_tensor(images)
+    if limits is None or found.dtype == torch.uint8:
+        return convert.to_uint8(found)
+    return torch.from_numpy(convert.scaled_values(found.cpu().numpy(), limits))
 
 
 def measure(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -112,6 +112,11 @@ def dedup(
         refuse_file(path, overwrite=overwrite, name=name)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
     work = work_on(trained, data, batch_size=batch_size, device=device)
+    if list_to is not None and work.images.file_of(0) is None:
+        raise ConfigError(
+            f"--list-to: images of {work.data} lie in no files of their own. Give the folder that they come from, or "
+            f"take their names from --json."
+        )
     with torch.random.fork_rng(devices=[]):
         features, thumbnails, shapes, rows = _looked_at(work)
     pairs, apart = _copies(features, thumbnails, shapes, work.device)

@@ -106,7 +106,8 @@ class Trained:
 
     def alike(self, data: Any) -> Any:
         """Data as it was given, or where it lies; its files are read by the scale and the decoder of the run's own."""
-        own = self.config["data"] if self.is_run else {}
+        black, white = self.preprocess.limits or (None, None)
+        own = self.config["data"] if self.is_run else {"black": black, "white": white}
         return read_alike(data, own, self.plugins) if isinstance(data, str | Path | Mapping) else data
 
     def untrained(self) -> Backbone:

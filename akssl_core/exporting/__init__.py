@@ -23,7 +23,7 @@ from ..plugins.manager import Plugins, installed
 from ..rundir.files import refuse_file, write_atomic
 from ..rundir.folder import EXPORTED
 from .backbone_file import CLASSIFIER_FORMAT, file_of, kind_of, load_backbone, read_backbone_file
-from .classifier import load_classifier
+from .classifier import Classifier, load_classifier
 from .formats import FORMATS, IMAGES, TOLERANCE, ExportFailed, Format, Loader, compare, here, with_texts
 from .int8 import Quantised, quantise, session, source_of
 
@@ -213,6 +213,7 @@ def _facts(chosen: Format, header: Mapping[str, str], backbone: Backbone) -> dic
         "feature_size": str(backbone.embed_dim),
         "preprocess": json.dumps(backbone.preprocess.to_dict()),
         "preprocess_rule": backbone.preprocess.rule,
+        **({"classes": json.dumps(backbone.classes)} if isinstance(backbone, Classifier) else {}),
         "written_with": json.dumps({name: version(name) for name in ("torch", *chosen.packages)}),
     }
 

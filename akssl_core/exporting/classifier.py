@@ -91,7 +91,9 @@ def load_classifier(path: Path | str, *, module: nn.Module | None = None, plugin
     """
     file = user_path(path)
     if file.is_dir():
-        raise RunDirError(f"{file} is a folder; expected a file that akssl finetune has written.")
+        raise RunDirError(
+            f"{file} is a folder; expected a file that akssl finetune has written: akssl finetune {file} --out MODEL"
+        )
     tensors, metadata, known = read_backbone_file(file, CLASSIFIER_FORMAT)
     try:
         own = _Header.model_validate({name: metadata.get(name, "") for name in _Header.model_fields})

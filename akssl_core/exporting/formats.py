@@ -118,6 +118,9 @@ class Onnx(Format):
             f'session = onnxruntime.InferenceSession({_quoted(file)}, providers=["CPUExecutionProvider"])',
             f'{output_of(backbone)} = session.run(None, {{"images": images}})[0]  # {_expected(backbone, "array")}',
         ]
+        if isinstance(backbone, Classifier):
+            named = 'json.loads(session.get_modelmeta().custom_metadata_map["classes"])'
+            lines += ["import json", f"classes = {named}  # {len(backbone.classes)} names, in this order"]
         return "\n".join(lines)
 
 

@@ -278,7 +278,7 @@ def _build(
         **vars(sight),
         spec=spec,
         provenance=origin,
-        preprocess=Preprocess.of(sight.image),
+        preprocess=Preprocess.of(sight.image, sight.source.limits),
         backbone=backbone,
         method=method,
         facts=facts,

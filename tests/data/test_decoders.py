@@ -224,11 +224,24 @@ def test_a_run_keeps_the_scale_and_judges_other_images_by_it(tmp_path):
     pixels = as_shown(BANDS[[*range(1, 12, 2), *range(0, 12, 2)]] // 16)
     expected = result.backbone(result.preprocess.pixels(akssl_core.Pixels(pixels))).detach()
     assert torch.allclose(torch.as_tensor(np.asarray(features)), expected, atol=1e-4, rtol=1e-4)
+    assert result.preprocess.limits == (0, 4095)
+    assert "values of more than 8 bits from 0 to 4095 as 0 to 1" in result.preprocess.rule
+    several = BANDS[:2] // 16
+    assert torch.equal(result.preprocess(several), result.preprocess.pixels(akssl_core.Pixels(as_shown(several))))
+    file = result.run_dir / "backbone.safetensors"
+    assert akssl_core.load_backbone(file).preprocess == result.preprocess
+    assert np.array_equal(akssl_core.embed(file, data=str(dark))[0], features)
     with pytest.warns(UserWarning, match=r"settings: train\.epochs: 1 -> 2$"):
         akssl_core.resume(result.run_dir, epochs=2)
     found = akssl_core.search(result.run_dir, str(root / "cat" / "01.npy"), data=str(root), k=1)
     assert found.images == [["cat/01.npy"]]
     assert float(found.distances) < 1e-5
+
+
+def test_bands_are_no_colours_with_transparency(tmp_path):
+    four = folder_of(tmp_path / "four", BANDS[..., :4])
+    with pytest.raises(DataError, match="4 channels"):
+        first_batch({"name": "folder", "path": str(four), "channels": 3})
 
 
 def test_sixteen_bit_colour_is_told_to_lose_bits(tmp_path):
