@@ -41,8 +41,8 @@ TWINS = {
         lambda: akssl_core.search("finished", "finished/q.png", k=3, out="s.html", overwrite=True),
     ),
     "dedup": (
-        ("dedup", "finished", "--out", "d.html", "--list-to", "d.txt", "--overwrite"),
-        lambda: akssl_core.dedup("finished", out="d.html", list_to="d.txt", overwrite=True),
+        ("dedup", "finished", "--out", "d.html", "--overwrite"),
+        lambda: akssl_core.dedup("finished", out="d.html", overwrite=True),
     ),
     "resume": (("resume", "finished"), lambda: akssl_core.resume("finished")),
     "doctor": (("doctor", "finished"), lambda: akssl_core.doctor("finished")),

@@ -150,6 +150,7 @@ def test_a_run_of_other_channels(finished, folder):
         (("--data", "photoz"), "Did you mean"),
         (("--data", "photos", "--out", "no/d.html"), "--out: there is no folder 'no'"),
         (("--data", "photos", "--list-to", "notes.txt"), "--list-to: 'notes.txt' exists already. Replace it with"),
+        (("--list-to", "a.txt"), "--list-to: images of shapes"),
         (("--data", "photos", "--list-to", "a.txt", "--out", "a.txt"), "--list-to: is the same file as --out."),
         (("--data", "photos", "--batch-size", "0"), "batch_size: expected"),
         (("--data", "unreadable"), "is an image"),
