@@ -243,9 +243,9 @@ def over(rows: list[dict[str, Any]], key: str, digits: int = 1) -> str:
 def write(rows: list[dict[str, Any]], file: Path) -> None:
     """The rows, their summary and the page."""
     caption = (
-        f"{EPOCHS} epochs of {IMAGES} images ({EPOCHS * IMAGES} seen), default recipes, backbone `{BACKBONE}`, "
-        f"accuracies in percent (mean ± standard deviation over seeds), {os.cpu_count()} cores of "
-        f"{platform.machine()}, torch {torch.__version__}."
+        f"{EPOCHS} epochs of {IMAGES} images ({EPOCHS * IMAGES} seen), default recipes, backbone `{BACKBONE}` "
+        f"(`{OF_TOKENS}` for methods over patch tokens), accuracies in percent (mean ± standard deviation over seeds), "
+        f"{os.cpu_count()} cores of {platform.machine()}, torch {torch.__version__}."
     )
     lines = summary(rows)
     table = {"caption": caption, "columns": list(COLUMNS), "summary": lines, "rows": rows}

@@ -112,7 +112,9 @@ def learning_results(names: list[str]) -> str:
     if not file.exists():
         return "Nothing has been measured yet."
     data = json.loads(file.read_text())
-    wanted = ["raw pixels", "random init", *names, "supervised"]
+    recipes = [installed().get("method", name).recipes["default"] for name in names]
+    own = [f"random {recipe['backbone']['name']}" for recipe in recipes if "backbone" in recipe]
+    wanted = ["raw pixels", *(own or ["random init"]), *names, "supervised"]
     columns = ["data", *data["columns"]]
     mine = [entry for entry in data["summary"] if entry["system"] in wanted or entry["system"].split()[0] in names]
     if not any(entry["system"] in names for entry in mine):
@@ -133,12 +135,13 @@ def scores() -> str:
     summary = json.loads((RESULTS / "accuracy.json").read_text())["summary"]
     of = {(entry["data"], entry["system"]): entry for entry in summary}
     systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in ALONE}}
+    found = [("shapes", "k-NN"), ("shapes", "linear probe"), ("fashion-mnist", "k-NN"), ("shapes", "minutes")]
     lines = [
-        [name, of["shapes", system]["k-NN"], of["fashion-mnist", system]["k-NN"], of["shapes", system]["minutes"]]
+        [name, *(of.get((data, system), {}).get(key, "-") for data, key in found)]
         for system, name in systems.items()
         if ("shapes", system) in of  # what is new has not been measured
     ]
-    return describe.markdown(["features", "shapes", "fashion-mnist", "minutes"], lines)
+    return describe.markdown(["features", "shapes", "shapes, linear probe", "fashion-mnist", "minutes"], lines)
 
 
 MEASURED = (
