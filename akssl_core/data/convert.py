@@ -300,8 +300,17 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 # -- more than 8 bits -----------------------------------------------------------------------------
 def deep_values(image: Image.Image) -> np.ndarray[Any, Any] | None:
-    """The values (H, W) of gray with more than 8 bits; None for any other image."""
-    return np.asarray(image) if image.mode in ("F", *_SIXTEEN_BIT) else None
+    """The values (H, W) of gray with more than 8 bits; None for any other image.
+
+    Raises:
+        ValueError: some are no numbers.
+    """
+    if image.mode not in ("F", *_SIXTEEN_BIT):
+        return None
+    values = np.asarray(image)
+    if image.mode == "F" and not np.isfinite(values).all():
+        raise ValueError("values that are no numbers (NaN or infinite)")
+    return values
 
 
 def scaled_values(values: np.ndarray[Any, Any], limits: Limits) -> np.ndarray[Any, Any]:

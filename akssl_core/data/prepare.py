@@ -14,6 +14,7 @@ from ..errors import ConfigError, shown
 from ..rundir.files import CannotWrite
 from .forecast import Forecast, in_words
 from .opening import DataSpec, Sources, data_table, open_source
+from .prepared import Prepared
 from .prepared_file import Record
 from .sharding import Target, Writing
 from .shards import PreparedFiles
@@ -97,6 +98,8 @@ def prepare(
     spec = validate(DataSpec, {"data": data_table(data, plugins)}, registry=plugins)
     text = str(data["name"] if isinstance(data, Mapping) else data)
     source = open_source(spec.data, plugins, image_size or size)
+    if isinstance(source, Prepared) and target.holds(source.config.path):
+        raise ConfigError(f"--out: '{path}' is where the images are read from. Choose another name.")
     if size is not None:
         source.stored_side = size
     work = Work.of(source, text, views, target.workers)

@@ -61,6 +61,11 @@ class Target:
         """The file that is written last."""
         return self.path / INDEX if self.shard_size else self.path
 
+    def holds(self, path: Path) -> bool:
+        """Whether shards would be written over a prepared file or folder."""
+        place = os.path.realpath(path)
+        return self.shard_size is not None and os.path.realpath(self.path) in (place, os.path.dirname(place))
+
     def refuse(self, *, overwrite: bool) -> None:
         """Refuse what cannot or must not be written; shards without an index, or not whole, are gone on with.
 

@@ -134,6 +134,8 @@ def finetune(
     for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
         at_least_one(name, value)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
+    if path.exists() and trained.path.exists() and path.samefile(file_of(trained.path)):
+        raise ConfigError(f"out: '{path}' is what it begins from. Choose another name.")
     network, begun = _network(trained), trained.is_run
     hardware = choose_hardware(validate(TrainSpec, {"device": device, "precision": "fp32"}, registry=trained.plugins))
     split = Split.of(*trained.source(data, test_data, labels))

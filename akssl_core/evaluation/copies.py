@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -117,6 +118,7 @@ def dedup(
             f"--list-to: images of {work.data} lie in no files of their own. Give the folder that they come from, or "
             f"take their names from --json."
         )
+    _refuse_images(files, work.images)
     with torch.random.fork_rng(devices=[]):
         features, thumbnails, shapes, rows = _looked_at(work)
     pairs, apart = _copies(features, thumbnails, shapes, work.device)
@@ -132,8 +134,16 @@ def dedup(
     if "--out" in files:
         write_atomic(files["--out"], _page(found, work).encode())
     if "--list-to" in files:  # a line is a file: a name with a line break would be two others
-        write_atomic(files["--list-to"], "".join(f"{file}\n" for file in delete if "\n" not in file).encode())
+        write_atomic(files["--list-to"], b"".join(os.fsencode(f"{file}\n") for file in delete if "\n" not in file))
     return found
+
+
+def _refuse_images(files: Mapping[str, Path], images: ImageSet) -> None:
+    """Refuse to write over one of the images."""
+    there = {os.path.realpath(path): name for name, path in files.items() if path.exists()}
+    for file in (images.file_of(i) for i in range(len(images) if there else 0)):
+        if file is not None and (name := there.get(os.path.realpath(file))):
+            raise ConfigError(f"{name}: '{files[name]}' is one of the images. Choose another name.")
 
 
 def _looked_at(work: Work) -> tuple[Tensor, list[Tensor], Tensor, list[int]]:

@@ -17,6 +17,7 @@ from ..rundir.files import tensor_bytes
 from .backbone_file import BACKBONE_FORMAT, OWN, learned_from_of
 from .formats import Content, Format, elsewhere, pictures_for
 
+MARK = {"publisher": "akssl"}  # in the header, by which a folder is known that may be replaced
 MODES = {1: "L", 3: "RGB"}  # of Pillow, by the number of channels; images of others are no pictures to timm
 KEPT = ("method", "feature_size", "image", "preprocess", "torch", "sha256")  # of a backbone file's header
 
@@ -34,7 +35,7 @@ class Folder(Format):
     def make(self, backbone: Backbone) -> Content:
         """The weights; transformers reads no file whose format is not "pt"."""
         state = _of(backbone).state
-        return lambda metadata: tensor_bytes(state, {**metadata, "format": "pt"})
+        return lambda metadata: tensor_bytes(state, {**metadata, **MARK, "format": "pt"})
 
     def snippet(self, backbone: Backbone, file: Path) -> str:
         """By timm alone, from pictures where they are such to Pillow."""

@@ -15,12 +15,12 @@ from ..config.schema import user_path
 from ..errors import ConfigError
 from ..exporting import found_again, refuse_missing
 from ..exporting.backbone_file import PUBLISHED, file_of, read_backbone_file
-from ..exporting.folder import MODES, Folder, config_of, origins, texts_of, to_prove_with
+from ..exporting.folder import MARK, MODES, Folder, config_of, origins, texts_of, to_prove_with
 from ..exporting.formats import IMAGES, TOLERANCE, compare
 from ..plugins.manager import Plugins, installed
 from ..reporting.card import card
 from ..reporting.comparison import Summary
-from ..rundir.files import explain_write_errors, json_bytes, sync_folder, write_flushed
+from ..rundir.files import explain_write_errors, json_bytes, read_texts, sync_folder, write_flushed
 from ..rundir.folder import RunDir
 
 CONFIG, CARD = "config.json", "README.md"
@@ -91,7 +91,7 @@ def publish(
             f"it names."
         )
     config, learned_from = config_of(backbone), origins(header)
-    with _appearing(target) as draft:
+    with _appearing(target, overwrite=overwrite) as draft:
         texts = texts_of(backbone, header)
         write_flushed(draft / PUBLISHED, form.make(backbone)(texts))
         write_flushed(draft / CONFIG, json_bytes(config))
@@ -140,11 +140,8 @@ def _refuse_target(target: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"--to: there is no folder '{target.parent}' to write {target.name} to. Make it first.")
     if os.path.lexists(target) and not os.path.isdir(target):
         raise ConfigError(f"--to: '{target}' is a file; expected a folder. Choose another name.")
-    there = set(os.listdir(target)) if os.path.isdir(target) else set()
-    if others := sorted(there - {PUBLISHED, CONFIG, CARD}):
-        raise ConfigError(f"--to: '{target}' holds other files ('{others[0]}'). Choose another name.")
-    if there and not overwrite:
-        raise ConfigError(f"--to: '{target}' exists already. Replace it with --overwrite, or choose another name.")
+    if os.path.isdir(target):
+        _refuse_contents(target, target, overwrite=overwrite)
     try:
         draft = _draft(target)
         draft.mkdir()
@@ -153,13 +150,28 @@ def _refuse_target(target: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"--to: cannot write {target}: {error.strerror}. Choose another place.") from error
 
 
+def _refuse_contents(folder: Path, target: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a folder that holds anything but what an earlier publish has written there."""
+    there = set(os.listdir(folder))
+    if others := sorted(there - {PUBLISHED, CONFIG, CARD}):
+        raise ConfigError(f"--to: '{target}' holds other files ('{others[0]}'). Choose another name.")
+    if there and not overwrite:
+        raise ConfigError(f"--to: '{target}' exists already. Replace it with --overwrite, or choose another name.")
+    files = all(os.path.isfile(folder / name) for name in there)
+    if there and not (files and PUBLISHED in there and MARK.items() <= read_texts(folder / PUBLISHED).items()):
+        raise ConfigError(f"--to: '{target}' was not written by akssl publish. Choose another name.")
+
+
 def _draft(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.part")
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A folder beside its target to fill; it takes the target's place at the end, and is removed on an error."""
+def _appearing(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside its target to fill; it takes the target's place at the end, and is removed on an error.
+
+    What lies there is looked at again once it has been moved aside, for somebody may have put a file there meanwhile.
+    """
     target = target.resolve()
     draft, old = _draft(target), target.with_name(f".{target.name}.{os.getpid()}.old")
     with explain_write_errors(target):
@@ -170,12 +182,14 @@ def _appearing(target: Path) -> Iterator[Path]:
             if target.exists():
                 target.replace(old)
             try:
+                if old.exists():
+                    _refuse_contents(old, target, overwrite=overwrite)
                 draft.replace(target)
-            except OSError:
+            except BaseException:
                 if old.exists():
                     old.replace(target)
                 raise
+            shutil.rmtree(old, ignore_errors=True)
             sync_folder(target.parent)
         finally:
-            for folder in (draft, old):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)

@@ -63,6 +63,14 @@ def test_reducing_weighs_colours_by_their_alpha():
     assert int(pil_to_tensor(image, 3, 16).min()) >= 254
 
 
+@pytest.mark.parametrize("limits", [None, (0, 1)])
+def test_float_images_with_values_that_are_no_numbers_are_refused(limits):
+    values = np.full((4, 4), 0.5, np.float32)
+    values[1, 2] = np.nan
+    with pytest.raises(ValueError, match="no numbers"):
+        pil_to_tensor(Image.fromarray(values), 1, limits=limits)
+
+
 def test_float_images_outside_the_unit_interval_are_refused():
     with pytest.raises(ValueError, match="outside"):
         pil_to_tensor(Image.fromarray(np.full((2, 2), 7, dtype=np.float32)), 1)

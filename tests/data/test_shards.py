@@ -274,6 +274,15 @@ def test_a_finished_folder_is_replaced_by_force_alone(photos, prepared):
     assert len(images.fetch(range(44))) == 44, "what was opened before is read to the end"
 
 
+@pytest.mark.parametrize("part", ["", INDEX])
+def test_shards_are_not_written_over_those_that_they_are_made_of(photos, prepared, part):
+    made = prepared(photos, "shards", **SMALL)
+    before = content(made.path)
+    with pytest.raises(ConfigError, match="is where the images are read from"):
+        prepared(made.path / part, "shards", shard_size="5kB", overwrite=True)
+    assert content(made.path) == before
+
+
 def test_a_second_process_that_prepares_the_same_folder_is_refused(photos, prepared, monkeypatch):
     finish, seen = TensorStream.finish, []
 

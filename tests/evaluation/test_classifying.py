@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,15 @@ def test_weights_of_others_are_named_in_the_file(finished, photos, tmp_path):
     found = akssl_core.finetune(source, tmp_path / "m.safetensors", data=photos, parts="head", **QUICK)
     (origin,) = json.loads(header(found.path)["learned_from"])
     assert (origin["licence"], origin["source"]) == ("mit", str(tmp_path / "plain.safetensors"))
+
+
+def test_a_classifier_takes_the_place_of_no_backbone_that_it_begins_from(finished, photos, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes((Path(finished) / "backbone.safetensors").read_bytes())
+    before = file.read_bytes()
+    with pytest.raises(akssl_core.ConfigError, match="is what it begins from"):
+        akssl_core.finetune(file, file, data=photos, overwrite=True)
+    assert file.read_bytes() == before
 
 
 def test_labels_of_a_table(finished, photos, tmp_path, here):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -96,6 +97,20 @@ def test_a_chain_ends_where_an_image_is_no_copy_of_the_one_kept():
         pairs, torch.tensor([0.5, 0.5, 0.5]), lambda first, _: torch.full((len(first),), 2.0), order
     )
     assert groups == [[(0, 0.0), (1, 0.5)], [(2, 0.0), (3, 0.5)]]
+
+
+def test_a_list_takes_the_place_of_no_image_and_holds_any_name(here, finished, tmp_path):
+    strange = os.fsdecode(b"bad\xff.png")
+    (tmp_path / "twins").mkdir()
+    for name in ("a.png", strange):
+        drawn(1, 32, 32).save(tmp_path / "twins" / name)
+    before = (tmp_path / "twins" / "a.png").read_bytes()
+    code, _, err = here("dedup", finished, "--data", "twins", "--list-to", "twins/a.png", "--overwrite")
+    assert (code, "'twins/a.png' is one of the images" in err) == (2, True), err
+    assert (tmp_path / "twins" / "a.png").read_bytes() == before
+    code, _, err = here("dedup", finished, "--data", "twins", "--list-to", "l.txt")
+    assert code == 0, err
+    assert (tmp_path / "l.txt").read_bytes().endswith(b"bad\xff.png\n")
 
 
 @pytest.mark.parametrize("pictures", [1, 2])

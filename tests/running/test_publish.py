@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from written_backbones import write_backbone, write_run
 
@@ -258,6 +259,41 @@ def test_overwriting_replaces_what_was_published_alone(here, tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert here("publish", "run", "--to", "out", "--overwrite")[0] == 2
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_nobody_published_is_never_replaced(here, tmp_path):
+    write_run(tmp_path / "run", "vit_micro")
+    (tmp_path / "of_folders" / "README.md").mkdir(parents=True)
+    (tmp_path / "of_folders" / "README.md" / "mine.txt").write_text("mine")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("mine")
+    save_file({"a": torch.zeros(1)}, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("of_folders", "model"):
+        code, _, err = here("publish", "run", "--to", name, "--overwrite")
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"'{name}' was not written by akssl publish" in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_that_comes_while_it_is_proved_stays(here, tmp_path, monkeypatch, there):
+    write_run(tmp_path / "run", "vit_micro")
+    proves = akssl_core.running.publish.compare
+
+    def busy(*words):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        return proves(*words)
+
+    if there:
+        (tmp_path / "out").mkdir()
+    monkeypatch.setattr(akssl_core.running.publish, "compare", busy)
+    code, _, err = here("publish", "run", "--to", "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds other files ('mine.txt')" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
 def test_a_place_that_cannot_be_written(here, tmp_path, monkeypatch):
