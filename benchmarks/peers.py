@@ -330,6 +330,7 @@ def train(
     epochs: int,
     seed: int,
     batch_size: int | None = None,
+    rate: float = 1.0,
     methods: Mapping[str, Callable[[Backbone, ImageSpec, int], Example]] = METHODS,
 ) -> Trained:
     """Train a backbone in place as a peer's example of the method would.
@@ -342,6 +343,7 @@ def train(
         epochs: passes over the images; the last batch of each is dropped unless full.
         seed: of heads, order and views. The backbone's weights are left as they come.
         batch_size: instead of the example's own.
+        rate: the example's learning rate is multiplied by it, all along its schedule.
         methods: those of a peer; lightly's by default.
 
     Raises:
@@ -351,6 +353,7 @@ def train(
         raise ValueError(f"images of {images.shape[1]} channels: lightly's transforms take 1 or 3, as `image` says")
     torch.manual_seed(seed)
     example = methods[method](backbone, image, epochs)
+    scale(example.optimizer, rate)
     batch_size = batch_size or example.batch_size
     if len(images) < batch_size:
         raise ValueError(f"{len(images)} images make no batch of {batch_size}")
@@ -360,6 +363,20 @@ def train(
     for epoch in range(epochs):
         one_epoch(example, loader, epoch)
     return Trained(example.encoder.eval(), time.perf_counter() - start)
+
+
+def scale(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Multiply learning rates by a number during each step, whatever sets them between the steps."""
+
+    def times(factor: float) -> Callable[..., None]:
+        def change(changed: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            for group in changed.param_groups:
+                group["lr"] *= factor
+
+        return change
+
+    optimizer.register_step_pre_hook(times(rate))
+    optimizer.register_step_post_hook(times(1 / rate))
 
 
 def loader_of(views: Dataset[list[Tensor]], batch_size: int, seed: int) -> DataLoader[list[Tensor]]:

@@ -47,19 +47,21 @@ def lejepa(backbone: Backbone, image: ImageSpec, epochs: int) -> Example:
         for group in optimizer.param_groups:
             group["lr"] = RATE * (LEAST + (1 - LEAST) * course)
 
-    return Example(128, views_of(image), modules, optimizer, loss, encoder=backbone, after_backward=schedule)
+    return Example(128, Views(image), modules, optimizer, loss, encoder=backbone, after_backward=schedule)
 
 
-def views_of(image: ImageSpec) -> Any:
-    """An image of Pillow -> its eight views."""
-    sizes = [(image.size, (0.3, 1.0))] * GLOBAL + [(local_size(image), (0.05, 0.3))] * LOCAL
-    chains = {f"view {number}": chain(image, *of) for number, of in enumerate(sizes)}
-    several = transforms.MultiViewTransform(chains)
+class Views:
+    """An image of Pillow -> its eight views; an object, so that spawned workers can be handed it."""
 
-    def views(pixels: Image.Image) -> list[Tensor]:
-        return [view["image"] for view in several({"image": pixels}).values()]
+    def __init__(self, image: ImageSpec) -> None:
+        sizes = [(image.size, (0.3, 1.0))] * GLOBAL + [(local_size(image), (0.05, 0.3))] * LOCAL
+        self.several = transforms.MultiViewTransform(
+            {f"view {number}": chain(image, *of) for number, of in enumerate(sizes)}
+        )
 
-    return views
+    def __call__(self, pixels: Image.Image) -> list[Tensor]:
+        """The views, in order."""
+        return [view["image"] for view in self.several({"image": pixels}).values()]
 
 
 def chain(image: ImageSpec, size: int, scale: tuple[float, float]) -> Any:

@@ -116,7 +116,7 @@ class Evaluation:
             ]
             for score in self.scores
         ]
-        overlap = f"{split['overlap']} test images are also training images" if split["overlap"] else "no image in both"
+        overlap = f"{split['overlap']} test images are also training images" if split["overlap"] else "no equal image in both"
         return "\n".join(
             [
                 f"Protocol: {self.protocol}, {self.meaning}",

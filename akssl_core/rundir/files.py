@@ -78,6 +78,10 @@ def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
         raise ConfigError(f"{name}: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
     if os.path.isdir(path):
         raise ConfigError(f"{name}: '{path}' is a folder; expected a file. Choose another name.")
+    if os.path.islink(path) and not os.path.exists(path):
+        raise ConfigError(
+            f"{name}: '{path}' is a link to '{os.readlink(path)}', where nothing is. Remove it, or choose another name."
+        )
     of_run = any(os.path.isfile(path.with_name(name)) for name in ("manifest.json", "config.yaml"))
     if of_run and path.name in OWN_FILES + OWN_MORE:
         raise ConfigError(f"{name}: '{path}' belongs to the run in that folder. Choose another name.")
@@ -103,9 +107,10 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise CannotWrite(f"cannot write {path}: {error.strerror}. {CURES[error.errno]}") from error
 
 
+_AGAIN = "A run then goes on by 'akssl resume RUN_DIR'; any other command is given again."
 CURES = {
-    errno.ENOSPC: "Free some space; 'akssl resume RUN_DIR' goes on from the last checkpoint.",
-    errno.EDQUOT: "Free some of your quota; 'akssl resume RUN_DIR' goes on from the last checkpoint.",
+    errno.ENOSPC: f"Free some space. {_AGAIN}",
+    errno.EDQUOT: f"Free some of your quota. {_AGAIN}",
     errno.EROFS: "The file system is read-only: choose another folder.",
     errno.EACCES: "You may not write there: choose another folder, or change its permissions.",
     errno.EPERM: "You may not write there: choose another folder, or change its permissions.",

@@ -67,11 +67,13 @@ def test_too_many_unreadable_images_stop_it(photos, prepared, tmp_path):
         ("nowhere/photos.safetensors", "no folder '.*nowhere' .*Make it first"),
         ("there.safetensors", "is a folder; expected a file"),
         ("old.safetensors", "exists already.*--overwrite"),
+        ("link.safetensors", "is a link to 'lost', where nothing is. Remove it"),
     ],
 )
 def test_targets_that_cannot_be_written_are_refused_before_anything_is_read(prepared, tmp_path, name, message):
     (tmp_path / "there.safetensors").mkdir()
     (tmp_path / "old.safetensors").write_bytes(b"old")
+    (tmp_path / "link.safetensors").symlink_to("lost")
     with pytest.raises(ConfigError, match=message):
         prepared("no such data", name, overwrite=name != "old.safetensors")
     assert (tmp_path / "old.safetensors").read_bytes() == b"old"
