@@ -116,7 +116,8 @@ class Evaluation:
             ]
             for score in self.scores
         ]
-        overlap = f"{split['overlap']} test images are also training images" if split["overlap"] else "no equal image in both"
+        both = split["overlap"]
+        overlap = f"{both} test images are also training images" if both else "no equal image in both"
         return "\n".join(
             [
                 f"Protocol: {self.protocol}, {self.meaning}",
