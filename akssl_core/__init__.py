@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         cosine,
         linear,
     )
-    from .sweeps import Sweep, sweep
+    from .sweeps import Chosen, Sweep, Trial, choose, sweep
     from .training.callback import Callback, Logger
     from .training.recorder import Interrupted
 
@@ -105,7 +105,7 @@ _ROOMS = {
     "running.publish": "PublishedFolder publish",
     "running.result": "Report Result prepare report",
     "schedule": "FractionSchedule LearningRate NonNegativeSchedule Now PositiveSchedule Schedule cosine linear",
-    "sweeps": "Sweep sweep",
+    "sweeps": "Chosen Sweep Trial choose sweep",
     "training.callback": "Callback Logger",
     "training.recorder": "Interrupted",
 }
@@ -114,7 +114,7 @@ _MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it 
 
 __all__ = [
     "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
-    "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Classifier", "Compared", "Component",
+    "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Chosen", "Classifier", "Compared", "Component",
     "ConfigError", "Converted", "Counterpart", "Curve", "DataError", "DatasetSource", "Deduplicated", "Diagnosis",
     "Draws", "Embedded", "Evaluation", "Examined", "Explained", "Exported", "Facts", "Features", "FileDecoder",
     "FilePath", "Finding", "Finetuned", "FractionSchedule", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
@@ -122,10 +122,10 @@ __all__ = [
     "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule", "Pixels", "PluginError",
     "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published", "PublishedFolder",
     "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock",
-    "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Unreadable", "ViewGroup", "ViewPolicy", "Views",
-    "absolute_path", "adapt", "build", "compare", "convert", "cosine", "decode_image", "dedup", "did_you_mean",
-    "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "finetune", "hookimpl",
-    "image_header", "linear", "load_backbone", "load_classifier", "load_weights", "masks", "methods",
+    "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Trial", "Unreadable", "ViewGroup", "ViewPolicy",
+    "Views", "absolute_path", "adapt", "build", "choose", "compare", "convert", "cosine", "decode_image", "dedup",
+    "did_you_mean", "dist", "doctor", "embed", "encode_labels", "evaluate", "explain", "export", "find", "finetune",
+    "hookimpl", "image_header", "linear", "load_backbone", "load_classifier", "load_weights", "masks", "methods",
     "nearest_path", "nn", "predict", "prepare", "publish", "report", "resume", "run", "search", "suitable_size",
     "sweep", "view_as",
 ]  # fmt: skip

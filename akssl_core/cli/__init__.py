@@ -16,10 +16,10 @@ import click
 
 from ..console import fill_closed_streams, say
 from ..errors import AksslError, RunStopped, visible
-from . import judge, plugins, runs, use
+from . import judge, many, plugins, runs, use
 from .base import akssl
 
-__all__ = ["akssl", "judge", "main", "plugins", "runs", "use"]
+__all__ = ["akssl", "judge", "main", "many", "plugins", "runs", "use"]
 
 ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
 KEEP = "\n\t"  # that lay out what is printed

@@ -1,4 +1,4 @@
-"""Commands about runs: explain and doctor before one, run, resume, report, and sweep, which trains many."""
+"""Commands about runs: explain and doctor before one, run, resume and report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config.yaml import parse_yaml
 from ..console import drop_stdout, say
 from ..errors import ConfigError
 from ..plugins.first_party import TO_BEGIN, install
@@ -181,69 +180,6 @@ def report(run_dir: Path) -> None:
     from ..running.result import report as write_report
 
     click.echo(write_report(run_dir).text)
-
-
-@akssl.command()
-@click.option("--methods", required=True, metavar="A,B,...", help="methods to train, or all that are installed: all")
-@click.option("--seeds", default="0", metavar="N,M,...", help="seeds, each for every combination  [default: 0]")
-@set_option("a setting with a value for all runs, or with several to try: optimizer.lr=0.1,0.3")
-@click.option("--out", required=True, type=PATH, help="folder of the sweep, a run folder in it each")
-@run_options("out", "seed", "devices", "set")
-@click.option("--no-report", is_flag=True, help="do not write report.html of each run")
-@click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
-@click.pass_context
-def sweep(ctx: click.Context, /, methods: str, seeds: str, no_report: bool, as_json: bool, **options: Any) -> None:
-    """Train every combination of methods, seeds and settings; one table with mean and deviation at the end.
-
-    The same command again goes on with a sweep that was stopped: finished runs are read, stopped ones resumed. A run
-    that fails is reported, the others go on, and the exit code is 1.
-    """
-    varied, single = _varied(options["assignments"])
-    common = keywords({**options, "assignments": single})
-    named, numbers = _listed(methods), [_seed(text) for text in _listed(seeds)]
-    from ..sweeps import sweep as sweep_runs
-
-    def tell(text: str) -> None:
-        click.echo(f"akssl: {text}", err=True)
-
-    try:
-        found = sweep_runs(named, seeds=numbers, varied=varied, report=not no_report, tell=tell, **common)
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same sweep command goes on with it") from error
-    show(found, as_json)
-    if as_json:
-        click.echo(f"\n{found.written}", err=True)
-    ctx.exit(1 if found.failed else 0)
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _seed(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"--seeds: expected whole numbers with commas between them, got '{text}'.") from None
-
-
-def _varied(assignments: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """Settings with several values by their path, and the assignments that have one.
-
-    Values are YAML with commas between them; lists and tables keep their own: a.b=[1, 2],[3, 4] has two.
-    """
-    varied, single = {}, []
-    for text in assignments:
-        path, _, value = text.partition("=")
-        try:
-            values = parse_yaml(f"[{value}]")
-        except ValueError:  # told with all others, where it is wrong alone too
-            values = []
-        if len(values) > 1:
-            varied[path] = values
-        else:
-            single.append(text)
-    return varied, single
 
 
 def _join_by_srun() -> None:

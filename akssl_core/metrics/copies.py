@@ -19,6 +19,7 @@ FEWEST = 8  # pixels a side with which a comparison means something
 LIMIT = 1.0  # what `difference` is at most between copies
 MARGIN = 0.12  # the most that a window is moved or narrowed, in halves of a side: 6 % of it
 STEPS = 4  # of the search for a window; more move it by less than a hundredth of a pixel
+FIRST_STEPS, HOPELESS = 2, 8.0  # after so many what is left of a copy is 5.5 times as much as is allowed, at most
 COLOUR = 2.5  # a copy's colours may be off by so many times as much as its luminance: JPEG stores them at half the size
 FAR = 3.0  # beyond which no filter of resizing is the reason
 GAIN = 0.75  # the contrast of a copy is 1.25 times that of the original, give or take so much
@@ -143,7 +144,19 @@ def difference(original: Tensor, copy: Tensor) -> Tensor:
     levels that are stretched to less than half or more than double are no copy's, and images with hardly any contrast
     are compared as they are.
     """
-    moves = _best_window(original.mean(1, keepdim=True), copy.mean(1, keepdim=True))
+    gray, wanted = original.mean(1, keepdim=True), copy.mean(1, keepdim=True)
+    moves, left = _best_window(gray, wanted, torch.zeros(len(copy), 4), FIRST_STEPS)
+    plain = _contrast(copy) < PLAIN
+    apart = torch.where(plain, _rms(_resized(original, copy.shape[-1]) - copy), torch.inf)
+    near = torch.nonzero(~plain & (left <= HOPELESS * allowed(copy))).flatten()  # of others three quarters need no more
+    if len(near):
+        moves = _best_window(gray[near], wanted[near], moves[near], STEPS - FIRST_STEPS)[0]
+        apart[near] = _through(moves, original[near], copy[near])
+    return apart
+
+
+def _through(moves: Tensor, original: Tensor, copy: Tensor) -> Tensor:
+    """`difference` of images whose best windows are known."""
     side = copy.shape[-1]
     seen, wanted = window(original, moves, side), copy.flatten(1)
     values, factors = _fitted([seen, torch.ones_like(seen), edges(seen)], wanted, _inside(wanted))
@@ -151,9 +164,7 @@ def difference(original: Tensor, copy: Tensor) -> Tensor:
     smooth = F.avg_pool2d(F.pad(left, (1, 1, 1, 1), mode="replicate"), 3, 1)
     luminance, colours = _rms(smooth.mean(1, keepdim=True)), _rms(smooth)
     apart = torch.maximum(luminance, colours / COLOUR) / allowed(copy)
-    apart[(factors[:, 0] - 1.25).abs() > GAIN] = torch.inf
-    plain = _contrast(copy) < PLAIN
-    return torch.where(plain, _rms(_resized(original, side) - copy), apart)
+    return torch.where((factors[:, 0] - 1.25).abs() > GAIN, torch.inf, apart)
 
 
 def allowed(image: Tensor) -> Tensor:
@@ -179,18 +190,21 @@ def edges(images: Tensor) -> Tensor:
     return beside - 4 * images
 
 
-def _best_window(original: Tensor, copy: Tensor) -> Tensor:
-    """The moves (P, 4) of the window of gray images (P, 1, s, s) that is most like the copies (P, 1, t, t)."""
-    side, moves, wanted = copy.shape[-1], torch.zeros(len(copy), 4), copy.flatten(1)
+def _best_window(original: Tensor, copy: Tensor, moves: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The moves (P, 4) of the window of gray images (P, 1, s, s) that is most like the copies (P, 1, t, t).
+
+    They are searched from `moves` on. The second tensor (P,) is the root mean square of what is left before the last.
+    """
+    side, moves, wanted = copy.shape[-1], moves.clone(), copy.flatten(1)
     place, weights = (torch.arange(side) + 0.5) * 2 / side - 1, _inside(wanted)
-    for _ in range(STEPS):
+    for _ in range(steps):
         seen = window(original, moves, side)
         across, down = (torch.gradient(seen, dim=dim)[0] * side / 2 for dim in (3, 2))
         columns = [seen, torch.ones_like(seen), edges(seen), across * place, down * place[:, None], across, down]
-        _, factors = _fitted(columns, wanted, weights)
+        values, factors = _fitted(columns, wanted, weights)
         moves += (factors[:, 3:] / factors[:, :1].clamp(min=0.3)).clamp(-MARGIN / 2, MARGIN / 2)
         moves.clamp_(-MARGIN, MARGIN)
-    return moves
+    return moves, ((wanted - values).square() * weights).sum(1).div(weights.sum(1)).sqrt()
 
 
 def _inside(values: Tensor) -> Tensor:

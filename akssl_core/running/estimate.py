@@ -163,15 +163,21 @@ class _Stopwatch(Callback):
         self._since = time.perf_counter()
 
 
-def time_steps(plan: Plan) -> tuple[str, str]:
-    """The time of the run's steps, from a few that a copy of the method takes."""
+def seconds_per_step(plan: Plan) -> tuple[float, int]:
+    """The median time of a run's steps, from a few that a copy of the method takes, and how many were timed."""
     whole = plan.spec.model_copy(update={"start": None})  # steps of heads alone are faster
     watch, copied = _Stopwatch(), replace(plan, method=copy.deepcopy(plan.method), spec=whole)
     with suppress(_Measured), torch.random.fork_rng(devices=[]):
         copied.engine([watch]).fit()
     taken = watch.seconds[WARM_STEPS:] or watch.seconds
-    each, total = statistics.median(taken), steps(plan).total_steps
-    how = f"the median of {len(taken)} measured steps is {each:.3g} s; probes and checkpoints come on top"
+    return statistics.median(taken), len(taken)
+
+
+def time_steps(plan: Plan) -> tuple[str, str]:
+    """The time of the run's steps, from a few that are timed."""
+    each, count = seconds_per_step(plan)
+    total = steps(plan).total_steps
+    how = f"the median of {count} measured steps is {each:.3g} s; probes and checkpoints come on top"
     return "time of all steps", f"about {_duration(each * total)} ({how})"
 
 

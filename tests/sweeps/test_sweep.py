@@ -9,7 +9,7 @@ import pytest
 from synthetic_run import EVIL, Page
 
 from akssl_core import Method, hookimpl
-from akssl_core.cli.runs import _varied
+from akssl_core.cli.many import _varied
 from akssl_core.errors import ConfigError, PluginError, RunDirError
 from akssl_core.rundir.folder import read_yaml
 from akssl_core.sweeps import sweep
@@ -113,11 +113,11 @@ def test_a_sweep_and_the_same_again(toys, tmp_path, monkeypatch):
         raise AssertionError("trained again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("akssl_core.sweeps.run", no_training)
-        patch.setattr("akssl_core.sweeps.resume", no_training)
+        patch.setattr("akssl_core.sweeps.folder.run", no_training)
+        patch.setattr("akssl_core.sweeps.folder.resume", no_training)
         assert sweep("toy", out=out, seeds=[0, 1], varied=varied, plugins=toys, **SMALL).rows == found.rows
     with monkeypatch.context() as patch:  # one component, told by its name alone or by a table
-        patch.setattr("akssl_core.sweeps.run", no_training)
+        patch.setattr("akssl_core.sweeps.folder.run", no_training)
         for optimizer in ("sgd", {"name": "sgd"}):
             again = sweep("toy", out=tmp_path / "named", plugins=toys, **{**SMALL, "optimizer": optimizer})
             assert again.failed == {"toy-seed=0": "trained again"}
@@ -145,7 +145,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(more, tmp_path):
 
 
 def test_a_stopped_run_is_resumed(toys, tmp_path, monkeypatch):
-    import akssl_core.sweeps as room
+    import akssl_core.sweeps.folder as room
 
     settings = {**SMALL, "epochs": 4, "train": {"checkpoint_every": 1}}
     whole = sweep("toy", out=tmp_path / "whole", plugins=toys, **settings)
@@ -170,7 +170,7 @@ def test_names_cannot_become_markup(toys, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError(EVIL)
 
-    monkeypatch.setattr("akssl_core.sweeps.run", fail)
+    monkeypatch.setattr("akssl_core.sweeps.folder.run", fail)
     sweep("toy", out=tmp_path / "s", plugins=toys, **SMALL)
     html = (tmp_path / "s" / "compare.html").read_text()
     assert not Page(html).all("script")
@@ -222,7 +222,7 @@ def test_a_run_is_no_sweep(toys, tmp_path):
 
 
 def test_all_means_every_installed_method(more, tmp_path, monkeypatch):
-    monkeypatch.setattr("akssl_core.sweeps.run", lambda **settings: None)
+    monkeypatch.setattr("akssl_core.sweeps.folder.run", lambda **settings: None)
     found = sweep("all", out=tmp_path / "s", plugins=more, **SMALL)
     assert set(found.failed) == {"toy-seed=0", "breaking-seed=0"}  # there is nothing to read
 
@@ -252,6 +252,6 @@ def test_an_interrupted_sweep_says_how_to_go_on(here, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt("stopped at step 3")
 
-    monkeypatch.setattr("akssl_core.sweeps.run", stop)
+    monkeypatch.setattr("akssl_core.sweeps.folder.run", stop)
     code, _, err = here("sweep", "--methods", "simsiam", "--out", "s", *TINY)
     assert (code, err.splitlines()[-1]) == (1, "akssl: stopped at step 3; the same sweep command goes on with it")

@@ -1,0 +1,95 @@
+"""Does `akssl choose` find the best method without labels? Its choice beside all methods trained in full.
+
+Every installed method that needs nothing but images is trained for as many images as the last round of `choose`, with
+its default recipe, and scored by k-NN (k = 20). Reported are the rank correlation (Spearman) of the label-free scores
+with that, of the same runs and of those of the first rounds; how many points the chosen run loses against the best; and
+its seconds of training beside those of all methods. Writes benchmarks/results/choosing.json; runs stay in the folder
+--out, and the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import results
+import torch
+from accuracy import BACKBONE, CIFAR, DATA, IMAGES, read_cifar
+
+import akssl_core
+from akssl_core.plugins.first_party import ALONE
+from akssl_core.plugins.manager import Plugins
+from akssl_core.sweeps.judge import told_apart
+
+
+def measure(data: str, methods: list[str], epochs: int, seed: int, folder: Path, more: dict[str, Any]) -> dict[str, Any]:
+    """The row of one data set and seed; `more` are settings of all runs."""
+    common = {"data": DATA[data], "seed": seed, **more}
+    chosen = akssl_core.choose(methods, epochs=epochs, out=folder / f"{data}-{seed}-choose", tell=print, **common)
+    whole = {name: trained(name, epochs, folder / f"{data}-{seed}-{name}", common) for name in methods}
+    images = akssl_core.build("data", **DATA[data]).train()
+    scores = {name: told_apart(akssl_core.load_backbone(run.run_dir), images) for name, run in whole.items()}
+    right = {name: run.metrics["knn_top1"] for name, run in whole.items()}
+    best = max(right, key=right.__getitem__)
+    seconds = sum(run.metrics["seconds"] for run in whole.values())
+    rounds = {
+        f"rank correlation, round {number}": correlation({trial.candidate: trial.told_apart for trial in trials}, right)
+        for number, trials in enumerate(chosen.rounds, 1)
+        if len(trials) > 2
+    }
+    last = chosen.rounds[-1][0]
+    return {
+        "data": data, "seed": seed, "candidates": len(methods), "images seen": last.images_seen,
+        "rank correlation": correlation(scores, right), **rounds, "best": best, "its k-NN": round(right[best], 2),
+        "chosen": last.candidate, "k-NN": round(right[last.candidate], 2),
+        "points lost": round(right[best] - right[last.candidate], 2),
+        "seconds of all": round(seconds),
+        "share of them": round(sum(trial.seconds for trials in chosen.rounds for trial in trials) / seconds, 3),
+    }  # fmt: skip
+
+
+def trained(method: str, epochs: int, out: Path, common: dict[str, Any]) -> akssl_core.Result:
+    """A run of a method in full, or what is left of one."""
+    ended = (out / "manifest.json").is_file()
+    return akssl_core.resume(out) if ended else akssl_core.run(method, epochs=epochs, out=out, report=False, **common)
+
+
+def correlation(scores: dict[str, float | None], right: dict[str, float]) -> float:
+    """Spearman's; what has no score is last."""
+    values = torch.tensor([[-torch.inf if (score := scores[name]) is None else score for name in scores],
+                           [right[name] for name in scores]], dtype=torch.float64)  # fmt: skip
+    ranks = values.argsort(1).argsort(1).double()
+    return round(float(torch.corrcoef(ranks)[0, 1]), 3)
+
+
+def main(given: list[str] | None = None) -> None:
+    """Train, print and write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", nargs="+", default=["shapes", "fashion-mnist"])
+    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10: train/ and test/, a folder of files a class")
+    parser.add_argument("--methods", nargs="+", default=list(ALONE))
+    parser.add_argument("--epochs", type=int, default=4, help=f"of {IMAGES} images, in the last round")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--size", type=int, help="images of drawn shapes, if fewer")
+    parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one by default")
+    parser.add_argument("--name", default="choosing", help="name of the results")
+    arguments = parser.parse_args(given)
+    folder = arguments.out or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.cifar is not None:
+        DATA[CIFAR] = read_cifar(arguments.cifar, folder / "cifar.csv")
+    if arguments.size is not None:
+        DATA["shapes"] |= {"size": arguments.size, "test_size": arguments.size}
+    rows = []
+    for data in arguments.data:
+        for seed in arguments.seeds:
+            rows.append(measure(data, arguments.methods, arguments.epochs, seed, folder, own_backbones(arguments.methods)))
+            print(json.dumps(rows[-1]), flush=True)
+    results.write(arguments.name, rows, results.facts())
+
+
+if __name__ == "__main__":
+    main()
