@@ -12,22 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import results
 import torch
-from accuracy import BACKBONE, CIFAR, DATA, IMAGES, read_cifar
+from accuracy import CIFAR, DATA, IMAGES, read_cifar
 
 import akssl_core
 from akssl_core.plugins.first_party import ALONE
-from akssl_core.plugins.manager import Plugins
 from akssl_core.sweeps.judge import told_apart
 
 
-def measure(data: str, methods: list[str], epochs: int, seed: int, folder: Path, more: dict[str, Any]) -> dict[str, Any]:
-    """The row of one data set and seed; `more` are settings of all runs."""
-    common = {"data": DATA[data], "seed": seed, **more}
+def measure(data: str, methods: list[str], epochs: int, seed: int, folder: Path) -> dict[str, Any]:
+    """The row of one data set and seed."""
+    common = {"data": DATA[data], "seed": seed}
     chosen = akssl_core.choose(methods, epochs=epochs, out=folder / f"{data}-{seed}-choose", tell=print, **common)
     whole = {name: trained(name, epochs, folder / f"{data}-{seed}-{name}", common) for name in methods}
     images = akssl_core.build("data", **DATA[data]).train()
@@ -57,7 +57,7 @@ def trained(method: str, epochs: int, out: Path, common: dict[str, Any]) -> akss
     return akssl_core.resume(out) if ended else akssl_core.run(method, epochs=epochs, out=out, report=False, **common)
 
 
-def correlation(scores: dict[str, float | None], right: dict[str, float]) -> float:
+def correlation(scores: Mapping[str, float | None], right: Mapping[str, float]) -> float:
     """Spearman's; what has no score is last."""
     values = torch.tensor([[-torch.inf if (score := scores[name]) is None else score for name in scores],
                            [right[name] for name in scores]], dtype=torch.float64)  # fmt: skip
@@ -86,7 +86,7 @@ def main(given: list[str] | None = None) -> None:
     rows = []
     for data in arguments.data:
         for seed in arguments.seeds:
-            rows.append(measure(data, arguments.methods, arguments.epochs, seed, folder, own_backbones(arguments.methods)))
+            rows.append(measure(data, arguments.methods, arguments.epochs, seed, folder))
             print(json.dumps(rows[-1]), flush=True)
     results.write(arguments.name, rows, results.facts())
 

@@ -47,8 +47,8 @@ def draw_photos(folder, count=24):
 
 
 def shrink(monkeypatch):
-    """`akssl_core.run` and `sweep` take a second, whatever a page asks for."""
-    run, sweep = akssl_core.run, akssl_core.sweep
+    """`akssl_core.run`, `sweep` and `choose` take a second, whatever a page asks for."""
+    run = akssl_core.run
 
     def small(settings):
         data = settings.get("data")
@@ -58,4 +58,6 @@ def shrink(monkeypatch):
         return {**network, **settings, **few, "image_size": 16, "precision": "fp32", "epochs": 1}
 
     monkeypatch.setattr(akssl_core, "run", lambda **settings: run(**small(settings)))
-    monkeypatch.setattr(akssl_core, "sweep", lambda methods, **settings: sweep(methods, **small(settings)))
+    for name in ("sweep", "choose"):
+        many = getattr(akssl_core, name)
+        monkeypatch.setattr(akssl_core, name, lambda methods, many=many, **settings: many(methods, **small(settings)))

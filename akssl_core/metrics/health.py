@@ -175,6 +175,26 @@ def uniformity(features: Tensor) -> float:
     )  # |x - y|^2 = 2 - 2 cos, and each row meets itself
 
 
+def told_apart(views: Tensor) -> float:
+    """How well images are told apart in spite of changes, by features (N, V, D) of views: 1 perfectly, 0 as by chance.
+
+    Each image's second view has a rank among those of all images, by how much they are like its first view (cosine); 1
+    is the nearest. The score is 1 less the mean logarithm of ranks, divided by what chance makes of it, log(N!) / N.
+    Equal views share the worst of their ranks. Further views than two are not looked at.
+
+    Raises:
+        TooFewSamples: less than 2 views or 32 images.
+    """
+    count, each, _ = views.shape
+    if each < 2 or count < FEWEST_IMAGES:
+        raise TooFewSamples(f"telling images apart takes 2 views of {FEWEST_IMAGES}; these are {each} of {count}")
+    first, second = F.normalize(views[:, :2].double(), dim=2).unbind(1)
+    own = (first * second).sum(1, keepdim=True) - 1e-9  # rounding makes no order
+    blocks = zip(*(torch.split(of, ROWS_AT_ONCE) for of in (first, own)), strict=True)
+    ranks = torch.cat([(part @ second.T >= at).sum(1) for part, at in blocks]).clamp(min=1)
+    return 1 - float(ranks.double().log().mean()) * count / math.lgamma(count + 1)
+
+
 def _gram(rows: Tensor) -> Tensor:
     """The smaller of the two Gram matrices of rows (N, D)."""
     return rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T

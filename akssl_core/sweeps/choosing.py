@@ -32,7 +32,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 COLUMNS = ("round", "candidate", "images seen", "seconds", "told apart", "k-NN (unused)", "verdict", "")
 
 Tell = Callable[[str], None]
-Steps = Callable[[Combination, int], int]  # of a candidate in a round, counted from 0
+Steps = Callable[["_Candidate", int], int]  # of a candidate in a round, counted from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +139,23 @@ def choose(
     planned = combinations(names(methods, plugins), (seed,), values)
     search = _Search(user_path(out), config, common, plugins, tell)
     search.check(planned, all_of_them=methods == EVERY)
-    begin(search.out, config, {**common, "budget": budget, "epochs": epochs})
+    begin(search.out, config, common, rounds={"budget": budget, "epochs": epochs})
     return search.narrowed(search.by_epochs(epochs or 1) if allowed is None else search.by_time(allowed))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Candidate:
     """What there is to know of a candidate before it is trained."""
 
+    one: Combination
     given: Given
     images: int
     batch_size: int
+
+    @property
+    def name(self) -> str:
+        """The method, with the settings that vary."""
+        return _name(self.one)
 
 
 class _Search:
@@ -157,7 +163,7 @@ class _Search:
 
     def __init__(self, out: Path, config: Any, common: Mapping[str, Any], plugins: Plugins, tell: Tell) -> None:
         self.out, self.config, self.common, self.plugins, self.tell = out, config, common, plugins, tell
-        self.candidates: dict[Combination, _Candidate] = {}
+        self.candidates: list[_Candidate] = []
         self.images: ImageSet | None = None  # by which all are judged: those of the first candidate
         self.left_out: dict[str, str] = {}
 
@@ -177,7 +183,7 @@ class _Search:
                     raise
                 self._leave_out(one, error)
                 continue
-            self.candidates[one] = _Candidate(given, len(plan.images), plan.spec.train.batch_size or 1)
+            self.candidates.append(_Candidate(one, given, len(plan.images), plan.spec.train.batch_size or 1))
             self.images = self.images or plan.images
         if not self.candidates:
             raise ConfigError(f"methods: none can be trained. {next(iter(self.left_out.values()), '')}")
@@ -193,9 +199,8 @@ class _Search:
         """Steps of a candidate in a round, where all see as many images."""
         last = len(self.counts()) - 1
 
-        def steps(one: Combination, number: int) -> int:
-            known = self.candidates[one]
-            return max(1, round(epochs * known.images / known.batch_size / float(FEWER) ** (last - number)))
+        def steps(one: _Candidate, number: int) -> int:
+            return max(1, round(epochs * one.images / one.batch_size / float(FEWER) ** (last - number)))
 
         return steps
 
@@ -204,15 +209,12 @@ class _Search:
         file, counts = self.out / "seconds.json", self.counts()
         if not file.is_file():
             self.tell(f"timing steps of {len(self.candidates)} candidates")
-            timed = {
-                one.folder: seconds_per_step(make_plan(known.given, self.plugins))[0]
-                for one, known in self.candidates.items()
-            }
+            timed = {one.one.folder: seconds_per_step(make_plan(one.given, self.plugins))[0] for one in self.candidates}
             write_atomic(file, json_bytes(timed))
         each: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
 
-        def steps(one: Combination, number: int) -> int:
-            return max(1, int(seconds / len(counts) / counts[number] / each[one.folder]))
+        def steps(one: _Candidate, number: int) -> int:
+            return max(1, int(seconds / len(counts) / counts[number] / each[one.one.folder]))
 
         return steps
 
@@ -224,13 +226,13 @@ class _Search:
         """
         rounds, left = [], list(self.candidates)
         for number, count in enumerate(self.counts()):
-            trials: dict[Combination, Trial] = {}
+            trials: dict[_Candidate, Trial] = {}
             for one in left[:count]:
-                self.tell(f"round {number + 1}: {_name(one)}, {steps(one, number)} steps")
+                self.tell(f"round {number + 1}: {one.name}, {steps(one, number)} steps")
                 try:
                     trials[one] = self._tried(one, self.out / f"round-{number + 1}", steps(one, number))
                 except Exception as error:  # whatever stops one run does not stop the others
-                    self._leave_out(one, error)
+                    self._leave_out(one.one, error)
             left = sorted(trials, key=lambda one: trials[one].rank)
             if not left or trials[left[0]].told_apart is None:
                 why = next(iter(self.left_out.values()), "All have collapsed: give a larger budget or other methods.")
@@ -240,20 +242,19 @@ class _Search:
             self._write(rounds)
         return Chosen(self.out, rounds[-1][0].run_dir, tuple(rounds), self.left_out)
 
-    def _tried(self, one: Combination, folder: Path, steps: int) -> Trial:
+    def _tried(self, one: _Candidate, folder: Path, steps: int) -> Trial:
         """A candidate, trained from its beginning for so many steps."""
-        known = self.candidates[one]
-        epochs = math.ceil(steps / max(1, known.images // known.batch_size))
+        epochs = math.ceil(steps / max(1, one.images // one.batch_size))
         length = {"train": {"steps": steps, "epochs": epochs}, "evaluate": {"every": epochs}}
-        path = folder / one.folder
+        path = folder / one.one.folder
         folder.mkdir(parents=True, exist_ok=True)
-        perform(path, one, self.config, merged(sections(self.common), length), self.plugins, report=True)
-        run = Summary.read(path, one.folder)
+        perform(path, one.one, self.config, merged(sections(self.common), length), self.plugins, report=True)
+        run = Summary.read(path, path.name)
         assert self.images is not None
         score = told_apart(load_backbone(path, plugins=self.plugins), self.images)
         lost = run.files.diagnosis.verdict == "collapsed" or not math.isfinite(score)
         return Trial(
-            candidate=_name(one),
+            candidate=one.name,
             run_dir=path,
             images_seen=int(run.cost.get("images_seen", 0)),
             seconds=run.cost.get("seconds", 0.0),

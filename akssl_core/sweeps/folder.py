@@ -58,8 +58,8 @@ def refuse_own(common: Mapping[str, Any]) -> None:
             raise ConfigError(f"sweep: '{name}' is not for a sweep; use {instead}.")
 
 
-def begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
-    """`sweep.json` holds what all runs have in common; runs that are there were made with the same.
+def begin(folder: Path, config: Any, common: Mapping[str, Any], **more: Any) -> None:
+    """`sweep.json` holds what all runs have in common, and more; runs that are there were made with the same.
 
     Raises:
         ConfigError: they were not.
@@ -68,7 +68,7 @@ def begin(folder: Path, config: Any, common: Mapping[str, Any]) -> None:
     file = folder / "sweep.json"
     table = config if isinstance(config, Mapping) or config is None else read_yaml(user_path(config))
     named = {key: _named(value) for key, value in common.items() if value is not None}
-    asked = json.loads(json.dumps({"config": dict(table or {}), **sections(named)}, default=str))
+    asked = json.loads(json.dumps({"config": dict(table or {}), **sections(named), **more}, default=str))
     if (folder / "config.yaml").is_file() or folder.is_file():
         raise RunDirError(f"out: {folder} is {'a run' if folder.is_dir() else 'a file'}; a sweep needs its own folder.")
     if file.is_file():

@@ -34,6 +34,7 @@ COMMANDS = {
     "publish": "publish VIT --to PUBLISHED --overwrite",
     "report": "report RUN",
     "compare": "compare RUN RUN",
+    "choose": f"choose --methods simsiam {TINY} --out CHOICE",
     "sweep": f"sweep --methods simsiam {TINY} --out SWEEP --no-report",
     "convert": "convert w.pth --out w.safetensors --overwrite",
     "data": "data prepare shapes --set data.size=32 --set data.test_size=16 --out p.safetensors --overwrite",

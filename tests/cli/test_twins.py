@@ -22,6 +22,10 @@ def test_every_command_has_a_twin():
 
 
 TWINS = {
+    "choose": (
+        ("choose", "--methods", "simsiam", "--data", "shapes", *SIZES, *map(str, FLAGS), "--out", "ch"),
+        lambda: akssl_core.choose("simsiam", data=DATA, out="ch", **SMALL),
+    ),
     "report": (("report", "finished"), lambda: akssl_core.report("finished")),
     "compare": (
         ("compare", "finished", "finished", "--out", "c.html", "--overwrite"),

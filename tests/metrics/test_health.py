@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from akssl_core import Now, Schedule
-from akssl_core.metrics.health import TooFewSamples, alignment, alpha_req, lidar, of_features, of_views, uniformity
+from akssl_core.metrics.health import (
+    TooFewSamples,
+    alignment,
+    alpha_req,
+    lidar,
+    of_features,
+    of_views,
+    told_apart,
+    uniformity,
+)
 from akssl_core.nn import EMA, entropy
 
 
@@ -131,3 +140,31 @@ def test_distance_of_a_moving_average():
     assert float(slow.distance()) == pytest.approx(math.sqrt(5) / 2)
     slow.after_step(Now(0, 1, 1))
     assert float(slow.distance()) == pytest.approx(0.75 * math.sqrt(5) / 2)
+
+
+# -- told apart -----------------------------------------------------------------------------------
+def test_images_that_are_told_apart_have_1_and_those_that_are_alike_the_least():
+    rows = torch.eye(40)
+    assert told_apart(torch.stack([rows, rows], 1)) == 1
+    alike = torch.ones(40, 2, 8)  # the worst rank of all: 40
+    assert told_apart(alike) == pytest.approx(1 - 40 * math.log(40) / math.lgamma(41))
+    nearly = torch.stack([rows, rows + 0.9 * rows.roll(1, 0)], 1)
+    assert told_apart(nearly) == 1
+    second = torch.stack([rows, rows + 1.1 * rows.roll(1, 0)], 1)  # the view before is nearer: rank 2
+    assert told_apart(second) == pytest.approx(1 - 40 * math.log(2) / math.lgamma(41))
+
+
+def test_chance_tells_nothing_apart_and_length_has_no_say():
+    draw = torch.Generator().manual_seed(0)
+    views = torch.randn(2000, 2, 16, generator=draw)
+    assert abs(told_apart(views)) < 0.01
+    images = torch.randn(300, 1, 16, generator=draw)
+    values = [told_apart(images + share * torch.randn(300, 2, 16, generator=draw)) for share in (0.1, 0.5, 1.0)]
+    assert values == sorted(values, reverse=True)
+    assert told_apart(views * torch.rand(2000, 2, 1, generator=draw)) == pytest.approx(told_apart(views), abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(31, 2, 8), (40, 1, 8)])
+def test_telling_apart_takes_enough_views(shape):
+    with pytest.raises(TooFewSamples, match="takes 2 views of 32"):
+        told_apart(torch.zeros(shape))

@@ -18,6 +18,7 @@ import accuracy  # noqa: E402
 import adaptation  # noqa: E402
 import augment  # noqa: E402
 import busy  # noqa: E402
+import choosing  # noqa: E402
 import distillation  # noqa: E402
 import duplicates  # noqa: E402
 import feeding  # noqa: E402
@@ -113,6 +114,20 @@ def test_accuracy_has_a_line_for_each_system_and_reads_files(monkeypatch, tmp_pa
     assert [(line["data"], line["system"]) for line in table["summary"]] == [systems[2], *systems[:2]]
     assert all(0 <= row["knn"] <= 100 and 0 <= row["linear"] <= 100 for row in rows)
     assert "## cifar-10" in (tmp_path / "accuracy.md").read_text()
+
+
+def test_choosing_compares_its_choice_with_all_in_full(monkeypatch, tmp_path, threads):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(accuracy, "DATA", {})
+    monkeypatch.setattr(choosing, "DATA", {"shapes": {"name": "shapes"}})
+    asked = ["--data", "shapes", "--methods", "simsiam", "simclr", "--epochs", "1", "--size", "256"]
+    for _ in range(2):  # the second time from what is there
+        choosing.main([*asked, "--out", str(tmp_path / "runs")])
+    (row,) = json.loads((tmp_path / "results" / "choosing.json").read_text())["rows"]
+    assert row["rank correlation"] in (-1, 1)
+    assert (row["points lost"] == 0) == (row["chosen"] == row["best"] or row["k-NN"] == row["its k-NN"])
+    assert 0 < row["share of them"] < 2
+    assert choosing.correlation({"a": 0.1, "b": None, "c": 0.3}, {"a": 2, "b": 1, "c": 3}) == 1
 
 
 def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):

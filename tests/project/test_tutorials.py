@@ -75,6 +75,8 @@ def small(words):
     """Options that make a command take a second; a folder that the doctor looks at has no settings."""
     if words[0] == "adapt":  # the network is that of the weights
         return ("--precision", "fp32", "--batch-size", "8")
+    if words[0] == "choose":
+        return ("--budget", "2s", "--precision", "fp32", *NETWORK, "--batch-size", "8")
     if words[0] not in TRAIN or words[1].startswith("runs/"):
         return ()
     drawn = () if "--data" in words else ("--image-size", "16", *FEW)

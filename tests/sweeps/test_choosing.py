@@ -6,16 +6,13 @@ import json
 
 import pytest
 import torch
-from test_sweep import SMALL, Breaking, more
+from many_runs import SMALL, Breaking
 
 from akssl_core.errors import ConfigError, RunDirError
-from akssl_core.metrics.health import told_apart
 from akssl_core.rundir.folder import read_yaml
 from akssl_core.sweeps import choose
 from akssl_core.sweeps.choosing import _seconds
 from akssl_core.sweeps.judge import view_features
-
-__all__ = ["more"]
 
 COMMON = {name: value for name, value in SMALL.items() if name not in ("epochs", "report")}
 RATES = {"optimizer.lr": [0.01, 0.02, 0.03, 0.04, 0.05]}
@@ -143,11 +140,3 @@ def choose_one(toys):
     images = build("data", "shapes", size=32, test_size=16).train()
     backbone = build("backbone", "toy", ImageSpec(12, 3, (0.5,) * 3, (0.2,) * 3), plugins=toys).eval()
     return [view_features(backbone, images) for _ in range(2)]
-
-
-def test_images_that_are_told_apart():
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(100, 1, 8, generator=draw)
-    noise = torch.randn(100, 2, 8, generator=draw)
-    values = [told_apart(images + share * noise) for share in (0.1, 1.0, 100.0)]
-    assert values == sorted(values, reverse=True)

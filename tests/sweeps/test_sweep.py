@@ -6,44 +6,15 @@ import json
 import re
 
 import pytest
+from many_runs import SMALL, Breaking
 from synthetic_run import EVIL, Page
 
-from akssl_core import Method, hookimpl
 from akssl_core.cli.many import _varied
 from akssl_core.errors import ConfigError, PluginError, RunDirError
 from akssl_core.rundir.folder import read_yaml
 from akssl_core.sweeps import sweep
 from akssl_core.sweeps.grid import Combination, combinations
 from akssl_core.sweeps.result import Spread
-
-SMALL = {
-    "epochs": 1, "image_size": 12, "precision": "fp32", "batch_size": 16,
-    "data": {"name": "shapes", "size": 32, "test_size": 16}, "report": False,
-}  # fmt: skip
-
-
-class Breaking(Method):
-    """A method that fails in its step where it is told to."""
-
-    name = "breaking"
-    recipes = {"default": {"backbone": {"name": "toy"}, "optimizer": {"name": "sgd", "lr": 0.1}}}
-    working = False
-
-    def step(self, batch, now):
-        if not Breaking.working:
-            raise RuntimeError("out of luck")
-        return {"loss": self.backbone(batch.views["global"][0]).square().mean()}
-
-
-@pytest.fixture
-def more(toys):
-    class Plugin:
-        @hookimpl
-        def akssl_register(self, registry):
-            registry.add(Breaking)
-
-    toys.register(Plugin(), "breaking")
-    return toys
 
 
 # -- combinations ---------------------------------------------------------------------------------
