@@ -181,12 +181,14 @@ class _Search:
             except AksslError as error:
                 if not all_of_them:
                     raise
-                self._leave_out(one, error)
+                self.left_out[_name(one)] = str(error)
                 continue
             self.candidates.append(_Candidate(one, given, len(plan.images), plan.spec.train.batch_size or 1))
             self.images = self.images or plan.images
         if not self.candidates:
             raise ConfigError(f"methods: none can be trained. {next(iter(self.left_out.values()), '')}")
+        for name, why in self.left_out.items():
+            self.tell(f"left out: {name}: {why}")
 
     def counts(self) -> list[int]:
         """How many candidates each round has: 16, 4, 1."""
