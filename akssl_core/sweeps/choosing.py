@@ -139,7 +139,8 @@ def choose(
     planned = combinations(names(methods, plugins), (seed,), values)
     search = _Search(user_path(out), config, common, plugins, tell)
     search.check(planned, all_of_them=methods == EVERY)
-    begin(search.out, config, common, rounds={"budget": budget, "epochs": epochs})
+    candidates = [one.one.folder for one in search.candidates]  # others would be trained for another time
+    begin(search.out, config, common, rounds={"budget": budget, "epochs": epochs, "candidates": candidates})
     return search.narrowed(search.by_epochs(epochs or 1) if allowed is None else search.by_time(allowed))
 
 

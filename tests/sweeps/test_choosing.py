@@ -52,6 +52,8 @@ def test_the_same_call_again_trains_nothing(toys, tmp_path, monkeypatch):
     assert again() == first
     with pytest.raises(ConfigError, match="begun with other settings.*epochs"):
         choose("toy", varied=RATES, epochs=8, out=tmp_path / "all", plugins=toys, **COMMON)
+    with pytest.raises(ConfigError, match="begun with other settings.*candidates"):  # rounds of another length
+        choose("toy", epochs=4, out=tmp_path / "all", plugins=toys, **COMMON)
 
 
 def test_a_budget_is_shared_by_rounds_and_candidates(toys, tmp_path):
