@@ -52,7 +52,7 @@ def sweep(ctx: click.Context, /, methods: str, seeds: str, no_report: bool, as_j
 @run_options("out", "seed", "devices", "set", "epochs")
 @json_option
 def choose(methods: str, budget: str | None, epochs: int | None, seed: int, as_json: bool, **options: Any) -> None:
-    """Find the method that fits some images, without labels, and train it: 30m are enough for a first answer.
+    """Find the method that fits some images, without labels, and train it.
 
     All candidates are trained for a short time, the best quarter anew for four times as long, until one is left. They
     are judged by how well features tell images apart in spite of crops and colours. The same command goes on with one

@@ -19,7 +19,7 @@ FEWEST = 8  # pixels a side with which a comparison means something
 LIMIT = 1.0  # what `difference` is at most between copies
 MARGIN = 0.12  # the most that a window is moved or narrowed, in halves of a side: 6 % of it
 STEPS = 4  # of the search for a window; more move it by less than a hundredth of a pixel
-FIRST_STEPS, HOPELESS = 2, 8.0  # after so many what is left of a copy is 5.5 times as much as is allowed, at most
+FIRST_STEPS, HOPELESS = 2, 8.0  # what was left of planted copies after so many was up to 5.5 times what is allowed
 COLOUR = 2.5  # a copy's colours may be off by so many times as much as its luminance: JPEG stores them at half the size
 FAR = 3.0  # beyond which no filter of resizing is the reason
 GAIN = 0.75  # the contrast of a copy is 1.25 times that of the original, give or take so much
@@ -141,14 +141,15 @@ def difference(original: Tensor, copy: Tensor) -> Tensor:
     filters of resizing differ by. Values beyond 0 and 255 are cut off, as a brighter copy has them. What is left is
     smoothed over 3 x 3 px, for compression errs in fine detail, and where images differ they do in broad areas too.
     Its root mean square over luminances, or 2.5 times less that over the channels, is divided by what is allowed. Gray
-    levels that are stretched to less than half or more than double are no copy's, and images with hardly any contrast
-    are compared as they are.
+    levels that are stretched to less than half or more than double are no copy's, nor are images of which half of the
+    search has left eight times as much as is allowed: infinity. Images with hardly any contrast are compared as they
+    are.
     """
     gray, wanted = original.mean(1, keepdim=True), copy.mean(1, keepdim=True)
     moves, left = _best_window(gray, wanted, torch.zeros(len(copy), 4), FIRST_STEPS)
     plain = _contrast(copy) < PLAIN
     apart = torch.where(plain, _rms(_resized(original, copy.shape[-1]) - copy), torch.inf)
-    near = torch.nonzero(~plain & (left <= HOPELESS * allowed(copy))).flatten()  # of others three quarters need no more
+    near = torch.nonzero(~plain & (left <= HOPELESS * allowed(copy))).flatten()
     if len(near):
         moves = _best_window(gray[near], wanted[near], moves[near], STEPS - FIRST_STEPS)[0]
         apart[near] = _through(moves, original[near], copy[near])
