@@ -77,7 +77,10 @@ class Mixtures:
         if not dist.is_main():
             return found
         self.encoder.eval()
-        views = of_views(view_features(self.plan, self.encoder, self.device, self.probe.queries))
+        images, plan = self.probe.queries, self.plan
+        views = of_views(
+            view_features(self.encoder, images, plan.augmentation, seed=plan.spec.seed, device=self.device)
+        )
         return found._replace(numbers={**found.numbers, **views.numbers})
 
 

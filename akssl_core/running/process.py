@@ -110,7 +110,8 @@ class Training:
         with explain_faults(engine):
             trained, found = self._trained(probe, engine)
             self.product = encoder = _product(trained, plan)
-            health = of_views(view_features(plan, encoder, engine.device))
+            views = view_features(encoder, plan.images, plan.augmentation, seed=plan.spec.seed, device=engine.device)
+            health = of_views(views)
             metrics = {
                 "loss": run_dir.history[-1]["loss"],
                 **found.numbers,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..augment import Augmentation
 from ..backbone import Backbone, TokenBackbone
 from ..data import ImageSet
 from ..draws import Draws
@@ -57,19 +58,23 @@ def _attention(plan: Plan, encoder: Backbone, index: Tensor, device: torch.devic
 
 
 @torch.no_grad()
-def view_features(plan: Plan, encoder: Backbone, device: torch.device, images: ImageSet | None = None) -> Tensor:
-    """Features (N, V, D) on the CPU of augmented views of images: the first global one, drawn twice.
-
-    They are a sample of these images, or of those trained on.
+def view_features(
+    encoder: Backbone,
+    images: ImageSet,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    device: torch.device,
+    most: int = COMPARED,
+) -> Tensor:
+    """Features (N, V, D) on the CPU of augmented views of a sample of images: the first global one, drawn twice.
 
     The encoder is in eval mode and on `device`.
     """
-    rows, images = [], plan.images if images is None else images
-    places = spread(len(images), min(COMPARED, len(images)))
-    for start in range(0, len(places), AT_ONCE):
-        index = places[start : start + AT_ONCE]
+    rows = []
+    for index in torch.split(spread(len(images), min(most, len(images))), AT_ONCE):
         pixels = images.fetch(index.tolist()).to(device)
-        drawn = [plan.augmentation(pixels, Draws.of(plan.spec.seed, epoch, index)) for epoch in range(DRAWS)]
+        drawn = [augmentation(pixels, Draws.of(seed, epoch, index)) for epoch in range(DRAWS)]
         rows.append(torch.stack([encoder(next(iter(views.values()))[0]) for views in drawn], 1))
     return torch.cat(rows).float().cpu()
 

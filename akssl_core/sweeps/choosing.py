@@ -139,7 +139,7 @@ def choose(
     planned = combinations(names(methods, plugins), (seed,), values)
     search = _Search(user_path(out), config, common, plugins, tell)
     search.check(planned, all_of_them=methods == EVERY)
-    candidates = [one.one.folder for one in search.candidates]  # others would be trained for another time
+    candidates = [one.folder for one in search.candidates]  # others would be trained for another time
     begin(search.out, config, common, rounds={"budget": budget, "epochs": epochs, "candidates": candidates})
     return search.narrowed(search.by_epochs(epochs or 1) if allowed is None else search.by_time(allowed))
 
@@ -148,7 +148,7 @@ def choose(
 class _Candidate:
     """What there is to know of a candidate before it is trained."""
 
-    one: Combination
+    combination: Combination
     given: Given
     images: int
     batch_size: int
@@ -156,7 +156,12 @@ class _Candidate:
     @property
     def name(self) -> str:
         """The method, with the settings that vary."""
-        return _name(self.one)
+        return _name(self.combination)
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folders."""
+        return self.combination.folder
 
 
 class _Search:
@@ -212,12 +217,12 @@ class _Search:
         file, counts = self.out / "seconds.json", self.counts()
         if not file.is_file():
             self.tell(f"timing steps of {len(self.candidates)} candidates")
-            timed = {one.one.folder: seconds_per_step(make_plan(one.given, self.plugins))[0] for one in self.candidates}
+            timed = {one.folder: seconds_per_step(make_plan(one.given, self.plugins))[0] for one in self.candidates}
             write_atomic(file, json_bytes(timed))
         each: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
 
         def steps(one: _Candidate, number: int) -> int:
-            return max(1, int(seconds / len(counts) / counts[number] / each[one.one.folder]))
+            return max(1, int(seconds / len(counts) / counts[number] / each[one.folder]))
 
         return steps
 
@@ -235,7 +240,7 @@ class _Search:
                 try:
                     trials[one] = self._tried(one, self.out / f"round-{number + 1}", steps(one, number))
                 except Exception as error:  # whatever stops one run does not stop the others
-                    self._leave_out(one.one, error)
+                    self._leave_out(one.name, error)
             left = sorted(trials, key=lambda one: trials[one].rank)
             if not left or trials[left[0]].told_apart is None:
                 why = next(iter(self.left_out.values()), "All have collapsed: give a larger budget or other methods.")
@@ -249,9 +254,9 @@ class _Search:
         """A candidate, trained from its beginning for so many steps."""
         epochs = math.ceil(steps / max(1, one.images // one.batch_size))
         length = {"train": {"steps": steps, "epochs": epochs}, "evaluate": {"every": epochs}}
-        path = folder / one.one.folder
+        path = folder / one.folder
         folder.mkdir(parents=True, exist_ok=True)
-        perform(path, one.one, self.config, merged(sections(self.common), length), self.plugins, report=True)
+        perform(path, one.combination, self.config, merged(sections(self.common), length), self.plugins, report=True)
         run = Summary.read(path, path.name)
         assert self.images is not None
         score = told_apart(load_backbone(path, plugins=self.plugins), self.images)
@@ -266,9 +271,9 @@ class _Search:
             verdict=run.verdict,
         )
 
-    def _leave_out(self, one: Combination, error: Exception) -> None:
-        self.left_out[_name(one)] = str(error) or type(error).__name__
-        self.tell(f"left out: {_name(one)}: {self.left_out[_name(one)]}")
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self.left_out[name] = str(error) or type(error).__name__
+        self.tell(f"left out: {name}: {self.left_out[name]}")
 
     def _write(self, rounds: Sequence[tuple[Trial, ...]]) -> None:
         """What is known so far, for the eyes of those who wait."""
