@@ -2,9 +2,8 @@
 
 Heads, losses, transforms, optimizers, learning rates, batch sizes and schedules are those of `examples/pytorch/` in
 lightly-ai/lightly. Only what a common budget fixes is different: the backbone, the images, the epochs, the size of
-the views (local crops keep their 96/224 of the global ones), the mean and standard deviation that views are
-normalised with, and no blur below 64 px, which lightly's own examples for 32 px leave out as well. Needs
-`pip install -e .[bench]`.
+the views (local crops keep their 96/224 of the global ones), the mean and standard deviation that views are scaled
+by, and no blur below 64 px, which lightly's own examples for 32 px leave out as well. Needs `pip install -e .[bench]`.
 """
 
 from __future__ import annotations
@@ -368,15 +367,12 @@ def train(
 def scale(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Multiply learning rates by a number during each step, whatever sets them between the steps."""
 
-    def times(factor: float) -> Callable[..., None]:
-        def change(changed: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            for group in changed.param_groups:
-                group["lr"] *= factor
+    def change(factor: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
 
-        return change
-
-    optimizer.register_step_pre_hook(times(rate))
-    optimizer.register_step_post_hook(times(1 / rate))
+    optimizer.register_step_pre_hook(lambda *_: change(rate))
+    optimizer.register_step_post_hook(lambda *_: change(1 / rate))
 
 
 def loader_of(views: Dataset[list[Tensor]], batch_size: int, seed: int) -> DataLoader[list[Tensor]]:

@@ -13,6 +13,8 @@ from akssl_core.data.prepared import PreparedConfig
 MODES = (("jpg", "RGB"), ("png", "RGBA"), ("png", "P"), ("jpg", "CMYK"), ("png", "L"), ("webp", "RGB"), ("png", "1"))
 BROKEN = {"cat/03.png": "empty", "dog/20.jpg": "not an image"}
 
+SMALL = {"max_unreadable": 0.2, "shard_size": "60kB"}  # settings by which the photos fill several shards
+
 
 def save(path, size, mode="RGB", seed=0, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,3 +41,13 @@ def write_photos(path):
     (path / "cat" / "03.png").write_bytes(b"")
     (path / "dog" / "20.jpg").write_text("text")
     return path
+
+
+def content(folder):
+    """The bytes of each file of a folder, by its name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def names(folder):
+    """The names of the files of a folder, in order."""
+    return sorted(path.name for path in folder.iterdir())
