@@ -5,6 +5,9 @@ its default recipe, and scored by k-NN (k = 20). Reported are the rank correlati
 with that, of the same runs and of those of the first rounds; how many points the chosen run loses against the best; and
 its seconds of training beside those of all methods. Writes benchmarks/results/choosing.json; runs stay in the folder
 --out, and the same command goes on with it.
+
+With --sweep nothing is trained: the runs of a sweep over drawn shapes (`make leaderboard`) are judged by several
+label-free numbers, all by the same views, into benchmarks/results/choosing-numbers.json.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,17 @@ import torch
 from accuracy import CIFAR, DATA, IMAGES, read_cifar
 
 import akssl_core
+from akssl_core.metrics import health
 from akssl_core.plugins.first_party import ALONE
-from akssl_core.sweeps.judge import told_apart
+from akssl_core.rundir.folder import RunDir
+from akssl_core.sweeps.judge import common_views, told_apart
+
+NUMBERS: dict[str, Callable[[torch.Tensor], float]] = {
+    "told apart": health.told_apart,
+    "LiDAR": health.lidar,
+    "RankMe": lambda views: health.spectrum(views[:, 0]).rankme,
+    "alignment, less is better": lambda views: -health.alignment(views),
+}  # of features (N, 2, D) of two views
 
 
 def measure(data: str, methods: list[str], epochs: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -65,6 +77,29 @@ def correlation(scores: Mapping[str, float | None], right: Mapping[str, float]) 
     return round(float(torch.corrcoef(ranks)[0, 1]), 3)
 
 
+def judged(sweep: Path) -> list[dict[str, Any]]:
+    """Rank correlations with k-NN of label-free numbers over the runs of a sweep, and what choosing by each loses."""
+    images = akssl_core.build("data", **DATA["shapes"]).train()
+    found: dict[str, dict[str, float]] = {name: {} for name in NUMBERS}
+    right, seeds = {}, {}
+    for run in map(RunDir.open, sorted(path.parent for path in sweep.glob("*/manifest.json"))):
+        name, views = run.path.name, common_views(akssl_core.load_backbone(run.path), images)
+        right[name], seeds[name] = run.manifest.final["knn_top1"], run.read_config()["seed"]
+        for number, measure_it in NUMBERS.items():
+            found[number][name] = measure_it(views)
+    rows = []
+    for number, scores in found.items():
+        lost = []
+        for seed in sorted(set(seeds.values())):
+            mine = [name for name in right if seeds[name] == seed]
+            lost.append(max(right[name] for name in mine) - right[max(mine, key=scores.__getitem__)])
+        rows.append({
+            "number": number, "runs": len(right), "rank correlation": correlation(scores, right),
+            "points lost, by seed": ", ".join(f"{points:.1f}" for points in lost),
+        })  # fmt: skip
+    return rows
+
+
 def main(given: list[str] | None = None) -> None:
     """Train, print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -76,7 +111,10 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="images of drawn shapes, if fewer")
     parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one by default")
     parser.add_argument("--name", default="choosing", help="name of the results")
+    parser.add_argument("--sweep", type=Path, help="the folder of a sweep over drawn shapes, to be judged instead")
     arguments = parser.parse_args(given)
+    if arguments.sweep is not None:
+        return results.write(f"{arguments.name}-numbers", judged(arguments.sweep), results.facts())
     folder = arguments.out or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.cifar is not None:
@@ -88,7 +126,7 @@ def main(given: list[str] | None = None) -> None:
         for seed in arguments.seeds:
             rows.append(measure(data, arguments.methods, arguments.epochs, seed, folder))
             print(json.dumps(rows[-1]), flush=True)
-    results.write(arguments.name, rows, results.facts())
+    return results.write(arguments.name, rows, results.facts())
 
 
 if __name__ == "__main__":

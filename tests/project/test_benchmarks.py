@@ -28,6 +28,7 @@ import results  # noqa: E402
 import start_care  # noqa: E402
 from pages import draw_photos  # noqa: E402
 
+import akssl_core  # noqa: E402
 from akssl_core.rundir.folder import RunDir  # noqa: E402
 
 
@@ -132,6 +133,19 @@ def test_choosing_compares_its_choice_with_all_in_full(monkeypatch, tmp_path, th
     assert right[row["best"]] == max(right.values())
     assert choosing.correlation({"a": 0.1, "b": None, "c": 0.3}, {"a": 2, "b": 1, "c": 3}) == 1
     assert choosing.correlation({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 2, "b": 1, "c": 3}) == 0.5
+
+
+def test_numbers_of_a_sweep_are_compared_with_k_nn(monkeypatch, tmp_path, threads):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(choosing, "DATA", {"shapes": {"name": "shapes", "size": 64, "test_size": 32}})
+    network = {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}
+    small = {"backbone": network, "image_size": 16, "epochs": 1, "batch_size": 16, "report": False}
+    akssl_core.sweep(["simsiam", "simclr"], seeds=(0, 1), data=choosing.DATA["shapes"], out=tmp_path / "all", **small)
+    choosing.main(["--sweep", str(tmp_path / "all")])
+    rows = json.loads((tmp_path / "results" / "choosing-numbers.json").read_text())["rows"]
+    assert [row["number"] for row in rows] == list(choosing.NUMBERS)
+    assert all(row["runs"] == 4 and -1 <= row["rank correlation"] <= 1 for row in rows)
+    assert all(len(row["points lost, by seed"].split(", ")) == 2 for row in rows)
 
 
 def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):
