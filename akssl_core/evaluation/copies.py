@@ -131,11 +131,17 @@ def dedup(
     distances = [[d for _, d in group] for group in groups]
     unreadable = dict(work.images.unreadable)
     found = Deduplicated(names, distances, delete, len(rows), unreadable, tuple(files.values()))
+    _write(files, found, work)
+    return found
+
+
+def _write(files: Mapping[str, Path], found: Deduplicated, work: Work) -> None:
+    """The page and the list, where they were asked for."""
     if "--out" in files:
         write_atomic(files["--out"], _page(found, work).encode())
     if "--list-to" in files:  # a line is a file: a name with a line break would be two others
-        write_atomic(files["--list-to"], b"".join(os.fsencode(f"{file}\n") for file in delete if "\n" not in file))
-    return found
+        lines = (os.fsencode(f"{file}\n") for file in found.delete if "\n" not in file)
+        write_atomic(files["--list-to"], b"".join(lines))
 
 
 def _refuse_images(files: Mapping[str, Path], images: ImageSet) -> None:
