@@ -176,8 +176,8 @@ def akssl_register(registry: Any) -> None:
     if FAULT == "vanish":
         listed = places.scan
 
-        def scan(root: Path) -> Any:
-            found = listed(root)
+        def scan(root: Path, *suffixes: Any) -> Any:
+            found = listed(root, *suffixes)
             vanish_once(found)
             return found
 

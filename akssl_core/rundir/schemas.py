@@ -6,6 +6,7 @@ Every field may be missing and others may be there, so that folders of older and
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -160,7 +161,7 @@ def read_start(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            return file.read(MOST_BYTES)
+            return file.read(min(os.fstat(file.fileno()).st_size + 1, MOST_BYTES))  # room is taken for all it might be
     except OSError as error:
         raise RunDirError(f"{path} cannot be read: {error.strerror}") from error
 

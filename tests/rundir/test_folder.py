@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -302,3 +303,12 @@ def test_damaged_tensors_are_an_error_of_the_user(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(RunDirError, match="cannot be read as safetensors"):
         read_tensors(tmp_path / "x.safetensors")
+
+
+def test_reading_a_manifest_takes_no_memory_to_speak_of(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"status": "running"}')
+    tracemalloc.start()
+    assert RunDir(tmp_path).manifest.status == "running"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20  # a run that is out of memory reads it to say so
