@@ -50,7 +50,7 @@ DATA: dict[str, dict[str, Any]] = {
     "shapes": {"name": "shapes", "size": IMAGES},
     "fashion-mnist": {"name": "fashion-mnist", "size": IMAGES},
 }
-SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,), CIFAR: (0,)}
+SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,), CIFAR: (0, 1, 2)}
 BACKBONE, OF_TOKENS = "resnet_tiny", "vit_micro"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr dcl": ("simclr", {"options": {"loss": {"name": "dcl", "temperature": 0.2}}}),
@@ -101,7 +101,7 @@ def know(sets: dict[str, dict[str, Any]]) -> None:
 
 def systems_on(data: str) -> list[str]:
     """What is trained on a data set, in the table's order."""
-    return [*BASELINES, *ALONE, *VARIANTS, *(PEERS if data == "shapes" else ())]
+    return [*BASELINES, *ALONE, *VARIANTS, *(() if data == "fashion-mnist" else PEERS)]
 
 
 def jobs(systems: list[str]) -> list[Job]:
@@ -270,6 +270,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier call")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
     parser.add_argument("--data", nargs="+", default=list(SEEDS), choices=list(SEEDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="only these")
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10: train/ and test/, a folder of files a class")
     parser.add_argument("--precision", default="auto", help="of our runs; another than auto has a table of its own")
     arguments = parser.parse_args(given)
@@ -279,7 +280,7 @@ def main(given: list[str] | None = None) -> None:
     suffix = "" if arguments.precision == "auto" else f"-{arguments.precision}"
     file = RESULTS / f"accuracy{suffix}.json"
     RESULTS.mkdir(exist_ok=True)
-    wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data]
+    wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data and job.seed in arguments.seeds]
     rows = json.loads(file.read_text())["rows"] if file.exists() and (arguments.resume or arguments.systems) else []
     if not arguments.resume:
         rows = [row for row in rows if Job(row["data"], row["system"], row["seed"]) not in wanted]

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -26,6 +27,7 @@ from ..errors import ConfigError, shown
 
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 WAIT = timedelta(hours=1)  # at a collective, before a process counts as lost; the main one alone writes and searches
+SETTLE = 0.2  # seconds in which threads let go of what they have computed
 LAUNCHERS = "torchrun, srun and --devices set these variables; without them, unset WORLD_SIZE."
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -248,9 +250,14 @@ def start(device: str | torch.device, *, init_method: str = "env://") -> bool:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one.
+
+    A thread of gloo's may still hold the tensors of its last collective, and needs Python to let go of them. A process
+    that ends before that is aborted (pytorch/pytorch#190489), and DDP and FSDP keep the group that would wait for it.
+    """
     if _grouped():
         distributed.destroy_process_group()
+        time.sleep(SETTLE)
 
 
 def wrap(module: nn.Module) -> nn.Module:

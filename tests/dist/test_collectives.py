@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def work(folder: Path) -> dict[str, Tensor]:
     return result
 
 
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
@@ -143,6 +145,30 @@ def test_queue_and_center_are_equal_on_all_ranks_and_to_one_process(ranks):
         assert torch.equal(result["queue"], alone["queue"])
         torch.testing.assert_close(result["center"], alone["center"])
     assert torch.equal(ranks[0]["center"], ranks[1]["center"])
+
+
+def test_threads_of_the_group_let_go_of_their_tensors_before_the_process_may_end(monkeypatch):
+    """One that needs Python for that once Python is ending would abort the process."""
+    begun, left, let_go = threading.Event(), threading.Event(), []
+
+    def hold():
+        begun.set()
+        left.wait()
+        let_go.append(True)
+
+    monkeypatch.setattr(dist, "_grouped", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", left.set)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begun.wait()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # it gets Python only while this thread waits
+    try:
+        dist.stop()
+        assert let_go
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
