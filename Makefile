@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-natural bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,10 @@ bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python docs/generate.py
 
+bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds; DATA=DIR with train/ and test/, hours; repeat it to go on
+	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --resume
+	$(BIN)/python docs/generate.py
+
 bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, six minutes
 	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
@@ -90,6 +94,8 @@ gpu-peaks:  ## the memory that steps may hold on a GPU, counted again on the nul
 leaderboard: install  ## every method on drawn shapes over three seeds, up to an hour; may be stopped and repeated
 	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard
 	cp runs/leaderboard/results.json benchmarks/results/leaderboard.json
+	$(BIN)/akssl sweep --methods simclr,vicreg --data shapes --set data.size=2000 --seeds 0,1,2 --epochs 2 --no-report --out runs/short
+	$(BIN)/python benchmarks/courses.py runs/leaderboard runs/short
 	$(BIN)/python docs/generate.py
 
 parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .exporting.weights import BackboneSource, LoadedBackbone
     from .hookspecs import hookimpl
     from .loss import KnownValue, Loss
-    from .method import Artefacts, Choice, Curve, Facts, Landmark, Method, ParamRule, Published, Shown
+    from .method import Artefacts, Choice, Course, Curve, Facts, Landmark, Method, ParamRule, Published, Shown
     from .metrics.diagnosis import Diagnosis
     from .plugins.lookup import Installed, Location, build, find, methods
     from .plugins.manager import Plugins
@@ -94,7 +94,7 @@ _ROOMS = {
     "hookspecs": "hookimpl",
     "loss": "KnownValue Loss",
     "metrics.diagnosis": "Diagnosis",
-    "method": "Artefacts Choice Curve Facts Landmark Method ParamRule Published Shown",
+    "method": "Artefacts Choice Course Curve Facts Landmark Method ParamRule Published Shown",
     "plugins.lookup": "Installed Location build find methods",
     "plugins.manager": "Plugins",
     "reporting.comparison": "Compared compare",
@@ -115,12 +115,13 @@ _MODULES = ("dist", "masks", "nn", "sklearn")  # the last needs an extra, so it 
 __all__ = [
     "TOKEN_DIALECTS", "Account", "AksslError", "Arrays", "Artefacts", "Augmentation", "AugmentationRef", "Backbone",
     "BackboneRef", "BackboneSource", "Batch", "Callback", "Choice", "Chosen", "Classifier", "Compared", "Component",
-    "ConfigError", "Converted", "Counterpart", "Curve", "DataError", "DatasetSource", "Deduplicated", "Diagnosis",
-    "Draws", "Embedded", "Evaluation", "Examined", "Explained", "Exported", "Facts", "Features", "FileDecoder",
-    "FilePath", "Finding", "Finetuned", "FractionSchedule", "HoldOutSource", "ImageSet", "ImageSpec", "ImageStore",
-    "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone", "Location",
-    "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule", "Pixels", "PluginError",
-    "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published", "PublishedFolder",
+    "ConfigError", "Converted", "Counterpart", "Course", "Curve", "DataError", "DatasetSource", "Deduplicated",
+    "Diagnosis", "Draws", "Embedded", "Evaluation", "Examined", "Explained", "Exported", "Facts", "Features",
+    "FileDecoder", "FilePath", "Finding", "Finetuned", "FractionSchedule", "HoldOutSource", "ImageSet", "ImageSpec",
+    "ImageStore", "Installed", "Interrupted", "Keys", "KnownValue", "Landmark", "LearningRate", "LoadedBackbone",
+    "Location", "Logger", "Loss", "LossRef", "Method", "NonNegativeSchedule", "Now", "ParamRule", "Pixels",
+    "PluginError", "Plugins", "PositiveSchedule", "Predicted", "PreparedData", "Preprocess", "Published",
+    "PublishedFolder",
     "Registry", "Report", "Result", "RunDirError", "RunStopped", "Schedule", "Schema", "Searched", "Shown", "Stock",
     "StoredImages", "Sweep", "TensorImages", "TokenBackbone", "Trial", "Unreadable", "ViewGroup", "ViewPolicy",
     "Views", "absolute_path", "adapt", "build", "choose", "compare", "convert", "cosine", "decode_image", "dedup",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,6 +133,34 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """How far runs of a default recipe came on one data set, epoch by epoch, each from a seed of its own.
+
+    A run of that recipe on these data, of as many epochs, is held against it in its report.
+    """
+
+    data: str
+    """The data in words: "10,000 drawn shapes"."""
+    sample: str
+    """The hash of them that a run's manifest has under `data.sample`."""
+    knn_top1: Sequence[tuple[float, float]]
+    """After each epoch the k-NN accuracy in percent: mean over the runs, and their standard deviation."""
+    runs: int = 3
+    """How many they were."""
+
+    def bounds(self, epoch: int) -> tuple[float, float]:
+        """The accuracies in percent between which a run is as expected after an epoch, counted from 1.
+
+        Three standard deviations on both sides, pooled over the epochs because the runs are few, and three points at
+        least: a thousand test images give no more exact an answer.
+        """
+        mean = self.knn_top1[epoch - 1][0]
+        pooled = math.sqrt(sum(deviation**2 for _, deviation in self.knn_top1) / len(self.knn_top1))
+        room = max(3 * pooled, 3.0)
+        return mean - room, mean + room
+
+
+@dataclass(frozen=True, slots=True)
 class Artefacts:
     """What a method has to show at the end of a run, beside its backbone."""
 
@@ -192,6 +221,8 @@ class Method(nn.Module, Component, ABC, Generic[B]):
     """Partial runs by name: "default", "cifar", "imagenet"."""
     published: ClassVar[Mapping[str, Published]] = {}
     """What the source of each recipe says, by the recipe's name."""
+    courses: ClassVar[Sequence[Course]] = ()
+    """How far runs of the recipe "default" have come, by data set: what a later run is held against."""
     paper: ClassVar[str] = ""
     """Authors, title, year and link."""
     trial_settings: ClassVar[Mapping[str, Any]] = {}

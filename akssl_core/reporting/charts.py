@@ -9,7 +9,7 @@ from typing import Any
 from ..metrics.diagnosis import collapse_bound
 from .files import RunFiles, drawable
 from .html import Html, details, section, table, tag
-from .svg import line_chart, short
+from .svg import Point, line_chart, short
 
 SCORES = {
     "knn_top1": "trained backbone",
@@ -98,9 +98,26 @@ def _figure(run: RunFiles, name: str) -> Html | None:
         return None
     title = CURVES.get(name, name)
     chart = line_chart(points, title=title, x_label="epoch", marks=_marks(run, name))
-    shape = _described(run, name).get("shape")
-    said = [tag("figcaption", f"Expected: {shape}")] if shape else []
-    return tag("figure", tag("h3", title), chart, *said)
+    described = _described(run, name)
+    said = [f"Expected: {described['shape']}"] if described.get("shape") else []
+    said += [_held_against(described["expected"], points)] if described.get("expected") else []
+    return tag("figure", tag("h3", title), chart, *(tag("figcaption", words) for words in said))
+
+
+def _held_against(expected: Mapping[str, Any], points: Sequence[Point]) -> str:
+    """Whether a curve goes as that of others of its recipe did, by the last epoch that is known of both."""
+    epochs = expected["epochs"]
+    known = {int(x): y for x, y in points if x == int(x) and 1 <= x <= len(epochs) and math.isfinite(y)}
+    before = f"{expected['runs']} runs of this recipe on the same data ({expected['data']}) had reached"
+    if not known:
+        return f"{before} {epochs[-1]['mean']:.1f} % after {len(epochs)} epochs."
+    epoch, reached = max(known.items())
+    mean, low, high = (epochs[epoch - 1][name] for name in ("mean", "low", "high"))
+    word = "less than expected" if reached < low else "more than expected" if reached > high else "as expected"
+    return (
+        f"{before} {mean:.1f} % after {epoch} of {len(epochs)} epochs, and {low:.1f} to {high:.1f} % is as expected of "
+        f"another seed. This one has {reached:.1f} %: {word}."
+    )
 
 
 def _described(run: RunFiles, name: str) -> Mapping[str, Any]:

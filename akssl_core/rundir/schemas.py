@@ -48,19 +48,28 @@ class Data(Facts):
     sample: str | None = None  # a hash of 16 images
 
 
+class Bounded(_Open):
+    """A mean, and between which numbers it lies or others are to lie."""
+
+    mean: Drawable
+    low: Drawable
+    high: Drawable
+
+
+class Expected(_Open):
+    """How far earlier runs of the same recipe came on the same data."""
+
+    data: str = ""  # in words
+    runs: int = 0
+    epochs: list[Bounded] = []  # after each: their mean, and between which accuracies another seed is as expected
+
+
 class Described(_Open):
     """A method's words on one of its curves in a healthy run, and values to read it against."""
 
     shape: str = ""
     lines: dict[str, Drawable] = {}
-
-
-class Difference(_Open):
-    """A difference of accuracies in points, paired by test image, with its 95 % interval."""
-
-    mean: Drawable
-    low: Drawable
-    high: Drawable
+    expected: Expected | None = None
 
 
 class Manifest(_Open):
@@ -88,7 +97,7 @@ class Manifest(_Open):
     not_measured: dict[str, str] | None = None  # why a number is missing, by number
     unreadable: int | None = None  # images
     final: dict[str, float | None] | None = None  # None for NaN or infinite
-    above: dict[str, Difference] | None = None  # points of k-NN above each baseline, by its name: raw_pixels
+    above: dict[str, Bounded] | None = None  # points of k-NN above each baseline: raw_pixels
     verdict: str | None = None
     diagnosis: dict[str, Any] | None = None  # the verdict with its evidence, cause and cure
 

@@ -23,7 +23,7 @@ from ..augment import Augmentation, PerImageAugmentation
 from ..backbone import Backbone, TokenBackbone, WrappedBackbone
 from ..backbone.weights import Account
 from ..config.registry import STAND_IN
-from ..config.schema import first_mistake
+from ..config.schema import first_mistake, is_harmless
 from ..data import DatasetSource, ImageSet, ImageSpec, Loader, Pixels, Preprocess, Views, measure, open_source
 from ..dist.sharding import shard
 from ..draws import Draws
@@ -33,14 +33,19 @@ from ..method import Choice, Facts, Method, Shown
 from ..nn import Frozen
 from ..optim import OptimizerConfig, depth_rules, parameter_groups
 from ..plugins.manager import Plugins
-from ..rundir.schemas import Described
-from ..settings import Given, Layers, RunSpec
+from ..rundir.schemas import Bounded, Described, Expected
+from ..settings import CORE, Given, Layers, RunSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware, choose_threads
 from . import rules, start
 from .layers import check, layer, provenance
 
 SEEN = "measured on a sample of the files"
+OF_ITSELF = (CORE, "default", "rule: ", SEEN)
+"""Who decides what no user has asked for, beside the recipe."""
+BETWEEN_SEEDS = ("method.name", "recipe", "data.", "seed", "train.precision", "evaluate.every")
+"""Settings that may differ between runs that are held against each other, beside those that move no weight; data are
+told apart by their hash."""
 GIVEN_WEIGHTS = "the run begins from the weights of the backbone that was passed from Python"
 
 
@@ -152,7 +157,7 @@ class Plan(Sight):
         )
 
     def curves(self) -> dict[str, Described]:
-        """How the method's terms move in a healthy run.
+        """How the method's terms move in a healthy run, and how far others of its recipe came on the same data.
 
         Raises:
             PluginError: a report could not draw what the method says.
@@ -160,12 +165,30 @@ class Plan(Sight):
         method = self.spec.method_class
         try:
             of = method.curves(self.spec.method.config, self.facts)
-            return {name: Described(shape=curve.shape, lines=dict(curve.lines)) for name, curve in of.items()}
+            found = {name: Described(shape=curve.shape, lines=dict(curve.lines)) for name, curve in of.items()}
+            expected = self._expected()
+            return {**found, "knn_top1": Described(expected=expected)} if expected else found
         except ValidationError as error:
             raise PluginError(
-                f"method {method.name}: a curve cannot be drawn: {first_mistake(error)}. Mend Method.curves of "
-                f"{method.__name__}: its lines are finite numbers."
+                f"method {method.name}: a curve cannot be drawn: {first_mistake(error)}. Mend Method.curves or "
+                f"courses of {method.__name__}: they hold finite numbers."
             ) from error
+
+    def _expected(self) -> Expected | None:
+        """What is known of runs that differ from this one in nothing but their seeds."""
+        spec = self.spec
+        by_itself = (*OF_ITSELF, f"recipe 'default' of {spec.method.name}")
+        asked = {path for path, who in self.provenance.items() if not who.startswith(by_itself)}
+        told = {path for path in asked if path.startswith("evaluate.") or not is_harmless(path, spec)}
+        if spec.start or spec.train.steps or not all(path.startswith(BETWEEN_SEEDS) for path in told):
+            return None
+        sample = self.fingerprint()["sample"]
+        for course in spec.method_class.courses:
+            if course.sample == sample and len(course.knn_top1) == spec.train.epochs:
+                after = [(mean, *course.bounds(number)) for number, (mean, _) in enumerate(course.knn_top1, 1)]
+                epochs = [Bounded(mean=mean, low=low, high=high) for mean, low, high in after]
+                return Expected(data=course.data, runs=course.runs, epochs=epochs)
+        return None
 
     def fingerprint(self) -> dict[str, Any]:
         """Size, channels and classes of the data, and a hash over a sample of it."""

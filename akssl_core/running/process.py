@@ -30,7 +30,7 @@ from ..reporting import render
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.files import read_texts
 from ..rundir.folder import ANSWERS, RunDir, read_tensors
-from ..rundir.schemas import Difference, Manifest
+from ..rundir.schemas import Bounded, Manifest
 from ..settings import TrainSpec
 from ..training.callback import Callback, Logger, Observers
 from ..training.checkpoint import Checkpoints, restore
@@ -132,7 +132,7 @@ class Training:
         metrics |= {**own.numbers, "seconds": seconds}
         above = _above(run_dir, found.right)
         if above:
-            run_dir.update_manifest(Manifest(above={name: Difference(**asdict(by)) for name, by in above.items()}))
+            run_dir.update_manifest(Manifest(above={name: Bounded(**asdict(by)) for name, by in above.items()}))
         return metrics, diagnose(
             run_dir.history,
             self._landmarks(),

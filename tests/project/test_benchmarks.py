@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +21,14 @@ import adaptation  # noqa: E402
 import augment  # noqa: E402
 import busy  # noqa: E402
 import choosing  # noqa: E402
+import courses  # noqa: E402
 import distillation  # noqa: E402
 import duplicates  # noqa: E402
 import feeding  # noqa: E402
 import finetuning  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
+import searching  # noqa: E402
 import start_care  # noqa: E402
 from pages import draw_photos  # noqa: E402
 
@@ -146,6 +150,33 @@ def test_numbers_of_a_sweep_are_compared_with_k_nn(monkeypatch, tmp_path, thread
     assert [row["number"] for row in rows] == list(choosing.NUMBERS)
     assert all(row["runs"] == 4 and -1 <= row["rank correlation"] <= 1 for row in rows)
     assert all(len(row["points lost, by seed"].split(", ")) == 2 for row in rows)
+
+
+def test_searching_finds_what_a_plain_sort_finds(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    searching.main(["--rows", "500"])
+    (row,) = json.loads((tmp_path / "searching.json").read_text())["rows"]
+    assert (row["rows"], row["features"]) == (500, 384)
+    assert 0 <= row["comparing s"] < row["search s"]
+
+
+def test_courses_are_written_into_the_package_of_a_method(monkeypatch, tmp_path, threads):
+    monkeypatch.setattr(courses.inspect, "getfile", lambda of: str(tmp_path / "package.py"))
+    network = {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}
+    small = {"backbone": network, "image_size": 16, "epochs": 2, "batch_size": 16, "report": False}
+    data = {"name": "shapes", "size": 64, "test_size": 32}
+    for name, seeds in (("all", (0, 1, 2)), ("few", (0, 1))):
+        akssl_core.sweep(["simsiam"], seeds=seeds, data=data, out=tmp_path / name, **small)
+    courses.main([str(tmp_path / "few")])
+    assert not (tmp_path / "courses.py").exists()
+    courses.main([str(tmp_path / "all")])
+    written = runpy.run_path(str(tmp_path / "courses.py"))["COURSES"]
+    (course,) = written["simsiam"]
+    folders = [RunDir.open(tmp_path / "all" / f"simsiam-seed={seed}") for seed in range(3)]
+    assert (course.data, course.runs) == ("64 images of shapes", 3)
+    assert course.sample == folders[0].manifest.data.sample
+    ends = [folder.history[-1]["knn_top1"] for folder in folders]
+    assert course.knn_top1[-1] == (round(statistics.mean(ends), 1), round(statistics.stdev(ends), 1))
 
 
 def test_distillation_trains_each_run_once(monkeypatch, tmp_path, capsys):

@@ -47,6 +47,22 @@ def test_a_curve_is_shown_with_what_its_method_expects(tmp_path):
     assert "<figcaption>" not in render(write_run(tmp_path / "plain"))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(49.0, 51.0, "as expected"), (51.0, 60.0, "less than expected"), (40.0, 49.0, "more than expected")],
+)
+def test_a_run_is_held_against_others_of_its_recipe(tmp_path, low, high, words):
+    """After the last epoch that both have."""
+    after = [(31.0, 30.0, 32.0), (50.5, low, high), (70.0, 60.0, 80.0)]
+    epochs = [dict(zip(("mean", "low", "high"), of, strict=True)) for of in after]
+    expected = {"data": f"shapes {EVIL}", "runs": 3, "epochs": epochs}
+    rows = [row for row in ROWS if row["epoch"] < 3]
+    html = render(write_run(tmp_path / "run", rows=rows, curves={"knn_top1": {"expected": expected}}))
+    assert "3 runs of this recipe on the same data (shapes &lt;script&gt;" in html
+    told = f"50.5 % after 2 of 3 epochs, and {low} to {high} % is as expected of another seed. This one has 50.0 %: "
+    assert f"{told}{words}." in html
+
+
 def judged(run, **scores):
     """An `evaluation.json` with one protocol at two shares of the labels."""
     score = {"system": "trained", "k": 20, "accuracy": 61.4, "low": 60.25, "high": 62.5, "labels": 1.0}

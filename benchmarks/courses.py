@@ -1,0 +1,98 @@
+"""How far the default recipes come, epoch by epoch: what later runs are held against in their reports.
+
+Reads sweeps of methods over seeds (`akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4`, which is `make
+leaderboard`) and writes `courses.py` into the package of each method: per data set and number of epochs the mean k-NN
+accuracy after each epoch, and its standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from akssl_core import Course
+from akssl_core.plugins.manager import Plugins
+from akssl_core.reporting.files import RunFiles
+
+FEWEST = 3  # seeds
+HEAD = '''"""How far runs of the recipe "default" came: written by benchmarks/courses.py."""
+
+from akssl_core import Course
+
+COURSES = {
+'''
+
+
+class Of(NamedTuple):
+    """What runs are of, that are put together."""
+
+    method: str
+    data: str
+    sample: str
+    epochs: int
+
+
+def read(folders: Sequence[Path]) -> dict[Of, list[list[float]]]:
+    """The k-NN accuracies after each epoch of every finished run of the sweeps."""
+    found = defaultdict(list)
+    for folder in sorted(path for sweep in folders for path in sweep.iterdir() if path.is_dir()):
+        run = RunFiles.read(folder)
+        by_epoch = dict(run.column("knn_top1"))
+        epochs, data = len(by_epoch), run.manifest["data"]
+        if run.status != "finished" or list(by_epoch) != list(range(1, epochs + 1)):
+            print(f"{folder}: left out; it is {run.status}, with probes after epochs {list(by_epoch)}")
+            continue
+        name = f"{data['images']:,} images of {run.config['data']['name']}"
+        found[Of(run.config["method"]["name"], name, data["sample"], epochs)].append(list(by_epoch.values()))
+    return found
+
+
+def courses(found: dict[Of, list[list[float]]]) -> dict[str, list[Course]]:
+    """By method: means and deviations."""
+    of_method = defaultdict(list)
+    for of, runs in sorted(found.items()):
+        if len(runs) < FEWEST:
+            print(f"{of.method} on {of.data}: left out; {len(runs)} seeds")
+            continue
+        after = [
+            (round(statistics.mean(each), 1), round(statistics.stdev(each), 1)) for each in zip(*runs, strict=True)
+        ]
+        of_method[of.method].append(Course(of.data, of.sample, tuple(after), len(runs)))
+    return of_method
+
+
+def write(of_method: dict[str, list[Course]]) -> list[Path]:
+    """A file for each package that has methods among them."""
+    plugins, packages = Plugins(), defaultdict(list)
+    for method in sorted(of_method):
+        packages[Path(inspect.getfile(plugins.get("method", method))).parent / "courses.py"].append(method)
+    for file, methods in packages.items():
+        lines = [line for method in methods for line in entry(method, of_method[method])]
+        file.write_text(HEAD + "\n".join(lines) + "\n}\n")
+    return list(packages)
+
+
+def entry(method: str, known: Sequence[Course]) -> list[str]:
+    """The lines of one method."""
+    lines = [f'    "{method}": (']
+    for one in known:
+        fields = {"data": f'"{one.data}"', "sample": f'"{one.sample}"', "knn_top1": one.knn_top1, "runs": one.runs}
+        lines += ["        Course(", *(f"            {name}={value}," for name, value in fields.items()), "        ),"]
+    return [*lines, "    ),"]
+
+
+def main(given: list[str] | None = None) -> None:
+    """Read the sweeps and write the files."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders that akssl sweep has written")
+    for file in write(courses(read(parser.parse_args(given).sweeps))):
+        print(file)
+
+
+if __name__ == "__main__":
+    main()
