@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import mean, variance
 from typing import Any, ClassVar, Generic, Literal, get_args, get_origin
 
 import torch
@@ -143,21 +144,18 @@ class Course:
     """The data in words: "10,000 drawn shapes"."""
     sample: str
     """The hash of them that a run's manifest has under `data.sample`."""
-    knn_top1: Sequence[tuple[float, float]]
-    """After each epoch the k-NN accuracy in percent: mean over the runs, and their standard deviation."""
-    runs: int = 3
-    """How many they were."""
+    knn_top1: Sequence[Sequence[float]]
+    """After each epoch the k-NN accuracy of each run in percent, of seeds 0, 1 and so on; of two runs at least."""
 
-    def bounds(self, epoch: int) -> tuple[float, float]:
-        """The accuracies in percent between which a run is as expected after an epoch, counted from 1.
+    def expected(self) -> list[tuple[float, float, float]]:
+        """After each epoch the mean accuracy, and between which two one of another seed is as expected.
 
         Three standard deviations on both sides, pooled over the epochs because the runs are few, and three points at
         least: a thousand test images give no more exact an answer.
         """
-        mean = self.knn_top1[epoch - 1][0]
-        pooled = math.sqrt(sum(deviation**2 for _, deviation in self.knn_top1) / len(self.knn_top1))
+        pooled = math.sqrt(mean(variance(runs) for runs in self.knn_top1))
         room = max(3 * pooled, 3.0)
-        return mean - room, mean + room
+        return [(mean(runs), mean(runs) - room, mean(runs) + room) for runs in self.knn_top1]
 
 
 @dataclass(frozen=True, slots=True)

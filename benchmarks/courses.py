@@ -1,15 +1,14 @@
 """How far the default recipes come, epoch by epoch: what later runs are held against in their reports.
 
 Reads sweeps of methods over seeds (`akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4`, which is `make
-leaderboard`) and writes `courses.py` into the package of each method: per data set and number of epochs the mean k-NN
-accuracy after each epoch, and its standard deviation over the seeds.
+leaderboard`) and writes `courses.py` into the package of each method: for each data set and number of epochs the k-NN
+accuracies of all seeds after each epoch.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +36,10 @@ class Of(NamedTuple):
     epochs: int
 
 
-def read(folders: Sequence[Path]) -> dict[Of, list[list[float]]]:
-    """The k-NN accuracies after each epoch of every finished run of the sweeps."""
-    found = defaultdict(list)
-    for folder in sorted(path for sweep in folders for path in sweep.iterdir() if path.is_dir()):
+def read(folders: Sequence[Path]) -> dict[Of, dict[int, list[float]]]:
+    """The k-NN accuracies after each epoch of every finished run of the sweeps, by its seed."""
+    found: dict[Of, dict[int, list[float]]] = defaultdict(dict)
+    for folder in (path for sweep in folders for path in sweep.iterdir() if path.is_dir()):
         run = RunFiles.read(folder)
         by_epoch = dict(run.column("knn_top1"))
         epochs, data = len(by_epoch), run.manifest["data"]
@@ -48,21 +47,20 @@ def read(folders: Sequence[Path]) -> dict[Of, list[list[float]]]:
             print(f"{folder}: left out; it is {run.status}, with probes after epochs {list(by_epoch)}")
             continue
         name = f"{data['images']:,} images of {run.config['data']['name']}"
-        found[Of(run.config["method"]["name"], name, data["sample"], epochs)].append(list(by_epoch.values()))
+        of = Of(run.config["method"]["name"], name, data["sample"], epochs)
+        found[of][run.config["seed"]] = [round(accuracy, 1) for accuracy in by_epoch.values()]
     return found
 
 
-def courses(found: dict[Of, list[list[float]]]) -> dict[str, list[Course]]:
-    """By method: means and deviations."""
+def courses(found: dict[Of, dict[int, list[float]]]) -> dict[str, list[Course]]:
+    """By method, where there are enough seeds."""
     of_method = defaultdict(list)
     for of, runs in sorted(found.items()):
-        if len(runs) < FEWEST:
-            print(f"{of.method} on {of.data}: left out; {len(runs)} seeds")
+        if len(runs) < FEWEST or set(runs) != set(range(len(runs))):
+            print(f"{of.method} on {of.data}: left out; it has seeds {sorted(runs)}")
             continue
-        after = [
-            (round(statistics.mean(each), 1), round(statistics.stdev(each), 1)) for each in zip(*runs, strict=True)
-        ]
-        of_method[of.method].append(Course(of.data, of.sample, tuple(after), len(runs)))
+        after = tuple(zip(*(runs[seed] for seed in sorted(runs)), strict=True))
+        of_method[of.method].append(Course(of.data, of.sample, after))
     return of_method
 
 
@@ -81,7 +79,7 @@ def entry(method: str, known: Sequence[Course]) -> list[str]:
     """The lines of one method."""
     lines = [f'    "{method}": (']
     for one in known:
-        fields = {"data": f'"{one.data}"', "sample": f'"{one.sample}"', "knn_top1": one.knn_top1, "runs": one.runs}
+        fields = {"data": f'"{one.data}"', "sample": f'"{one.sample}"', "knn_top1": one.knn_top1}
         lines += ["        Course(", *(f"            {name}={value}," for name, value in fields.items()), "        ),"]
     return [*lines, "    ),"]
 

@@ -246,6 +246,8 @@ class DatasetSource(Component, ABC):
     """Things that the user may not have meant, said before the run begins."""
     decided: Mapping[str, Any] = {}
     """Its own settings that it found out by looking at the images, which config.yaml keeps."""
+    left_out: str = ""
+    """Where images lie that were found beside those of `all`: a folder of test images."""
     limits: Limits | None = None
     """Which values of its images with more than 8 bits are black and white; None: it has none."""
     _stored_side: int | None = None

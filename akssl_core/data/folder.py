@@ -202,6 +202,7 @@ class Folder(HoldOutSource):
         super().__init__(config, image_size)
         self.stored_side = config.stored_side
         files, others = official(files or files_at(config.path, config))
+        self.left_out = few([printable(part.place) for part in others])
         self._store = ImageFiles(config, files)
         _, self.shorter = self._store.look()
         self.notes += self._store.look_inside()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +247,9 @@ def work_on(trained: Trained, data: Any, *, batch_size: int, device: str, patche
         return Work(trained, data, "the query", batch_size, hardware.device, patches)
     opened, name = trained.source(data)
     images = opened.all()
+    if opened.left_out and data is not None:
+        text = f"data: {opened.left_out} is not looked at, only what a run would train on; ask for it by itself"
+        warnings.warn(text, UserWarning, stacklevel=3)
     if isinstance(images, StoredImages) and opened is not data:
         images.store.room = 0  # every image is looked at once, so none is kept in memory
     return Work(trained, images, name, batch_size, hardware.device, patches)

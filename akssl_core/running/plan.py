@@ -185,9 +185,8 @@ class Plan(Sight):
         sample = self.fingerprint()["sample"]
         for course in spec.method_class.courses:
             if course.sample == sample and len(course.knn_top1) == spec.train.epochs:
-                after = [(mean, *course.bounds(number)) for number, (mean, _) in enumerate(course.knn_top1, 1)]
-                epochs = [Bounded(mean=mean, low=low, high=high) for mean, low, high in after]
-                return Expected(data=course.data, runs=course.runs, epochs=epochs)
+                epochs = [Bounded(mean=mean, low=low, high=high) for mean, low, high in course.expected()]
+                return Expected(data=course.data, runs=len(course.knn_top1[0]), epochs=epochs)
         return None
 
     def fingerprint(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from typing import ClassVar
 
@@ -55,6 +56,17 @@ def test_three_things_come_back(finished, photos):
         torch.testing.assert_close(features, backbone(backbone.preprocess(photos[0])), rtol=1e-4, atol=1e-5)
     assert akssl_core.embed(finished, data=photos[0]).labels is None
     assert not features.requires_grad
+
+
+def test_test_images_beside_the_others_are_told(finished, folder):
+    """A root of train and test stands for its training images, as it does in a run."""
+    (folder / "cat" / "5.png").unlink()
+    root = folder.parent / "root"
+    shutil.copytree(folder, root / "test")
+    folder.rename(root / "train")
+    with pytest.warns(UserWarning, match=r"^data: .*test is not looked at, .*; ask for it by itself$"):
+        assert len(akssl_core.embed(finished, data=root).ids) == 9
+    assert len(akssl_core.embed(finished, data=root / "test").ids) == 9
 
 
 def test_features_of_the_places_in_the_last_map(finished, photos, tmp_path):

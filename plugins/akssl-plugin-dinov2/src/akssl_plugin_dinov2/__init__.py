@@ -39,6 +39,7 @@ from akssl_core.masks import block_masks, hidden_rows, mask_ratios, on_pixels
 from akssl_core.nn import EMA, Center, CosineHead, entropy, patch_std, sinkhorn, std_ratio
 
 from . import sizes
+from .courses import COURSES
 from .losses import GramLoss, ImageLoss, KoLeoLoss, PatchLoss
 from .published import PUBLISHED
 from .recipes import RECIPES
@@ -87,6 +88,7 @@ class DINOv2(Method[TokenBackbone]):
     )
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["dinov2"]
 
     class Config(Schema):
         """The heads, what is hidden, the targets, and how the teacher moves."""

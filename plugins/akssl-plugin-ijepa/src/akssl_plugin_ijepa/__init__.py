@@ -34,6 +34,7 @@ from akssl_core import (
 from akssl_core.masks import hidden, jepa_blocks, least_context, on_pixels
 from akssl_core.nn import EMA, patch_std, std_ratio, take
 
+from .courses import COURSES
 from .predictor import Grid, Predictor
 from .published import PUBLISHED
 from .recipes import RECIPES
@@ -97,6 +98,7 @@ class IJEPA(Method[TokenBackbone]):
     )
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["ijepa"]
 
     class Config(Schema):
         """Targets and context, the predictor, and the pace of the target encoder."""

@@ -30,6 +30,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -114,6 +115,7 @@ class LeJEPA(Method):
     paper = "Balestriero and LeCun, LeJEPA, 2025, https://arxiv.org/abs/2511.08544"
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["lejepa"]
 
     class Config(Schema):
         """The projector, the directions and the loss."""

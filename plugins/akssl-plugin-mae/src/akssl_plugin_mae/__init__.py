@@ -30,6 +30,7 @@ from akssl_core import (
 )
 from akssl_core.masks import hidden, kept, shuffle_masks
 
+from .courses import COURSES
 from .decoder import Decoder, patchify, unpatchify, whole_patches
 from .published import PUBLISHED
 from .recipes import RECIPES
@@ -104,6 +105,7 @@ class MAE(Method[TokenBackbone]):
     paper = "He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, https://arxiv.org/abs/2111.06377"
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["mae"]
 
     class Config(Schema):
         """How much is hidden, and the decoder."""

@@ -30,6 +30,7 @@ from akssl_core import (
 )
 from akssl_core.nn import Queue, mlp, std_ratio
 
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -80,6 +81,7 @@ class NNCLR(Method):
     paper = "Dwibedi et al., With a Little Help from My Friends, ICCV 2021, https://arxiv.org/abs/2104.14548"
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["nnclr"]
 
     class Config(Schema):
         """The heads and the queue."""

@@ -29,6 +29,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -123,6 +124,7 @@ class VICReg(Method):
     paper = "Bardes, Ponce and LeCun, VICReg, ICLR 2022, https://arxiv.org/abs/2105.04906"
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["vicreg"]
 
     class Config(Schema):
         """The expander, and the loss."""
