@@ -84,11 +84,18 @@ def test_a_summary_that_cannot_be_shown_fails_no_run(monkeypatch, capsys, number
     )
 
 
-def test_sigterm_ends_a_command_with_a_message(here, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "work", "said"),
+    [
+        (("run", "simsiam"), "launch.run", "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint."),
+        (("explain", "simsiam"), "explain.explain", "stopped."),
+    ],
+)
+def test_sigterm_ends_a_command_with_a_message(here, monkeypatch, arguments, work, said):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("akssl_core.running.launch.run", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(f"akssl_core.running.{work}", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
     try:
-        code, _, err = here("run", "simsiam")
+        code, _, err = here(*arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert (code, err.strip()) == (1, "akssl: stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.")
+    assert (code, err.strip()) == (1, f"akssl: {said}")

@@ -23,12 +23,14 @@ __all__ = ["akssl", "judge", "main", "many", "plugins", "runs", "use"]
 
 ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
 KEEP = "\n\t"  # that lay out what is printed
+TRAIN = (["run"], ["resume"], ["adapt"])  # the commands that leave a run to go on with
 
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"]
     warnings.showwarning = lambda message, *_, **__: say(f"akssl: warning: {visible(str(message), keep=KEEP)}")
     fill_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -37,7 +39,6 @@ def main() -> NoReturn:
         for number in ENDS:
             signal.signal(number, _terminated)
     try:
-        words = [word for word in arguments if word != "--debug"]
         status = akssl.main(words, prog_name="akssl", standalone_mode=False)
         _leave(status if isinstance(status, int) else 0)
     except click.MissingParameter as error:
@@ -51,7 +52,8 @@ def main() -> NoReturn:
         _fail(error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort) as error:
         said = str(error.__cause__ or error)  # click puts its own exception around an interrupt
-        _fail(said or "stopped; 'akssl resume RUN_DIR' goes on from the last checkpoint.", 1, debug, once=True)
+        on = "; 'akssl resume RUN_DIR' goes on from the last checkpoint" if words[:1] in TRAIN else ""
+        _fail(said or f"stopped{on}.", 1, debug, once=True)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
 

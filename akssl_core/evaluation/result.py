@@ -164,12 +164,7 @@ def sentence(scores: Sequence[Score], comparisons: Sequence[Comparison], k: int 
     verdicts = "; ".join(f"{word} with {_shares(of)} of the labels" for word, of in words.items())
     first = shares[0]
     trained = next(s for s in scores if s.system == TRAINED and s.labels == first and s.k == k)
-    than = " and ".join(
-        f"{abs(one.difference):.1f} points {'above' if one.difference >= 0 else 'below'} {one.against} "
-        f"[{one.low:+.1f}, {one.high:+.1f}]"
-        for one in comparisons
-        if one.labels == first
-    )
+    than = " and ".join(_points(one) for one in comparisons if one.labels == first)
     where = f"with {_shares([first])} " if len(shares) > 1 else ""
     cure = f" Try {KEEP}" if any(one.against == START and one.high < 0 for one in comparisons) else ""
     return f"Did it help? {verdicts[0].upper()}{verdicts[1:]}: {where}{trained.accuracy:.1f} % is {than}.{cure}"
@@ -183,6 +178,13 @@ def _word(comparisons: Sequence[Comparison]) -> str:
         return "no (worse than the start)"
     unsure = [_stands(against[name]) for name in (START, PIXELS) if name in against and against[name].low <= 0]
     return f"partly (better than untrained, {', '.join(unsure)})" if unsure else "yes"
+
+
+def _points(one: Comparison) -> str:
+    """The difference and its interval, with the digits that tell bounds from zero, since the answer hangs on them."""
+    n = next((n for n in (1, 2, 3) if all(round(bound, n) for bound in (one.low, one.high) if bound)), 4)
+    side = "above" if one.difference >= 0 else "below"
+    return f"{abs(one.difference):.{n}f} points {side} {one.against} [{one.low:+.{n}f}, {one.high:+.{n}f}]"
 
 
 def _stands(one: Comparison) -> str:

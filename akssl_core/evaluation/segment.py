@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbone import TokenBackbone
+from ..console import Progress
 from ..data import ImageSet
 from ..data.convert import Square
 from ..data.masks import IGNORED
@@ -49,7 +50,12 @@ def segment(systems: Sequence[System], split: Split, batch_size: int, device: to
         ConfigError: the backbone gives no features of patches.
     """
     place = _Place(systems[0], split, batch_size, device)
-    confusions = {system.name: place.confusion(system) for system in systems}
+    confusions = {}
+    with Progress(len(systems), "fit", leave=False) as progress:
+        for system in systems:
+            confusions[system.name] = place.confusion(system)
+            progress.update()
+            progress.tell(f"segment: {system.name} is judged")
     resampled = {name: 100 * miou(_resamples(confusion)) for name, confusion in confusions.items()}
     images, scores, comparisons = len(place.train), [], []
     for name, confusion in confusions.items():

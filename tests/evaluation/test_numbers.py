@@ -82,6 +82,20 @@ def test_the_answer_follows_from_the_intervals(random, pixels, word):
     assert text.count("?") == 1
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.00007, 0.0149, "Yes with 100 % of the labels: 6.8 % is 0.0075 points above random init [+0.0001, +0.0149]"),
+        (-0.02, 0.04, "Cannot be told with 100 % of the labels: 6.8 % is 0.01 points above random init [-0.02, +0.04]"),
+        (0.0, 0.2, "Cannot be told with 100 % of the labels: 6.8 % is 0.1 points above random init [+0.0, +0.2]"),
+    ],
+)
+def test_an_answer_never_hangs_on_a_bound_that_is_shown_as_zero(low, high, said):
+    scores = [Score("trained", 1.0, 9, None, 6.85, 6.8, 6.9, (6.85,))]
+    found = sentence(scores, [Comparison("random init", 1.0, None, (low + high) / 2, low, high)], None)
+    assert found == f"Did it help? {said}."
+
+
 def test_comparisons_are_paired(finished):
     """The same weights as the run's own differ by nothing at all, whatever each one's interval."""
     found = akssl_core.evaluate(finished, labels=0.3, seeds=4, weights=finished / "backbone.safetensors")

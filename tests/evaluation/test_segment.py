@@ -74,8 +74,10 @@ def annotated(tmp_path):
     return tmp_path
 
 
-def test_a_folder_of_masks(finished, annotated):
+def test_a_folder_of_masks(finished, annotated, capsys):
     found = akssl_core.evaluate(finished, "segment", data=annotated / "photos", masks=annotated / "masks")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segment: ")]
+    assert told == [f"segment: {name} is judged" for name in ("trained", "random init", "raw pixels")]
     assert (found.split["train_images"], found.split["test_images"], found.split["classes"]) == (16, 3, 2)
     assert found.split["how"] == "one image in five tests; runs on these data may have trained on it"
     assert found.scores[2].accuracy > 70
