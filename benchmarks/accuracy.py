@@ -57,6 +57,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr dclw": ("simclr", {"options": {"loss": {"name": "dclw", "temperature": 0.2}}}),
     "simsiam 4 views": ("simsiam", {"augmentation": {"count": 4}}),
 }  # a method under other settings than its recipe's; four views take twice the time of two
+RECIPES = {f"{name} recipe cifar": (name, {"recipe": "cifar"}) for name in ALONE}  # on the same backbones, as long
 LIGHTLY, STABLE = "lightly", "stable-pretraining"
 PEERS = (*(f"{LIGHTLY} {name}" for name in ("simclr", "byol", "swav", "dino", "vicreg", "lejepa")), f"{STABLE} lejepa")
 # Of the example's rate of 0.06, with which it diverges within eight steps: the best of 1/3, 1/10 and 1/30, by images
@@ -101,7 +102,8 @@ def know(sets: dict[str, dict[str, Any]]) -> None:
 
 def systems_on(data: str) -> list[str]:
     """What is trained on a data set, in the table's order."""
-    return [*BASELINES, *ALONE, *VARIANTS, *(() if data == "fashion-mnist" else PEERS)]
+    others = RECIPES if data == CIFAR else VARIANTS
+    return [*BASELINES, *ALONE, *others, *(() if data == "fashion-mnist" else PEERS)]
 
 
 def jobs(systems: list[str]) -> list[Job]:
@@ -138,9 +140,11 @@ def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, f
     plugins = Plugins()
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
-    method, settings = VARIANTS.get(job.system, (job.system, {}))
+    method, settings = {**VARIANTS, **RECIPES}.get(job.system, (job.system, {}))
     takes = plugins.get("method", method).accepts  # over patch tokens: the recipe's own backbone
     backbone = BACKBONE if issubclass(plugins.get("backbone", BACKBONE), takes) else None
+    if backbone is None and job.system in RECIPES:
+        backbone = OF_TOKENS
     with tempfile.TemporaryDirectory() as folder:
         result = akssl_core.run(
             method=method, data=DATA[job.data], backbone=backbone, epochs=EPOCHS, seed=job.seed,

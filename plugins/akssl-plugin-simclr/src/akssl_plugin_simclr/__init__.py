@@ -29,6 +29,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .courses import COURSES
 from .decoupled import DCL, DCLW
 from .published import PUBLISHED, PUBLISHED_V2
 from .recipes import RECIPES, RECIPES_V2
@@ -82,6 +83,7 @@ class SimCLR(Method):
     )
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["simclr"]
 
     class Config(Schema):
         """Size of the head."""
