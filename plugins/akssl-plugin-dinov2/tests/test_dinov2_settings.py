@@ -137,3 +137,8 @@ def test_recipes_sharpen_the_teacher_and_clip(name: str) -> None:
     assert spec.train.clip.norm == 3.0
     assert spec.train.clip.per == {"default": "parameter", "cifar": "model", "imagenet": "network"}[name]
     assert not [text for text in DINOv2.check(spec.method.config, facts(batch=1024)) if "temperature" in text]
+
+
+def test_layers_beyond_all_use_are_refused_before_they_fill_the_memory() -> None:
+    with pytest.raises(ConfigError, match="head_layers: should be less than or equal to 256"):
+        config_of(DINOv2, head_layers=10**12)

@@ -185,3 +185,8 @@ def test_the_authors_recipe_is_theirs() -> None:
     assert (rates.weight_decay.start, rates.weight_decay(last)) == pytest.approx((0.04, 0.4), rel=1e-3)
     large, small = spec.augmentation.build(akssl_core.ImageSpec(224, 3, (0.5,) * 3, (0.25,) * 3)).groups()
     assert [(g.size, len(g.transforms)) for g in (large, small)] == [(224, 2), (96, 10)]
+
+
+def test_layers_beyond_all_use_are_refused_before_they_fill_the_memory() -> None:
+    with pytest.raises(akssl_core.ConfigError, match="head_layers: should be less than or equal to 256"):
+        config_of(IBOT, head_layers=10**12)

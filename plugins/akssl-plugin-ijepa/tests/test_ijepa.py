@@ -314,6 +314,8 @@ def test_the_predictor_is_no_wider_than_the_encoder() -> None:
 
 def test_heads_that_do_not_divide_are_chosen_anew_or_refused() -> None:
     assert IJEPA.choose(config_of(IJEPA, predictor_dim=64), facts())["predictor_heads"].value == 8
+    many = config_of(IJEPA, predictor_dim=64, predictor_heads=10**12)  # not tried beyond the width
+    assert IJEPA.choose(many, facts())["predictor_heads"].value == 64
     with pytest.raises(akssl_core.ConfigError, match=r"predictor_heads: 12 must divide .* 1, 2, 4, 8, 16 do"):
         IJEPA.check(config_of(IJEPA, predictor_dim=64), facts())
 
@@ -371,3 +373,8 @@ def test_a_run_logs_its_terms_keeps_its_pictures_and_waits_for_its_judge(tmp_pat
     assert (tmp_path / "run" / "samples.safetensors").exists()
     assert "linear probe" in str(result.diagnosis)
     assert result.backbone(result.preprocess(images()[:2])).shape == (2, 16)
+
+
+def test_layers_beyond_all_use_are_refused_before_they_fill_the_memory() -> None:
+    with pytest.raises(akssl_core.ConfigError, match="predictor_depth: should be less than or equal to 256"):
+        config_of(IJEPA, predictor_depth=10**12)

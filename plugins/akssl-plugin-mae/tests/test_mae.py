@@ -248,6 +248,8 @@ def test_pictures_are_the_view_what_was_seen_of_it_and_what_was_made_of_that() -
 def test_heads_that_do_not_divide_are_chosen_anew_or_refused() -> None:
     assert MAE.choose(config_of(MAE, decoder_dim=72), facts())["decoder_heads"].value == 12
     assert not MAE.choose(config_of(MAE, decoder_dim=96, decoder_heads=3), facts())
+    many = config_of(MAE, decoder_dim=96, decoder_heads=10**12)  # numbers of heads are not tried beyond the width
+    assert MAE.choose(many, facts())["decoder_heads"].value == 96
     with pytest.raises(
         akssl_core.ConfigError, match=r"decoder_heads: 16 must divide .* 1, 2, 3, 4, 6, 8, 9, 12, 18 do"
     ):
@@ -262,7 +264,7 @@ def test_one_patch_stays_visible_and_a_single_one_is_refused() -> None:
     with pytest.raises(akssl_core.ConfigError, match="0.75 of 3 patches leaves 0 to see"):
         MAE.check(config_of(MAE), few)
     assert not MAE.choose(config_of(MAE), facts(1))
-    with pytest.raises(akssl_core.ConfigError, match="smaller patches"):
+    with pytest.raises(akssl_core.ConfigError, match="32 px are 1 patch; expected 2 or more.* smaller patches"):
         MAE.check(config_of(MAE), facts(1))
 
 
@@ -306,3 +308,8 @@ def test_a_run_keeps_its_pictures_and_waits_for_its_judge(tmp_path: Path) -> Non
     assert (tmp_path / "run" / "samples.safetensors").exists()
     assert "fine-tuning" in str(result.diagnosis)
     assert result.backbone(result.preprocess(images()[:2])).shape == (2, 16)
+
+
+def test_layers_beyond_all_use_are_refused_before_they_fill_the_memory() -> None:
+    with pytest.raises(akssl_core.ConfigError, match="decoder_depth: should be less than or equal to 256"):
+        config_of(MAE, decoder_depth=10**12)

@@ -318,3 +318,8 @@ if __name__ == "__main__":
     dist.stop()
     # Torch's background threads sometimes abort the interpreter's exit after gloo; all that is tested is written.
     os._exit(0)
+
+
+def test_layers_beyond_all_use_are_refused_before_they_fill_the_memory() -> None:
+    with pytest.raises(akssl_core.ConfigError, match="projector_layers: should be less than or equal to 256"):
+        config_of(VICReg, projector_layers=10**12)

@@ -100,7 +100,7 @@ class DINOv2(Method[TokenBackbone]):
         shared_head: bool = Field(
             False, description="one head for class tokens and patches; false: patches have one of their own"
         )
-        head_layers: int = Field(3, ge=1, description="linear layers of a head before the last one")
+        head_layers: int = Field(3, ge=1, le=256, description="linear layers of a head before the last one")
         head_batch_norm: bool = Field(
             False, description="batch norms in the head of class tokens, which patches must then not share"
         )

@@ -94,7 +94,7 @@ class IBOT(Method[TokenBackbone]):
         hidden_dim: int = Field(2048, gt=0, description="width inside a head")
         bottleneck_dim: int = Field(256, gt=1, description="width before the last layer, where rows have unit length")
         out_dim: int = Field(8192, gt=1, description="outputs of a head")
-        head_layers: int = Field(3, ge=1, description="linear layers of a head before the last one")
+        head_layers: int = Field(3, ge=1, le=256, description="linear layers of a head before the last one")
         shared_head: bool = Field(
             True, description="one head for class tokens and patches (the paper); false: patches have one of their own"
         )

@@ -103,7 +103,7 @@ class IJEPA(Method[TokenBackbone]):
     class Config(Schema):
         """Targets and context, the predictor, and the pace of the target encoder."""
 
-        targets: int = Field(4, ge=1, description="blocks of an image that are predicted; they may overlap")
+        targets: int = Field(4, ge=1, le=256, description="blocks of an image that are predicted; they may overlap")
         target_area: Area = Field((0.15, 0.2), description="area of a target, as a share of the image")
         target_aspect: Aspect = Field((0.75, 1.5), description="height by width of a target")
         context_area: Area = Field(
@@ -112,7 +112,7 @@ class IJEPA(Method[TokenBackbone]):
         )
         predictor_dim: int = Field(384, ge=4, multiple_of=4, description="width of the predictor")
         predictor_depth: int = Field(
-            6, ge=1, description="blocks of the predictor (the paper: 6 for a ViT-B, 12 for L)"
+            6, ge=1, le=256, description="blocks of the predictor (the paper: 6 for a ViT-B, 12 for L)"
         )
         predictor_heads: int = Field(
             12, ge=1, description="attention heads of the predictor, a divisor of its width (the paper: the encoder's)"
@@ -187,7 +187,7 @@ class IJEPA(Method[TokenBackbone]):
             choices["predictor_dim"] = Choice(dim, f"about half of the encoder's width {facts.embed_dim}")
             choices["predictor_heads"] = Choice(dim // HEAD_WIDTH, f"{HEAD_WIDTH} channels each")
         elif dim % config.predictor_heads:
-            heads = max(n for n in range(1, config.predictor_heads) if dim % n == 0)
+            heads = max(n for n in range(1, min(config.predictor_heads, dim + 1)) if dim % n == 0)
             choices["predictor_heads"] = Choice(heads, f"the most that divide the predictor's width {dim}")
         return choices
 

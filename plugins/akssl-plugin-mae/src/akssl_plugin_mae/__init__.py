@@ -112,7 +112,7 @@ class MAE(Method[TokenBackbone]):
 
         mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches that are hidden")
         decoder_dim: int = Field(512, ge=4, multiple_of=4, description="width of the decoder")
-        decoder_depth: int = Field(8, ge=1, description="blocks of the decoder")
+        decoder_depth: int = Field(8, ge=1, le=256, description="blocks of the decoder")
         decoder_heads: int = Field(16, ge=1, description="attention heads of the decoder, a divisor of its width")
         loss: LossRef = LossRef.field("mae", description="compares predictions and pixels (B, N, P) of hidden patches")
 
@@ -171,7 +171,9 @@ class MAE(Method[TokenBackbone]):
         """A decoder whose heads divide its width, and at least one patch to see."""
         choices, tokens = {}, tokens_of(facts)
         if config.decoder_dim % config.decoder_heads:
-            heads = max(n for n in range(1, config.decoder_heads) if config.decoder_dim % n == 0)
+            heads = max(
+                n for n in range(1, min(config.decoder_heads, config.decoder_dim + 1)) if config.decoder_dim % n == 0
+            )
             choices["decoder_heads"] = Choice(heads, f"the most that divide the decoder's width {config.decoder_dim}")
         if tokens > 1 and kept(tokens, config.mask_ratio) == 0:
             choices["mask_ratio"] = Choice(1 - 1 / tokens, f"one of the {tokens} patches stays visible")
@@ -182,6 +184,11 @@ class MAE(Method[TokenBackbone]):
         """Nothing to see, nothing to hide, and heads that do not fit."""
         tokens = tokens_of(facts)
         visible = kept(tokens, config.mask_ratio)
+        if tokens < 2:
+            raise ConfigError(
+                f"backbone.patch_size: images of {facts.image_size} px are 1 patch; expected 2 or more, of which some "
+                "are hidden. Use smaller patches or larger images."
+            )
         if not 0 < visible < tokens:
             advice = "Use smaller patches (backbone.patch_size) or larger images." if tokens < 4 else "Use 0.75."
             raise ConfigError(

@@ -88,7 +88,7 @@ class NNCLR(Method):
 
         hidden_dim: int = Field(2048, gt=0, description="width inside the projector")
         out_dim: int = Field(256, gt=1, description="width of the embeddings and predictions")
-        projector_layers: int = Field(3, ge=1, description="linear layers of the projector (the paper: 3)")
+        projector_layers: int = Field(3, ge=1, le=256, description="linear layers of the projector (the paper: 3)")
         predictor_dim: int = Field(4096, gt=0, description="width inside the predictor")
         queue_size: int = Field(98304, gt=0, description="past embeddings among which neighbours are looked for")
         loss: LossRef = LossRef.field("nnclr", description="compares neighbours (N, D) with predictions (N, D)")

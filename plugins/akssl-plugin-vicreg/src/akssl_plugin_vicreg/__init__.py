@@ -131,7 +131,7 @@ class VICReg(Method):
 
         hidden_dim: int = Field(8192, gt=0, description="width inside the expander")
         out_dim: int = Field(8192, gt=1, description="width of the projections")
-        projector_layers: int = Field(3, ge=1, description="linear layers of the expander (the paper: 3)")
+        projector_layers: int = Field(3, ge=1, le=256, description="linear layers of the expander (the paper: 3)")
         loss: LossRef = LossRef.field("vicreg", description="compares projections (N, D) of two views")
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
