@@ -72,7 +72,7 @@ LOOK = (
     "recipe."
 )
 NO_GAIN = "what it learns is not what the labels ask for, or it trained too little."
-GAIN_MORE = "train longer, or try the method's default recipe and milder views."
+GAIN_MORE = "train longer, or try other settings (akssl sweep, akssl choose) and milder views."
 UNDONE = "training has undone what the start knew: its steps were too large, or new heads pulled the backbone along."
 KEEP = (
     "'akssl adapt', which returns the best of the start, what it became and their mixtures; a lower optimizer.lr, by "

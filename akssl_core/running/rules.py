@@ -316,7 +316,7 @@ def backbone_warnings(spec: RunSpec, origin: Mapping[str, str]) -> Iterator[str]
     lost = {
         key: value
         for key, value in own.items()
-        if getattr(named.config, key, None) not in (None, value) and origin.get(f"backbone.{key}") == "default"
+        if getattr(named.config, key, None) not in (None, "auto", value) and origin.get(f"backbone.{key}") == "default"
     }
     if lost:
         cure = " ".join(f"--set backbone.{key}={value}" for key, value in lost.items())
