@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-natural bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-natural speedrun bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -65,6 +65,9 @@ bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and
 bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds; DATA=DIR with train/ and test/, hours; repeat it to go on
 	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --resume
 	$(BIN)/python docs/generate.py
+
+speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; hours
+	$(BIN)/python benchmarks/speedrun.py --cifar $(DATA)
 
 bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, six minutes
 	$(BIN)/python benchmarks/did_it_help.py

@@ -330,6 +330,7 @@ def train(
     seed: int,
     batch_size: int | None = None,
     rate: float = 1.0,
+    tick: Callable[[], None] = lambda: None,
     methods: Mapping[str, Callable[[Backbone, ImageSpec, int], Example]] = METHODS,
 ) -> Trained:
     """Train a backbone in place as a peer's example of the method would.
@@ -342,25 +343,24 @@ def train(
         epochs: passes over the images; the last batch of each is dropped unless full.
         seed: of heads, order and views. The backbone's weights are left as they come.
         batch_size: instead of the example's own.
-        rate: the example's learning rate is multiplied by it, all along its schedule.
+        rate: the example's learning rates are multiplied by it.
+        tick: called after each step.
         methods: those of a peer; lightly's by default.
 
     Raises:
-        ValueError: the images have another number of channels, or are fewer than a batch.
+        ValueError: the channels are others, or the images fewer than a batch.
     """
     if images.shape[1] not in (1, 3) or images.shape[1] != image.channels:
-        raise ValueError(f"images of {images.shape[1]} channels: lightly's transforms take 1 or 3, as `image` says")
+        raise ValueError(f"images of {images.shape[1]} channels: the transforms take 1 or 3, as `image` says")
     torch.manual_seed(seed)
     example = methods[method](backbone, image, epochs)
     scale(example.optimizer, rate)
-    batch_size = batch_size or example.batch_size
-    if len(images) < batch_size:
+    if len(images) < (batch_size := batch_size or example.batch_size):
         raise ValueError(f"{len(images)} images make no batch of {batch_size}")
-    loader = loader_of(PILViews(images, example.transform), batch_size, seed)
+    loader, start = loader_of(PILViews(images, example.transform), batch_size, seed), time.perf_counter()
     example.modules.train()
-    start = time.perf_counter()
     for epoch in range(epochs):
-        one_epoch(example, loader, epoch)
+        one_epoch(example, loader, epoch, tick)
     return Trained(example.encoder.eval(), time.perf_counter() - start)
 
 

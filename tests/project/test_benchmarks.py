@@ -28,6 +28,7 @@ import finetuning  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
 import searching  # noqa: E402
+import speedrun  # noqa: E402
 import start_care  # noqa: E402
 from pages import draw_photos  # noqa: E402
 
@@ -149,6 +150,22 @@ def test_numbers_of_a_sweep_are_compared_with_k_nn(monkeypatch, tmp_path, thread
     assert [row["number"] for row in rows] == list(choosing.NUMBERS)
     assert all(row["runs"] == 4 and -1 <= row["rank correlation"] <= 1 for row in rows)
     assert all(len(row["points lost, by seed"].split(", ")) == 2 for row in rows)
+
+
+def test_a_speedrun_ends_with_a_scored_backbone(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    for part, photos in (("train", 32), ("test", 8)):
+        for of in ("cat", "dog"):
+            draw_photos(tmp_path / "cifar" / part / of, photos)
+    asked = ["ours", "--cifar", str(tmp_path / "cifar"), "--minutes", "0.01", "--seeds", "0"]
+    speedrun.main([*asked, "--settings", '{"image_size": 16, "batch_size": 8}'])
+    (row,) = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
+    assert (row["system"], row["runs"]) == ("ours", 1)
+    assert 0 <= row["median k-NN"] <= 100
+    assert row["longest s"] > 0
+    (tmp_path / "results" / "speedrun.json").unlink()
+    held = speedrun.tables(tmp_path / "cifar", tmp_path, validation=True)
+    assert [len(Path(held[of]).read_text().splitlines()) - 1 for of in ("path", "test")] == [57, 7]
 
 
 def test_searching_finds_what_a_plain_sort_finds(monkeypatch, tmp_path):

@@ -1,0 +1,192 @@
+"""The contest by the clock: the best features of CIFAR-10 from random weights, without labels, in a few minutes.
+
+Every system trains the same network on the same machine, one after the other, each in a process of its own. The clock
+runs from the start of that process to its end, with the file of the backbone written; k-NN (k = 20, the training images
+as bank) is no part of it. Ours takes the steps of one recipe that fit the time, of which a few are timed first; peers
+train until it is over. Settings are chosen with `--validation`: there every tenth training image is a query, and trains
+nothing. Writes benchmarks/results/speedrun.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import facts, write
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import akssl_core
+from akssl_core import Backbone, ImageSpec, Preprocess
+from akssl_core.data import open_source
+from akssl_core.metrics.features import embed
+from akssl_core.metrics.nearest import knn
+from akssl_core.plugins.manager import installed
+from akssl_core.running.estimate import seconds_per_step
+from akssl_core.running.layers import collect
+from akssl_core.running.plan import make_plan
+from akssl_core.settings import TrainSpec
+from akssl_core.training.hardware import choose_hardware
+
+OURS = "ours"
+SYSTEMS = (OURS, "lightly simclr", "stable-pretraining lejepa", "emp-ssl emp")
+NETWORK = "resnet_tiny"
+MINUTES = (2.0, 5.0, 10.0)
+END = 10.0  # seconds of ours after the last step: the last checkpoint, scores and the backbone's file
+LAST = 3.0  # of a peer: its readers' end and the file
+HELD = 10  # in a validation one of so many training images is a query
+MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10, for peers
+MANY = 10**6  # epochs, where the clock alone ends a run
+Weights = tuple[dict[str, torch.Tensor], list[Sequence[float]]]  # and the mean and deviation that images are scaled by
+
+
+def tables(cifar: Path, folder: Path, validation: bool) -> dict[str, Any]:
+    """The data by two tables of files, those to train on and the queries, of a folder with train/ and test/."""
+    parts = {part: sorted((cifar / part).glob("*/*")) for part in ("train", "test")}
+    if validation:
+        parts["test"] = parts["train"][::HELD]
+        parts["train"] = [file for i, file in enumerate(parts["train"]) if i % HELD]
+    for part, files in parts.items():
+        with (folder / f"{part}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("file", "label"), *((path.absolute(), path.parent.name) for path in files)])
+    return {
+        "name": "folder", "path": str(folder / "train.csv"), "root": str(cifar), "test": str(folder / "test.csv"),
+    }  # fmt: skip
+
+
+# -- one run, in a process of its own --------------------------------------------------------------
+def train(system: str, data: dict[str, Any], out: str, until: float, seed: int, settings: dict[str, Any]) -> None:
+    """Train one system until a time (`time.time()`), and leave the weights of its network in `out`."""
+    warnings.simplefilter("ignore")
+    given = data, until, seed, settings
+    weights, image = train_ours(Path(out).with_name("run"), *given) if system == OURS else train_peer(system, *given)
+    save_file({name: of.contiguous() for name, of in weights.items()}, out, {"image": json.dumps(image)})
+
+
+def train_ours(out: Path, data: dict[str, Any], until: float, seed: int, settings: dict[str, Any]) -> Weights:
+    """As many steps of a recipe as fit."""
+    few = {"bank": 100, "queries": 100, "online_bank": 100, "online_queries": 100, "every": 1e6}
+    asked = {"method": "simclr", "backbone": NETWORK, "data": data, "seed": seed, "evaluate": few, **settings}
+    method = asked.pop("method")
+    plan = make_plan(collect(method, None, {**asked, "epochs": 100}, installed()), installed())
+    each, _ = seconds_per_step(plan)
+    steps = max(1, int((until - END - time.time()) / each))
+    result = akssl_core.run(method=method, steps=steps, out=out, report=False, overwrite=True, **asked)
+    return result.backbone.state_dict(), [result.preprocess.mean, result.preprocess.std]
+
+
+def train_peer(system: str, data: dict[str, Any], until: float, seed: int, settings: dict[str, Any]) -> Weights:
+    """A peer's example until the time is over; `epochs` are what its schedule is told."""
+    import peers  # benchmark extra
+
+    library, name = system.split()
+    if library == "emp-ssl":
+        from peers_emp import METHODS
+    elif library == "stable-pretraining":
+        from peers_stable import METHODS  # not among the extras: it says why
+    else:
+        METHODS = peers.METHODS
+    images = open_source(data, installed()).all()
+    pixels = images.fetch(range(len(images))).images
+    torch.manual_seed(seed)
+    backbone = network(MEAN, STD)
+
+    def tick() -> None:
+        if time.time() >= until - LAST:
+            raise TimeoutError
+
+    asked = {"epochs": MANY, "rate": 1.0, **settings}
+    with suppress(TimeoutError):
+        peers.train(name, pixels, backbone, image=backbone.image, seed=seed, tick=tick, methods=METHODS, **asked)
+    return backbone.state_dict(), [MEAN, STD]
+
+
+def network(mean: Sequence[float], std: Sequence[float]) -> Backbone:
+    """The network of every system, with random weights."""
+    image = ImageSpec(32, 3, tuple(mean), tuple(std))
+    return akssl_core.build("backbone", NETWORK, image)  # type: ignore[no-any-return]
+
+
+# -- the contest ------------------------------------------------------------------------------------
+def race(system: str, minutes: float, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run by the clock, and its score."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.safetensors"
+        data = tables(arguments.cifar, Path(folder), arguments.validation)
+        settings = arguments.settings if system == OURS else arguments.peer_settings
+        started = time.time()
+        task = {"system": system, "data": data, "out": str(file), "until": started + 60 * minutes, "seed": seed}
+        subprocess.run([sys.executable, __file__, "--child", json.dumps({**task, "settings": settings})], check=True)
+        seconds = time.time() - started
+        with safe_open(file, "pt") as opened:
+            backbone = network(*json.loads(opened.metadata()["image"]))
+        backbone.load_state_dict(load_file(file))
+        return {
+            "system": system, "minutes": minutes, "seed": seed, "k-NN": round(score(backbone.eval(), data), 2),
+            "seconds": round(seconds, 1),
+        }  # fmt: skip
+
+
+def score(backbone: Backbone, data: dict[str, Any]) -> float:
+    """k-NN accuracy in percent of the queries, the images that were trained on as bank."""
+    probe = open_source(data, installed()).probe()
+    assert probe is not None
+    device = choose_hardware(TrainSpec()).device
+    rows = [embed(backbone.to(device), images, Preprocess.of(backbone.image), device=device) for images in probe]
+    return knn(rows[0], probe[0].labels, rows[1], probe[1].labels)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Median and range over the seeds, by system and time."""
+    found = []
+    for system, minutes in dict.fromkeys((row["system"], row["minutes"]) for row in rows):
+        runs = [row for row in rows if (row["system"], row["minutes"]) == (system, minutes)]
+        of = [row["k-NN"] for row in runs]
+        found.append({
+            "system": system, "minutes": minutes, "runs": len(of), "median k-NN": round(statistics.median(of), 2),
+            "range": f"{min(of)} to {max(of)}", "longest s": max(row["seconds"] for row in runs),
+        })  # fmt: skip
+    return found
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Run what is asked for, and write the table after each run."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("systems", nargs="*", default=SYSTEMS, help=f"of {', '.join(SYSTEMS)}, or 'lightly NAME'")
+    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10: train/ and test/, a folder of files a class")
+    parser.add_argument("--minutes", type=float, nargs="+", default=MINUTES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="of ours, as keywords of akssl_core.run in JSON"
+    )
+    parser.add_argument("--peer-settings", type=json.loads, default={}, help='{"rate": 0.3, "epochs": 2}')
+    parser.add_argument("--validation", action="store_true", help="score training images that train nothing")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(given)
+    if arguments.child:
+        return train(**arguments.child)
+    rows = []
+    for seed in arguments.seeds:
+        for minutes in arguments.minutes:
+            for system in arguments.systems:
+                rows.append(race(system, minutes, seed, arguments))
+                print(rows[-1], flush=True)
+    if not arguments.validation:
+        write("speedrun", summary(rows), facts(runs=rows))
+    return None
+
+
+if __name__ == "__main__":
+    main()
