@@ -32,6 +32,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -104,6 +105,7 @@ class BarlowTwins(Method):
     paper = "Zbontar et al., Barlow Twins, ICML 2021, https://arxiv.org/abs/2103.03230"
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["barlowtwins"]
 
     class Config(Schema):
         """Widths of the projector, and how biases and norms are trained."""

@@ -29,6 +29,7 @@ from akssl_core import (
 )
 from akssl_core.nn import EMA, mlp, std_ratio
 
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -74,6 +75,7 @@ class BYOL(Method):
     paper = "Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, https://arxiv.org/abs/2006.07733"
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["byol"]
 
     class Config(Schema):
         """Widths of the heads, and the pace of the target."""

@@ -33,6 +33,7 @@ from akssl_core import (
 )
 from akssl_core.nn import EMA, Center, CosineHead, across_views, entropy, std_ratio
 
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -91,6 +92,7 @@ class DINO(Method):
     )
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["dino"]
 
     class Config(Schema):
         """The head, and how the teacher moves."""

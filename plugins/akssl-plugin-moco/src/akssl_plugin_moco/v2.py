@@ -32,6 +32,7 @@ from akssl_core import (
 )
 from akssl_core.nn import EMA, Queue, mlp, std_ratio
 
+from .courses import COURSES
 from .published import V2_PUBLISHED
 from .recipes import V2_RECIPES
 
@@ -88,6 +89,7 @@ class MoCoV2(Method):
     paper = "Chen, Fan, Girshick and He, Improved Baselines with Momentum Contrastive Learning, 2020, https://arxiv.org/abs/2003.04297"
     recipes = V2_RECIPES
     published = V2_PUBLISHED
+    courses = COURSES["mocov2"]
 
     class Config(Schema):
         """The head, the slow encoder and its queue."""

@@ -31,6 +31,7 @@ from akssl_core import (
 )
 from akssl_core.nn import EMA, mlp, std_ratio
 
+from .courses import COURSES
 from .published import V3_PUBLISHED
 from .recipes import V3_RECIPES
 
@@ -86,6 +87,7 @@ class MoCoV3(Method):
     paper = "Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, ICCV 2021, https://arxiv.org/abs/2104.02057"
     recipes = V3_RECIPES
     published = V3_PUBLISHED
+    courses = COURSES["mocov3"]
 
     class Config(Schema):
         """The heads, the slow encoder, and what is frozen."""

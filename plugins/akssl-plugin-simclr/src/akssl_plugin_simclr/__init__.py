@@ -149,6 +149,7 @@ class SimCLRv2(SimCLR):
     )
     recipes = RECIPES_V2
     published = PUBLISHED_V2
+    courses = COURSES["simclrv2"]
 
     class Config(SimCLR.Config):
         """Size of the head."""

@@ -28,6 +28,7 @@ from akssl_core import (
 )
 from akssl_core.nn import mlp, std_ratio
 
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -66,6 +67,7 @@ class SimSiam(Method):
     paper = "Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, https://arxiv.org/abs/2011.10566"
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["simsiam"]
 
     class Config(Schema):
         """Widths of the heads."""

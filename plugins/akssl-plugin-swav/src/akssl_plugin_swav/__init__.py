@@ -33,6 +33,7 @@ from akssl_core import (
 from akssl_core.nn import Prototypes, Queue, across_views, entropy, mlp, sinkhorn, std_ratio
 
 from . import sizes
+from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
@@ -81,6 +82,7 @@ class SwAV(Method):
     )
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["swav"]
 
     class Config(Schema):
         """The head, the assignment and the queue."""
