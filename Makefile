@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheels docs site browser picture bench bench-learning bench-accuracy bench-natural speedrun bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-accuracy bench-natural speedrun bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -54,9 +54,6 @@ bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/busy.py --waiting "torch's own" passive --repeats 1 --steps 2
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python docs/generate.py
-
-bench-learning: install  ## the scores of the default run over three seeds, a quarter of an hour
-	$(BIN)/python benchmarks/learning.py simsiam
 
 bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and lightly, an hour and a half
 	$(BIN)/python benchmarks/accuracy.py

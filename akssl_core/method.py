@@ -141,11 +141,15 @@ class Course:
     """
 
     data: str
-    """The data in words: "10,000 drawn shapes"."""
+    """The data in words: "10,000 images of shapes"."""
     sample: str
     """The hash of them that a run's manifest has under `data.sample`."""
     knn_top1: Sequence[Sequence[float]]
     """After each epoch the k-NN accuracy of each run in percent, of seeds 0, 1 and so on; of two runs at least."""
+
+    def __post_init__(self) -> None:
+        if any(len(runs) < 2 or len(runs) != len(self.knn_top1[0]) for runs in self.knn_top1):
+            raise ValueError(f"Course: expected two runs or more, as many after each epoch, got {self.knn_top1}")
 
     def expected(self) -> list[tuple[float, float, float]]:
         """After each epoch the mean accuracy, and between which two one of another seed is as expected.

@@ -23,7 +23,7 @@ __all__ = ["akssl", "judge", "main", "many", "plugins", "runs", "use"]
 
 ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
 KEEP = "\n\t"  # that lay out what is printed
-TRAIN = (["run"], ["resume"], ["adapt"])  # the commands that leave a run to go on with
+TRAIN = {"run", "resume", "adapt"}  # the commands that leave a run to go on with
 
 
 def main() -> NoReturn:
@@ -52,7 +52,7 @@ def main() -> NoReturn:
         _fail(error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort) as error:
         said = str(error.__cause__ or error)  # click puts its own exception around an interrupt
-        on = "; 'akssl resume RUN_DIR' goes on from the last checkpoint" if words[:1] in TRAIN else ""
+        on = "; 'akssl resume RUN_DIR' goes on from the last checkpoint" if TRAIN.intersection(words[:1]) else ""
         _fail(said or f"stopped{on}.", 1, debug, once=True)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)

@@ -48,7 +48,7 @@ class Data(Facts):
     sample: str | None = None  # a hash of 16 images
 
 
-class Bounded(_Open):
+class Interval(_Open):
     """A mean, and between which numbers it lies or others are to lie."""
 
     mean: Drawable
@@ -61,7 +61,7 @@ class Expected(_Open):
 
     data: str = ""  # in words
     runs: int = 0
-    epochs: list[Bounded] = []  # after each: their mean, and between which accuracies another seed is as expected
+    epochs: list[Interval] = []  # after each: their mean, and between which accuracies another seed is as expected
 
 
 class Described(_Open):
@@ -97,7 +97,7 @@ class Manifest(_Open):
     not_measured: dict[str, str] | None = None  # why a number is missing, by number
     unreadable: int | None = None  # images
     final: dict[str, float | None] | None = None  # None for NaN or infinite
-    above: dict[str, Bounded] | None = None  # points of k-NN above each baseline: raw_pixels
+    above: dict[str, Interval] | None = None  # points of k-NN above each baseline: raw_pixels
     verdict: str | None = None
     diagnosis: dict[str, Any] | None = None  # the verdict with its evidence, cause and cure
 

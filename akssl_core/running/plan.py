@@ -33,7 +33,7 @@ from ..method import Choice, Facts, Method, Shown
 from ..nn import Frozen
 from ..optim import OptimizerConfig, depth_rules, parameter_groups
 from ..plugins.manager import Plugins
-from ..rundir.schemas import Bounded, Described, Expected
+from ..rundir.schemas import Described, Expected, Interval
 from ..settings import CORE, Given, Layers, RunSpec
 from ..training.engine import Engine, Hook
 from ..training.hardware import Hardware, choose_hardware, choose_threads
@@ -185,7 +185,7 @@ class Plan(Sight):
         sample = self.fingerprint()["sample"]
         for course in spec.method_class.courses:
             if course.sample == sample and len(course.knn_top1) == spec.train.epochs:
-                epochs = [Bounded(mean=mean, low=low, high=high) for mean, low, high in course.expected()]
+                epochs = [Interval(mean=mean, low=low, high=high) for mean, low, high in course.expected()]
                 return Expected(data=course.data, runs=len(course.knn_top1[0]), epochs=epochs)
         return None
 

@@ -27,10 +27,11 @@ from ..nn import Frozen
 from ..plugins.manager import Plugins
 from ..plugins.table import environment
 from ..reporting import render
+from ..rundir import schemas
 from ..rundir.checkpoints import Checkpoint
 from ..rundir.files import read_texts
 from ..rundir.folder import ANSWERS, RunDir, read_tensors
-from ..rundir.schemas import Bounded, Manifest
+from ..rundir.schemas import Manifest
 from ..settings import TrainSpec
 from ..training.callback import Callback, Logger, Observers
 from ..training.checkpoint import Checkpoints, restore
@@ -132,7 +133,9 @@ class Training:
         metrics |= {**own.numbers, "seconds": seconds}
         above = _above(run_dir, found.right)
         if above:
-            run_dir.update_manifest(Manifest(above={name: Bounded(**asdict(by)) for name, by in above.items()}))
+            run_dir.update_manifest(
+                Manifest(above={name: schemas.Interval(**asdict(by)) for name, by in above.items()})
+            )
         return metrics, diagnose(
             run_dir.history,
             self._landmarks(),

@@ -61,6 +61,12 @@ def test_room_is_three_points_at_least():
     assert Course("shapes", "x", ((50.0, 50.1), (60.0, 60.0))).expected()[1] == (60.0, 57.0, 63.0)
 
 
+@pytest.mark.parametrize("runs", [((50.0,),), ((50.0, 51.0), (50.0,))], ids=str)
+def test_a_course_is_of_several_runs(runs):
+    with pytest.raises(ValueError, match="expected two runs or more, as many after each epoch"):
+        Course("shapes", "x", runs)
+
+
 def test_a_course_without_numbers_is_told(expected):
     with pytest.raises(PluginError, match=r"simsiam: a curve cannot be drawn: .* courses of SimSiam"):
         expected(points=((float("nan"), 1.0), (1.0, 1.0)))
