@@ -70,8 +70,8 @@ bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of 
 	$(BIN)/python benchmarks/did_it_help.py
 	$(BIN)/python docs/generate.py
 
-bench-finetune: install  ## finetune at 1, 10 and 100 % of the labels, beside a linear probe and from scratch, two hours on one core
-	$(BIN)/python benchmarks/finetuning.py
+bench-finetune: install  ## finetune at 1, 10 and 100 % of the labels, beside a linear probe and from scratch, two hours on one core; repeat it to go on
+	$(BIN)/python benchmarks/finetuning.py --work runs/finetuning
 	$(BIN)/python docs/generate.py
 
 GPU := $(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu
