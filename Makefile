@@ -55,12 +55,12 @@ bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python docs/generate.py
 
-bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and lightly, an hour and a half
-	$(BIN)/python benchmarks/accuracy.py
+bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and peers, hours; repeat it to go on
+	$(BIN)/python benchmarks/accuracy.py --work runs/accuracy
 	$(BIN)/python docs/generate.py
 
 bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds; DATA=DIR with train/ and test/, hours; repeat it to go on
-	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --resume
+	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --work runs/natural
 	$(BIN)/python docs/generate.py
 
 speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; hours

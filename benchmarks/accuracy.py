@@ -265,13 +265,35 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
     file.with_suffix(".md").write_text("\n".join(parts))
 
 
+def job_of(row: dict[str, Any]) -> Job:
+    """What a row was measured by."""
+    return Job(row["data"], row["system"], row["seed"])
+
+
+class Kept:
+    """The rows of earlier calls and of this one, a line each in a folder, if there is one."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.file = folder and folder / "rows.jsonl"
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        lines = self.file.read_text().splitlines() if self.file and self.file.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep one more."""
+        if self.file:
+            with self.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
 def main(given: list[str] | None = None) -> None:
     """Run what is asked for, and write the table after each run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "systems", nargs="*", help="only these methods, baselines or 'lightly NAME', 'stable-pretraining NAME'"
     )
-    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier call")
+    parser.add_argument("--work", type=Path, help="folder to keep rows in, and to go on after them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
     parser.add_argument("--data", nargs="+", default=list(SEEDS), choices=list(SEEDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="only these")
@@ -285,10 +307,10 @@ def main(given: list[str] | None = None) -> None:
     file = RESULTS / f"accuracy{suffix}.json"
     RESULTS.mkdir(exist_ok=True)
     wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data and job.seed in arguments.seeds]
-    rows = json.loads(file.read_text())["rows"] if file.exists() and (arguments.resume or arguments.systems) else []
-    if not arguments.resume:
-        rows = [row for row in rows if Job(row["data"], row["system"], row["seed"]) not in wanted]
-    done = {Job(row["data"], row["system"], row["seed"]) for row in rows}
+    known = json.loads(file.read_text())["rows"] if file.exists() else []
+    kept = Kept(arguments.work)
+    rows = [row for row in known if job_of(row) not in wanted] + [row for row in kept.rows if job_of(row) in wanted]
+    done = {job_of(row) for row in kept.rows}
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     warnings.simplefilter("ignore")
     context = multiprocessing.get_context("spawn")
@@ -302,6 +324,7 @@ def main(given: list[str] | None = None) -> None:
                 print(failed[-1], flush=True)
                 continue
             rows.append(future.result())
+            kept.add(rows[-1])
             print(json.dumps(rows[-1]), flush=True)
             write(rows, file)
     write(rows, file)

@@ -121,6 +121,19 @@ def test_accuracy_has_a_line_for_each_system_and_reads_files(monkeypatch, tmp_pa
     assert "## cifar-10" in (tmp_path / "accuracy.md").read_text()
 
 
+def test_accuracy_goes_on_after_the_rows_that_it_kept(monkeypatch, tmp_path):
+    def row(system, knn):
+        return {"data": "shapes", "system": system, "seed": 0, "knn": knn, "linear": knn}
+
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
+    before = {"rows": [row("simsiam", 1.0), row("random init", 2.0)]}
+    (tmp_path / "accuracy.json").write_text(json.dumps(before))
+    accuracy.Kept(tmp_path / "work").add(row("random init", 3.0))
+    accuracy.main(["random init", "--data", "shapes", "--seeds", "0", "--work", str(tmp_path / "work")])
+    table = json.loads((tmp_path / "accuracy.json").read_text())
+    assert table["rows"] == [row("simsiam", 1.0), row("random init", 3.0)]
+
+
 def test_choosing_compares_its_choice_with_all_in_full(monkeypatch, tmp_path, threads):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(choosing, "DATA", {"shapes": {"name": "shapes"}})
