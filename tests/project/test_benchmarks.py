@@ -176,6 +176,10 @@ def test_a_speedrun_ends_with_a_scored_backbone(monkeypatch, tmp_path):
     assert (row["system"], row["runs"]) == ("ours", 1)
     assert 0 <= row["median k-NN"] <= 100
     assert row["longest s"] > 0
+    speedrun.main([*asked, "--reach", "1", "--settings", '{"image_size": 16, "batch_size": 8}'])
+    (row,) = json.loads((tmp_path / "results" / "speedrun-reach.json").read_text())["rows"]
+    assert row["k-NN"] >= row["goal"] == 1
+    assert row["minutes"] > 0
     (tmp_path / "results" / "speedrun.json").unlink()
     held = speedrun.tables(tmp_path / "cifar", tmp_path, validation=True)
     assert [len(Path(held[of]).read_text().splitlines()) - 1 for of in ("path", "test")] == [57, 7]
