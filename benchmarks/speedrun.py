@@ -2,7 +2,7 @@
 
 Every system trains the same network on the same machine, one after the other, each in a process of its own. The clock
 runs from the start of that process to its end, with the file of the backbone written; k-NN (k = 20, the training images
-as bank) is no part of it. Ours takes the steps of one recipe that fit the time, of which a few are timed first; peers
+as bank) is no part of it. Ours takes the steps of one recipe that fit (`budget`); peers
 train until it is over. Settings are chosen with `--validation`: there every tenth training image is a query, and trains
 nothing. `--reach 90` asks for the time instead: ours trains for the longest of the times with a probe an epoch, whose
 seconds do not count. Writes benchmarks/results/speedrun.json.
@@ -35,9 +35,6 @@ from akssl_core.data import open_source
 from akssl_core.metrics.features import embed
 from akssl_core.metrics.nearest import knn
 from akssl_core.plugins.manager import installed
-from akssl_core.running.estimate import seconds_per_step
-from akssl_core.running.layers import collect
-from akssl_core.running.plan import make_plan
 from akssl_core.settings import TrainSpec
 from akssl_core.training.hardware import choose_hardware
 
@@ -45,7 +42,7 @@ OURS = "ours"
 SYSTEMS = (OURS, "lightly simclr", "stable-pretraining lejepa", "emp-ssl emp")
 NETWORK = "resnet_tiny"
 MINUTES = (2.0, 5.0, 10.0)
-END = 10.0  # seconds of ours after the last step: the last checkpoint, scores and the backbone's file
+END = 10.0  # seconds of ours beside its steps: a few are timed; the last checkpoint, scores and the backbone's file
 LAST = 3.0  # of a peer: its readers' end and the file
 HELD = 10  # in a validation one of so many training images is a query
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10, for peers
@@ -79,19 +76,9 @@ def train(system: str, data: dict[str, Any], out: str, until: float, seed: int, 
 def train_ours(out: Path, data: dict[str, Any], until: float, seed: int, settings: dict[str, Any]) -> Weights:
     """As many steps of a recipe as fit."""
     few = {"bank": 100, "queries": 100, "online_bank": 100, "online_queries": 100, "every": 1e6}
-    asked = {
-        "method": "simclr",
-        "backbone": NETWORK,
-        "data": pixels_of(data),
-        "seed": seed,
-        "evaluate": few,
-        **settings,
-    }
-    method = asked.pop("method")
-    plan = make_plan(collect(method, None, {**asked, "epochs": 100}, installed()), installed())
-    each, _ = seconds_per_step(plan)
-    steps = max(1, int((until - END - time.time()) / each))
-    result = akssl_core.run(method=method, steps=steps, out=out, report=False, overwrite=True, **asked)
+    asked = {"method": "simclr", "backbone": NETWORK, "data": pixels_of(data), "seed": seed, **settings}
+    left = until - END - time.time()
+    result = akssl_core.run(budget=max(left, 1.0), out=out, evaluate=few, report=False, overwrite=True, **asked)
     return result.backbone.state_dict(), [result.preprocess.mean, result.preprocess.std]
 
 
@@ -127,19 +114,16 @@ def pixels_of(data: dict[str, Any]) -> torch.Tensor:
 
 
 def reach(goal: float, data: dict[str, Any], minutes: float, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """When the k-NN accuracy of a run of ours came to a goal, if it did: at the end of which epoch, after how long."""
-    started, whole = time.perf_counter(), {"every": 1, "bank": 50_000, "queries": 10_000}
+    """After how many seconds of steps the k-NN accuracy of ours came to a goal, or its best if it did not."""
+    whole = {"every": 1, "bank": 50_000, "queries": 10_000}
     asked = {"method": "simclr", "backbone": NETWORK, "data": data, "seed": seed, "evaluate": whole, **settings}
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(collect(None, None, asked, installed()), installed())
-        steps = max(1, int(60 * minutes / seconds_per_step(plan)[0]))
-        seconds = time.perf_counter() - started
-        history = akssl_core.run(steps=steps, out=Path(folder) / "run", report=False, **asked).history
-    best: dict[str, Any] = {}
-    for row in history:
+        result = akssl_core.run(budget=60 * minutes, out=Path(folder) / "run", report=False, **asked)
+    seconds, best = 0.0, dict[str, Any]()
+    for row in result.history:
         seconds += row["seconds"]
         if row.get("knn_top1", -1.0) > best.get("k-NN", -1.0):
-            best = {"k-NN": row["knn_top1"], "epoch": row["epoch"], "minutes": round(seconds / 60, 2)}
+            best = {"k-NN": row["knn_top1"], "epoch": row["epoch"], "seconds": round(seconds, 1)}
             if best["k-NN"] >= goal:
                 break
     return {"system": OURS, "goal": goal, "seed": seed, **best}

@@ -157,10 +157,13 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str], method: 
     return merged(settings, {"method": {"name": method}})
 
 
+OF_RUN = ("config", "out", "budget", "overwrite", "resume")  # keywords of `akssl_core.run` that are no settings
+
+
 def keywords(options: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
     """What `run_options` gives, and METHOD, as the keywords of `akssl_core.run`; what nobody gave is left out."""
     given = {name: value for name, value in options.items() if value is not None}
-    own: dict[str, Any] = {name: given.pop(name) for name in ("config", "out", "overwrite", "resume") if name in given}
+    own: dict[str, Any] = {name: given.pop(name) for name in OF_RUN if name in given}
     assignments, plugin_file = given.pop("assignments", ()), given.pop("plugin_file", None)
     own |= settings_of(given, assignments, method)
     return {**own, "plugins": plugins_with(plugin_file)} if "plugin_file" in options else own

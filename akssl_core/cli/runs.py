@@ -18,6 +18,7 @@ from ..plugins.installed import entries
 from ..plugins.manager import is_no_method
 from ..settings import TrainSpec
 from .base import (
+    OF_RUN,
     PATH,
     akssl,
     field_option,
@@ -42,6 +43,7 @@ MOST_A_CORE = 4  # processes that are started on a core at most
 @akssl.command(add_help_option=False)
 @click.argument("method", required=False)
 @run_options()
+@click.option("--budget", metavar="TIME", help="instead of --epochs: time for all training steps, as 90s, 10m, 2h")
 @overwrite_option("replace the run that --out already holds")
 @click.option("--resume", type=click.Choice(["auto"]), help="go on where --out holds this run already, else begin it")
 @click.option("--slurm", is_flag=True, help="write a script for sbatch that runs this to its end, and train nothing")
@@ -220,7 +222,7 @@ def _write_script(asked: Mapping[str, Any], plugins: Plugins) -> None:
     from ..rundir.folder import cannot_start
     from ..running.layers import check, collect, layer
 
-    own = {name: asked[name] for name in ("config", "out", "overwrite", "resume") if name in asked}
+    own = {name: asked[name] for name in OF_RUN if name in asked}
     settings = {name: value for name, value in asked.items() if name not in own}
     spec = check(layer(collect(None, own.get("config"), settings, plugins), plugins), plugins)
     name = spec.method.name

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from .. import dist
 from ..backbone import Backbone
-from ..errors import RunStopped
+from ..errors import ConfigError, RunStopped, shown
 from ..nn import EMA
 from ..optim import OptimizerConfig
 from ..schedule import Now
+from ..settings import Given
 from ..training.callback import Callback
 from ..training.engine import Engine, Terms
 from .plan import Plan
 from .rules import length
 
 WARM_STEPS, MEASURED_STEPS = 2, 5
+UNITS = {"s": 1, "m": 60, "h": 3600}  # of a time
 MIB = 2**20
 
 
@@ -171,6 +173,40 @@ def seconds_per_step(plan: Plan) -> tuple[float, int]:
         copied.engine([watch]).fit()
     taken = watch.seconds[WARM_STEPS:] or watch.seconds
     return statistics.median(taken), len(taken)
+
+
+def seconds_of(budget: object) -> float:
+    """A time in seconds, of "90s", "30m", "2h" or a number of seconds.
+
+    Raises:
+        ConfigError: it is no time.
+    """
+    text = str(budget).strip().lower()
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"budget: expected a time as 90s, 30m or 2h, got {shown(budget)}.")
+    return seconds
+
+
+def within(budget: str | float, given: Given, plan: Plan) -> Given:
+    """The settings with as many steps as fit into a time, of which a few are measured; the same in every process.
+
+    Raises:
+        ConfigError: it is no time, or the length is told as well.
+    """
+    allowed = seconds_of(budget)
+    if told := [name for name in ("epochs", "steps") if name in given.layers[-1][1].get("train", {})]:
+        raise ConfigError(f"budget: how many steps fit into {budget} is measured. Leave {told[0]} out, or the budget.")
+    plan.take_threads()
+    each = float(dist.from_main(str(seconds_per_step(plan)[0])))
+    count = max(1, int(allowed / each))
+    per_epoch = steps(plan).steps_per_epoch
+    length = {"train": {"steps": count, "epochs": math.ceil(count / per_epoch)}}
+    return Given([*given.layers, (f"budget {budget} at {each:.3g} s a step", length)], given.objects)
 
 
 def time_steps(plan: Plan) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from ..plugins.manager import Plugins, installed
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir, cannot_start, holds_run, refuse_folder
 from ..settings import Given
+from .estimate import within
 from .going_on import go_on, go_on_with_same, is_only_read, read
 from .layers import asked, check, collect, layer, set_aside, stand_ins
 from .plan import Plan, make_plan
@@ -34,6 +35,7 @@ def run(
     test_data: str | Path | None = None,
     backbone: Any = None,
     epochs: int | None = None,
+    budget: str | float | None = None,
     batch_size: int | None = None,
     image_size: int | None = None,
     out: str | Path | None = None,
@@ -62,6 +64,8 @@ def run(
         test_data: labelled test images, as a folder, a table or an archive; then none of `data` is held out.
         backbone: a registered name, an nn.Module or a Backbone. Default: chosen for the image size.
         epochs: passes over the training images. Default: a small budget.
+        budget: instead of epochs, the time of all training steps: "90s", "10m", "2h" or seconds. How many fit is found
+            by timing a few, and recorded as `train.steps`; a run that goes on keeps it.
         batch_size: images a step, over all processes.
         image_size: side of the global views in pixels.
         out: the run folder. Default: a new one under `runs/`.
@@ -91,11 +95,18 @@ def run(
         "options": options, **sections,
     }  # fmt: skip
     given = collect(method, config, flat, plugins)
-    return run_given(given, plugins, out=out, overwrite=overwrite, resume=resume, report=report)
+    return run_given(given, plugins, out=out, budget=budget, overwrite=overwrite, resume=resume, report=report)
 
 
 def run_given(
-    given: Given, plugins: Plugins, *, out: str | Path | None, overwrite: bool, resume: str | None, report: bool
+    given: Given,
+    plugins: Plugins,
+    *,
+    out: str | Path | None,
+    overwrite: bool,
+    resume: str | None,
+    report: bool,
+    budget: str | float | None = None,
 ) -> Result:
     """A run of settings in layers, as `run` begins it."""
     if resume is not None:
@@ -107,6 +118,8 @@ def run_given(
         if resume is not None and out is not None and dist.any_rank(dist.is_main() and holds_run(user_path(out))):
             return go_on_with_same(RunDir.open(user_path(out)), given, plugins, with_report=report)
         plan = make_plan(given, plugins)
+        if budget is not None:
+            plan = make_plan(within(budget, given, plan), plugins)
         for text in plan.warnings:
             warnings.warn(text, UserWarning, stacklevel=2)
         path = user_path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))

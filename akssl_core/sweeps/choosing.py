@@ -18,7 +18,7 @@ from ..plugins.manager import Plugins, installed
 from ..reporting.comparison import Summary
 from ..reporting.svg import short
 from ..rundir.files import json_bytes, write_atomic
-from ..running.estimate import seconds_per_step
+from ..running.estimate import seconds_of, seconds_per_step
 from ..running.layers import collect
 from ..running.plan import make_plan
 from ..settings import Given, dotted, merged, sections, table_of
@@ -28,7 +28,6 @@ from .judge import told_apart
 
 FEWER = 4  # of the candidates of a round one in so many goes on, with so many times the images
 FORMAT = "akssl-choice-1"
-UNITS = {"s": 1, "m": 60, "h": 3600}
 COLUMNS = ("round", "candidate", "images seen", "seconds", "told apart", "k-NN (unused)", "verdict", "")
 
 Tell = Callable[[str], None]
@@ -293,15 +292,7 @@ def _seconds(budget: str | float | None, epochs: int | None) -> float | None:
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ConfigError(f"epochs: expected 1 or more, got {shown(epochs)}.")
         return None
-    text = str(budget).strip().lower()
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
-    try:
-        seconds = float(number) * UNITS[unit]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"budget: expected a time as 90s, 30m or 2h, got {shown(budget)}.")
-    return seconds
+    return seconds_of(budget)
 
 
 def _refuse_decided(common: Mapping[str, Any], varied: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from whole_runs import losses, same
 
 from akssl_core.errors import ConfigError, RunDirError
+from akssl_core.rundir.folder import RunDir
 from akssl_core.running.launch import resume as go_on
 from akssl_core.running.launch import run
 
@@ -50,6 +51,34 @@ def test_another_run_is_refused_with_what_differs(start, killed, step, other, di
     assert difference in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in before} == before
+
+
+BUDGET = {**SETTINGS, "epochs": None}
+
+
+def test_a_budget_is_as_many_steps_as_fit(start, killed, monkeypatch):
+    monkeypatch.setattr("akssl_core.running.estimate.seconds_per_step", lambda plan: (0.3, 5))
+    result = start("ten", budget="3s", **BUDGET)
+    assert result.history[-1]["step"] == 10
+    rates = [row["lr"] for row in result.history]
+    assert rates[-1] < 0.3 * max(rates), "the schedule ends with the steps"
+    folder = RunDir.open(result.run_dir)
+    assert folder.read_config()["train"]["steps"] == 10
+    assert folder.origins["train.steps"] == "budget 3s at 0.3 s a step"
+    killed(5, "run", budget="3s", **BUDGET)
+    monkeypatch.setattr("akssl_core.running.estimate.seconds_per_step", None)  # what was begun is not timed again
+    assert losses(start(resume="auto", budget="3s", **BUDGET)) == losses(result)
+
+
+@pytest.mark.parametrize("budget", ["ten", "3d", "0s", -1, "inf", True])
+def test_a_budget_is_a_time(start, budget):
+    with pytest.raises(ConfigError, match="budget: expected a time as 90s, 30m or 2h, got"):
+        start(budget=budget, **BUDGET)
+
+
+def test_a_budget_and_epochs_are_one_too_many(start):
+    with pytest.raises(ConfigError, match="Leave epochs out, or the budget"):
+        start(budget="3s", **SETTINGS)
 
 
 def test_what_moves_no_weight_may_differ(start, killed):

@@ -125,7 +125,7 @@ class LeJEPA(Method):
             64, gt=0, description="width of the projections (16 to 64; the paper finds more no better)"
         )
         projector_layers: int = Field(3, ge=1, le=256, description="linear layers of the projector (the paper: 3)")
-        directions: int = Field(1024, gt=0, le=65536, description="random directions of a step along which rows are tested")
+        directions: int = Field(1024, gt=0, le=65536, description="random directions of a step to test rows along")
         loss: LossRef = LossRef.field(
             "lejepa", description="compares projections (N, K) of all views along directions (K, S)"
         )
