@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
@@ -21,15 +22,40 @@ from .policy import PolicyTransform, Saturation, Scale, SolarizeChance, ViewPoli
 
 ImageCallable = Callable[[Any], Any]  # any torchvision transform, or a function of yours
 TWO_ALIKE: Any = {"global": {}}  # as a user would write it
-SIZE = "side of the views in pixels; null: the run's image size"
+SIZE = "side of the views in pixels, or as a share of the run's image size; null: all of it"
+
+
+def _pixels_or_share(side: Any) -> int | float:
+    if not isinstance(side, int | float) or not (0 < side < 1 or (side >= 8 and side % 1 == 0)):
+        raise ValueError("should be a whole number of pixels, 8 or more, or a share between 0 and 1")
+    return side if side < 1 else int(side)
+
+
+Side = Annotated[int | float, BeforeValidator(_pixels_or_share)] | None
+
+
+def view_side(asked: float | None, image: ImageSpec, multiple: int) -> int:
+    """The side of views in pixels: as asked, or the nearest multiple to a share of the image's, at least 8."""
+    if asked is None or asked >= 1:
+        return int(asked or image.size)
+    least = -(-8 // multiple)
+    return min(multiple * max(round(asked * image.size / multiple), least), image.size)
 
 
 class _Policies(Augmentation):
     """The base of augmentations by policy: groups made once, and notes about every view."""
 
-    def __init__(self, config: Schema, image: ImageSpec, groups: Sequence[ViewGroup]) -> None:
+    def __init__(self, config: Schema, image: ImageSpec) -> None:
         super().__init__(config, image)
-        self._groups = groups
+        self._groups = self._made(multiple=2)
+
+    @abstractmethod
+    def _made(self, multiple: int) -> list[ViewGroup]:
+        """The groups, with sides that are multiples of so many pixels where no pixels were asked for."""
+
+    def fit_patches(self, side: int) -> None:
+        """Gives views whose side was no number of pixels whole patches."""
+        self._groups = self._made(side)
 
     def groups(self) -> Sequence[ViewGroup]:
         """The views, in the order in which a method sees them."""
@@ -39,18 +65,20 @@ class _Policies(Augmentation):
     def notes(self) -> list[str]:
         """Values decided and operations left out, each once."""
         transforms = [t for group in self._groups for t in group.transforms if isinstance(t, PolicyTransform)]
-        return decisions(transforms, self.image.channels)
+        asked, large = getattr(self.config, "size", None), self._groups[0]
+        said = [f"{large.name} views have {large.size} of {self.image.size} px: a crop enlarges what it shows"]
+        return [*(said if asked and asked < 1 else []), *decisions(transforms, self.image.channels)]
 
 
 class AlikeViews(ViewPolicy):
     """Views of one size, drawn alike: how many, how large, and by which policy."""
 
     count: int = Field(2, ge=1, description="number of views")
-    size: int | None = Field(None, ge=8, description=SIZE)
+    size: Side = Field(None, description=SIZE)
 
-    def group(self, name: str, image: ImageSpec) -> ViewGroup:
+    def group(self, name: str, image: ImageSpec, multiple: int) -> ViewGroup:
         """These views under a name."""
-        size = self.size or image.size
+        size = view_side(self.size, image, multiple)
         return ViewGroup(name, size, (PolicyTransform(self, size, image),) * self.count)
 
 
@@ -60,8 +88,8 @@ class Pair(_Policies):
     name = "pair"
     Config = AlikeViews
 
-    def __init__(self, config: AlikeViews, image: ImageSpec) -> None:
-        super().__init__(config, image, [config.group("global", image)])
+    def _made(self, multiple: int) -> list[ViewGroup]:
+        return [self.config.group("global", self.image, multiple)]
 
 
 class NamedViews(_Policies):
@@ -76,8 +104,8 @@ class NamedViews(_Policies):
             TWO_ALIKE, min_length=1, description="name of a group -> its count, size and policy, as of `pair`"
         )
 
-    def __init__(self, config: Config, image: ImageSpec) -> None:
-        super().__init__(config, image, [views.group(name, image) for name, views in config.groups.items()])
+    def _made(self, multiple: int) -> list[ViewGroup]:
+        return [views.group(name, self.image, multiple) for name, views in self.config.groups.items()]
 
 
 class FirstPolicy(ViewPolicy):
@@ -103,12 +131,17 @@ class Asymmetric(_Policies):
 
         first: FirstPolicy = Field(FirstPolicy(), description="policy of the first view")
         second: SecondPolicy = Field(SecondPolicy(), description="policy of the second view")
-        size: int | None = Field(None, ge=8, description=SIZE)
+        size: Side = Field(None, description=SIZE)
 
-    def __init__(self, config: Config, image: ImageSpec) -> None:
-        size = config.size or image.size
-        views = tuple(PolicyTransform(policy, size, image) for policy in (config.first, config.second))
-        super().__init__(config, image, [ViewGroup("global", size, views)])
+    def _made(self, multiple: int) -> list[ViewGroup]:
+        return [_unlike(self.config, self.image, multiple)]
+
+
+def _unlike(config: Any, image: ImageSpec, multiple: int) -> ViewGroup:
+    """Two global views, each by its own policy."""
+    size = view_side(config.size, image, multiple)
+    views = tuple(PolicyTransform(policy, size, image) for policy in (config.first, config.second))
+    return ViewGroup("global", size, views)
 
 
 class GlobalPolicy(ViewPolicy):
@@ -127,6 +160,7 @@ class MultiCrop(_Policies):
     """Two large crops and several small ones (SwAV, arXiv 2006.09882)."""
 
     name = "multicrop"
+    _whole = ", even"
 
     class Config(Schema):
         """A policy for each global view, and one for all local views."""
@@ -135,35 +169,28 @@ class MultiCrop(_Policies):
         second: GlobalPolicy = Field(GlobalPolicy(), description="policy of the second global view")
         local: LocalPolicy = Field(LocalPolicy(), description="policy of every local view")
         local_count: int = Field(6, ge=0, description="number of local views")
-        size: int | None = Field(None, ge=8, description=SIZE.replace("the views", "the global views"))
+        size: Side = Field(None, description=SIZE.replace("the views", "the global views"))
         local_size: int | None = Field(
             None, ge=8, description="side of the local views in pixels; null: 96/224 of the global side, whole patches"
         )
 
-    def __init__(self, config: Config, image: ImageSpec) -> None:
-        size = config.size or image.size
-        views = tuple(PolicyTransform(policy, size, image) for policy in (config.first, config.second))
-        super().__init__(config, image, [ViewGroup("global", size, views)])
-        self._whole = ""
-        self._add_local(config.local_size or local_size(size))
-
-    def _add_local(self, side: int) -> None:
-        self.local_size, count = side, self.config.local_count
+    def _made(self, multiple: int) -> list[ViewGroup]:
+        large, count = _unlike(self.config, self.image, multiple), self.config.local_count
+        self.local_size = side = self.config.local_size or local_size(large.size, multiple)
         local = ViewGroup("local", side, (PolicyTransform(self.config.local, side, self.image),) * count)
-        self._groups = [self._groups[0], local] if count else self._groups
+        return [large, local] if count else [large]
 
     def fit_patches(self, side: int) -> None:
-        """Gives local views whose size was left open whole patches, as 96 px are for patches of 16 px."""
-        if self.config.local_size is None:
-            self._whole = f", in patches of {side} px"
-            self._add_local(local_size(self._groups[0].size, side))
+        """Gives views whose size was left open whole patches, as local views of 96 px are for patches of 16 px."""
+        super().fit_patches(side)
+        self._whole = f", in patches of {side} px"
 
     @property
     def notes(self) -> list[str]:
         """Also says how large the local views are when the user left it open."""
         if self.config.local_size or not self.config.local_count:
             return super().notes
-        reason = f"96/224 of {self._groups[0].size} px{self._whole or ', even'}, at least 8"
+        reason = f"96/224 of {self._groups[0].size} px{self._whole}, at least 8"
         return [f"local views have {self.local_size} px ({reason})", *super().notes]
 
 

@@ -47,6 +47,12 @@ def test_a_blur_that_was_set_is_kept_at_any_size():
     assert build(Pair, spec(16), blur=0.7).groups()[0].transforms[0].policy.blur == 0.7
 
 
+def test_a_share_of_the_image_is_said():
+    (said, _) = build(Pair, spec(32), size=0.75).notes
+    assert said == "global views have 24 of 32 px: a crop enlarges what it shows"
+    assert build(Pair, spec(32), size=24).notes == build(Pair, spec(24)).notes
+
+
 def test_the_choice_of_the_local_size_is_said():
     assert build(MultiCrop, spec(224)).notes[0] == "local views have 96 px (96/224 of 224 px, even, at least 8)"
     assert not any("local" in note for note in build(MultiCrop, local_size=16).notes)
@@ -66,7 +72,12 @@ def test_the_choice_of_the_local_size_is_said():
         ({"hue": 0.6}, "hue: should be less than or equal to 0.5, got 0.6"),
         ({"brightness": -1}, "brightness: should be greater than or equal to 0, got -1"),
         ({"blur_sigma": [0, 2]}, "blur_sigma.0: should be greater than 0, got 0"),
-        ({"size": 4}, "size: should be greater than or equal to 8, got 4"),
+        (
+            {"size": "half"},
+            "size: should be a whole number of pixels, 8 or more, or a share between 0 and 1, got 'half'",
+        ),
+        ({"size": 1.5}, "size: should be a whole number of pixels, 8 or more, or a share between 0 and 1, got 1.5"),
+        ({"size": 4}, "size: should be a whole number of pixels, 8 or more, or a share between 0 and 1, got 4"),
         ({"gray": 0.2}, "unknown setting 'gray'. Did you mean 'grayscale'?"),
     ],
 )

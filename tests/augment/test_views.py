@@ -370,6 +370,22 @@ def test_local_views_of_open_size_are_whole_patches(patch):
     )
 
 
+SIDES = [
+    (None, 32, 4, 32), (24, 32, 16, 24), (0.75, 32, 2, 24), (0.75, 32, 4, 24), (0.7, 32, 2, 22), (0.1, 32, 2, 8),
+    (0.5, 12, 2, 8), (0.9, 9, 16, 9), (0.75, 224, 2, 168), (0.75, 224, 16, 176), (0.75, 518, 14, 392), (0.1, 224, 16, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "image", "patch", "side"), SIDES)
+@pytest.mark.parametrize("component", [Pair, Asymmetric, MultiCrop, NamedViews])
+def test_a_share_of_the_image_is_whole_patches(component, asked, image, patch, side):
+    settings = {"groups": {"global": {"size": asked}}} if component is NamedViews else {"size": asked}
+    augmentation = build(component, spec(image), **settings)
+    augmentation.fit_patches(patch)
+    assert [group.size for group in augmentation.groups()][:1] == [side]
+    assert {transform.size for transform in augmentation.groups()[0].transforms} == {side}
+
+
 def test_a_local_size_that_was_set_is_kept():
     augmentation = build(MultiCrop, local_size=13)
     augmentation.fit_patches(4)

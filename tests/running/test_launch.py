@@ -390,3 +390,10 @@ def test_numbers_of_numpy_are_numbers(start):
     settings = RunDir.open(result.run_dir).read_config()
     assert (settings["optimizer"]["lr"]["start"], settings["optimizer"]["momentum"]) == (0.25, 0.5)
     assert result.history[-1]["epoch"] == 1
+
+
+def test_a_run_on_smaller_views_leaves_a_backbone_for_whole_images(start):
+    result = start(image_size=16, augmentation={"size": 0.75})
+    groups = RunDir.open(result.run_dir).read_config()["augmentation"]
+    assert (groups["size"], result.backbone.image.size, result.preprocess.size) == (0.75, 16, 16)
+    assert math.isfinite(result.metrics["loss"])
