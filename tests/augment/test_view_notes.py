@@ -9,6 +9,7 @@ from akssl_core.config.schema import validate
 from akssl_core.data.base import ImageSpec
 from akssl_core.errors import ConfigError
 
+SIDE = "size: should be a whole number of pixels, 8 or more, or a share between 0 and 1, got"
 COMPONENTS = [Pair, Asymmetric, MultiCrop]
 
 
@@ -74,10 +75,10 @@ def test_the_choice_of_the_local_size_is_said():
         ({"blur_sigma": [0, 2]}, "blur_sigma.0: should be greater than 0, got 0"),
         (
             {"size": "half"},
-            "size: should be a whole number of pixels, 8 or more, or a share between 0 and 1, got 'half'",
+            f"{SIDE} 'half'",
         ),
-        ({"size": 1.5}, "size: should be a whole number of pixels, 8 or more, or a share between 0 and 1, got 1.5"),
-        ({"size": 4}, "size: should be a whole number of pixels, 8 or more, or a share between 0 and 1, got 4"),
+        ({"size": 1.5}, f"{SIDE} 1.5"),
+        ({"size": 4}, f"{SIDE} 4"),
         ({"gray": 0.2}, "unknown setting 'gray'. Did you mean 'grayscale'?"),
     ],
 )
