@@ -300,6 +300,12 @@ def test_recipes_are_valid(name: str, recipe: str) -> None:
         assert spec.optimizer.config.lr_inside_momentum, "the LARS of the authors"
 
 
+def test_fast_differs_from_default_in_the_side_of_its_views_alone() -> None:
+    fast, default = (spec_of("simclr", recipe=recipe).table() for recipe in ("fast", "default"))
+    assert default["augmentation"]["size"] is None
+    assert fast == {**default, "recipe": "fast", "augmentation": {**default["augmentation"], "size": 0.625}}
+
+
 def test_learning_rates_of_imagenet_are_the_papers_at_its_batch() -> None:
     rates = {name: kind.recipes["imagenet"]["optimizer"]["lr"]["start"] for name, kind in METHODS.items()}
     assert rates["simclr"] * 4096 / 256 == pytest.approx(4.8)

@@ -22,6 +22,10 @@ DEFAULT: dict[str, Any] = {
     "train": {"batch_size": 128},
 }
 
+# Views of five eighths of the side, of which two and a half take the time of one, and in which things are about as large
+# as in the whole images that the backbone is used for (arXiv 1906.06423). Chosen on held-out images of CIFAR-10.
+FAST: dict[str, Any] = {**DEFAULT, "augmentation": {**DEFAULT["augmentation"], "size": 0.625}}
+
 # The authors' LARS keeps the learning rate inside the momentum. Their code's loss is twice the paper's, and their rates
 # and weight decays belong to it: with the paper's, weight decay would weigh twice as much beside the gradient, and
 # biases and norms, which have no trust ratio, would take half of their steps.
@@ -76,7 +80,7 @@ IMAGENET_V2: dict[str, Any] = {
     "train": {"epochs": 800, "batch_size": 4096, "image_size": 224},
 }
 
-RECIPES = {"default": DEFAULT, "cifar": CIFAR, "imagenet": IMAGENET}
+RECIPES = {"default": DEFAULT, "fast": FAST, "cifar": CIFAR, "imagenet": IMAGENET}
 RECIPES_V2 = {
     "default": DEFAULT,
     "cifar": {**CIFAR, "method": {**CIFAR["method"], "projector_layers": 3}},
