@@ -40,6 +40,7 @@ from akssl_core.training.hardware import choose_hardware
 
 OURS = "ours"
 SYSTEMS = (OURS, "lightly simclr", "stable-pretraining lejepa", "emp-ssl emp")
+FAST = {"method": "simclr", "recipe": "fast"}
 NETWORK = "resnet_tiny"
 MINUTES = (2.0, 5.0, 10.0)
 END = 10.0  # seconds of ours beside its steps: a few are timed; the last checkpoint, scores and the backbone's file
@@ -76,7 +77,7 @@ def train(system: str, data: dict[str, Any], out: str, until: float, seed: int, 
 def train_ours(out: Path, data: dict[str, Any], until: float, seed: int, settings: dict[str, Any]) -> Weights:
     """As many steps of a recipe as fit."""
     few = {"bank": 100, "queries": 100, "online_bank": 100, "online_queries": 100, "every": 1e6}
-    asked = {"method": "simclr", "backbone": NETWORK, "data": pixels_of(data), "seed": seed, **settings}
+    asked = {"backbone": NETWORK, "data": pixels_of(data), "seed": seed, **settings}
     left = until - END - time.time()
     result = akssl_core.run(budget=max(left, 1.0), out=out, evaluate=few, report=False, overwrite=True, **asked)
     return result.backbone.state_dict(), [result.preprocess.mean, result.preprocess.std]
@@ -116,7 +117,7 @@ def pixels_of(data: dict[str, Any]) -> torch.Tensor:
 def reach(goal: float, data: dict[str, Any], minutes: float, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """After how many seconds of steps the k-NN accuracy of ours came to a goal, or its best if it did not."""
     whole = {"every": 1, "bank": 50_000, "queries": 10_000}
-    asked = {"method": "simclr", "backbone": NETWORK, "data": data, "seed": seed, "evaluate": whole, **settings}
+    asked = {"backbone": NETWORK, "data": data, "seed": seed, "evaluate": whole, **settings}
     with tempfile.TemporaryDirectory() as folder:
         result = akssl_core.run(budget=60 * minutes, out=Path(folder) / "run", report=False, **asked)
     seconds, best = 0.0, dict[str, Any]()
@@ -185,7 +186,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=MINUTES)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
     parser.add_argument(
-        "--settings", type=json.loads, default={}, help="of ours, as keywords of akssl_core.run in JSON"
+        "--settings", type=json.loads, default=FAST, help="of ours, as keywords of akssl_core.run in JSON"
     )
     parser.add_argument("--peer-settings", type=json.loads, default={}, help='{"rate": 0.3, "epochs": 2}')
     parser.add_argument("--reach", type=float, metavar="PERCENT", help="the time that ours takes to this k-NN")
