@@ -230,6 +230,8 @@ def make_plan(given: Given, plugins: Plugins, *, anew: bool = True) -> Plan:
         torch.default_generator.manual_seed(spec.seed)  # weights are drawn on the CPU; a GPU's numbers stay its own
         backbone = _backbone(spec, sight.image, given)
         rules.refuse_backbone(spec, backbone)
+        if isinstance(backbone, TokenBackbone):
+            sight.augmentation.fit_patches(backbone.patch_size)
         facts = _facts(spec, sight, backbone, views, share)
         rules.refuse_unlabelled(spec, facts)
         choices = spec.method_class.choose(spec.method.config, facts)
@@ -285,8 +287,6 @@ def _build(
     warnings += rules.batch_norms(method, facts, spec.train)
     warnings += rules.optimizer_warnings(spec, origin, backbone, facts.images)
     warnings += rules.backbone_warnings(spec, origin)
-    if isinstance(backbone, TokenBackbone):
-        augmentation.fit_patches(backbone.patch_size)
     hardware = sight.hardware
     notes = [f"precision {hardware.precision} on {hardware.device.type}: {hardware.reason}"]
     notes += [*sight.source.notes, *backbone.notes, *augmentation.notes, *rules.padding(backbone, augmentation)]
@@ -374,13 +374,15 @@ def _facts(spec: RunSpec, sight: Sight, backbone: Backbone, views: Mapping[str, 
     rates = spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)
     labelled, classes = sight.images.known_labels()
-    side = -(-image.size // backbone.patch_size) if isinstance(backbone, TokenBackbone) else None
+    groups = sight.augmentation.groups()
+    size = next((group.size for group in groups if group.name == "global"), groups[0].size)
+    side = -(-size // backbone.patch_size) if isinstance(backbone, TokenBackbone) else None
     family = re.match("[a-z]*", backbone.name.rpartition("/")[2].lower())
     return Facts(
         images=images,
         batch_size=train.batch_size,
         forward_size=share,
-        image_size=image.size,
+        image_size=size,
         epochs=train.epochs,
         views=views,
         peak_rate=rates.lr.peak(rules.length(train, images).epochs) * rates.scale(train.batch_size),

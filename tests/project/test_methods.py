@@ -67,6 +67,18 @@ def test_a_step_needs_no_label_and_reports_the_spread_of_its_projections(plan):
     assert not plan.method.collapses or 0 <= terms["z_std_ratio"] < 1.1
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_step_on_views_smaller_than_the_image(name, photos):
+    """Choices are for the patches of a view, of which there are fewer than of the image."""
+    settings = {"data": photos[0], "backbone": narrow(name), "batch_size": 16, "precision": "fp32", "epochs": 2}
+    settings |= {"image_size": 32, "augmentation": {"size": 0.75}}
+    smaller = make_plan(collect(on_trial(name), None, settings, installed()), installed())
+    assert smaller.facts.image_size == 24
+    assert smaller.facts.tokens in (None, (6, 6))
+    assert smaller.method.backbone.image.size == 32
+    assert smaller.method.step(batch(smaller), Now(0, 4, 8))["loss"].isfinite()
+
+
 @each_method
 def test_a_step_fits_on_one_screen(plan):
     assert len(inspect.getsource(type(plan.method).step).splitlines()) <= SCREEN
