@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,9 @@ class TrainSpec(Schema):
         None, ge=1, description="stop after so many optimizer steps, even within an epoch"
     )
     batch_size: Flag[int | None] = Field(None, ge=1, description="images a step, over all processes")
-    image_size: Flag[int | None] = Field(None, ge=8, le=1024, description="side of the global views in pixels")
+    image_size: Flag[int | None] = Field(
+        None, ge=8, le=1024, description="side in pixels of the images that the backbone is for, and of global views"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches a step")
     precision: Flag[Literal["auto", "fp32", "bf16", "fp16"]] = Field(
         "auto", description="number format of the forward pass; what is float32 is never TF32"
@@ -110,6 +113,9 @@ class EvaluateSpec(Schema):
     batch_size: int = Field(256, ge=1, description="images a forward pass of the probe")
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600}  # seconds in each
+BUDGET = "budget"  # the origin of steps that were chosen to take a time begins with it
+LENGTH = ("epochs", "steps")  # settings of `train` that say how long a run is
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
 
 
@@ -191,6 +197,23 @@ class RunSpec(Schema):
     def table(self) -> dict[str, Any]:
         """The settings as plain values, as they stand in config.yaml."""
         return self.model_dump(mode="json")
+
+
+def seconds_of(budget: object) -> float:
+    """A time in seconds, of "90s", "30m", "2h" or a number of seconds.
+
+    Raises:
+        ConfigError: it is no time.
+    """
+    text = str(budget).strip().lower()
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"budget: expected a time as 90s, 30m or 2h, got {shown(budget)}.")
+    return seconds
 
 
 def flags(schema: type[Schema]) -> dict[str, FieldInfo]:

@@ -271,13 +271,13 @@ def job_of(row: dict[str, Any]) -> Job:
 
 
 class Kept:
-    """The rows of earlier calls and of this one, a line each in a folder, if there is one."""
+    """The rows of earlier calls and of this one, a line each in a file, if there is one."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.file = folder and folder / "rows.jsonl"
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        lines = self.file.read_text().splitlines() if self.file and self.file.exists() else []
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_text().splitlines() if file and file.exists() else []
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def add(self, row: dict[str, Any]) -> None:
@@ -293,7 +293,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument(
         "systems", nargs="*", help="only these methods, baselines or 'lightly NAME', 'stable-pretraining NAME'"
     )
-    parser.add_argument("--work", type=Path, help="folder to keep rows in, and to go on after them")
+    parser.add_argument("--work", type=Path, help="folder to keep rows in, and go on after them; another begins anew")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
     parser.add_argument("--data", nargs="+", default=list(SEEDS), choices=list(SEEDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="only these")
@@ -308,7 +308,7 @@ def main(given: list[str] | None = None) -> None:
     RESULTS.mkdir(exist_ok=True)
     wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data and job.seed in arguments.seeds]
     known = json.loads(file.read_text())["rows"] if file.exists() else []
-    kept = Kept(arguments.work)
+    kept = Kept(arguments.work and arguments.work / f"rows{suffix}.jsonl")
     rows = [row for row in known if job_of(row) not in wanted] + [row for row in kept.rows if job_of(row) in wanted]
     done = {job_of(row) for row in kept.rows}
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)

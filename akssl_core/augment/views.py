@@ -22,7 +22,7 @@ from .policy import PolicyTransform, Saturation, Scale, SolarizeChance, ViewPoli
 
 ImageCallable = Callable[[Any], Any]  # any torchvision transform, or a function of yours
 TWO_ALIKE: Any = {"global": {}}  # as a user would write it
-SIZE = "side of the views in pixels, or as a share of the run's image size; null: all of it"
+SIZE = "side of the views in pixels, 8 or more, or as a share of the run's image size; null: all of it"
 
 
 def _pixels_or_share(side: Any) -> int | float:
@@ -39,7 +39,7 @@ def view_side(asked: float | None, image: ImageSpec, multiple: int) -> int:
     if asked is None or asked >= 1:
         return int(asked or image.size)
     least = -(-8 // multiple)
-    return min(multiple * max(round(asked * image.size / multiple), least), image.size)
+    return min(multiple * max(int(asked * image.size / multiple + 0.5), least), image.size)
 
 
 class _Policies(Augmentation):
@@ -54,7 +54,7 @@ class _Policies(Augmentation):
         """The groups, with sides that are multiples of so many pixels where no pixels were asked for."""
 
     def fit_patches(self, side: int) -> None:
-        """Gives views whose side was no number of pixels whole patches."""
+        """Rounds sides that were given as a share, or left open, to whole patches."""
         self._groups = self._made(side)
 
     def groups(self) -> Sequence[ViewGroup]:
@@ -65,9 +65,9 @@ class _Policies(Augmentation):
     def notes(self) -> list[str]:
         """Values decided and operations left out, each once."""
         transforms = [t for group in self._groups for t in group.transforms if isinstance(t, PolicyTransform)]
-        asked, large = getattr(self.config, "size", None), self._groups[0]
-        said = [f"{large.name} views have {large.size} of {self.image.size} px: a crop enlarges what it shows"]
-        return [*(said if asked and asked < 1 else []), *decisions(transforms, self.image.channels)]
+        small = [group for group in self._groups if group.name != "local" and group.size < self.image.size]
+        said = [f"{g.name} views are {g.size} px, the images of the backbone {self.image.size} px" for g in small]
+        return [*said, *decisions(transforms, self.image.channels)]
 
 
 class AlikeViews(ViewPolicy):

@@ -88,6 +88,12 @@ def run_options(*left_out: str) -> Decorator:
     return added
 
 
+def budget_option(function: Any) -> Any:
+    """The option --budget of commands that train one run."""
+    text = "instead of --epochs: train for about so long, as 90s, 10m or 2h; probes and checkpoints come on top"
+    return click.option("--budget", metavar="TIME", help=text)(function)
+
+
 def set_option(text: str) -> Decorator:
     """The option --set, with what its settings are."""
     return click.option("--set", "assignments", multiple=True, metavar="A.B=VALUE", help=text)

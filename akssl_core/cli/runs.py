@@ -21,6 +21,7 @@ from .base import (
     OF_RUN,
     PATH,
     akssl,
+    budget_option,
     field_option,
     json_option,
     keywords,
@@ -43,7 +44,7 @@ MOST_A_CORE = 4  # processes that are started on a core at most
 @akssl.command(add_help_option=False)
 @click.argument("method", required=False)
 @run_options()
-@click.option("--budget", metavar="TIME", help="instead of --epochs: time for all training steps, as 90s, 10m, 2h")
+@budget_option
 @overwrite_option("replace the run that --out already holds")
 @click.option("--resume", type=click.Choice(["auto"]), help="go on where --out holds this run already, else begin it")
 @click.option("--slurm", is_flag=True, help="write a script for sbatch that runs this to its end, and train nothing")
@@ -84,6 +85,7 @@ def run(
 @click.argument("source")
 @click.option("--method", help="how to train  [default: as the weights were trained, else what suits their network]")
 @run_options("start")
+@budget_option
 @overwrite_option("replace the run that --out already holds")
 @click.option("--resume", type=click.Choice(["auto"]), help="go on where --out holds this run already, else begin it")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
@@ -133,6 +135,7 @@ def resume(
 @akssl.command()
 @click.argument("method", required=False)
 @run_options()
+@budget_option
 @click.option("--measure", is_flag=True, help="train a few steps to estimate the time; nothing of them is kept")
 def explain(method: str | None, measure: bool, **options: Any) -> None:
     """Show every setting of a run and who decided it, without training."""
@@ -220,11 +223,15 @@ def _write_script(asked: Mapping[str, Any], plugins: Plugins) -> None:
     from ..dist.slurm import CORES, script
     from ..rundir.files import refuse_file, write_atomic
     from ..rundir.folder import cannot_start
+    from ..running.estimate import leave_length_open
     from ..running.layers import check, collect, layer
 
     own = {name: asked[name] for name in OF_RUN if name in asked}
     settings = {name: value for name, value in asked.items() if name not in own}
-    spec = check(layer(collect(None, own.get("config"), settings, plugins), plugins), plugins)
+    given = collect(None, own.get("config"), settings, plugins)
+    if "budget" in own:
+        given = leave_length_open(own["budget"], given)
+    spec = check(layer(given, plugins), plugins)
     name = spec.method.name
     out = Path(own.get("out", f"runs/{name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")).absolute()
     file = out.with_name(f"{out.name}.sbatch")

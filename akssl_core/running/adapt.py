@@ -26,6 +26,7 @@ def adapt(
     data: Any = None,
     method: str | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
+    budget: str | float | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     overwrite: bool = False,
     resume: str | None = None,
@@ -44,6 +45,7 @@ def adapt(
         data: the images to adapt to, as `run` takes them.
         method: how to train. Default: the method that trained the weights, else one that suits their network.
         out: the run folder. Default: a new one under `runs/`.
+        budget: the time of all training steps, as for `run`.
         config: a YAML file or a table with any of the settings of `run`.
         overwrite: replace a run that `out` already holds.
         resume: "auto": go on with the run that `out` already holds, if it is the one asked for.
@@ -64,7 +66,7 @@ def adapt(
         name, reason = suited_method(given, plugins)
         layers.insert(0, (f"rule: {reason}", {"method": {"name": name}}))
     given = Given(layers, given.objects)
-    return run_given(given, plugins, out=out, overwrite=overwrite, resume=resume, report=report)
+    return run_given(given, plugins, out=out, budget=budget, overwrite=overwrite, resume=resume, report=report)
 
 
 def suited_method(given: Given, plugins: Plugins) -> tuple[str, str]:

@@ -6,27 +6,30 @@ import copy
 import math
 import statistics
 import time
+import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import dist
 from ..backbone import Backbone
-from ..errors import ConfigError, RunStopped, shown
+from ..errors import ConfigError, RunStopped
 from ..nn import EMA
 from ..optim import OptimizerConfig
+from ..plugins.manager import Plugins
 from ..schedule import Now
-from ..settings import Given
+from ..settings import BUDGET, LENGTH, Given, seconds_of
 from ..training.callback import Callback
 from ..training.engine import Engine, Terms
-from .plan import Plan
+from .plan import Plan, make_plan
 from .rules import length
 
 WARM_STEPS, MEASURED_STEPS = 2, 5
-UNITS = {"s": 1, "m": 60, "h": 3600}  # of a time
 MIB = 2**20
 
 
@@ -175,38 +178,34 @@ def seconds_per_step(plan: Plan) -> tuple[float, int]:
     return statistics.median(taken), len(taken)
 
 
-def seconds_of(budget: object) -> float:
-    """A time in seconds, of "90s", "30m", "2h" or a number of seconds.
+def leave_length_open(budget: object, given: Given) -> Given:
+    """The settings without a length, which is to follow from a time.
 
     Raises:
-        ConfigError: it is no time.
+        ConfigError: it is no time, or the length is told beside it.
     """
-    text = str(budget).strip().lower()
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
-    try:
-        seconds = float(number) * UNITS[unit]
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"budget: expected a time as 90s, 30m or 2h, got {shown(budget)}.")
-    return seconds
-
-
-def within(budget: str | float, given: Given, plan: Plan) -> Given:
-    """The settings with as many steps as fit into a time, of which a few are measured; the same in every process.
-
-    Raises:
-        ConfigError: it is no time, or the length is told as well.
-    """
-    allowed = seconds_of(budget)
-    if told := [name for name in ("epochs", "steps") if name in given.layers[-1][1].get("train", {})]:
+    seconds_of(budget)
+    if told := [name for name in LENGTH if name in given.layers[-1][1].get("train", {})]:
         raise ConfigError(f"budget: how many steps fit into {budget} is measured. Leave {told[0]} out, or the budget.")
+
+    def open_ended(table: Mapping[str, Any]) -> Mapping[str, Any]:
+        train = {name: value for name, value in table.get("train", {}).items() if name not in LENGTH}
+        return {**table, "train": train} if "train" in table else table
+
+    return Given([(who, open_ended(table)) for who, table in given.layers], given.objects)
+
+
+def within(budget: str | float, given: Given, plugins: Plugins) -> Given:
+    """The settings with as many steps as fit into a time, of which a few are measured; the same in every process."""
+    plan, allowed = make_plan(given, plugins), seconds_of(budget)
     plan.take_threads()
     each = float(dist.from_main(str(seconds_per_step(plan)[0])))
+    if allowed < each:
+        text = f"budget: a step takes {each:.3g} s here, longer than {budget}: one is trained"
+        warnings.warn(text, UserWarning, stacklevel=4)
     count = max(1, int(allowed / each))
-    per_epoch = steps(plan).steps_per_epoch
-    length = {"train": {"steps": count, "epochs": math.ceil(count / per_epoch)}}
-    return Given([*given.layers, (f"budget {budget} at {each:.3g} s a step", length)], given.objects)
+    told = {"train": {"steps": count, "epochs": math.ceil(count / steps(plan).steps_per_epoch)}}
+    return Given([*given.layers, (f"{BUDGET} {budget} at {each:.3g} s a step", told)], given.objects)
 
 
 def time_steps(plan: Plan) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from ..config.schema import leaves
 from ..errors import ConfigError, visible
 from ..plugins.manager import Plugins, installed
 from ..settings import RunSpec
-from .estimate import forecast, time_steps
+from .estimate import forecast, leave_length_open, time_steps, within
 from .layers import check, collect, layer
 from .plan import make_plan
 
@@ -50,6 +50,7 @@ def explain(
     method: str | Mapping[str, Any] | None = None,
     *,
     measure: bool = False,
+    budget: str | float | None = None,
     config: str | Path | Mapping[str, Any] | None = None,
     plugins: Plugins | None = None,
     who: str = "user",
@@ -60,6 +61,7 @@ def explain(
     Args:
         method: name of an installed method, or a table with its name and settings.
         measure: train a few steps to estimate the time; nothing of them is kept.
+        budget: as for `run`: a few steps are trained to know how many fit, and nothing of them is kept.
         config: a YAML file or a table with any of these settings.
         plugins: another plugin manager than the process-wide one.
         who: the origin of `settings`.
@@ -72,8 +74,10 @@ def explain(
     asked = {name: value for name, value in settings.items() if name not in ("out", "overwrite", "resume", "report")}
     given = collect(method, config, asked, plugins, who=who)
     devices = check(layer(given, plugins), plugins).train.devices
-    if measure and devices > 1:
-        raise ConfigError(f"--measure: it trains in this process alone, and {devices} were asked for. Leave one out.")
+    if devices > 1 and (timed := "--measure" if measure else "" if budget is None else "--budget"):
+        raise ConfigError(f"{timed}: it trains in this process alone, and {devices} were asked for. Leave one out.")
+    if budget is not None:
+        given = within(budget, leave_length_open(budget, given), plugins)
     with dist.acting_in(dist.Imagined(devices)):  # nothing is started here
         plan = make_plan(given, plugins)
         follows = (*forecast(plan), *([time_steps(plan)] if measure else ()))

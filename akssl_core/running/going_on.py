@@ -20,7 +20,7 @@ from ..rundir.checkpoints import Checkpoint
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir
 from ..rundir.schemas import Manifest
-from ..settings import Given, by_user
+from ..settings import BUDGET, LENGTH, Given, by_user
 from ..training.checkpoint import accept, changed, refuse_misfit
 from .estimate import steps
 from .layers import check, layer
@@ -29,7 +29,7 @@ from .process import Training, surroundings, write_beginning
 from .result import Result, read_result
 
 STORED = "config.yaml"  # the origin of what a resumed run's file says
-LENGTH = {"train.epochs", "train.steps"}  # a finished run goes on for more of them
+FURTHER = {f"train.{name}" for name in LENGTH}  # a finished run goes on for more of them
 DATA = ("images", "channels", "sample")  # what the manifest knows of the data; the sample is a hash of 16 images
 
 
@@ -54,7 +54,7 @@ def go_on_with_same(folder: RunDir, given: Given, plugins: Plugins, *, with_repo
             f"out: {folder.path} holds another run than the one that is asked for: {'; '.join(other)}. Ask for the "
             f"same, or choose another folder."
         )
-    if has_ended(folder) and not LENGTH & {one.path for one in differing}:
+    if has_ended(folder) and not FURTHER & {one.path for one in differing}:
         _tell_useless(folder, differing)
         return read(folder, given.objects.get("backbone"), plugins, with_report=with_report)
     return go_on(folder, given, plugins, with_report=with_report)
@@ -99,7 +99,7 @@ def read(folder: RunDir, backbone: nn.Module | None, plugins: Plugins, *, with_r
 
 def go_on(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool) -> Result:
     """Go on from the last checkpoint of a folder, with the settings that it began with and those that are told."""
-    stored = folder.read_config()
+    stored = _without_budget(folder, told)
     layers = [(STORED, stored), *told.layers]
     train = check(layer(Given(layers, told.objects), plugins), plugins).train
     with surroundings(train), ExitStack() as at_end:
@@ -121,7 +121,7 @@ def go_on(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool) -
         changes = accept(folder, plan.spec, checkpoint, steps(plan).total_steps, same_images=same_images)
         refuse_misfit(plan.method, checkpoint)
         differing = changed(stored, plan.spec)
-        if has_ended(folder) and not LENGTH & {one.path for one in differing}:
+        if has_ended(folder) and not FURTHER & {one.path for one in differing}:
             _tell_useless(folder, differing)
             return read(folder, told.objects.get("backbone"), plugins, with_report=with_report)
         notes = [*problems, *changes, *other]
@@ -130,6 +130,15 @@ def go_on(folder: RunDir, told: Given, plugins: Plugins, *, with_report: bool) -
         plan.take_threads()
         _rewind(folder, plan, plugins, checkpoint, notes)
         return Training(folder, plan, plugins, checkpoint).run(with_report=with_report)
+
+
+def _without_budget(folder: RunDir, told: Given) -> dict[str, Any]:
+    """The stored settings; steps that a budget has chosen give way to epochs that are told."""
+    stored, length = folder.read_config(), {name for _, table in told.layers for name in table.get("train", {})}
+    by_budget = folder.origins.get("train.steps", "").startswith(BUDGET)
+    if by_budget and "epochs" in length and "steps" not in length:
+        stored["train"] = {**stored["train"], "steps": None}
+    return stored
 
 
 def _refuse_without_weights(folder: RunDir, told: Given) -> None:

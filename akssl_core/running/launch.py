@@ -19,7 +19,7 @@ from ..plugins.manager import Plugins, installed
 from ..rundir.files import CannotWrite
 from ..rundir.folder import RunDir, cannot_start, holds_run, refuse_folder
 from ..settings import Given
-from .estimate import within
+from .estimate import leave_length_open, within
 from .going_on import go_on, go_on_with_same, is_only_read, read
 from .layers import asked, check, collect, layer, set_aside, stand_ins
 from .plan import Plan, make_plan
@@ -67,7 +67,8 @@ def run(
         budget: instead of epochs, the time of all training steps: "90s", "10m", "2h" or seconds. How many fit is found
             by timing a few, and recorded as `train.steps`; a run that goes on keeps it.
         batch_size: images a step, over all processes.
-        image_size: side of the global views in pixels.
+        image_size: side in pixels of the images that the backbone is for; global views are as large, unless
+            `augmentation.size` says otherwise.
         out: the run folder. Default: a new one under `runs/`.
         start: weights to begin from: a run folder, a `.safetensors` file of ours or of another library, or the name
             of a backbone that has published weights. Default: random ones.
@@ -109,6 +110,8 @@ def run_given(
     budget: str | float | None = None,
 ) -> Result:
     """A run of settings in layers, as `run` begins it."""
+    if budget is not None:
+        given = leave_length_open(budget, given)
     if resume is not None:
         _refuse_auto(resume, out, overwrite=overwrite)
     elif out is not None and dist.is_main():
@@ -117,9 +120,7 @@ def run_given(
     with surroundings(check(layer(given, plugins), plugins).train):
         if resume is not None and out is not None and dist.any_rank(dist.is_main() and holds_run(user_path(out))):
             return go_on_with_same(RunDir.open(user_path(out)), given, plugins, with_report=report)
-        plan = make_plan(given, plugins)
-        if budget is not None:
-            plan = make_plan(within(budget, given, plan), plugins)
+        plan = make_plan(given if budget is None else within(budget, given, plugins), plugins)
         for text in plan.warnings:
             warnings.warn(text, UserWarning, stacklevel=2)
         path = user_path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))

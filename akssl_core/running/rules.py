@@ -38,7 +38,7 @@ FACTOR = 4  # how far a batch may be from that of the recipe's learning rate
 
 # -- choices -------------------------------------------------------------------------------------
 def view_size(natural_size: int, *, on_cpu: bool) -> Choice:
-    """The side of the global views in pixels: what suits the images, if it suits the machine."""
+    """The side of the images in pixels: what suits the images, if it suits the machine."""
     if on_cpu and natural_size > CPU_IMAGE_SIZE:
         return Choice(CPU_IMAGE_SIZE, f"{natural_size} suits the images, {CPU_IMAGE_SIZE} suits a CPU")
     return Choice(natural_size, "the size of the images")

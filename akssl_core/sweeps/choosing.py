@@ -18,10 +18,10 @@ from ..plugins.manager import Plugins, installed
 from ..reporting.comparison import Summary
 from ..reporting.svg import short
 from ..rundir.files import json_bytes, write_atomic
-from ..running.estimate import seconds_of, seconds_per_step
+from ..running.estimate import seconds_per_step
 from ..running.layers import collect
 from ..running.plan import make_plan
-from ..settings import Given, dotted, merged, sections, table_of
+from ..settings import Given, dotted, merged, seconds_of, sections, table_of
 from .folder import EVERY, begin, listed, names, perform, refuse_own
 from .grid import Combination, combinations
 from .judge import told_apart

@@ -48,10 +48,11 @@ def test_a_blur_that_was_set_is_kept_at_any_size():
     assert build(Pair, spec(16), blur=0.7).groups()[0].transforms[0].policy.blur == 0.7
 
 
-def test_a_share_of_the_image_is_said():
-    (said, _) = build(Pair, spec(32), size=0.75).notes
-    assert said == "global views have 24 of 32 px: a crop enlarges what it shows"
-    assert build(Pair, spec(32), size=24).notes == build(Pair, spec(24)).notes
+def test_views_smaller_than_the_image_are_told():
+    said = "global views are 24 px, the images of the backbone 32 px"
+    named = build(NamedViews, spec(32), groups={"global": {"size": 0.75}})
+    assert build(Pair, spec(32), size=0.75).notes == build(Pair, spec(32), size=24).notes == named.notes
+    assert named.notes == [said, *build(Pair, spec(24)).notes]
 
 
 def test_the_choice_of_the_local_size_is_said():

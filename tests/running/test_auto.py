@@ -10,6 +10,7 @@ from whole_runs import losses, same
 
 from akssl_core.errors import ConfigError, RunDirError
 from akssl_core.rundir.folder import RunDir
+from akssl_core.running.explain import explain
 from akssl_core.running.launch import resume as go_on
 from akssl_core.running.launch import run
 
@@ -56,8 +57,13 @@ def test_another_run_is_refused_with_what_differs(start, killed, step, other, di
 BUDGET = {**SETTINGS, "epochs": None}
 
 
-def test_a_budget_is_as_many_steps_as_fit(start, killed, monkeypatch):
+@pytest.fixture
+def timed(monkeypatch):
+    """Every step takes 0.3 s, as far as a budget is concerned."""
     monkeypatch.setattr("akssl_core.running.estimate.seconds_per_step", lambda plan: (0.3, 5))
+
+
+def test_a_budget_is_as_many_steps_as_fit(start, killed, timed, monkeypatch):
     result = start("ten", budget="3s", **BUDGET)
     assert result.history[-1]["step"] == 10
     rates = [row["lr"] for row in result.history]
@@ -70,10 +76,35 @@ def test_a_budget_is_as_many_steps_as_fit(start, killed, monkeypatch):
     assert losses(start(resume="auto", budget="3s", **BUDGET)) == losses(result)
 
 
+def test_a_budget_wins_over_the_length_in_a_file(start, killed, timed):
+    asked = {**BUDGET, "config": {"train": {"epochs": 7, "steps": None}}, "budget": "3s"}
+    assert start("ten", **asked).history[-1]["step"] == 10
+    killed(5, "run", **asked)
+    assert start(resume="auto", **asked).history[-1]["step"] == 10
+
+
+def test_a_run_of_a_budget_trains_further_for_more_epochs(start, toys, photos, timed):
+    short = start("run", budget="3s", **BUDGET)
+    with pytest.warns(UserWarning, match=r"train.epochs: 2 -> 5; train.steps: 10 -> null"):
+        result = go_on(short.run_dir, epochs=5, data=photos, plugins=toys)
+    assert result.history[-1]["epoch"] == 5
+
+
+def test_a_budget_shorter_than_a_step_is_told(start, timed):
+    with pytest.warns(UserWarning, match=r"a step takes 0.3 s here, longer than 0.1s: one is trained"):
+        assert start(budget="0.1s", **BUDGET).history[-1]["step"] == 1
+
+
+def test_explain_tells_how_many_steps_fit(toys, timed):
+    found = explain("toy", budget="3s", data={"name": "shapes", "size": 64}, plugins=toys)
+    assert (found.settings["train.steps"], found.origins["train.steps"]) == (10, "budget 3s at 0.3 s a step")
+
+
 @pytest.mark.parametrize("budget", ["ten", "3d", "0s", -1, "inf", True])
-def test_a_budget_is_a_time(start, budget):
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_budget_is_a_time(start, budget, resume):
     with pytest.raises(ConfigError, match="budget: expected a time as 90s, 30m or 2h, got"):
-        start(budget=budget, **BUDGET)
+        start(budget=budget, resume=resume, **BUDGET)
 
 
 def test_a_budget_and_epochs_are_one_too_many(start):

@@ -186,7 +186,7 @@ class MAE(Method[TokenBackbone]):
         visible = kept(tokens, config.mask_ratio)
         if tokens < 2:
             raise ConfigError(
-                f"backbone.patch_size: images of {facts.image_size} px are 1 patch; expected 2 or more, of which some "
+                f"backbone.patch_size: views of {facts.image_size} px are 1 patch; expected 2 or more, of which some "
                 "are hidden. Use smaller patches or larger images."
             )
         if not 0 < visible < tokens:
