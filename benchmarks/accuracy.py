@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import Kept
 
 import akssl_core
 from akssl_core import Backbone, ImageSpec, Preprocess
@@ -268,23 +269,6 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
 def job_of(row: dict[str, Any]) -> Job:
     """What a row was measured by."""
     return Job(row["data"], row["system"], row["seed"])
-
-
-class Kept:
-    """The rows of earlier calls and of this one, a line each in a file, if there is one."""
-
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_text().splitlines() if file and file.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep one more."""
-        if self.file:
-            with self.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
 
 
 def main(given: list[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from results import facts, write
+from results import Kept, facts, write
 
 import akssl_core
 
@@ -138,18 +138,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        lines = work / "rows.jsonl"
-        rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+        kept = Kept(work / "rows.jsonl")
         for job in jobs(list(sets), arguments.methods, arguments.seeds):
-            if any(all(row[name] == value for name, value in job.items()) for row in rows):
+            if kept.of(job):
                 continue
-            rows.append(measured(sets, job, arguments, work))
-            with lines.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            kept.add(measured(sets, job, arguments, work))
+            print(json.dumps(kept.rows[-1]), file=sys.stderr, flush=True)
     budget = {name: getattr(arguments, name) for name in ("images", "seen")}
-    write(NAME, [shown(row) for row in rows], facts(**budget, **summary(rows)))
-    print(json.dumps(summary(rows)))
+    write(NAME, [shown(row) for row in kept.rows], facts(**budget, **summary(kept.rows)))
+    print(json.dumps(summary(kept.rows)))
 
 
 if __name__ == "__main__":

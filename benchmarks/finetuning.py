@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import facts, write
+from results import Kept, facts, write
 
 import akssl_core
 from akssl_core.data import open_source
@@ -70,21 +70,16 @@ class Fits:
     """Fits by what they are known by: made where they are not in the file yet."""
 
     def __init__(self, run: Path, data: Any, work: Path) -> None:
-        self.run, self.work, self.file = run, work, work / "fits.jsonl"
+        self.run, self.work, self.kept = run, work, Kept(work / "fits.jsonl")
         self.data = {"validation": training_images(data), "test": data}
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        self.known: list[Row] = [json.loads(line) for line in lines]
 
     def __call__(self, *key: Any) -> Row:
         """The fit of (part, share, epochs, draw)."""
         job = dict(zip(FIT, key, strict=True))
-        for row in self.known:
-            if all(row[name] == value for name, value in job.items()):
-                return row
+        if known := self.kept.of(job):
+            return known
         made = fit(self.run, self.data[job["part"]], job, self.work)
-        self.known.append(made)
-        with self.file.open("a") as file:
-            file.write(json.dumps(made) + "\n")
+        self.kept.add(made)
         print(json.dumps(made), file=sys.stderr, flush=True)
         return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,24 @@ def write(name: str, rows: list[dict[str, Any]], machine: dict[str, Any]) -> Non
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [[str(row.get(column, "-")) for column in columns] for row in rows]
     (RESULTS / f"{name}.md").write_text(describe.markdown(columns, lines) + "\n")
+
+
+class Kept:
+    """Rows of earlier calls and of this one, a line of JSON each in a file; in memory alone where there is none."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file and file.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def of(self, job: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The row that has these values, if there is one."""
+        return next((row for row in self.rows if all(row[name] == value for name, value in job.items())), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep one more."""
+        self.rows.append(row)
+        if self.file:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")

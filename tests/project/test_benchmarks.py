@@ -128,7 +128,7 @@ def test_accuracy_goes_on_after_the_rows_that_it_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
     before = {"rows": [row("simsiam", 1.0), row("random init", 2.0)]}
     (tmp_path / "accuracy.json").write_text(json.dumps(before))
-    accuracy.Kept(tmp_path / "work" / "rows.jsonl").add(row("random init", 3.0))
+    results.Kept(tmp_path / "work" / "rows.jsonl").add(row("random init", 3.0))
     accuracy.main(["random init", "--data", "shapes", "--seeds", "0", "--work", str(tmp_path / "work")])
     table = json.loads((tmp_path / "accuracy.json").read_text())
     assert table["rows"] == [row("simsiam", 1.0), row("random init", 3.0)]
