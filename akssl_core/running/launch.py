@@ -67,8 +67,7 @@ def run(
         budget: instead of epochs, the time of all training steps: "90s", "10m", "2h" or seconds. How many fit is found
             by timing a few, and recorded as `train.steps`; a run that goes on keeps it.
         batch_size: images a step, over all processes.
-        image_size: side in pixels of the images that the backbone is for; global views are as large, unless
-            `augmentation.size` says otherwise.
+        image_size: side in pixels of the images that the backbone is for, and of global views.
         out: the run folder. Default: a new one under `runs/`.
         start: weights to begin from: a run folder, a `.safetensors` file of ours or of another library, or the name
             of a backbone that has published weights. Default: random ones.
