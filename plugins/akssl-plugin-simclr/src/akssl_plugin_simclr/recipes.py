@@ -22,7 +22,7 @@ DEFAULT: dict[str, Any] = {
     "train": {"batch_size": 128},
 }
 
-# Views of five eighths of the side, of which two and a half take the time of one, and in which things are about as
+# Views of five eighths of the side, of which about two take the time of one, and in which things are about as
 # large as in the whole images that the backbone is used for (arXiv 1906.06423). Chosen on held-out images of CIFAR-10.
 FAST: dict[str, Any] = {**DEFAULT, "augmentation": {**DEFAULT["augmentation"], "size": 0.625}}
 
