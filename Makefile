@@ -63,8 +63,8 @@ bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds; DATA=
 	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --work runs/natural
 	$(BIN)/python docs/generate.py
 
-speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; hours
-	$(BIN)/python benchmarks/speedrun.py --cifar $(DATA)
+speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; six hours; repeat it to go on
+	$(BIN)/python benchmarks/speedrun.py --cifar $(DATA) --work runs/speedrun
 
 bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, six minutes
 	$(BIN)/python benchmarks/did_it_help.py

@@ -5,13 +5,15 @@ runs from the start of that process to its end, with the file of the backbone wr
 as bank) is no part of it. Ours takes the steps of one recipe that fit (`budget`); peers
 train until it is over. Settings are chosen with `--validation`: there every tenth training image is a query, and trains
 nothing. `--reach 90` asks for the time instead: ours trains for the longest of the times with a probe an epoch, whose
-seconds do not count. Writes benchmarks/results/speedrun.json.
+seconds do not count. Writes benchmarks/results/speedrun.json after every run; with `--work` the same command goes on,
+and seeds that are not asked for keep their runs, each of which names its processor.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import statistics
 import subprocess
@@ -24,8 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
-from results import facts, write
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -140,12 +142,13 @@ def network(mean: Sequence[float], std: Sequence[float]) -> Backbone:
 
 
 # -- the contest ------------------------------------------------------------------------------------
-def race(system: str, minutes: float, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run by the clock, and its score."""
+def race(
+    arguments: argparse.Namespace, system: str, minutes: float, seed: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The score of one run by the clock, and its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.safetensors"
         data = tables(arguments.cifar, Path(folder), arguments.validation)
-        settings = arguments.settings if system == OURS else arguments.peer_settings
         started = time.time()
         task = {"system": system, "data": data, "out": str(file), "until": started + 60 * minutes, "seed": seed}
         subprocess.run([sys.executable, __file__, "--child", json.dumps({**task, "settings": settings})], check=True)
@@ -153,10 +156,7 @@ def race(system: str, minutes: float, seed: int, arguments: argparse.Namespace) 
         with safe_open(file, "pt") as opened:
             backbone = network(*json.loads(opened.metadata()["image"]))
         backbone.load_state_dict(load_file(file))
-        return {
-            "system": system, "minutes": minutes, "seed": seed, "k-NN": round(score(backbone.eval(), data), 2),
-            "seconds": round(seconds, 1),
-        }  # fmt: skip
+        return {"k-NN": round(score(backbone.eval(), data), 2), "seconds": round(seconds, 1)}
 
 
 def score(backbone: Backbone, data: dict[str, Any]) -> float:
@@ -181,6 +181,24 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def contest(arguments: argparse.Namespace) -> None:
+    """Every system over all times with one seed, then with the next; the table is written after each run."""
+    file = results.RESULTS / "speedrun.json"
+    kept = results.Kept(arguments.work and arguments.work / f"{'held' if arguments.validation else 'test'}.jsonl")
+    wanted = list(itertools.product(arguments.seeds, arguments.minutes, arguments.systems))
+    known = json.loads(file.read_text())["facts"]["runs"] if file.exists() else []
+    rows = [row for row in known if (row["seed"], row["minutes"], row["system"]) not in wanted]
+    for seed, minutes, system in wanted:
+        settings = arguments.settings if system == OURS else arguments.peer_settings
+        job = {"system": system, "minutes": minutes, "seed": seed, "settings": settings}
+        if (row := kept.of(job)) is None:
+            kept.add(row := {**job, **race(arguments, **job), "cpu": results.cpu()})
+            print(row, flush=True)
+        rows.append(row)
+        if not arguments.validation:
+            results.write("speedrun", summary(rows), results.facts(runs=rows))
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Run what is asked for, and write the table after each run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -197,26 +215,21 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-settings", type=json.loads, default={}, help='{"rate": 0.3, "epochs": 2}')
     parser.add_argument("--reach", type=float, metavar="PERCENT", help="the time that ours takes to this k-NN")
     parser.add_argument("--validation", action="store_true", help="score training images that train nothing")
+    parser.add_argument("--work", type=Path, help="folder to keep runs in, and go on after them; another begins anew")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(given)
     if arguments.child:
-        return train(**arguments.child)
-    if arguments.reach is not None:
+        train(**arguments.child)
+    elif arguments.reach is not None:
         with tempfile.TemporaryDirectory() as folder:
             data = tables(arguments.cifar, Path(folder), arguments.validation)
             asked = arguments.reach, data, max(arguments.minutes)
             rows = [reach(*asked, seed, arguments.settings) for seed in arguments.seeds]
         print(*rows, sep="\n")
-        return None if arguments.validation else write("speedrun-reach", rows, facts(settings=arguments.settings))
-    rows = []
-    for seed in arguments.seeds:
-        for minutes in arguments.minutes:
-            for system in arguments.systems:
-                rows.append(race(system, minutes, seed, arguments))
-                print(rows[-1], flush=True)
-    if not arguments.validation:
-        write("speedrun", summary(rows), facts(runs=rows))
-    return None
+        if not arguments.validation:
+            results.write("speedrun-reach", rows, results.facts(settings=arguments.settings))
+    else:
+        contest(arguments)
 
 
 if __name__ == "__main__":

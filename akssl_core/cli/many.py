@@ -13,7 +13,7 @@ from .base import PATH, akssl, json_option, keywords, run_options, set_option, s
 
 
 @akssl.command()
-@click.option("--methods", required=True, metavar="A,B,...", help="methods to train, or all that are installed: all")
+@click.option("--methods", required=True, metavar="A,B,...", help="methods to train; all: those that need only images")
 @click.option("--seeds", default="0", metavar="N,M,...", help="seeds, each for every combination  [default: 0]")
 @set_option("a setting with a value for all runs, or with several to try: optimizer.lr=0.1,0.3")
 @click.option("--out", required=True, type=PATH, help="folder of the sweep, a run folder in it each")
@@ -43,7 +43,7 @@ def sweep(ctx: click.Context, /, methods: str, seeds: str, no_report: bool, as_j
 
 
 @akssl.command()
-@click.option("--methods", default="all", metavar="A,B,...", help="candidates  [default: all that are installed]")
+@click.option("--methods", default="all", metavar="A,B,...", help="candidates  [default: all that need only images]")
 @click.option("--budget", metavar="TIME", help="time for all of it, the training alone: 90s, 30m, 2h")
 @click.option("--epochs", type=int, help="instead of --budget: passes over the images of the last round")
 @click.option("--seed", type=int, default=0, help="of all runs  [default: 0]")

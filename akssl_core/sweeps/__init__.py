@@ -15,7 +15,7 @@ from ..rundir.files import json_bytes, write_atomic
 from ..running.layers import check, collect, layer
 from ..settings import dotted, table_of
 from .choosing import Chosen, Trial, choose
-from .folder import begin, listed, names, perform, refuse_own
+from .folder import EVERY, begin, listed, names, perform, plans, refuse_own
 from .grid import Combination, combinations
 from .result import Row, Spread, Sweep, row_of
 
@@ -42,7 +42,7 @@ def sweep(
     fails is reported and the others go on. `out` gets results.md, results.json and compare.html.
 
     Args:
-        methods: names of methods, or "all" for every one that is installed.
+        methods: names of methods, or "all" for every one that is installed and needs nothing but images.
         out: the folder of the sweep.
         seeds: each combination is run with each.
         varied: settings by dotted path with the values to try: {"optimizer.lr": [0.1, 0.3]}.
@@ -62,6 +62,13 @@ def sweep(
     for one in planned:  # mistakes in settings are told before anything is trained
         refuse_own(dotted(list(one.settings.items())))
         check(layer(collect(None, config, one.keywords(common), plugins), plugins), plugins)
+    if methods in (EVERY, [EVERY]):
+        left_out: dict[str, str] = {}
+        first = [one for one in planned if one.seed == planned[0].seed]
+        fit = {one.name for one, _, _ in plans(first, config, common, plugins, left_out)}
+        planned = [one for one in planned if one.name in fit]
+        for name, why in left_out.items():
+            tell(f"left out: {name}: {why}")
     folder = user_path(out)
     begin(folder, config, common)
     failed: dict[str, str] = {}

@@ -12,17 +12,16 @@ from typing import Any
 from ..config import describe
 from ..config.schema import leaves, user_path
 from ..data import ImageSet
-from ..errors import AksslError, ConfigError, shown
+from ..errors import ConfigError, shown
 from ..exporting.backbone_file import load_backbone
 from ..plugins.manager import Plugins, installed
 from ..reporting.comparison import Summary
 from ..reporting.svg import short
 from ..rundir.files import json_bytes, write_atomic
 from ..running.estimate import seconds_per_step
-from ..running.layers import collect
 from ..running.plan import make_plan
-from ..settings import Given, dotted, merged, seconds_of, sections, table_of
-from .folder import EVERY, begin, listed, names, perform, refuse_own
+from ..settings import Given, merged, seconds_of, sections, table_of
+from .folder import EVERY, begin, listed, names, perform, plans, refuse_own
 from .grid import Combination, combinations
 from .judge import told_apart
 
@@ -155,7 +154,7 @@ class _Candidate:
     @property
     def name(self) -> str:
         """The method, with the settings that vary."""
-        return _name(self.combination)
+        return self.combination.name
 
     @property
     def folder(self) -> str:
@@ -178,20 +177,10 @@ class _Search:
         Raises:
             AksslError: one that was named cannot be trained, or none can.
         """
-        for one in planned:
-            try:
-                refuse_own(dotted(list(one.settings.items())))
-                given = collect(None, self.config, one.keywords(self.common), self.plugins)
-                plan = make_plan(given, self.plugins)
-            except AksslError as error:
-                if not all_of_them:
-                    raise
-                self.left_out[_name(one)] = str(error)
-                continue
+        left_out = self.left_out if all_of_them else None
+        for one, given, plan in plans(planned, self.config, self.common, self.plugins, left_out):
             self.candidates.append(_Candidate(one, given, len(plan.images), plan.spec.train.batch_size or 1))
             self.images = self.images or plan.images
-        if not self.candidates:
-            raise ConfigError(f"methods: none can be trained. {next(iter(self.left_out.values()), '')}")
         for name, why in self.left_out.items():
             self.tell(f"left out: {name}: {why}")
 
@@ -301,10 +290,6 @@ def _refuse_decided(common: Mapping[str, Any], varied: Mapping[str, Any]) -> Non
     told = {path.removeprefix("train.") for path in (*dict(leaves(sections(common))), *varied)}
     if wrong := sorted(told & {"epochs", "steps"}):
         raise ConfigError(f"choose: '{wrong[0]}' follows from the budget. Give budget or epochs alone.")
-
-
-def _name(one: Combination) -> str:
-    return " ".join([one.method, *(f"{path}={json.dumps(value)}" for path, value in one.settings.items())])
 
 
 def _cells(trial: Trial) -> list[str]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config.schema import changes, user_path
 from ..config.yaml import read_yaml
-from ..errors import ConfigError, RunDirError, shown
+from ..errors import AksslError, ConfigError, RunDirError, shown
 from ..plugins.lookup import methods as installed_methods
 from ..plugins.manager import Plugins
 from ..rundir.files import json_bytes, write_atomic
 from ..rundir.folder import RunDir
 from ..running.launch import resume, run
-from ..running.layers import set_aside
-from ..settings import Layers, merged, sections
+from ..running.layers import collect, set_aside
+from ..running.plan import Plan, make_plan
+from ..settings import Given, Layers, dotted, merged, sections
 from .grid import Combination
 from .result import FORMAT
 
@@ -30,6 +31,35 @@ def names(methods: str | Sequence[str], plugins: Plugins) -> list[str]:
     if asked == [EVERY]:
         return [one.name for one in installed_methods(plugins=plugins)]
     return [plugins.get("method", name).name for name in asked]
+
+
+def plans(
+    planned: Sequence[Combination],
+    config: Any,
+    common: Mapping[str, Any],
+    plugins: Plugins,
+    left_out: dict[str, str] | None,
+) -> Iterator[tuple[Combination, Given, Plan]]:
+    """What is given to each combination, and its plan; `left_out` gets those without one and why, if there is one.
+
+    Raises:
+        AksslError: a combination cannot be trained and there is no `left_out`, or none can.
+    """
+    found = False
+    for one in planned:
+        try:
+            refuse_own(dotted(list(one.settings.items())))
+            given = collect(None, config, one.keywords(common), plugins)
+            plan = make_plan(given, plugins)
+        except AksslError as error:
+            if left_out is None:
+                raise
+            left_out[one.name] = str(error)
+            continue
+        found = True
+        yield one, given, plan
+    if not found:
+        raise ConfigError(f"methods: none can be trained. {next(iter((left_out or {}).values()), '')}")
 
 
 def listed(name: str, values: Any) -> list[Any]:

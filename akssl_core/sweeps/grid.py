@@ -25,6 +25,11 @@ class Combination:
     seed: int
 
     @property
+    def name(self) -> str:
+        """The method, with the settings that vary."""
+        return " ".join([self.method, *(f"{path}={json.dumps(value)}" for path, value in self.settings.items())])
+
+    @property
     def folder(self) -> str:
         """The name of its run folder: `simsiam-optimizer.lr=0.1-seed=0`, the same for the same run."""
         parts = [f"{path}={_text(value)}" for path, value in self.settings.items()]

@@ -165,7 +165,7 @@ def test_numbers_of_a_sweep_are_compared_with_k_nn(monkeypatch, tmp_path, thread
     assert all(len(row["points lost, by seed"].split(", ")) == 2 for row in rows)
 
 
-def test_a_speedrun_ends_with_a_scored_backbone(monkeypatch, tmp_path):
+def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     for part, photos in (("train", 32), ("test", 8)):
         for of in ("cat", "dog"):
@@ -176,6 +176,16 @@ def test_a_speedrun_ends_with_a_scored_backbone(monkeypatch, tmp_path):
     assert (row["system"], row["runs"]) == ("ours", 1)
     assert 0 <= row["median k-NN"] <= 100
     assert row["longest s"] > 0
+
+    monkeypatch.setattr(speedrun, "race", lambda arguments, **job: {"k-NN": 10.0 + job["seed"], "seconds": 1.0})
+    again = [*asked[:-1], "1", "2", "--work", str(tmp_path / "work")]
+    speedrun.main(again)
+    (table,) = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
+    assert table["runs"] == 3  # that of seed 0 is kept
+    monkeypatch.setattr(speedrun, "race", None)  # nothing is run a second time
+    speedrun.main(again)
+    assert json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"] == [table]
+
     speedrun.main([*asked, "--reach", "1", "--settings", '{"method": "simclr", "batch_size": 8}'])
     (row,) = json.loads((tmp_path / "results" / "speedrun-reach.json").read_text())["rows"]
     assert row["k-NN"] >= row["goal"] == 1

@@ -57,6 +57,27 @@ def test_mean_and_deviation():
 
 
 # -- runs -----------------------------------------------------------------------------------------
+def test_of_all_methods_those_that_need_more_than_images_are_left_out(more, tmp_path, monkeypatch):
+    def check(cls, config, facts):
+        raise ConfigError("method.teacher: there is nothing to learn from")
+
+    monkeypatch.setattr(Breaking, "check", classmethod(check))
+    told = []
+    found = sweep("all", seeds=(0, 1), out=tmp_path / "all", tell=told.append, plugins=more, **SMALL)
+    assert [row.method for row in found.rows] == ["toy"]
+    assert not found.failed
+    assert told == [
+        "left out: breaking: method.teacher: there is nothing to learn from",
+        "run 1 of 2: toy-seed=0",
+        "run 2 of 2: toy-seed=1",
+    ]
+    monkeypatch.setattr(more.get("method", "toy"), "check", classmethod(check))
+    with pytest.raises(ConfigError, match="methods: none can be trained. method.teacher"):
+        sweep(["all"], out=tmp_path / "other", plugins=more, **SMALL)
+    assert not (tmp_path / "other").exists()
+    assert list(sweep(["breaking"], out=tmp_path / "named", plugins=more, **SMALL).failed) == ["breaking-seed=0"]
+
+
 def test_a_sweep_and_the_same_again(toys, tmp_path, monkeypatch):
     out = tmp_path / "sweep"
     varied = {"optimizer.lr": [0.01, 0.05]}
