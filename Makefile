@@ -56,7 +56,7 @@ bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python docs/generate.py
 
 bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and peers, hours; repeat it to go on
-	$(BIN)/python benchmarks/accuracy.py --work runs/accuracy
+	$(BIN)/python benchmarks/accuracy.py --work runs/accuracy --sweep runs/leaderboard
 	$(BIN)/python docs/generate.py
 
 bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds; DATA=DIR with train/ and test/, hours; repeat it to go on

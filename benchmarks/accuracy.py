@@ -5,7 +5,8 @@ their recipe's own. Features of the frozen backbone are scored by k-NN (k = 20, 
 penalty chosen on a part of the bank), beside raw pixels, the same backbone untrained, the same backbone trained with
 labels, and methods of lightly and stable-pretraining as their examples build them; one that is judged by fine-tuning
 also by that, with a tenth of the labels, beside the same network from random weights. CIFAR-10 is read from a folder,
-if one is given: the first thousand training images of each class, and the test images. Writes
+if one is given: the first thousand training images of each class, and the test images. Default recipes on shapes are
+not trained where a finished run of theirs lies in --sweep (`make leaderboard` makes the same). Writes
 benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
 """
 
@@ -40,6 +41,8 @@ from akssl_core.metrics.linear import linear_guesses
 from akssl_core.metrics.nearest import knn
 from akssl_core.plugins.first_party import ALONE
 from akssl_core.plugins.manager import Plugins
+from akssl_core.rundir.folder import RunDir
+from akssl_core.sweeps.grid import Combination
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -120,7 +123,7 @@ def jobs(systems: list[str]) -> list[Job]:
 
 
 # -- one run --------------------------------------------------------------------------------------
-def perform(job: Job, threads: int, precision: str) -> dict[str, Any]:
+def perform(job: Job, threads: int, precision: str, sweep: Path | None = None) -> dict[str, Any]:
     """The scores of one job."""
     torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -131,13 +134,13 @@ def perform(job: Job, threads: int, precision: str) -> dict[str, Any]:
     elif job.system in PEERS:
         scores = score(job, *trained_by_peer(job))
     else:
-        backbone, preprocess, facts = trained(job, precision)
+        backbone, preprocess, facts = trained(job, precision, sweep)
         scores = {**score(job, backbone, preprocess), **facts}
     return {**asdict(job), **scores, "minutes": round((time.perf_counter() - started) / 60, 2)}
 
 
-def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, float]]:
-    """The backbone of one run of ours."""
+def trained(job: Job, precision: str, sweep: Path | None) -> tuple[Backbone, Preprocess, dict[str, float]]:
+    """The backbone of one run of ours, of a sweep's if it has the same."""
     plugins = Plugins()
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
@@ -147,7 +150,8 @@ def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, f
     if backbone is None and job.system in RECIPES:
         backbone = OF_TOKENS
     with tempfile.TemporaryDirectory() as folder:
-        result = akssl_core.run(
+        finished = sweep and in_sweep(job, sweep)
+        result = akssl_core.resume(finished, report=False) if finished else akssl_core.run(
             method=method, data=DATA[job.data], backbone=backbone, epochs=EPOCHS, seed=job.seed,
             precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
             **settings,
@@ -159,6 +163,16 @@ def trained(job: Job, precision: str) -> tuple[Backbone, Preprocess, dict[str, f
             of = {score.system: score.accuracy for score in found.scores}
             facts |= {"finetuned": of["trained"], "scratch": of["random init"]}
     return result.backbone, result.preprocess, facts
+
+
+def in_sweep(job: Job, sweep: Path) -> Path | None:
+    """The finished run of a sweep that is what a job asks for."""
+    folder = sweep / Combination(job.system, {}, job.seed).folder
+    if job.data != "shapes" or not (folder / "manifest.json").is_file():
+        return None
+    run, config = RunDir.open(folder), RunDir.open(folder).read_config()
+    of = run.manifest.data.images, config["train"]["epochs"], config["backbone"]["name"] in (BACKBONE, OF_TOKENS)
+    return folder if of == (IMAGES, EPOCHS, True) and run.manifest.final else None
 
 
 def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]:
@@ -278,6 +292,7 @@ def main(given: list[str] | None = None) -> None:
         "systems", nargs="*", help="only these methods, baselines or 'lightly NAME', 'stable-pretraining NAME'"
     )
     parser.add_argument("--work", type=Path, help="folder to keep rows in, and go on after them; another begins anew")
+    parser.add_argument("--sweep", type=Path, help="folder of `make leaderboard`, whose runs are not made again")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
     parser.add_argument("--data", nargs="+", default=list(SEEDS), choices=list(SEEDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="only these")
@@ -301,7 +316,7 @@ def main(given: list[str] | None = None) -> None:
     failed = []
     with ProcessPoolExecutor(arguments.jobs, context, initializer=know, initargs=(DATA,)) as pool:
         left = [job for job in wanted if job not in done]
-        futures = {pool.submit(perform, job, threads, arguments.precision): job for job in left}
+        futures = {pool.submit(perform, job, threads, arguments.precision, arguments.sweep): job for job in left}
         for future in as_completed(futures):
             if error := future.exception():  # the other runs go on
                 failed.append(f"{futures[future]}: {type(error).__name__}: {error}")

@@ -121,6 +121,21 @@ def test_accuracy_has_a_line_for_each_system_and_reads_files(monkeypatch, tmp_pa
     assert "## cifar-10" in (tmp_path / "accuracy.md").read_text()
 
 
+def test_accuracy_takes_the_runs_of_a_sweep_that_are_the_same(monkeypatch, tmp_path, threads):
+    monkeypatch.setattr(accuracy, "DATA", {"shapes": {"name": "shapes", "size": 64, "test_size": 64}})
+    monkeypatch.setattr(accuracy, "IMAGES", 64)
+    given = {"data": accuracy.DATA["shapes"], "backbone": "resnet_tiny", "batch_size": 16, "report": False}
+    monkeypatch.setattr(accuracy, "EPOCHS", 1)
+    for epochs, found in ((2, False), (1, True)):
+        akssl_core.sweep(["simsiam"], seeds=(1,), out=tmp_path / f"{epochs}", epochs=epochs, **given)
+        run = accuracy.in_sweep(accuracy.Job("shapes", "simsiam", 1), tmp_path / f"{epochs}")
+        assert (run is not None) is found
+    assert accuracy.in_sweep(accuracy.Job("shapes", "simsiam", 0), tmp_path / "1") is None
+    monkeypatch.setattr(akssl_core, "run", None)
+    row = accuracy.perform(accuracy.Job("shapes", "simsiam", 1), 1, "auto", tmp_path / "1")
+    assert row["loss"] == RunDir.open(tmp_path / "1" / "simsiam-seed=1").history[-1]["loss"]
+
+
 def test_accuracy_goes_on_after_the_rows_that_it_kept(monkeypatch, tmp_path):
     def row(system, knn):
         return {"data": "shapes", "system": system, "seed": 0, "knn": knn, "linear": knn}
