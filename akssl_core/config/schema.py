@@ -17,6 +17,8 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -65,6 +67,15 @@ class Schema(BaseModel):
     type_in_words: ClassVar[str] = "table"
     """The type of a field that holds these settings, in words."""
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _refuse_truth(cls, value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+        """A number that is given as `true` or `false` is a mistake, where pydantic reads 1 or 0."""
+        found = parse(value)
+        if isinstance(value, bool) and not isinstance(found, bool):
+            raise PydanticCustomError("number", "should be a number")
+        return found
 
     @model_validator(mode="before")
     @classmethod

@@ -78,6 +78,8 @@ def test_a_dumped_spec_validates_back_to_an_equal_one():
         ({"loss": "inner", "losses": ["inner", {"name": "inner", "x": 1}]}, "losses.1: unknown setting 'x'."),
         ({"loss": "inner", "epochs": 0}, "epochs: should be greater than or equal to 1, got 0"),
         ({"loss": "inner", "epochs": "many"}, "epochs: should be a valid integer"),
+        ({"loss": "inner", "epochs": True}, "epochs: should be a number, got True"),
+        ({"loss": {"name": "inner", "temperature": True}}, "loss.temperature: should be a number, got True"),
         ({"loss": "nothing"}, "loss: no loss named 'nothing'."),
         ({"loss": 5}, "loss: expected a name or a table with a 'name', got 5"),
         ({}, "loss: is missing"),
