@@ -56,11 +56,12 @@ bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 	$(BIN)/python docs/generate.py
 
 bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and peers, hours; repeat it to go on
-	$(BIN)/python benchmarks/accuracy.py --work runs/accuracy --sweep runs/leaderboard
+	$(BIN)/python benchmarks/accuracy.py --work runs/accuracy --sweeps runs/leaderboard
 	$(BIN)/python docs/generate.py
 
 bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds; DATA=DIR with train/ and test/, hours; repeat it to go on
-	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --work runs/natural
+	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --work runs/natural --sweeps runs/leaderboard
+	$(BIN)/python benchmarks/courses.py runs/leaderboard/cifar-10
 	$(BIN)/python docs/generate.py
 
 speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; six hours; repeat it to go on
@@ -92,10 +93,10 @@ gpu-peaks:  ## the memory that steps may hold on a GPU, counted again on the nul
 	$(GPU) peaks --device null
 
 leaderboard: install  ## every method on drawn shapes over three seeds, up to an hour; may be stopped and repeated
-	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard
-	cp runs/leaderboard/results.json benchmarks/results/leaderboard.json
+	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard/shapes
+	cp runs/leaderboard/shapes/results.json benchmarks/results/leaderboard.json
 	$(BIN)/akssl sweep --methods simclr,vicreg --data shapes --set data.size=2000 --precision fp32 --seeds 0,1,2 --epochs 2 --no-report --out runs/short
-	$(BIN)/python benchmarks/courses.py runs/leaderboard runs/short
+	$(BIN)/python benchmarks/courses.py runs/leaderboard/shapes runs/short
 	$(BIN)/python docs/generate.py
 
 parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas

@@ -5,9 +5,9 @@ their recipe's own. Features of the frozen backbone are scored by k-NN (k = 20, 
 penalty chosen on a part of the bank), beside raw pixels, the same backbone untrained, the same backbone trained with
 labels, and methods of lightly and stable-pretraining as their examples build them; one that is judged by fine-tuning
 also by that, with a tenth of the labels, beside the same network from random weights. CIFAR-10 is read from a folder,
-if one is given: the first thousand training images of each class, and the test images. Default recipes on shapes are
-not trained where a finished run of theirs lies in --sweep (`make leaderboard` makes the same). Writes
-benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
+if one is given: the first thousand training images of each class, and the test images. Runs of default recipes
+are those of `akssl sweep`, one sweep for each data set, and stay in --sweeps (`make leaderboard` makes that of shapes).
+Writes benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from akssl_core.metrics.linear import linear_guesses
 from akssl_core.metrics.nearest import knn
 from akssl_core.plugins.first_party import ALONE
 from akssl_core.plugins.manager import Plugins
-from akssl_core.rundir.folder import RunDir
 from akssl_core.sweeps.grid import Combination
 
 HERE = Path(__file__).parent
@@ -51,7 +50,7 @@ IMAGES = 10_000
 BANK, QUERIES = 10_000, 5_000
 CIFAR = "cifar-10"
 DATA: dict[str, dict[str, Any]] = {
-    "shapes": {"name": "shapes", "size": IMAGES},
+    "shapes": {"name": "shapes"},
     "fashion-mnist": {"name": "fashion-mnist", "size": IMAGES},
 }
 SEEDS = {"shapes": (0, 1, 2), "fashion-mnist": (0,), CIFAR: (0, 1, 2)}
@@ -123,7 +122,7 @@ def jobs(systems: list[str]) -> list[Job]:
 
 
 # -- one run --------------------------------------------------------------------------------------
-def perform(job: Job, threads: int, precision: str, sweep: Path | None = None) -> dict[str, Any]:
+def perform(job: Job, threads: int, precision: str, sweeps: Path | None = None) -> dict[str, Any]:
     """The scores of one job."""
     torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -134,28 +133,30 @@ def perform(job: Job, threads: int, precision: str, sweep: Path | None = None) -
     elif job.system in PEERS:
         scores = score(job, *trained_by_peer(job))
     else:
-        backbone, preprocess, facts = trained(job, precision, sweep)
+        backbone, preprocess, facts = trained(job, precision, sweeps)
         scores = {**score(job, backbone, preprocess), **facts}
     return {**asdict(job), **scores, "minutes": round((time.perf_counter() - started) / 60, 2)}
 
 
-def trained(job: Job, precision: str, sweep: Path | None) -> tuple[Backbone, Preprocess, dict[str, float]]:
-    """The backbone of one run of ours, of a sweep's if it has the same."""
+def trained(job: Job, precision: str, sweeps: Path | None) -> tuple[Backbone, Preprocess, dict[str, float]]:
+    """The backbone of one run of ours."""
     plugins = Plugins()
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
     method, settings = {**VARIANTS, **RECIPES}.get(job.system, (job.system, {}))
-    takes = plugins.get("method", method).accepts  # over patch tokens: the recipe's own backbone
-    backbone = BACKBONE if issubclass(plugins.get("backbone", BACKBONE), takes) else None
-    if backbone is None and job.system in RECIPES:
-        backbone = OF_TOKENS
     with tempfile.TemporaryDirectory() as folder:
-        finished = sweep and in_sweep(job, sweep)
-        result = akssl_core.resume(finished, report=False) if finished else akssl_core.run(
-            method=method, data=DATA[job.data], backbone=backbone, epochs=EPOCHS, seed=job.seed,
-            precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
-            **settings,
-        )  # fmt: skip
+        if sweeps and job.system in ALONE:
+            result = swept(job, sweeps / job.data)
+        else:
+            takes = plugins.get("method", method).accepts  # over patch tokens: the recipe's own backbone
+            backbone = BACKBONE if issubclass(plugins.get("backbone", BACKBONE), takes) else None
+            if backbone is None and job.system in RECIPES:
+                backbone = OF_TOKENS
+            result = akssl_core.run(
+                method=method, data=DATA[job.data], backbone=backbone, epochs=EPOCHS, seed=job.seed,
+                precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
+                **settings,
+            )  # fmt: skip
         last = result.history[-1]
         facts = {name: last[name] for name in ("z_std_ratio", "loss") if name in last}
         if plugins.get("method", method).headline == "finetune":
@@ -165,14 +166,14 @@ def trained(job: Job, precision: str, sweep: Path | None) -> tuple[Backbone, Pre
     return result.backbone, result.preprocess, facts
 
 
-def in_sweep(job: Job, sweep: Path) -> Path | None:
-    """The finished run of a sweep that is what a job asks for."""
-    folder = sweep / Combination(job.system, {}, job.seed).folder
-    if job.data != "shapes" or not (folder / "manifest.json").is_file():
-        return None
-    run, config = RunDir.open(folder), RunDir.open(folder).read_config()
-    of = run.manifest.data.images, config["train"]["epochs"], config["backbone"]["name"] in (BACKBONE, OF_TOKENS)
-    return folder if of == (IMAGES, EPOCHS, True) and run.manifest.final else None
+def swept(job: Job, sweep: Path) -> akssl_core.Result:
+    """The run of a sweep, which makes it if it is not there."""
+    one = Combination(job.system, {}, job.seed)
+    given = {"data": DATA[job.data], "epochs": EPOCHS, "report": False}
+    found = akssl_core.sweep([job.system], seeds=(job.seed,), out=sweep, **given)
+    if found.failed:
+        raise RuntimeError(found.failed[one.folder])
+    return akssl_core.resume(sweep / one.folder, report=False)
 
 
 def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]:
@@ -292,7 +293,7 @@ def main(given: list[str] | None = None) -> None:
         "systems", nargs="*", help="only these methods, baselines or 'lightly NAME', 'stable-pretraining NAME'"
     )
     parser.add_argument("--work", type=Path, help="folder to keep rows in, and go on after them; another begins anew")
-    parser.add_argument("--sweep", type=Path, help="folder of `make leaderboard`, whose runs are not made again")
+    parser.add_argument("--sweeps", type=Path, help="folder of a sweep for each data set: runs of default recipes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one share of cores each")
     parser.add_argument("--data", nargs="+", default=list(SEEDS), choices=list(SEEDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="only these")
@@ -300,8 +301,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="auto", help="of our runs; another than auto has a table of its own")
     arguments = parser.parse_args(given)
     if arguments.cifar is not None:
-        table = Path(tempfile.mkdtemp()) / "cifar.csv"
-        DATA[CIFAR] = read_cifar(arguments.cifar, table)
+        folder = arguments.sweeps or Path(tempfile.mkdtemp())
+        folder.mkdir(parents=True, exist_ok=True)
+        DATA[CIFAR] = read_cifar(arguments.cifar, folder.absolute() / f"{CIFAR}.csv")
     suffix = "" if arguments.precision == "auto" else f"-{arguments.precision}"
     file = RESULTS / f"accuracy{suffix}.json"
     RESULTS.mkdir(exist_ok=True)
@@ -310,13 +312,14 @@ def main(given: list[str] | None = None) -> None:
     kept = Kept(arguments.work and arguments.work / f"rows{suffix}.jsonl")
     rows = [row for row in known if job_of(row) not in wanted] + [row for row in kept.rows if job_of(row) in wanted]
     done = {job_of(row) for row in kept.rows}
+    sweeps = arguments.sweeps if arguments.precision == "auto" else None
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     warnings.simplefilter("ignore")
     context = multiprocessing.get_context("spawn")
     failed = []
     with ProcessPoolExecutor(arguments.jobs, context, initializer=know, initargs=(DATA,)) as pool:
         left = [job for job in wanted if job not in done]
-        futures = {pool.submit(perform, job, threads, arguments.precision, arguments.sweep): job for job in left}
+        futures = {pool.submit(perform, job, threads, arguments.precision, sweeps): job for job in left}
         for future in as_completed(futures):
             if error := future.exception():  # the other runs go on
                 failed.append(f"{futures[future]}: {type(error).__name__}: {error}")

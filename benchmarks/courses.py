@@ -2,7 +2,7 @@
 
 Reads sweeps of methods over seeds (`akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4`, which is `make
 leaderboard`) and writes `courses.py` into the package of each method: for each data set and number of epochs the k-NN
-accuracies of all seeds after each epoch.
+accuracies of all seeds after each epoch. What is known of other data stays.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from akssl_core import Course
+from akssl_core.plugins.first_party import ALONE
 from akssl_core.plugins.manager import Plugins
 from akssl_core.reporting.files import RunFiles
 
@@ -65,23 +66,27 @@ def courses(found: dict[Of, dict[int, list[float]]]) -> dict[str, list[Course]]:
 
 
 def write(of_method: dict[str, list[Course]]) -> list[Path]:
-    """A file for each package that has methods among them."""
+    """A file for each package that has methods among them; courses on other data, or of other lengths, stay."""
     plugins, packages = Plugins(), defaultdict(list)
-    for method in sorted(of_method):
-        packages[Path(inspect.getfile(plugins.get("method", method))).parent / "courses.py"].append(method)
-    for file, methods in packages.items():
-        lines = [line for method in methods for line in entry(method, of_method[method])]
+    for name in ALONE:
+        method = plugins.get("method", name)
+        packages[Path(inspect.getfile(method)).parent / "courses.py"].append(method)
+    written = [file for file, those in packages.items() if any(method.name in of_method for method in those)]
+    for file in written:
+        lines = [line for method in packages[file] for line in entry(method, of_method.get(method.name, []))]
         file.write_text(HEAD + "\n".join(lines) + "\n}\n")
-    return list(packages)
+    return written
 
 
-def entry(method: str, known: Sequence[Course]) -> list[str]:
+def entry(method: Any, new: Sequence[Course]) -> list[str]:
     """The lines of one method."""
-    lines = [f'    "{method}": (']
-    for one in known:
+    told = {(course.sample, len(course.knn_top1)) for course in new}
+    kept = [course for course in method.courses if (course.sample, len(course.knn_top1)) not in told]
+    lines = []
+    for one in sorted([*kept, *new], key=lambda course: course.data):
         fields = {"data": f'"{one.data}"', "sample": f'"{one.sample}"', "knn_top1": one.knn_top1}
         lines += ["        Course(", *(f"            {name}={value}," for name, value in fields.items()), "        ),"]
-    return [*lines, "    ),"]
+    return [f'    "{method.name}": (', *lines, "    ),"] if lines else []
 
 
 def main(given: list[str] | None = None) -> None:

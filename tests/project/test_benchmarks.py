@@ -33,6 +33,7 @@ import start_care  # noqa: E402
 from pages import draw_photos  # noqa: E402
 
 import akssl_core  # noqa: E402
+from akssl_core.plugins.manager import installed  # noqa: E402
 from akssl_core.rundir.folder import RunDir  # noqa: E402
 
 
@@ -121,19 +122,19 @@ def test_accuracy_has_a_line_for_each_system_and_reads_files(monkeypatch, tmp_pa
     assert "## cifar-10" in (tmp_path / "accuracy.md").read_text()
 
 
-def test_accuracy_takes_the_runs_of_a_sweep_that_are_the_same(monkeypatch, tmp_path, threads):
-    monkeypatch.setattr(accuracy, "DATA", {"shapes": {"name": "shapes", "size": 64, "test_size": 64}})
-    monkeypatch.setattr(accuracy, "IMAGES", 64)
-    given = {"data": accuracy.DATA["shapes"], "backbone": "resnet_tiny", "batch_size": 16, "report": False}
+def test_accuracy_takes_default_recipes_from_a_sweep(monkeypatch, tmp_path, threads):
+    data = {"name": "shapes", "size": 128, "test_size": 64}
+    monkeypatch.setattr(accuracy, "DATA", {"shapes": data})
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
-    for epochs, found in ((2, False), (1, True)):
-        akssl_core.sweep(["simsiam"], seeds=(1,), out=tmp_path / f"{epochs}", epochs=epochs, **given)
-        run = accuracy.in_sweep(accuracy.Job("shapes", "simsiam", 1), tmp_path / f"{epochs}")
-        assert (run is not None) is found
-    assert accuracy.in_sweep(accuracy.Job("shapes", "simsiam", 0), tmp_path / "1") is None
-    monkeypatch.setattr(akssl_core, "run", None)
-    row = accuracy.perform(accuracy.Job("shapes", "simsiam", 1), 1, "auto", tmp_path / "1")
-    assert row["loss"] == RunDir.open(tmp_path / "1" / "simsiam-seed=1").history[-1]["loss"]
+    row = accuracy.perform(accuracy.Job("shapes", "simsiam", 1), 1, "auto", tmp_path)
+    folder = tmp_path / "shapes" / "simsiam-seed=1"
+    assert row["loss"] == RunDir.open(folder).history[-1]["loss"]
+    made = (folder / "manifest.json").read_bytes()
+    (of_sweep,) = akssl_core.sweep(["simsiam"], seeds=(1,), data=data, epochs=1, out=tmp_path / "shapes").rows
+    assert of_sweep.seeds == (1,)
+    again = accuracy.perform(accuracy.Job("shapes", "simsiam", 1), 1, "auto", tmp_path)
+    assert {**again, "minutes": 0} == {**row, "minutes": 0}
+    assert (folder / "manifest.json").read_bytes() == made
 
 
 def test_accuracy_goes_on_after_the_rows_that_it_kept(monkeypatch, tmp_path):
@@ -229,7 +230,8 @@ def test_courses_are_written_into_the_package_of_a_method(monkeypatch, tmp_path,
     assert not (tmp_path / "courses.py").exists()
     courses.main([str(tmp_path / "all")])
     written = runpy.run_path(str(tmp_path / "courses.py"))["COURSES"]
-    (course,) = written["simsiam"]
+    *others, course = written["simsiam"]
+    assert tuple(others) == installed().get("method", "simsiam").courses  # of other data: they stay
     folders = [RunDir.open(tmp_path / "all" / f"simsiam-seed={seed}") for seed in range(3)]
     assert course.data == "64 images of shapes"
     assert course.sample == folders[0].manifest.data.sample
