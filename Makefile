@@ -59,7 +59,8 @@ bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and
 	$(BIN)/python benchmarks/accuracy.py --work runs/accuracy --sweeps runs/leaderboard
 	$(BIN)/python docs/generate.py
 
-bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds; DATA=DIR with train/ and test/, hours; repeat it to go on
+bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds, both sides also tuned alike; DATA=DIR with train/ and test/, hours; repeat it to go on
+	$(BIN)/python benchmarks/tuning.py --cifar $(DATA) --work runs/tuning
 	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --work runs/natural --sweeps runs/leaderboard
 	$(BIN)/python benchmarks/courses.py runs/leaderboard/cifar-10
 	$(BIN)/python docs/generate.py

@@ -23,14 +23,15 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from results import Kept
+from tuned import TUNED, Factors, changed, chosen, painted
 
 import akssl_core
 from akssl_core import Backbone, ImageSpec, Preprocess
@@ -63,6 +64,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 RECIPES = {f"{name} recipe cifar": (name, {"recipe": "cifar"}) for name in ALONE}  # on the same backbones, as long
 LIGHTLY, STABLE = "lightly", "stable-pretraining"
 PEERS = (*(f"{LIGHTLY} {name}" for name in ("simclr", "byol", "swav", "dino", "vicreg", "lejepa")), f"{STABLE} lejepa")
+BOTH = tuple(dict.fromkeys(peer.split()[1] for peer in PEERS))  # methods of ours that a peer has
+TUNED_TOO = tuple(name + TUNED for name in (*BOTH, *PEERS))  # by the same grid: tuning.py
 # Of the example's rate of 0.06, with which it diverges within eight steps: the best of 1/3, 1/10 and 1/30, by images
 # that were held out of the training part of another seed.
 RATES = {f"{LIGHTLY} vicreg": 0.1}
@@ -90,12 +93,14 @@ class Job:
 def read_cifar(folder: Path, table: Path) -> dict[str, Any]:
     """CIFAR-10 by a table that is written, of a folder with train/ and test/, each with a folder of files a class."""
     classes = sorted(path for path in (folder / "train").iterdir() if path.is_dir())
-    with table.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("file", "label"))
-        for of in classes:
-            rows.writerows((image.absolute(), of.name) for image in sorted(of.iterdir())[: IMAGES // len(classes)])
+    write_table([image for of in classes for image in sorted(of.iterdir())[: IMAGES // len(classes)]], table)
     return {"name": "folder", "path": str(table), "root": str(folder), "test": str(folder / "test")}
+
+
+def write_table(images: Sequence[Path], table: Path) -> None:
+    """A table of files and their labels, the names of their folders."""
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label"), *((image.absolute(), image.parent.name) for image in images)])
 
 
 def know(sets: dict[str, dict[str, Any]]) -> None:
@@ -105,7 +110,7 @@ def know(sets: dict[str, dict[str, Any]]) -> None:
 
 def systems_on(data: str) -> list[str]:
     """What is trained on a data set, in the table's order."""
-    others = RECIPES if data == CIFAR else VARIANTS
+    others = [*RECIPES, *TUNED_TOO] if data == CIFAR else VARIANTS
     return [*BASELINES, *ALONE, *others, *(() if data == "fashion-mnist" else PEERS)]
 
 
@@ -122,40 +127,47 @@ def jobs(systems: list[str]) -> list[Job]:
 
 
 # -- one run --------------------------------------------------------------------------------------
-def perform(job: Job, threads: int, precision: str, sweeps: Path | None = None) -> dict[str, Any]:
-    """The scores of one job."""
+def perform(
+    job: Job, threads: int, precision: str, sweeps: Path | None = None, factors: Factors | None = None
+) -> dict[str, Any]:
+    """The scores of one job; `factors` are those that were chosen by default."""
     torch.set_num_threads(threads)
-    started = time.perf_counter()
+    started, whole = time.perf_counter(), job
+    factors = factors or chosen(job.system)
+    job = replace(job, system=job.system.removesuffix(TUNED))
     if job.system == "raw pixels":
         scores = score_pixels(job)
     elif job.system.startswith("random "):
         scores = score(job, *untrained(job, BACKBONE if job.system == "random init" else OF_TOKENS))
     elif job.system in PEERS:
-        scores = score(job, *trained_by_peer(job))
+        scores = score(job, *trained_by_peer(job, factors))
     else:
-        backbone, preprocess, facts = trained(job, precision, sweeps)
+        backbone, preprocess, facts = trained(job, precision, sweeps, factors)
         scores = {**score(job, backbone, preprocess), **facts}
-    return {**asdict(job), **scores, "minutes": round((time.perf_counter() - started) / 60, 2)}
+    return {**asdict(whole), **scores, "minutes": round((time.perf_counter() - started) / 60, 2)}
 
 
-def trained(job: Job, precision: str, sweeps: Path | None) -> tuple[Backbone, Preprocess, dict[str, float]]:
+def trained(
+    job: Job, precision: str, sweeps: Path | None, factors: Factors
+) -> tuple[Backbone, Preprocess, dict[str, float]]:
     """The backbone of one run of ours."""
     plugins = Plugins()
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
     method, settings = {**VARIANTS, **RECIPES}.get(job.system, (job.system, {}))
     with tempfile.TemporaryDirectory() as folder:
-        if sweeps and job.system in ALONE:
+        if sweeps and job.system in ALONE and factors == Factors():
             result = swept(job, sweeps / job.data)
         else:
             takes = plugins.get("method", method).accepts  # over patch tokens: the recipe's own backbone
             backbone = BACKBONE if issubclass(plugins.get("backbone", BACKBONE), takes) else None
             if backbone is None and job.system in RECIPES:
                 backbone = OF_TOKENS
+            asked = {"data": DATA[job.data], "backbone": backbone, "epochs": EPOCHS, "precision": precision, **settings}
+            asked |= changed(method, factors, **asked)
             result = akssl_core.run(
-                method=method, data=DATA[job.data], backbone=backbone, epochs=EPOCHS, seed=job.seed,
-                precision=precision, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
-                **settings,
+                method, seed=job.seed, out=Path(folder) / "run", report=False, plugins=plugins, evaluate=NO_PROBES,
+                **asked,
             )  # fmt: skip
         last = result.history[-1]
         facts = {name: last[name] for name in ("z_std_ratio", "loss") if name in last}
@@ -188,7 +200,7 @@ def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]
     return akssl_core.build("backbone", backbone, image), Preprocess.of(image)
 
 
-def trained_by_peer(job: Job) -> tuple[Backbone, Preprocess]:
+def trained_by_peer(job: Job, factors: Factors) -> tuple[Backbone, Preprocess]:
     """The same backbone, trained on the same images by another library."""
     import peers  # benchmark extra
 
@@ -196,14 +208,19 @@ def trained_by_peer(job: Job) -> tuple[Backbone, Preprocess]:
     if library == STABLE:
         import peers_stable  # not among the extras: it says why
 
-        train = partial(peers.train, methods=peers_stable.METHODS)
+        make = peers_stable.METHODS[name]
     else:
-        train = peers.train
+        make = peers.METHODS[name]
     backbone, preprocess = untrained(job)
     images = job.source.train().fetch(range(IMAGES)).images
-    rate = RATES.get(job.system, 1.0)
-    encoder = train(name, images, backbone, epochs=EPOCHS, seed=job.seed, image=backbone.image, rate=rate).encoder
-    return encoder, preprocess
+    given = {
+        "epochs": EPOCHS,
+        "seed": job.seed,
+        "image": backbone.image,
+        "methods": {name: painted(make, factors.colours)},
+    }
+    rate = RATES.get(job.system, 1.0) * factors.rate
+    return peers.train(name, images, backbone, rate=rate, **given).encoder, preprocess
 
 
 def score(job: Job, backbone: Backbone, preprocess: Preprocess) -> dict[str, float]:

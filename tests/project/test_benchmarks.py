@@ -7,10 +7,12 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -30,6 +32,8 @@ import results  # noqa: E402
 import searching  # noqa: E402
 import speedrun  # noqa: E402
 import start_care  # noqa: E402
+import tuned  # noqa: E402
+import tuning  # noqa: E402
 from pages import draw_photos  # noqa: E402
 
 import akssl_core  # noqa: E402
@@ -148,6 +152,41 @@ def test_accuracy_goes_on_after_the_rows_that_it_kept(monkeypatch, tmp_path):
     accuracy.main(["random init", "--data", "shapes", "--seeds", "0", "--work", str(tmp_path / "work")])
     table = json.loads((tmp_path / "accuracy.json").read_text())
     assert table["rows"] == [row("simsiam", 1.0), row("random init", 3.0)]
+
+
+def test_both_sides_are_tuned_alike(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    for name, value in {"SHARE": 8, "QUERIES": 4, "EPOCHS": 1}.items():
+        monkeypatch.setattr(tuning, name, value)
+    for of in ("cat", "dog"):
+        draw_photos(tmp_path / "cifar" / "train" / of, 20)
+    asked = ["simsiam", "--cifar", str(tmp_path / "cifar"), "--work", str(tmp_path / "work"), "--jobs", "1"]
+    tables = []
+    for _ in range(2):  # the second time nothing is trained
+        tuning.main(asked)
+        tables.append(json.loads((tmp_path / "results" / "tuning.json").read_text())["rows"])
+    assert tables[0] == tables[1]
+    rates = [(row["rate"], row["colours"]) for row in tables[0]]
+    assert rates == [*((rate, 1.0) for rate in tuned.RATES), (tuned.best(tables[0][:3], "simsiam").rate, tuned.PALER)]
+    monkeypatch.setattr(tuned, "FILE", tmp_path / "results" / "tuning.json")
+    assert tuned.chosen("simsiam tuned") == tuned.best(tables[0], "simsiam")
+    assert tuned.chosen("simsiam") == tuned.Factors()
+
+
+def test_factors_change_recipes_and_the_transforms_of_peers():
+    own = akssl_core.explain("dino").settings
+    settings = tuned.changed("dino", tuned.Factors(3.0, 0.5))
+    assert settings["optimizer"] == {"lr": 3 * own["optimizer.lr"]}
+    assert {name: settings["augmentation"]["local"][name] for name in tuned.COLOURS} == {
+        name: own[f"augmentation.local.{name}"] / 2 for name in tuned.COLOURS
+    }
+    assert tuned.changed("dino", tuned.Factors()) == {}
+    jitter = v2.ColorJitter(0.4, 0.8, 0.2, 0.1)
+    view = v2.Compose([v2.RandomApply([jitter], p=0.8), v2.ToImage()])
+    example = tuned.painted(lambda: SimpleNamespace(transform=[view, view]), 0.5)()  # the two views share theirs
+    assert example.transform[0] is view
+    assert (jitter.brightness, jitter.contrast, jitter.saturation) == ((0.8, 1.2), (0.6, 1.4), (0.9, 1.1))
+    assert jitter.hue == (-0.05, 0.05)
 
 
 def test_choosing_compares_its_choice_with_all_in_full(monkeypatch, tmp_path, threads):
