@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheels docs site browser picture bench bench-accuracy bench-natural speedrun bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-accuracy bench-natural bench-choose speedrun bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -64,6 +64,10 @@ bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds, both 
 	$(BIN)/python benchmarks/accuracy.py --data cifar-10 --cifar $(DATA) --work runs/natural --sweeps runs/leaderboard
 	$(BIN)/python benchmarks/courses.py runs/leaderboard/cifar-10
 	$(BIN)/python docs/generate.py
+
+bench-choose: install  ## akssl choose beside all methods in full, whose runs it shares with leaderboard and bench-natural; DATA=DIR adds CIFAR-10; hours
+	$(BIN)/python benchmarks/choosing.py --out runs/choosing --sweeps runs/leaderboard \
+	  $(if $(DATA),--cifar $(DATA) --data shapes fashion-mnist cifar-10)
 
 speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; six hours; repeat it to go on
 	$(BIN)/python benchmarks/speedrun.py --cifar $(DATA) --work runs/speedrun

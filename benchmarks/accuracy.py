@@ -90,11 +90,13 @@ class Job:
         return akssl_core.build("data", **DATA[self.data])  # type: ignore[no-any-return]
 
 
-def read_cifar(folder: Path, table: Path) -> dict[str, Any]:
-    """CIFAR-10 by a table that is written, of a folder with train/ and test/, each with a folder of files a class."""
+def read_cifar(folder: Path, sweeps: Path | None) -> None:
+    """CIFAR-10 of a folder with train/ and test/, each with a folder of files a class, by a table beside the sweeps."""
+    table = (sweeps or Path(tempfile.mkdtemp())).absolute() / f"{CIFAR}.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
     classes = sorted(path for path in (folder / "train").iterdir() if path.is_dir())
     write_table([image for of in classes for image in sorted(of.iterdir())[: IMAGES // len(classes)]], table)
-    return {"name": "folder", "path": str(table), "root": str(folder), "test": str(folder / "test")}
+    DATA[CIFAR] = {"name": "folder", "path": str(table), "root": str(folder), "test": str(folder / "test")}
 
 
 def write_table(images: Sequence[Path], table: Path) -> None:
@@ -157,7 +159,7 @@ def trained(
     method, settings = {**VARIANTS, **RECIPES}.get(job.system, (job.system, {}))
     with tempfile.TemporaryDirectory() as folder:
         if sweeps and job.system in ALONE and factors == Factors():
-            result = swept(job, sweeps / job.data)
+            result = swept(job, sweeps / job.data, EPOCHS)
         else:
             takes = plugins.get("method", method).accepts  # over patch tokens: the recipe's own backbone
             backbone = BACKBONE if issubclass(plugins.get("backbone", BACKBONE), takes) else None
@@ -178,10 +180,10 @@ def trained(
     return result.backbone, result.preprocess, facts
 
 
-def swept(job: Job, sweep: Path) -> akssl_core.Result:
+def swept(job: Job, sweep: Path, epochs: int) -> akssl_core.Result:
     """The run of a sweep, which makes it if it is not there."""
     one = Combination(job.system, {}, job.seed)
-    given = {"data": DATA[job.data], "epochs": EPOCHS, "report": False}
+    given = {"data": DATA[job.data], "epochs": epochs, "report": False}
     found = akssl_core.sweep([job.system], seeds=(job.seed,), out=sweep, **given)
     if found.failed:
         raise RuntimeError(found.failed[one.folder])
@@ -318,9 +320,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="auto", help="of our runs; another than auto has a table of its own")
     arguments = parser.parse_args(given)
     if arguments.cifar is not None:
-        folder = arguments.sweeps or Path(tempfile.mkdtemp())
-        folder.mkdir(parents=True, exist_ok=True)
-        DATA[CIFAR] = read_cifar(arguments.cifar, folder.absolute() / f"{CIFAR}.csv")
+        read_cifar(arguments.cifar, arguments.sweeps)
     suffix = "" if arguments.precision == "auto" else f"-{arguments.precision}"
     file = RESULTS / f"accuracy{suffix}.json"
     RESULTS.mkdir(exist_ok=True)

@@ -3,8 +3,8 @@
 Every installed method that needs nothing but images is trained for as many images as the last round of `choose`, with
 its default recipe, and scored by k-NN (k = 20). Reported are the rank correlation (Spearman) of the label-free scores
 with that, of the same runs and of those of the first rounds; how many points the chosen run loses against the best; and
-its seconds of training beside those of all methods. Writes benchmarks/results/choosing.json; runs stay in the folder
---out, and the same command goes on with it.
+its seconds of training beside those of all methods. Writes benchmarks/results/choosing.json; the choices stay in --out,
+runs in full in --sweeps (`make leaderboard` makes those of shapes), and the same command goes on with both.
 
 With --sweep nothing is trained: the runs of a sweep over drawn shapes (`make leaderboard`) are judged by several
 label-free numbers, all by the same views, into benchmarks/results/choosing-numbers.json.
@@ -21,7 +21,7 @@ from typing import Any
 
 import results
 import torch
-from accuracy import CIFAR, DATA, IMAGES, read_cifar
+from accuracy import DATA, IMAGES, Job, read_cifar, swept
 
 import akssl_core
 from akssl_core.metrics import health
@@ -37,11 +37,10 @@ NUMBERS: dict[str, Callable[[torch.Tensor], float]] = {
 }  # of features (N, 2, D) of two views
 
 
-def measure(data: str, methods: list[str], epochs: int, seed: int, folder: Path) -> dict[str, Any]:
+def measure(data: str, methods: list[str], epochs: int, seed: int, out: Path, sweep: Path) -> dict[str, Any]:
     """The row of one data set and seed."""
-    common = {"data": DATA[data], "seed": seed}
-    chosen = akssl_core.choose(methods, epochs=epochs, out=folder / f"{data}-{seed}-choose", tell=print, **common)
-    whole = {name: trained(name, epochs, folder / f"{data}-{seed}-{name}", common) for name in methods}
+    chosen = akssl_core.choose(methods, data=DATA[data], epochs=epochs, seed=seed, out=out, tell=print)
+    whole = {name: swept(Job(data, name, seed), sweep, epochs) for name in methods}
     images = akssl_core.build("data", **DATA[data]).train()
     scores = {name: told_apart(akssl_core.load_backbone(run.run_dir), images) for name, run in whole.items()}
     right = {name: run.metrics["knn_top1"] for name, run in whole.items()}
@@ -61,12 +60,6 @@ def measure(data: str, methods: list[str], epochs: int, seed: int, folder: Path)
         "seconds of all": round(seconds),
         "share of them": round(sum(trial.seconds for trials in chosen.rounds for trial in trials) / seconds, 3),
     }  # fmt: skip
-
-
-def trained(method: str, epochs: int, out: Path, common: dict[str, Any]) -> akssl_core.Result:
-    """A run of a method in full, or what is left of one."""
-    ended = (out / "manifest.json").is_file()
-    return akssl_core.resume(out) if ended else akssl_core.run(method, epochs=epochs, out=out, report=False, **common)
 
 
 def correlation(scores: Mapping[str, float | None], right: Mapping[str, float]) -> float:
@@ -109,22 +102,23 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=4, help=f"of {IMAGES} images, in the last round")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--size", type=int, help="images of drawn shapes, if fewer")
-    parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one by default")
+    parser.add_argument("--out", type=Path, help="folder of the choices; a temporary one by default")
+    parser.add_argument("--sweeps", type=Path, help="folder of a sweep for each data set: the runs in full")
     parser.add_argument("--name", default="choosing", help="name of the results")
     parser.add_argument("--sweep", type=Path, help="the folder of a sweep over drawn shapes, to be judged instead")
     arguments = parser.parse_args(given)
     if arguments.sweep is not None:
         return results.write(f"{arguments.name}-numbers", judged(arguments.sweep), results.facts())
     folder = arguments.out or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    sweeps = arguments.sweeps or folder / "all"
     if arguments.cifar is not None:
-        DATA[CIFAR] = read_cifar(arguments.cifar, folder / "cifar.csv")
+        read_cifar(arguments.cifar, sweeps)
     if arguments.size is not None:
         DATA["shapes"] |= {"size": arguments.size, "test_size": arguments.size}
-    rows = []
+    rows, asked = [], (arguments.methods, arguments.epochs)
     for data in arguments.data:
         for seed in arguments.seeds:
-            rows.append(measure(data, arguments.methods, arguments.epochs, seed, folder))
+            rows.append(measure(data, *asked, seed, folder / f"{data}-{seed}", sweeps / data))
             print(json.dumps(rows[-1]), flush=True)
     return results.write(arguments.name, rows, results.facts())
 

@@ -112,9 +112,8 @@ def test_accuracy_has_a_line_for_each_system_and_reads_files(monkeypatch, tmp_pa
             Image.new("RGB", (8, 8), (i, 60 * folder, 2 * i)).save(tmp_path / part / name / f"{i}.png")
     monkeypatch.setattr(accuracy, "IMAGES", 40)
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
-    files = accuracy.read_cifar(tmp_path, tmp_path / "cifar.csv")
-    shapes = {"name": "shapes", "size": 64, "test_size": 64}
-    monkeypatch.setattr(accuracy, "DATA", {"shapes": shapes, "cifar-10": files})
+    monkeypatch.setattr(accuracy, "DATA", {"shapes": {"name": "shapes", "size": 64, "test_size": 64}})
+    accuracy.read_cifar(tmp_path, None)
     assert {job.data for job in accuracy.jobs([])} == {"shapes", "cifar-10"}
     assert len(accuracy.Job("cifar-10", "simsiam", 0).source.train()) == 40
     systems = (("cifar-10", "raw pixels"), ("cifar-10", "random init"), ("shapes", "simsiam"))
@@ -191,16 +190,15 @@ def test_factors_change_recipes_and_the_transforms_of_peers():
 
 def test_choosing_compares_its_choice_with_all_in_full(monkeypatch, tmp_path, threads):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(choosing, "DATA", {"shapes": {"name": "shapes"}})
+    monkeypatch.setitem(accuracy.DATA, "shapes", {"name": "shapes"})
     scores = iter([0.1, 0.2, 0.3])  # of two candidates and of the better one again: the second is chosen
     monkeypatch.setattr("akssl_core.sweeps.choosing.told_apart", lambda backbone, images: next(scores))
     asked = ["--data", "shapes", "--methods", "simsiam", "simclr", "--epochs", "1", "--size", "256"]
     choosing.main([*asked, "--out", str(tmp_path / "runs")])
     (row,) = json.loads((tmp_path / "results" / "choosing.json").read_text())["rows"]
     assert (row["candidates"], row["chosen"], row["images seen"]) == (2, "simclr", 256)
-    right = {
-        name: RunDir.open(tmp_path / "runs" / f"shapes-0-{name}").manifest.final["knn_top1"] for name in asked[3:5]
-    }
+    sweep = tmp_path / "runs" / "all" / "shapes"
+    right = {name: RunDir.open(sweep / f"{name}-seed=0").manifest.final["knn_top1"] for name in asked[3:5]}
     assert row["points lost"] == pytest.approx(max(right.values()) - right["simclr"], abs=0.01)
     assert right[row["best"]] == max(right.values())
     assert choosing.correlation({"a": 0.1, "b": None, "c": 0.3}, {"a": 2, "b": 1, "c": 3}) == 1
