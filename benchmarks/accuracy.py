@@ -7,7 +7,8 @@ labels, and methods of lightly and stable-pretraining as their examples build th
 also by that, with a tenth of the labels, beside the same network from random weights. CIFAR-10 is read from a folder,
 if one is given: the first thousand training images of each class, and the test images. Runs of default recipes
 are those of `akssl sweep`, one sweep for each data set, and stay in --sweeps (`make leaderboard` makes that of shapes).
-Writes benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
+Minutes are those of training, with its
+probes. Writes benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ from akssl_core.metrics.health import spectrum
 from akssl_core.metrics.linear import linear_guesses
 from akssl_core.metrics.nearest import knn
 from akssl_core.plugins.first_party import ALONE
-from akssl_core.plugins.manager import Plugins
+from akssl_core.plugins.manager import Plugins, installed
+from akssl_core.sweeps.folder import begin
+from akssl_core.sweeps.folder import perform as perform_one
 from akssl_core.sweeps.grid import Combination
 
 HERE = Path(__file__).parent
@@ -96,7 +99,12 @@ def read_cifar(folder: Path, sweeps: Path | None) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     classes = sorted(path for path in (folder / "train").iterdir() if path.is_dir())
     write_table([image for of in classes for image in sorted(of.iterdir())[: IMAGES // len(classes)]], table)
-    DATA[CIFAR] = {"name": "folder", "path": str(table), "root": str(folder), "test": str(folder / "test")}
+    DATA[CIFAR] = {
+        "name": "folder",
+        "path": str(table),
+        "root": str(folder.absolute()),
+        "test": str(folder.absolute() / "test"),
+    }
 
 
 def write_table(images: Sequence[Path], table: Path) -> None:
@@ -134,19 +142,17 @@ def perform(
 ) -> dict[str, Any]:
     """The scores of one job; `factors` are those that were chosen by default."""
     torch.set_num_threads(threads)
-    started, whole = time.perf_counter(), job
-    factors = factors or chosen(job.system)
+    whole, factors = job, factors or chosen(job.system)
     job = replace(job, system=job.system.removesuffix(TUNED))
     if job.system == "raw pixels":
         scores = score_pixels(job)
     elif job.system.startswith("random "):
         scores = score(job, *untrained(job, BACKBONE if job.system == "random init" else OF_TOKENS))
-    elif job.system in PEERS:
-        scores = score(job, *trained_by_peer(job, factors))
     else:
-        backbone, preprocess, facts = trained(job, precision, sweeps, factors)
+        made = trained_by_peer(job, factors) if job.system in PEERS else trained(job, precision, sweeps, factors)
+        backbone, preprocess, facts = made
         scores = {**score(job, backbone, preprocess), **facts}
-    return {**asdict(whole), **scores, "minutes": round((time.perf_counter() - started) / 60, 2)}
+    return {**asdict(whole), **scores, **(factors._asdict() if whole != job else {})}
 
 
 def trained(
@@ -173,6 +179,7 @@ def trained(
             )  # fmt: skip
         last = result.history[-1]
         facts = {name: last[name] for name in ("z_std_ratio", "loss") if name in last}
+        facts["minutes"] = round(seconds_of(result) / 60, 2)
         if plugins.get("method", method).headline == "finetune":
             found = akssl_core.evaluate(result.run_dir, "finetune", labels=FEW, seeds=1, plugins=plugins)
             of = {score.system: score.accuracy for score in found.scores}
@@ -180,14 +187,24 @@ def trained(
     return result.backbone, result.preprocess, facts
 
 
+def seconds_of(result: akssl_core.Result) -> float:
+    """Of training, by the rows of the run."""
+    return sum(row["seconds"] for row in result.history)
+
+
+def begin_sweep(data: str, sweep: Path, epochs: int) -> dict[str, Any]:
+    """What the runs of a sweep have in common; its folder, as `akssl sweep` begins it."""
+    common = {"data": DATA[data], "epochs": epochs}
+    begin(sweep, None, common)
+    return common
+
+
 def swept(job: Job, sweep: Path, epochs: int) -> akssl_core.Result:
-    """The run of a sweep, which makes it if it is not there."""
+    """The run of a sweep, which is made if it is not there; the tables of the sweep are left to `akssl sweep`."""
     one = Combination(job.system, {}, job.seed)
-    given = {"data": DATA[job.data], "epochs": epochs, "report": False}
-    found = akssl_core.sweep([job.system], seeds=(job.seed,), out=sweep, **given)
-    if found.failed:
-        raise RuntimeError(found.failed[one.folder])
-    return akssl_core.resume(sweep / one.folder, report=False)
+    folder, common = sweep / one.folder, begin_sweep(job.data, sweep, epochs)
+    perform_one(folder, one, None, common, installed(), report=False)
+    return akssl_core.resume(folder, report=False)
 
 
 def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]:
@@ -202,7 +219,7 @@ def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]
     return akssl_core.build("backbone", backbone, image), Preprocess.of(image)
 
 
-def trained_by_peer(job: Job, factors: Factors) -> tuple[Backbone, Preprocess]:
+def trained_by_peer(job: Job, factors: Factors) -> tuple[Backbone, Preprocess, dict[str, float]]:
     """The same backbone, trained on the same images by another library."""
     import peers  # benchmark extra
 
@@ -222,7 +239,8 @@ def trained_by_peer(job: Job, factors: Factors) -> tuple[Backbone, Preprocess]:
         "methods": {name: painted(make, factors.colours)},
     }
     rate = RATES.get(job.system, 1.0) * factors.rate
-    return peers.train(name, images, backbone, rate=rate, **given).encoder, preprocess
+    encoder, seconds = peers.train(name, images, backbone, rate=rate, **given)
+    return encoder, preprocess, {"minutes": round(seconds / 60, 2)}
 
 
 def score(job: Job, backbone: Backbone, preprocess: Preprocess) -> dict[str, float]:
@@ -300,9 +318,22 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
     file.with_suffix(".md").write_text("\n".join(parts))
 
 
+def without_library(system: str) -> bool:
+    """Whether a system is of the peer that is no extra, and not installed."""
+    if STABLE not in system or find_spec("stable_pretraining"):
+        return False
+    print(f"left out: {system}: {STABLE} is not installed", flush=True)
+    return True
+
+
 def job_of(row: dict[str, Any]) -> Job:
     """What a row was measured by."""
     return Job(row["data"], row["system"], row["seed"])
+
+
+def as_chosen(row: dict[str, Any]) -> bool:
+    """Whether a row has the factors that are chosen now, where it is of a tuned system."""
+    return "rate" not in row or Factors(row["rate"], row["colours"]) == chosen(row["system"])
 
 
 def main(given: list[str] | None = None) -> None:
@@ -325,11 +356,16 @@ def main(given: list[str] | None = None) -> None:
     file = RESULTS / f"accuracy{suffix}.json"
     RESULTS.mkdir(exist_ok=True)
     wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data and job.seed in arguments.seeds]
+    wanted = [job for job in wanted if not without_library(job.system)]
     known = json.loads(file.read_text())["rows"] if file.exists() else []
     kept = Kept(arguments.work and arguments.work / f"rows{suffix}.jsonl")
-    rows = [row for row in known if job_of(row) not in wanted] + [row for row in kept.rows if job_of(row) in wanted]
-    done = {job_of(row) for row in kept.rows}
+    rows = [row for row in known if job_of(row) not in wanted] + [
+        row for row in kept.rows if job_of(row) in wanted and as_chosen(row)
+    ]
+    done = {job_of(row) for row in rows if row in kept.rows}
     sweeps = arguments.sweeps if arguments.precision == "auto" else None
+    for data in {job.data for job in wanted if sweeps and job.system in ALONE}:
+        begin_sweep(data, sweeps / data, EPOCHS)  # before several processes do
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     warnings.simplefilter("ignore")
     context = multiprocessing.get_context("spawn")

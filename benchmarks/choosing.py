@@ -21,7 +21,7 @@ from typing import Any
 
 import results
 import torch
-from accuracy import DATA, IMAGES, Job, read_cifar, swept
+from accuracy import DATA, IMAGES, Job, read_cifar, seconds_of, swept
 
 import akssl_core
 from akssl_core.metrics import health
@@ -45,7 +45,7 @@ def measure(data: str, methods: list[str], epochs: int, seed: int, out: Path, sw
     scores = {name: told_apart(akssl_core.load_backbone(run.run_dir), images) for name, run in whole.items()}
     right = {name: run.metrics["knn_top1"] for name, run in whole.items()}
     best = max(right, key=right.__getitem__)
-    seconds = sum(run.metrics["seconds"] for run in whole.values())
+    seconds = sum(map(seconds_of, whole.values()))
     rounds = {
         f"rank correlation, round {number}": correlation({trial.candidate: trial.told_apart for trial in trials}, right)
         for number, trials in enumerate(chosen.rounds, 1)

@@ -47,7 +47,8 @@ def read(folders: Sequence[Path]) -> dict[Of, dict[int, list[float]]]:
         if run.status != "finished" or list(by_epoch) != list(range(1, epochs + 1)):
             print(f"{folder}: left out; it is {run.status}, with probes after epochs {list(by_epoch)}")
             continue
-        name = f"{data['images']:,} images of {run.config['data']['name']}"
+        source = run.config["data"]["name"]
+        name = f"{data['images']:,} images of {folder.parent.name if source == 'folder' else source}"
         of = Of(run.config["method"]["name"], name, data["sample"], epochs)
         found[of][run.config["seed"]] = [round(accuracy, 1) for accuracy in by_epoch.values()]
     return found

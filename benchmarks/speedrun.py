@@ -187,9 +187,17 @@ def contest(arguments: argparse.Namespace) -> None:
     kept = results.Kept(arguments.work and arguments.work / f"{'held' if arguments.validation else 'test'}.jsonl")
     wanted = list(itertools.product(arguments.seeds, arguments.minutes, arguments.systems))
     known = json.loads(file.read_text())["facts"]["runs"] if file.exists() else []
-    rows = [row for row in known if (row["seed"], row["minutes"], row["system"]) not in wanted]
+
+    def settings_of(system: str) -> dict[str, Any]:
+        return arguments.settings if system == OURS else arguments.peer_settings  # type: ignore[no-any-return]
+
+    rows = [
+        row
+        for row in known
+        if (row["seed"], row["minutes"], row["system"]) not in wanted and row["settings"] == settings_of(row["system"])
+    ]
     for seed, minutes, system in wanted:
-        settings = arguments.settings if system == OURS else arguments.peer_settings
+        settings = settings_of(system)
         job = {"system": system, "minutes": minutes, "seed": seed, "settings": settings}
         if (row := kept.of(job)) is None:
             kept.add(row := {**job, **race(arguments, **job), "cpu": results.cpu()})

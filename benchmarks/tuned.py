@@ -30,15 +30,27 @@ RATES, PALER = (1 / 3, 1.0, 3.0), 0.5
 
 
 def best(rows: Sequence[Mapping[str, Any]], system: str) -> Factors:
-    """Those with the highest k-NN accuracy of held-out images."""
-    of = max((row for row in rows if row["system"] == system), key=lambda row: row["k-NN"])
+    """Those with the highest k-NN accuracy of held-out images.
+
+    Raises:
+        LookupError: the system has no rows.
+    """
+    mine = [row for row in rows if row["system"] == system]
+    if not mine:
+        raise LookupError(f"{system} is not among the rows of {FILE.name}: run tuning.py first")
+    of = max(mine, key=lambda row: row["k-NN"])
     return Factors(of["rate"], of["colours"])
 
 
 def chosen(system: str) -> Factors:
     """What `tuning.py` found for "NAME tuned"; 1 for every other system."""
     name = system.removesuffix(TUNED)
-    return Factors() if name == system else best(json.loads(FILE.read_text())["rows"], name)
+    return Factors() if name == system else best(known(), name)
+
+
+def known() -> list[dict[str, Any]]:
+    """The rows that `tuning.py` has written."""
+    return json.loads(FILE.read_text())["rows"] if FILE.exists() else []
 
 
 def changed(method: str, factors: Factors, **keywords: Any) -> dict[str, Any]:
@@ -56,7 +68,9 @@ def painted(make: Callable[..., Any], colours: float) -> Callable[..., Any]:
 
     def example(*arguments: Any) -> Any:
         made = make(*arguments)
-        for jitter in jitters(made.transform, set()):
+        found = list(jitters(made.transform, set())) if colours != 1 else []
+        assert found or colours == 1, f"{make.__name__}: no ColorJitter in its transform"
+        for jitter in found:
             for name, middle in {**dict.fromkeys(WIDTHS, 1.0), "hue": 0.0}.items():
                 if (bounds := getattr(jitter, name)) is not None:
                     setattr(jitter, name, tuple(middle + colours * (bound - middle) for bound in bounds))

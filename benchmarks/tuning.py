@@ -2,8 +2,8 @@
 
 Trained are the second thousand training images of each class of CIFAR-10, half as long as in the table of accuracies,
 with the first seed after its own; the next two hundred of each class are the queries, by k-NN (k = 20). First the
-recipe's, or the example's, own learning rate, a third and three times of it; then, with the best of these, colours
-that change half as much. Writes benchmarks/results/tuning.json after every run; repeated with --work it goes on.
+learning rate of the table, a third and three times of it; then, with the best of these, colours that change half as
+much. Writes benchmarks/results/tuning.json after every system; repeated with --work it goes on.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import accuracy
 import results
-from tuned import PALER, RATES, Factors, best
+from tuned import PALER, RATES, Factors, best, known
 
 HELD = f"{accuracy.CIFAR} held out"
 SHARE, QUERIES = accuracy.IMAGES // 10, 200  # images of a class: those of the table, and as many after them; queries
@@ -41,19 +42,19 @@ def held_out(cifar: Path, folder: Path) -> dict[str, Any]:
 
 def grid(system: str, work: Path | None) -> list[dict[str, Any]]:
     """The rows of one system: three learning rates, then paler colours with the best."""
-    kept = results.Kept(work and work / f"{system}.jsonl")
-    for rate in RATES:
-        run(system, Factors(rate), kept)
-    run(system, Factors(best(kept.rows, system).rate, PALER), kept)
-    return kept.rows
+    kept = results.Kept(work and work / f"{system}, {EPOCHS} epochs.jsonl")
+    rows = [run(system, Factors(rate), kept) for rate in RATES]
+    return [*rows, run(system, Factors(best(rows, system).rate, PALER), kept)]
 
 
-def run(system: str, factors: Factors, kept: results.Kept) -> None:
-    """One run, unless it is there."""
-    if kept.of({"system": system, **factors._asdict()}) is None:
+def run(system: str, factors: Factors, kept: results.Kept) -> dict[str, Any]:
+    """The row of one run, unless it is there."""
+    row = kept.of({"system": system, **factors._asdict()})
+    if row is None:
         scores = accuracy.perform(accuracy.Job(HELD, system, SEED), 1, "auto", factors=factors)
-        kept.add({"system": system, **factors._asdict(), "k-NN": scores["knn"], "linear": scores["linear"]})
-        print(kept.rows[-1], flush=True)
+        kept.add(row := {"system": system, **factors._asdict(), "k-NN": scores["knn"], "linear": scores["linear"]})
+        print(row, flush=True)
+    return row
 
 
 def know(sets: dict[str, dict[str, Any]], epochs: int) -> None:
@@ -71,12 +72,20 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder to keep rows in, and go on after them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="systems at a time, one core each")
     arguments = parser.parse_args(given)
-    context = multiprocessing.get_context("spawn")
+    systems = [system for system in arguments.systems if not accuracy.without_library(system)]
+    rows, failed = [row for row in known() if row["system"] not in systems], []
     with tempfile.TemporaryDirectory() as folder:
-        told = {HELD: held_out(arguments.cifar, Path(folder))}, EPOCHS
+        told, context = ({HELD: held_out(arguments.cifar, Path(folder))}, EPOCHS), multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(arguments.jobs, context, initializer=know, initargs=told) as pool:
-            found = pool.map(grid, arguments.systems, [arguments.work] * len(arguments.systems))
-            results.write("tuning", [row for rows in found for row in rows], results.facts(epochs=EPOCHS))
+            futures = {pool.submit(grid, system, arguments.work): system for system in systems}
+            for future in as_completed(futures):
+                if error := future.exception():  # the other systems go on
+                    failed.append(f"{futures[future]}: {type(error).__name__}: {error}")
+                else:
+                    rows += future.result()
+                    results.write("tuning", rows, results.facts(epochs=EPOCHS))
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -73,8 +73,9 @@ class Schema(BaseModel):
     def _refuse_truth(cls, value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
         """A number that is given as `true` or `false` is a mistake, where pydantic reads 1 or 0."""
         found = parse(value)
-        if isinstance(value, bool) and not isinstance(found, bool):
-            raise PydanticCustomError("number", "should be a number")
+        if _truth_for_number(value, found):
+            one = isinstance(value, bool)
+            raise PydanticCustomError("number", "should be a number" if one else "should hold numbers alone")
         return found
 
     @model_validator(mode="before")
@@ -223,6 +224,13 @@ class OptimizerRef(Ref, kind="optimizer"):
 
 class CallbackRef(Ref, kind="callback"):
     """A callback or logger by name."""
+
+
+def _truth_for_number(value: Any, found: Any) -> bool:
+    """Whether true or false was read as a number, alone or in a list."""
+    if isinstance(value, list | tuple) and isinstance(found, list | tuple):
+        return any(map(_truth_for_number, value, found))
+    return isinstance(value, bool) and isinstance(found, int | float) and not isinstance(found, bool)
 
 
 def _one_level_down(schema: type[Schema], key: str, info: ValidationInfo) -> str:

@@ -15,7 +15,7 @@ from ..rundir.files import json_bytes, write_atomic
 from ..running.layers import check, collect, layer
 from ..settings import dotted, table_of
 from .choosing import Chosen, Trial, choose
-from .folder import EVERY, begin, listed, names, perform, plans, refuse_own
+from .folder import asked, begin, begun, listed, none_can, perform, plan_of, refuse_own
 from .grid import Combination, combinations
 from .result import Row, Spread, Sweep, row_of
 
@@ -57,19 +57,23 @@ def sweep(
     """
     plugins = plugins or installed()
     values = {str(path): listed(str(path), given) for path, given in table_of("varied", varied or {}).items()}
-    planned = combinations(names(methods, plugins), listed("seeds", seeds), values)
+    named, every = asked(methods, plugins)
+    planned = combinations(named, listed("seeds", seeds), values)
     refuse_own(common)
     for one in planned:  # mistakes in settings are told before anything is trained
         refuse_own(dotted(list(one.settings.items())))
         check(layer(collect(None, config, one.keywords(common), plugins), plugins), plugins)
-    if methods in (EVERY, [EVERY]):
-        left_out: dict[str, str] = {}
-        first = [one for one in planned if one.seed == planned[0].seed]
-        fit = {one.name for one, _, _ in plans(first, config, common, plugins, left_out)}
-        planned = [one for one in planned if one.name in fit]
-        for name, why in left_out.items():
-            tell(f"left out: {name}: {why}")
-    folder = user_path(out)
+    folder, left_out = user_path(out), dict[str, str]()
+    for one in planned if every else ():
+        if one.seed == planned[0].seed and not begun(folder / one.folder):
+            try:
+                plan_of(one, config, common, plugins)
+            except Exception as error:  # a faulty method does not stop the others
+                left_out[one.name] = str(error) or type(error).__name__
+                tell(f"left out: {one.name}: {left_out[one.name]}")
+    planned = [one for one in planned if one.name not in left_out or begun(folder / one.folder)]
+    if not planned:
+        raise none_can(left_out)
     begin(folder, config, common)
     failed: dict[str, str] = {}
     for number, one in enumerate(planned, 1):
@@ -79,10 +83,10 @@ def sweep(
         except Exception as error:  # whatever stops one run does not stop the others
             failed[one.folder] = str(error) or type(error).__name__
             tell(f"failed: {one.folder}: {failed[one.folder]}")
-    return _finish(folder, planned, failed)
+    return _finish(folder, planned, failed, left_out)
 
 
-def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]) -> Sweep:
+def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str], left_out: Mapping[str, str]) -> Sweep:
     """The table of what has ended, and the files that hold it."""
     groups: dict[str, list[tuple[Combination, Summary]]] = {}
     runs = []
@@ -98,7 +102,7 @@ def _finish(folder: Path, planned: Sequence[Combination], failed: dict[str, str]
         key = json.dumps([one.method, one.settings], sort_keys=True, default=str)
         groups.setdefault(key, []).append((one, summary))
     rows = sorted((row_of(members) for members in groups.values()), key=lambda row: row.rank)
-    found = Sweep(folder, tuple(rows), failed, tuple(runs))
+    found = Sweep(folder, tuple(rows), failed, tuple(runs), left_out)
     page = compared(found.runs).page(f"Sweep {folder.resolve().name}", first=[found.section()])
     write_atomic(folder / "results.md", found.markdown.encode())
     write_atomic(folder / "results.json", json_bytes(found.record()))

@@ -21,7 +21,7 @@ from ..rundir.files import json_bytes, write_atomic
 from ..running.estimate import seconds_per_step
 from ..running.plan import make_plan
 from ..settings import Given, merged, seconds_of, sections, table_of
-from .folder import EVERY, begin, listed, names, perform, plans, refuse_own
+from .folder import EVERY, asked, begin, listed, none_can, perform, plan_of, refuse_own
 from .grid import Combination, combinations
 from .judge import told_apart
 
@@ -134,9 +134,10 @@ def choose(
     values = {str(path): listed(str(path), given) for path, given in table_of("varied", varied or {}).items()}
     common = {**({} if data is None else {"data": data}), **common}
     _refuse_decided(common, values)
-    planned = combinations(names(methods, plugins), (seed,), values)
+    named, every = asked(methods, plugins)
+    planned = combinations(named, (seed,), values)
     search = _Search(user_path(out), config, common, plugins, tell)
-    search.check(planned, all_of_them=methods == EVERY)
+    search.check(planned, all_of_them=every)
     candidates = [one.folder for one in search.candidates]  # others would be trained for another time
     begin(search.out, config, common, rounds={"budget": budget, "epochs": epochs, "candidates": candidates})
     return search.narrowed(search.by_epochs(epochs or 1) if allowed is None else search.by_time(allowed))
@@ -177,12 +178,18 @@ class _Search:
         Raises:
             AksslError: one that was named cannot be trained, or none can.
         """
-        left_out = self.left_out if all_of_them else None
-        for one, given, plan in plans(planned, self.config, self.common, self.plugins, left_out):
+        for one in planned:
+            try:
+                given, plan = plan_of(one, self.config, self.common, self.plugins)
+            except Exception as error:
+                if not all_of_them:
+                    raise
+                self._leave_out(one.name, error)
+                continue
             self.candidates.append(_Candidate(one, given, len(plan.images), plan.spec.train.batch_size or 1))
             self.images = self.images or plan.images
-        for name, why in self.left_out.items():
-            self.tell(f"left out: {name}: {why}")
+        if not self.candidates:
+            raise none_can(self.left_out)
 
     def counts(self) -> list[int]:
         """How many candidates each round has: 16, 4, 1."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config.schema import changes, user_path
 from ..config.yaml import read_yaml
-from ..errors import AksslError, ConfigError, RunDirError, shown
+from ..errors import ConfigError, RunDirError, shown
 from ..plugins.lookup import methods as installed_methods
 from ..plugins.manager import Plugins
 from ..rundir.files import json_bytes, write_atomic
@@ -25,41 +26,28 @@ from .result import FORMAT
 EVERY = "all"
 
 
-def names(methods: str | Sequence[str], plugins: Plugins) -> list[str]:
-    """The methods by their right names."""
-    asked = [methods] if isinstance(methods, str) else listed("methods", methods)
-    if asked == [EVERY]:
-        return [one.name for one in installed_methods(plugins=plugins)]
-    return [plugins.get("method", name).name for name in asked]
+def asked(methods: str | Sequence[str], plugins: Plugins) -> tuple[list[str], bool]:
+    """The methods by their right names, and whether "all" was asked for."""
+    given = [methods] if isinstance(methods, str) else listed("methods", methods)
+    if len(given) == 1 and given[0] == EVERY:
+        return [one.name for one in installed_methods(plugins=plugins)], True
+    return [plugins.get("method", name).name for name in given], False
 
 
-def plans(
-    planned: Sequence[Combination],
-    config: Any,
-    common: Mapping[str, Any],
-    plugins: Plugins,
-    left_out: dict[str, str] | None,
-) -> Iterator[tuple[Combination, Given, Plan]]:
-    """What is given to each combination, and its plan; `left_out` gets those without one and why, if there is one.
+def plan_of(one: Combination, config: Any, common: Mapping[str, Any], plugins: Plugins) -> tuple[Given, Plan]:
+    """What is given to a combination, and its plan.
 
     Raises:
-        AksslError: a combination cannot be trained and there is no `left_out`, or none can.
+        AksslError: it cannot be trained.
     """
-    found = False
-    for one in planned:
-        try:
-            refuse_own(dotted(list(one.settings.items())))
-            given = collect(None, config, one.keywords(common), plugins)
-            plan = make_plan(given, plugins)
-        except AksslError as error:
-            if left_out is None:
-                raise
-            left_out[one.name] = str(error)
-            continue
-        found = True
-        yield one, given, plan
-    if not found:
-        raise ConfigError(f"methods: none can be trained. {next(iter((left_out or {}).values()), '')}")
+    refuse_own(dotted(list(one.settings.items())))
+    given = collect(None, config, one.keywords(common), plugins)
+    return given, make_plan(given, plugins)
+
+
+def none_can(left_out: Mapping[str, str]) -> ConfigError:
+    """What is said where every method was left out: the reason that most of them have."""
+    return ConfigError(f"methods: none can be trained. {Counter(left_out.values()).most_common(1)[0][0]}")
 
 
 def listed(name: str, values: Any) -> list[Any]:
@@ -128,7 +116,7 @@ def perform(
     path: Path, one: Combination, config: Any, common: Mapping[str, Any], plugins: Plugins, *, report: bool
 ) -> None:
     """Bring one run to its end, from wherever it stands."""
-    if not any((path / name).is_file() for name in ("manifest.json", "config.yaml")):
+    if not begun(path):
         given = one.keywords(_own_backbone(common))
         run(config=config, out=path, report=report, plugins=plugins, **given)
         return
@@ -136,6 +124,11 @@ def perform(
     if not folder.begun or not folder.manifest.final:
         _, objects = set_aside(common)
         resume(path, report=report, plugins=plugins, **_own_backbone(objects))
+
+
+def begun(path: Path) -> bool:
+    """Whether the folder holds a run."""
+    return any((path / name).is_file() for name in ("manifest.json", "config.yaml"))
 
 
 def _own_backbone(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ class Sweep:
     failed: Mapping[str, str]
     runs: tuple[Path, ...]
     """The folders of the runs that have ended."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Of "all" methods those that need more than was given: why, by name."""
 
     @property
     def columns(self) -> list[str]:
@@ -130,16 +132,24 @@ class Sweep:
     def record(self) -> dict[str, Any]:
         """Everything as plain values, fit for JSON."""
         rows, runs = [row.record() for row in self.rows], [path.name for path in self.runs]
-        return {"format": FORMAT, "rows": rows, "failed": dict(self.failed), "runs": runs}
+        return {
+            "format": FORMAT,
+            "rows": rows,
+            "failed": dict(self.failed),
+            "runs": runs,
+            "left_out": dict(self.left_out),
+        }
 
     def section(self) -> Html:
         """The table for the page."""
         shown = html_table(self.columns, self.cells, caption="Mean ± standard deviation over seeds", kind="numbers")
-        failed = [tag("ul", *(tag("li", f"{name}: {why}") for name, why in self.failed.items()))] if self.failed else []
-        return section("Sweep", shown, *failed)
+        told = [tag("ul", *(tag("li", line) for line in lines))] if (lines := self._failures()[1:]) else []
+        return section("Sweep", shown, *told)
 
     def _failures(self) -> list[str]:
-        return ["", *(f"failed: {name}: {why}" for name, why in self.failed.items())] if self.failed else []
+        of = {"failed": self.failed, "left out": self.left_out}
+        lines = [f"{what}: {name}: {why}" for what, told in of.items() for name, why in told.items()]
+        return ["", *lines] if lines else []
 
 
 def row_of(members: Sequence[tuple[Combination, Summary]]) -> Row:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from akssl_core.config.schema import BackboneRef, Component, LossRef, Schema, first_mistake, readable, validate
 from akssl_core.errors import ConfigError, PluginError
@@ -92,6 +92,18 @@ def test_mistakes_name_the_path_the_value_and_the_nearest_name(raw, message):
         check(raw)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [True, False, [1.0, True], [[1.0, False]]])
+def test_true_and_false_are_no_numbers(wrong):
+    class Numbers(Schema):
+        value: float | list[float] | list[list[float]] = 1.0
+        told: bool | float = True
+        shown: Annotated[str, BeforeValidator(str)] = "x"
+
+    with pytest.raises(ConfigError, match="^value: should (be a number|hold numbers alone), got "):
+        validate(Numbers, {"value": wrong}, registry=Registry())
+    assert validate(Numbers, {"told": False, "shown": True}, registry=Registry()).shown == "True"
 
 
 def test_several_mistakes_are_one_line_each():

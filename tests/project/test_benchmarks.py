@@ -129,15 +129,15 @@ def test_accuracy_takes_default_recipes_from_a_sweep(monkeypatch, tmp_path, thre
     data = {"name": "shapes", "size": 128, "test_size": 64}
     monkeypatch.setattr(accuracy, "DATA", {"shapes": data})
     monkeypatch.setattr(accuracy, "EPOCHS", 1)
-    row = accuracy.perform(accuracy.Job("shapes", "simsiam", 1), 1, "auto", tmp_path)
-    folder = tmp_path / "shapes" / "simsiam-seed=1"
-    assert row["loss"] == RunDir.open(folder).history[-1]["loss"]
-    made = (folder / "manifest.json").read_bytes()
     (of_sweep,) = akssl_core.sweep(["simsiam"], seeds=(1,), data=data, epochs=1, out=tmp_path / "shapes").rows
-    assert of_sweep.seeds == (1,)
-    again = accuracy.perform(accuracy.Job("shapes", "simsiam", 1), 1, "auto", tmp_path)
-    assert {**again, "minutes": 0} == {**row, "minutes": 0}
-    assert (folder / "manifest.json").read_bytes() == made
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    row = accuracy.perform(accuracy.Job("shapes", "simsiam", 1), 1, "auto", tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert row["loss"] == of_sweep.metrics["loss"].mean
+    assert row["minutes"] == round(of_sweep.metrics["seconds"].mean / 60, 2)
+    accuracy.perform(accuracy.Job("shapes", "simsiam", 2), 1, "auto", tmp_path)  # made here, as the sweep would
+    (of_sweep,) = akssl_core.sweep(["simsiam"], seeds=(1, 2), data=data, epochs=1, out=tmp_path / "shapes").rows
+    assert of_sweep.seeds == (1, 2)
 
 
 def test_accuracy_goes_on_after_the_rows_that_it_kept(monkeypatch, tmp_path):
@@ -155,6 +155,11 @@ def test_accuracy_goes_on_after_the_rows_that_it_kept(monkeypatch, tmp_path):
 
 def test_both_sides_are_tuned_alike(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tuned, "FILE", tmp_path / "results" / "tuning.json")
+    with pytest.raises(LookupError, match="simsiam is not among the rows of tuning.json: run tuning.py first"):
+        tuned.chosen("simsiam tuned")
+    other = {"system": "byol", "rate": 1.0, "colours": 1.0, "k-NN": 20.0}
+    results.write("tuning", [other], {})
     for name, value in {"SHARE": 8, "QUERIES": 4, "EPOCHS": 1}.items():
         monkeypatch.setattr(tuning, name, value)
     for of in ("cat", "dog"):
@@ -165,10 +170,11 @@ def test_both_sides_are_tuned_alike(monkeypatch, tmp_path):
         tuning.main(asked)
         tables.append(json.loads((tmp_path / "results" / "tuning.json").read_text())["rows"])
     assert tables[0] == tables[1]
-    rates = [(row["rate"], row["colours"]) for row in tables[0]]
-    assert rates == [*((rate, 1.0) for rate in tuned.RATES), (tuned.best(tables[0][:3], "simsiam").rate, tuned.PALER)]
-    monkeypatch.setattr(tuned, "FILE", tmp_path / "results" / "tuning.json")
-    assert tuned.chosen("simsiam tuned") == tuned.best(tables[0], "simsiam")
+    assert tables[0][0] == other  # what was not asked for stays
+    rows = tables[0][1:]
+    rates = [(row["rate"], row["colours"]) for row in rows]
+    assert rates == [*((rate, 1.0) for rate in tuned.RATES), (tuned.best(rows[:3], "simsiam").rate, tuned.PALER)]
+    assert tuned.chosen("simsiam tuned") == tuned.best(rows, "simsiam")
     assert tuned.chosen("simsiam") == tuned.Factors()
 
 
@@ -232,6 +238,9 @@ def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monke
 
     monkeypatch.setattr(speedrun, "race", lambda arguments, **job: {"k-NN": 10.0 + job["seed"], "seconds": 1.0})
     again = [*asked[:-1], "1", "2", "--work", str(tmp_path / "work")]
+    speedrun.main([*asked[:-1], "1"])  # of other settings: the run of seed 0 goes
+    assert json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"][0]["runs"] == 1
+    speedrun.main(asked)
     speedrun.main(again)
     (table,) = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
     assert table["runs"] == 3  # that of seed 0 is kept

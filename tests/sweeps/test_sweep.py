@@ -64,18 +64,27 @@ def test_of_all_methods_those_that_need_more_than_images_are_left_out(more, tmp_
     monkeypatch.setattr(Breaking, "check", classmethod(check))
     told = []
     found = sweep("all", seeds=(0, 1), out=tmp_path / "all", tell=told.append, plugins=more, **SMALL)
+    why = "method.teacher: there is nothing to learn from"
     assert [row.method for row in found.rows] == ["toy"]
-    assert not found.failed
-    assert told == [
-        "left out: breaking: method.teacher: there is nothing to learn from",
-        "run 1 of 2: toy-seed=0",
-        "run 2 of 2: toy-seed=1",
-    ]
+    assert (found.failed, found.left_out) == ({}, {"breaking": why})
+    assert told == [f"left out: breaking: {why}", "run 1 of 2: toy-seed=0", "run 2 of 2: toy-seed=1"]
+    for text in (found.text, found.markdown, (tmp_path / "all" / "compare.html").read_text()):
+        assert f"left out: breaking: {why}" in text
+    assert json.loads((tmp_path / "all" / "results.json").read_text())["left_out"] == found.left_out
+
     monkeypatch.setattr(more.get("method", "toy"), "check", classmethod(check))
+    assert sweep(("all",), seeds=(0, 1), out=tmp_path / "all", plugins=more, **SMALL).rows == found.rows  # only read
     with pytest.raises(ConfigError, match="methods: none can be trained. method.teacher"):
         sweep(["all"], out=tmp_path / "other", plugins=more, **SMALL)
     assert not (tmp_path / "other").exists()
     assert list(sweep(["breaking"], out=tmp_path / "named", plugins=more, **SMALL).failed) == ["breaking-seed=0"]
+
+
+def test_a_faulty_method_is_left_out_of_all(more, tmp_path, monkeypatch):
+    monkeypatch.setattr(Breaking, "check", classmethod(lambda cls, config, facts: 1 / 0))
+    found = sweep("all", out=tmp_path, plugins=more, **SMALL)
+    assert [row.method for row in found.rows] == ["toy"]
+    assert found.left_out == {"breaking": "division by zero"}
 
 
 def test_a_sweep_and_the_same_again(toys, tmp_path, monkeypatch):
