@@ -102,7 +102,7 @@ def test_every_surface_says_the_same_words(words, tmp_path):
 def test_a_sweep_says_the_same_words(words, tmp_path):
     one = Combination("toy", {}, 0)
     judged(tmp_path / one.folder, **RUNS[words])
-    found = _finish(tmp_path, [one], {})
+    found = _finish(tmp_path, [one], {}, {})
     assert [dict(line.verdicts) for line in found.rows] == [{words: 1}]
     assert words in found.text
     assert words in (tmp_path / "results.md").read_text()
