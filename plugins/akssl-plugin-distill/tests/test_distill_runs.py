@@ -201,7 +201,10 @@ def test_a_student_of_kept_targets_goes_on_without_its_teacher(taught: Path, tmp
     shutil.copytree(taught, teacher)
     student = run(tmp_path / "run", str(teacher), data=SHAPES, image_size=16, options=kept).run_dir
     teacher.rename(tmp_path / "moved")
-    with pytest.warns(UserWarning, match=r"method.targets: taken as they are, without their teacher. method.teacher: "):
+    with (
+        pytest.warns(UserWarning, match="resumed with other settings: train.epochs: 2 -> 3"),
+        pytest.warns(UserWarning, match="method.targets: taken as they are, without their teacher. method.teacher: "),
+    ):
         assert akssl_core.resume(student, epochs=3, report=False).history[-1]["epoch"] == 3
 
 
