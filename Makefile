@@ -97,7 +97,7 @@ gpu-wheels:  ## what a GPU machine without network may lack beside torch, in bui
 gpu-peaks:  ## the memory that steps may hold on a GPU, counted again on the null device
 	$(GPU) peaks --device null
 
-leaderboard: install  ## every method on drawn shapes over three seeds, up to an hour; may be stopped and repeated
+leaderboard: install  ## every method on drawn shapes over three seeds, four hours on one core; may be stopped and repeated
 	$(BIN)/akssl sweep --methods all --data shapes --seeds 0,1,2 --epochs 4 --out runs/leaderboard/shapes
 	cp runs/leaderboard/shapes/results.json benchmarks/results/leaderboard.json
 	$(BIN)/akssl sweep --methods simclr,vicreg --data shapes --set data.size=2000 --precision fp32 --seeds 0,1,2 --epochs 2 --no-report --out runs/short

@@ -7,8 +7,8 @@ labels, and methods of lightly and stable-pretraining as their examples build th
 also by that, with a tenth of the labels, beside the same network from random weights. CIFAR-10 is read from a folder,
 if one is given: the first thousand training images of each class, and the test images. Runs of default recipes
 are those of `akssl sweep`, one sweep for each data set, and stay in --sweeps (`make leaderboard` makes that of shapes).
-Minutes are those of training, with its
-probes. Writes benchmarks/results/accuracy.json after every run, and accuracy.md at the end.
+Minutes are those of training, ours with the probes of their runs. Writes benchmarks/results/accuracy.json after every
+run, and accuracy.md at the end.
 """
 
 from __future__ import annotations
@@ -359,10 +359,8 @@ def main(given: list[str] | None = None) -> None:
     wanted = [job for job in wanted if not without_library(job.system)]
     known = json.loads(file.read_text())["rows"] if file.exists() else []
     kept = Kept(arguments.work and arguments.work / f"rows{suffix}.jsonl")
-    rows = [row for row in known if job_of(row) not in wanted] + [
-        row for row in kept.rows if job_of(row) in wanted and as_chosen(row)
-    ]
-    done = {job_of(row) for row in rows if row in kept.rows}
+    mine = [row for row in kept.rows if job_of(row) in wanted and as_chosen(row)]
+    rows, done = [row for row in known if job_of(row) not in wanted] + mine, set(map(job_of, mine))
     sweeps = arguments.sweeps if arguments.precision == "auto" else None
     for data in {job.data for job in wanted if sweeps and job.system in ALONE}:
         begin_sweep(data, sweeps / data, EPOCHS)  # before several processes do

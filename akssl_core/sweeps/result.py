@@ -116,8 +116,8 @@ class Sweep:
 
     @property
     def text(self) -> str:
-        """The table in columns, what has failed, and where it is written: what `akssl sweep` prints."""
-        return "\n".join([describe.table(self.columns, self.cells), *self._failures(), "", self.written])
+        """The table in columns, what has failed or was left out, and where it is written: what `akssl sweep` prints."""
+        return "\n".join([describe.table(self.columns, self.cells), *self._remarks(), "", self.written])
 
     @property
     def written(self) -> str:
@@ -127,26 +127,22 @@ class Sweep:
     @property
     def markdown(self) -> str:
         """The same in Markdown."""
-        return "\n".join([describe.markdown(self.columns, self.cells), *self._failures()]) + "\n"
+        return "\n".join([describe.markdown(self.columns, self.cells), *self._remarks()]) + "\n"
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, fit for JSON."""
         rows, runs = [row.record() for row in self.rows], [path.name for path in self.runs]
         return {
-            "format": FORMAT,
-            "rows": rows,
-            "failed": dict(self.failed),
-            "runs": runs,
-            "left_out": dict(self.left_out),
-        }
+            "format": FORMAT, "rows": rows, "failed": dict(self.failed), "runs": runs, "left_out": dict(self.left_out),
+        }  # fmt: skip
 
     def section(self) -> Html:
         """The table for the page."""
         shown = html_table(self.columns, self.cells, caption="Mean ± standard deviation over seeds", kind="numbers")
-        told = [tag("ul", *(tag("li", line) for line in lines))] if (lines := self._failures()[1:]) else []
+        told = [tag("ul", *(tag("li", line) for line in lines))] if (lines := self._remarks()[1:]) else []
         return section("Sweep", shown, *told)
 
-    def _failures(self) -> list[str]:
+    def _remarks(self) -> list[str]:
         of = {"failed": self.failed, "left out": self.left_out}
         lines = [f"{what}: {name}: {why}" for what, told in of.items() for name, why in told.items()]
         return ["", *lines] if lines else []
