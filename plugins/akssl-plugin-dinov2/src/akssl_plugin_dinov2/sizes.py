@@ -94,7 +94,7 @@ def _of_masks(config: Any, facts: Facts) -> Iterator[str]:
     if config.mask_chance and int(config.mask_ratio[1] * tokens) == 0:
         yield (
             f"method.mask_ratio: up to {config.mask_ratio[1]:g} of {tokens} patches are none, so that nothing is ever "
-            "hidden. Use smaller patches (backbone.patch_size) or larger images."
+            "hidden. Use smaller patches (backbone.patch_size) or larger views (train.image_size)."
         )
 
 

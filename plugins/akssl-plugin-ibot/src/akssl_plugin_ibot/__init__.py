@@ -263,7 +263,7 @@ class IBOT(Method[TokenBackbone]):
             rows, columns = facts.tokens or (2, 2)
             raise ConfigError(
                 f"backbone.patch_size: crops of {facts.image_size} px have {rows} x {columns} patches; expected at "
-                "least 2 x 2, of which some are hidden. Use smaller patches or larger images."
+                "least 2 x 2, of which some are hidden. Use smaller patches or larger views (train.image_size)."
             )
         if config.shared_head and (config.head_batch_norm or config.projection_batch_norm):
             raise ConfigError(

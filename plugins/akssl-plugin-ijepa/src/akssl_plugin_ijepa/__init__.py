@@ -200,7 +200,7 @@ class IJEPA(Method[TokenBackbone]):
                 f"{max(_left(config, facts, config.targets), 0)} of {_tokens(facts)} patches to see; expected at least "
                 f"{_enough(facts)}. Use "
                 + (f"method.targets={fitting}, " if fitting else "")
-                + "smaller patches (backbone.patch_size), larger images or a smaller method.target_area."
+                + "smaller patches (backbone.patch_size), larger views or a smaller method.target_area."
             )
         if config.predictor_dim % config.predictor_heads:
             width = config.predictor_dim

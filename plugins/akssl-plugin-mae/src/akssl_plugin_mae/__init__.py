@@ -187,10 +187,10 @@ class MAE(Method[TokenBackbone]):
         if tokens < 2:
             raise ConfigError(
                 f"backbone.patch_size: views of {facts.image_size} px are 1 patch; expected 2 or more, of which some "
-                "are hidden. Use smaller patches or larger images."
+                "are hidden. Use smaller patches or larger views (train.image_size)."
             )
         if not 0 < visible < tokens:
-            advice = "Use smaller patches (backbone.patch_size) or larger images." if tokens < 4 else "Use 0.75."
+            advice = "Use smaller patches (backbone.patch_size) or larger views." if tokens < 4 else "Use 0.75."
             raise ConfigError(
                 f"method.mask_ratio: {config.mask_ratio:g} of {tokens} patches leaves {visible} to see; expected 1 to "
                 f"{tokens - 1}. {advice}"
