@@ -132,7 +132,9 @@ class IBOT(Method[TokenBackbone]):
         momentum: FractionSchedule = Field(
             cosine(0.996, 1.0), description="share of the teacher kept each step, 0 to 1"
         )
-        freeze_last_layer_epochs: float = Field(1.0, ge=0, description="epochs in which the last layers stay")
+        freeze_last_layer_epochs: float | None = Field(
+            1.0, ge=0, description="epochs in which the last layers stay; null: the whole run"
+        )
         loss: LossRef = LossRef.field("ibot", description="compares student (V x (N, K)) and teacher (2 x (N, K))")
         patch_loss: LossRef = LossRef.field(
             "ibot_patch", description="compares logits (n, K) of masked patches with the teacher's"
@@ -216,8 +218,9 @@ class IBOT(Method[TokenBackbone]):
         return batch.sent(mask), batch.sent(rows), batch.sent(weights)
 
     def param_rules(self) -> Sequence[ParamRule]:
-        """The last layers stay for the first epochs, as in the authors' code."""
-        return [ParamRule("heads.*.last.*", frozen_epochs=self.config.freeze_last_layer_epochs)]
+        """The last layers stay for the first epochs, as in the authors' code, or always."""
+        epochs = self.config.freeze_last_layer_epochs
+        return [ParamRule("heads.*.last.*", frozen_epochs=math.inf if epochs is None else epochs)]
 
     @property
     def encoder(self) -> TokenBackbone:
@@ -251,7 +254,7 @@ class IBOT(Method[TokenBackbone]):
                 shorter = schedule.model_copy(update={"over": float(facts.epochs)})
                 reason = f"its end is reached within the {facts.epochs} epochs of the run"
                 choices[name] = Choice(shorter.model_dump(), reason)
-        if config.freeze_last_layer_epochs >= facts.epochs:
+        if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
             reason = f"a tenth of the {facts.epochs} epochs of the run"
             choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
         return choices
@@ -281,10 +284,10 @@ class IBOT(Method[TokenBackbone]):
                     "predictions, so that all outputs collapse to uniform. Keep it below the student's; 0.04 to 0.07 "
                     "is usual."
                 )
-        if config.freeze_last_layer_epochs >= facts.epochs:
+        if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
             warnings.append(
                 f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs} epochs, so "
-                f"that the last layers are never trained. Use less than {facts.epochs}; 1 is usual."
+                f"that the last layers are never trained. Use less than {facts.epochs}; 1 is usual, null if meant."
             )
         return warnings
 
