@@ -38,6 +38,7 @@ from akssl_core import (
 from akssl_core.masks import block_masks, hidden_rows, mask_ratios, on_pixels
 from akssl_core.nn import EMA, Center, CosineHead, entropy, patch_std, std_ratio
 
+from .courses import COURSES
 from .losses import IBOTLoss, PatchLoss, targets
 from .published import PUBLISHED
 from .recipes import RECIPES
@@ -87,6 +88,7 @@ class IBOT(Method[TokenBackbone]):
     )
     recipes = RECIPES
     published = PUBLISHED
+    courses = COURSES["ibot"]
 
     class Config(Schema):
         """The heads, what is masked, and how the teacher moves."""
