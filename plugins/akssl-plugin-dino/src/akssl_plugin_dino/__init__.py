@@ -119,7 +119,9 @@ class DINO(Method):
         momentum: FractionSchedule = Field(
             cosine(0.996, 1.0), description="share of the teacher kept each step, 0 to 1"
         )
-        freeze_last_layer_epochs: float = Field(1.0, ge=0, description="epochs in which the last layer stays")
+        freeze_last_layer_epochs: float | None = Field(
+            1.0, ge=0, description="epochs in which the last layer stays; null: the whole run"
+        )
         loss: LossRef = LossRef.field("dino", description="compares student (V x (N, K)) and teacher (2 x (N, K))")
 
     def __init__(self, config: Any, backbone: Backbone) -> None:
@@ -158,8 +160,9 @@ class DINO(Method):
         return {"loss": loss, "teacher_entropy": teacher_entropy, "z_std_ratio": std_ratio(z[: len(batch)])}
 
     def param_rules(self) -> Sequence[ParamRule]:
-        """The last layer stays for the first epochs, as in the paper's code."""
-        return [ParamRule("head.last.*", frozen_epochs=self.config.freeze_last_layer_epochs)]
+        """The last layer stays for the first epochs, as in the paper's code, or always."""
+        epochs = self.config.freeze_last_layer_epochs
+        return [ParamRule("head.last.*", frozen_epochs=math.inf if epochs is None else epochs)]
 
     @property
     def encoder(self) -> Backbone:
@@ -184,7 +187,7 @@ class DINO(Method):
             choices["teacher_temperature"] = Choice(
                 shorter.model_dump(), f"its end is reached within the {facts.epochs} epochs of the run"
             )
-        if config.freeze_last_layer_epochs >= facts.epochs:
+        if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
             reason = f"a tenth of the {facts.epochs} epochs of the run"
             choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
         return choices
@@ -203,7 +206,8 @@ class DINO(Method):
                 {"teacher_entropy": (0.998 * even, math.inf)},
                 f"the teacher's outputs are even, log {config.out_dim} = {even:.4g}, whatever the image",
                 cause,
-                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1.",
+                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1; raise "
+                "method.freeze_last_layer_epochs.",
             ),
             Landmark(
                 "collapsed",
@@ -239,10 +243,10 @@ class DINO(Method):
                 f"(method.loss.student_temperature). Targets would be flatter than the predictions, so that all "
                 f"outputs collapse to uniform. Keep it below the student's; 0.04 to 0.07 is usual."
             )
-        if config.freeze_last_layer_epochs >= facts.epochs:
+        if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
             warnings.append(
                 f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs} epochs, so "
-                f"that the last layer is never trained. Use less than {facts.epochs}; 1 is usual."
+                f"that the last layer is never trained. Use less than {facts.epochs}; 1 is usual, null if meant."
             )
         if not facts.views.get("local") and facts.image_size > WIDE_SCALE_FROM:
             warnings.append(
