@@ -123,6 +123,8 @@ def test_a_teacher_as_flat_as_the_student_is_warned_of(name: str, loss: str) -> 
 def test_last_layers_that_are_never_trained_are_warned_of() -> None:
     (warning,) = IBOT.check(config(freeze_last_layer_epochs=100), facts(epochs=100))
     assert "never trained" in warning
+    assert not IBOT.check(config(freeze_last_layer_epochs=None), facts(epochs=1)), "where it is meant"
+    assert "freeze_last_layer_epochs" not in IBOT.choose(config(freeze_last_layer_epochs=None), facts(epochs=1))
 
 
 @pytest.mark.parametrize(
