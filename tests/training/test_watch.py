@@ -29,7 +29,7 @@ FAULTS = {
     "hot teacher": (
         "dino",
         None,
-        {"teacher_temperature": 0.5},
+        {"teacher_temperature": 0.5, "freeze_last_layer_epochs": 1},
         "collapsed",
         "reaches 0.5, not below the student's 0.1",
     ),
