@@ -75,7 +75,7 @@ def test_the_same_methods_as_they_are_are_healthy(method, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_no_alarm_in_the_first_200_steps_of_the_default_recipes(method, tmp_path):
-    data = {"name": "shapes", "size": 5000, "test_size": 500}
+    data = {"name": "shapes", "size": 2500, "test_size": 500}
     settings = {"image_size": 16, "batch_size": None, "epochs": 25, "data": data}
     result, manifest = train(tmp_path / "run", method, train={"stop_on_collapse": True}, **settings)
     assert manifest["diagnosis"]["verdict"] == "healthy", manifest["diagnosis"]
