@@ -39,7 +39,6 @@ from .recipes import RECIPES
 
 IMAGES_PER_OUTPUT = 8  # at least; published recipes have 12 to 24: CIFAR 50 000 / 4096, ImageNet 1.28 million / 65536
 FEWEST_OUTPUTS = 256  # as wide as the paper's bottleneck; the choice of a size never goes below
-SPREAD = 0.9  # of projections, where 1 is even: above, images differ too much for the same output to win for all
 WIDE_SCALE_FROM = 64  # px above which the paper's advice on the crops of a run without local ones holds
 
 
@@ -195,10 +194,7 @@ class DINO(Method):
 
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:
-        """The two collapses of section 3.1 of the paper: outputs that are even, and one output that always wins.
-
-        A run that has sorted its images without a doubt has as little entropy as the second, but not images alike.
-        """
+        """The two collapses of section 3.1 of the paper: outputs that are even, and one output that always wins."""
         even, hottest = math.log(config.out_dim), max(config.teacher_temperature.corners)
         student = getattr(config.loss.config, "student_temperature", hottest)
         cause = f"the teacher is not sharp enough for its centre (its temperature reaches {hottest:g})."
@@ -210,12 +206,12 @@ class DINO(Method):
                 {"teacher_entropy": (0.998 * even, math.inf)},
                 f"the teacher's outputs are even, log {config.out_dim} = {even:.4g}, whatever the image",
                 cause,
-                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1; raise "
-                "method.freeze_last_layer_epochs.",
+                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1, or "
+                "leave the last layer as drawn (method.freeze_last_layer_epochs=null).",
             ),
             Landmark(
                 "collapsed",
-                {"teacher_entropy": (0.0, 0.01 * even), "loss": (0.0, 0.02 * even), "z_std_ratio": (0.0, SPREAD)},
+                {"teacher_entropy": (0.0, 0.01 * even), "loss": (0.0, 0.02 * even)},
                 "one output wins for every image",
                 "the centre does not hold the outputs back: it is missing, or follows the last batch alone.",
                 "keep method.center_momentum near 0.9, or raise method.teacher_temperature a little.",

@@ -309,8 +309,8 @@ class IBOT(Method[TokenBackbone]):
                     {term: (0.998 * even, math.inf)},
                     f"the teacher's outputs for {whose} are even, log {config.out_dim} = {even:.4g}, whatever it sees",
                     f"the teacher is not sharp enough for its centre (its temperature reaches {hottest:g}).",
-                    f"lower method.{name} to 0.04 to 0.07, below the student's temperature of 0.1; raise "
-                    "method.freeze_last_layer_epochs.",
+                    f"lower method.{name} to 0.04 to 0.07, below the student's temperature of 0.1, or leave "
+                    "the last layers as drawn (method.freeze_last_layer_epochs=null).",
                 ),
                 Landmark(
                     "collapsed",
