@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from math import prod
+from threading import Lock
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,8 @@ from ..config.schema import Component
 from ..errors import DataError
 from .convert import Limits, Span, planes, scaled_values, shrink, to_channels
 from .decode import Inside, Unreadable
+
+PARSING = Lock()  # numpy parses with `ast`, where two threads at once may fail (python/cpython#106905)
 
 
 class FileDecoder(Component, ABC):
@@ -46,7 +49,7 @@ class Npy(FileDecoder):
 
     def shape(self, file: IO[bytes]) -> tuple[int, int, int, int]:
         """By the first bytes of the file."""
-        shape, _ = array_header(file)
+        shape, *_ = array_header(file)
         if len(shape) == 4:
             raise Unreadable(f"a stack of {shape[0]} images, which are read where the file itself is named")
         channels, height, width = planes(np.broadcast_to(np.uint8(0), shape), "array").shape  # takes no memory
@@ -54,14 +57,25 @@ class Npy(FileDecoder):
 
     def decode(self, file: IO[bytes]) -> np.ndarray[Any, Any]:
         """The array; objects, which could run a program, are refused."""
-        array_header(file)
-        file.seek(0)
-        found: np.ndarray[Any, Any] = planes(np.lib.format.read_array(file, allow_pickle=False), "array").numpy()
+        found: np.ndarray[Any, Any] = planes(read_array(file), "array").numpy()
         return found
 
 
-def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array in numpy's format, if as many bytes follow: nothing is allocated by its word alone.
+def read_array(file: IO[bytes]) -> np.ndarray[Any, Any]:
+    """An array in numpy's format, in memory of its own.
+
+    Raises:
+        Unreadable: as `array_header`.
+    """
+    shape, columns_first, dtype = array_header(file)
+    values = bytearray(file.read(prod(shape) * dtype.itemsize))
+    return np.ndarray(shape, dtype, values, order="F" if columns_first else "C")
+
+
+def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, columns first, type) of an array in numpy's format, if as many bytes follow; the file is then at these.
+
+    Nothing is allocated by its word alone.
 
     Raises:
         Unreadable: it is no such file, holds objects, or is cut short.
@@ -69,7 +83,8 @@ def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        with PARSING:
+            shape, columns_first, dtype = read(file)
     except (ValueError, SyntaxError, EOFError) as error:
         raise Unreadable(f"no array in numpy's format ({' '.join(str(error).split()):.100})") from error
     if dtype.hasobject or dtype.kind not in "buif":
@@ -78,7 +93,8 @@ def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     length, wanted = file.seek(0, io.SEEK_END) - start, prod(shape) * dtype.itemsize
     if min(shape, default=0) < 1 or length < wanted:
         raise Unreadable(f"an array of the shape {shape}, {wanted} bytes, of which {length} are there")
-    return shape, dtype
+    file.seek(start)
+    return shape, columns_first, dtype
 
 
 # -- what the core makes of them ------------------------------------------------------------------

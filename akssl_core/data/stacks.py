@@ -16,7 +16,7 @@ from ..errors import DataError, visible
 from .arrays import check_axes
 from .convert import as_tensor
 from .decode import Unreadable, open_file
-from .decoders import array_header
+from .decoders import array_header, read_array
 from .files import Files, Label, few
 from .tables import LABELS, Reading, as_labels, chosen
 
@@ -76,8 +76,4 @@ def _of_zip(path: Path, reading: Reading) -> tuple[np.ndarray[Any, Any], list[La
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
     if info.file_size > 2**26 and info.file_size > 100 * info.compress_size:
         raise Unreadable(f"{info.compress_size} bytes that expand to {info.file_size}")
-    file = io.BytesIO(archive.read(info))
-    array_header(file)
-    file.seek(0)
-    found: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
-    return found
+    return read_array(io.BytesIO(archive.read(info)))

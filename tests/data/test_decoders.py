@@ -7,7 +7,9 @@ import json
 import shutil
 import struct
 import tarfile
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -293,3 +295,22 @@ def test_a_plugin_decodes_files_of_its_own(tmp_path):
         opened(str(tmp_path), 12, plugins)
     with pytest.raises(AksslError, match="no decoder named 'planets'"):
         opened({"name": str(tmp_path), "decoder": "planets"})
+
+
+def test_headers_are_parsed_one_at_a_time(tmp_path, monkeypatch):
+    """Python may take a good file for a bad one where two threads parse at once (python/cpython#106905)."""
+    parse, inside, most = np.lib.format.read_array_header_1_0, [], []
+
+    def slow(file):
+        inside.append(file)
+        most.append(len(inside))
+        time.sleep(0.001)
+        inside.pop()
+        return parse(file)
+
+    images = opened(str(folder_of(tmp_path / "bands"))).all()
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", slow)
+    with ThreadPoolExecutor(8) as threads:
+        [*threads.map(lambda row: images.fetch([row]), range(12))]
+    assert len(most) >= 12
+    assert max(most) == 1
