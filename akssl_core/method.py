@@ -53,8 +53,8 @@ class Facts:
     """Images of one forward pass in one process."""
     image_size: int
     """Side of the global views in pixels."""
-    epochs: int
-    """Passes over the images."""
+    epochs: float
+    """Passes over the images; a part of one where `train.steps` ends the run before."""
     views: Mapping[str, int]
     """How many views of each group the augmentation makes."""
     peak_rate: float = 0.0
@@ -305,6 +305,9 @@ class Method(nn.Module, Component, ABC, Generic[B]):
 
     def after_step(self, now: Now) -> None:
         """Called once after each real optimizer step, for slow state that no block covers."""
+
+    def skip_step(self) -> None:
+        """Called in place of `after_step` after a step that fp16 had to skip: forget what it left for that."""
 
     def artefacts(self, batch: Batch, now: Now) -> Artefacts:
         """What there is to show after the last step, of some training images that are the same for each method.

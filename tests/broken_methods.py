@@ -204,6 +204,12 @@ class CopiesTooEarly(Right):
         nn.init.xavier_uniform_(self.projector[0].weight)
 
 
+class KeepsASkippedStep(Right):
+    def __init__(self, config, backbone):
+        super().__init__(config, backbone)
+        self.queue.skip_step = lambda: None
+
+
 class RemembersInEvaluation(Right):
     def step(self, batch, now):
         terms = super().step(batch, now)
@@ -365,6 +371,7 @@ BROKEN = {
     TrainedTarget: "gradient_reaches_every_parameter",
     WrongMomentum: "slow_copies_follow_their_momentum",
     CopiesTooEarly: "slow_copies_begin_as_exact_ones",
+    KeepsASkippedStep: "skipped_steps_leave_nothing",
     RemembersInEvaluation: "evaluation_changes_nothing",
     ShowsNoise: "artefacts_can_be_kept",
     ShowsNothingReal: "artefacts_can_be_kept",

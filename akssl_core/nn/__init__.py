@@ -35,6 +35,9 @@ class StepState(nn.Module, ABC):
     def after_step(self, now: Now) -> None:
         """Move the state. The engine calls it once after each real optimizer step, with that step's `now`."""
 
+    def skip_step(self) -> None:
+        """Forget what the step has pushed. Called in place of `after_step` after a step that fp16 had to skip."""
+
 
 def relative_distance(tensors: list[Tensor], others: list[Tensor]) -> Tensor:
     """`|tensors - others| / |others|` over all of them, a scalar."""
@@ -182,6 +185,10 @@ class Queue(StepState):
             self.rows.copy_(rows[-len(self.rows) :])
             self._pushed.clear()
 
+    def skip_step(self) -> None:
+        """Forget the keys that were pushed."""
+        self._pushed.clear()
+
 
 class Center(StepState):
     """A running mean of rows, `value` (dim,), from zero: DINO's centre (Caron et al. 2021, arXiv 2104.14294)."""
@@ -207,6 +214,10 @@ class Center(StepState):
             mean = dist.mean(torch.stack(sums).sum(0) / sum(counts))
             self.value.lerp_(mean, 1 - self.momentum)
             self._pushed.clear()
+
+    def skip_step(self) -> None:
+        """Forget the rows that were pushed."""
+        self._pushed.clear()
 
 
 class Prototypes(StepState):

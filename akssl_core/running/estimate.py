@@ -20,7 +20,7 @@ from .. import dist
 from ..backbone import Backbone
 from ..errors import ConfigError, RunStopped
 from ..nn import EMA
-from ..optim import OptimizerConfig
+from ..optim import OptimizerConfig, parameter_groups
 from ..plugins.manager import Plugins
 from ..schedule import Now
 from ..settings import BUDGET, LENGTH, Given, seconds_of
@@ -126,7 +126,8 @@ def forecast(plan: Plan) -> list[tuple[str, str]]:
     batch, rates = spec.train.batch_size or 1, spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)
     scale, peak = rates.scale(batch), rates.lr.peak(now.epochs)
-    trained = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
+    groups = parameter_groups(plan.method, plan.method.param_rules(), rates)
+    trained = sum(p.numel() for group in groups if group["frozen_epochs"] < now.epochs for p in group["params"])
     lines = [
         ("training images", f"{len(plan.images)}"),
         ("optimizer steps", f"{now.total_steps} ({now.steps_per_epoch} an epoch)"),

@@ -370,7 +370,7 @@ def _facts(spec: RunSpec, sight: Sight, backbone: Backbone, views: Mapping[str, 
     """The facts a method may decide by, once the core has chosen."""
     train, image, images = spec.train, sight.image, len(sight.images)
     assert train.batch_size is not None
-    assert train.epochs is not None
+    epochs = rules.length(train, images).epochs
     rates = spec.optimizer.config
     assert isinstance(rates, OptimizerConfig)
     labelled, classes = sight.images.known_labels()
@@ -383,9 +383,9 @@ def _facts(spec: RunSpec, sight: Sight, backbone: Backbone, views: Mapping[str, 
         batch_size=train.batch_size,
         forward_size=share,
         image_size=size,
-        epochs=train.epochs,
+        epochs=epochs,
         views=views,
-        peak_rate=rates.lr.peak(rules.length(train, images).epochs) * rates.scale(train.batch_size),
+        peak_rate=rates.lr.peak(epochs) * rates.scale(train.batch_size),
         labelled=labelled,
         classes=classes,
         channels=image.channels,

@@ -6,6 +6,7 @@ refused, or told before the run starts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 
@@ -78,7 +79,7 @@ def core_rules(spec: RunSpec, layers: Layers, size: Choice, images: ImageSet, ha
     epochs = passes(count, side, hardware)
     if train.steps is not None:
         epochs = Choice(-(-train.steps // steps), f"{train.steps} steps")
-    length = train.epochs or epochs.value
+    length = min(train.epochs or epochs.value, (train.steps or math.inf) / steps)
     choices = {
         "train.image_size": size,
         "train.batch_size": Choice(batch, f"at least four batches from {count} images"),
@@ -94,9 +95,9 @@ def core_rules(spec: RunSpec, layers: Layers, size: Choice, images: ImageSet, ha
     if not layers.set_by_user("optimizer", "lr"):
         chosen |= _rate_for(spec, batch / (train.batch_size or batch))
     if spec.start is not None:
-        chosen |= _heads_alone(spec.start, steps, min(train.steps or length * steps, length * steps))
+        chosen |= _heads_alone(spec.start, steps, round(length * steps))
     if layers.origin.get("optimizer.lr.warmup", "").startswith("rule"):
-        chosen["optimizer.lr.warmup"] = Choice(min(1.0, length / 10), "at most a tenth of the run")
+        chosen["optimizer.lr.warmup"] = Choice(min(1.0, round(length / 10, 4)), "at most a tenth of the run")
     return chosen
 
 

@@ -33,6 +33,23 @@ def forward_moves_no_state(subject: MethodSubject) -> None:
         at.move()
 
 
+@rule("method", cure="clear in skip_step() what forward passes leave for after_step")
+def skipped_steps_leave_nothing(subject: MethodSubject) -> None:
+    """After a step that fp16 skips, slow state goes on as if that step had not been."""
+    at = subject.ready()
+    start, later = copied(at.method.state_dict()), []
+    for skipped in (False, True):
+        if skipped:
+            at.method.load_state_dict(start)
+            at.terms(at.batch(1))
+            at.forget_pushed()
+            at.method.load_state_dict(start)  # statistics of batch norms have followed the pass
+        at.terms(at.batch(2))
+        at.move()
+        later.append(copied(at.method.state_dict()))
+    expect(not (other := changed(*later)), f"moved by what a skipped step left: {few(other)}")
+
+
 @rule(
     "method",
     cure="build the copy with EMA(config.momentum, backbone=..., projector=...) and move nothing of it by hand",

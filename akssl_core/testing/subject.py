@@ -223,11 +223,10 @@ class Ready:
         moved(self.method, self.now)
 
     def forget_pushed(self) -> None:
-        """Drop what a forward pass has pushed into queues and centres, as an evaluation would."""
+        """Drop what a forward pass has pushed into queues and centres, as the engine does where a step is skipped."""
         for module in self.method.modules():
-            for value in vars(module).values() if isinstance(module, StepState) else ():
-                if isinstance(value, list):
-                    value.clear()
+            if isinstance(module, StepState | Method):
+                module.skip_step()
 
 
 @dataclass

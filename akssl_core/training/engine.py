@@ -211,10 +211,10 @@ class Engine:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.get_scale() >= before:  # smaller: the step was skipped, so slow state stays as well
-            for module in self.method.modules():  # includes the method itself
-                if isinstance(module, StepState | Method):
-                    module.after_step(self.now)
+        skipped = self.scaler.get_scale() < before
+        for module in self.method.modules():  # includes the method itself
+            if isinstance(module, StepState | Method):
+                module.skip_step() if skipped else module.after_step(self.now)
         self.now = self.now.next()
         if self.kept.begins_whole(self.now):
             self.kept.catch_up()

@@ -21,6 +21,7 @@ from .callback import Observers
 from .engine import Engine, Terms
 from .hardware import Cores
 
+AT_ONCE = "No weight has moved yet: look at the settings of the loss and at the images, or use --precision fp32."
 CURE = "Lower optimizer.lr, set train.clip, or use --precision fp32; the last checkpoint is from before."
 
 
@@ -95,7 +96,8 @@ class Rows:
         """
         first = int(self._diverged) if self._diverged is not None else 0
         if dist.any_rank(first > 0):
-            raise Diverged(f"the loss of step {first or step} is not a finite number. {CURE}")
+            began = first or step
+            raise Diverged(f"the loss of step {began} is not a finite number. {AT_ONCE if began == 1 else CURE}")
 
     def write(self, engine: Engine) -> None:
         """A row of the steps since the last one, after a `check` of them."""

@@ -11,7 +11,7 @@ from on_trial import on_trial
 from torch import nn
 
 from akssl_core.plugins.first_party import METHODS
-from akssl_core.plugins.manager import Plugins
+from akssl_core.plugins.manager import Plugins, installed
 from akssl_core.running.estimate import MEASURED_STEPS, averages, forecast, half_life, memory, steps, time_steps
 from akssl_core.running.layers import collect
 from akssl_core.running.plan import make_plan
@@ -94,6 +94,15 @@ def test_time_is_that_of_measured_steps(toys, photos):
     name, text = time_steps(plan_of(toys, photos))
     assert name == "time of all steps"
     assert f"the median of {MEASURED_STEPS} measured steps" in text
+
+
+def test_layers_that_never_train_are_not_counted_as_trained(photos):
+    def trained(freeze):
+        method = {"name": "dino", "freeze_last_layer_epochs": freeze, "out_dim": 4096}
+        plan = make_plan(collect(method, None, {"data": photos, "epochs": 4}, installed()), installed())
+        return float(dict(forecast(plan))["trained parameters"].split()[0])
+
+    assert trained(None) + 0.2 < trained(1)
 
 
 def test_steps_of_a_run_that_ends_early(toys, photos):

@@ -92,6 +92,8 @@ def test_every_leaf_of_a_resolved_run_has_an_origin(toys, photos, tmp_path):
     assert origin["optimizer.momentum"] == "config file c.yaml"
     assert origin["optimizer.nesterov"] == "default"
     assert origin["train.image_size"].startswith("rule: ")
+    alone = plan(toys, photos, augmentation="pair").provenance
+    assert (alone["augmentation.name"], alone["augmentation.count"]) == ("user", "default")
 
 
 def test_a_resolved_run_resolves_to_itself(toys, photos):

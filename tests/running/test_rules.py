@@ -102,6 +102,9 @@ def test_the_facts_are_those_of_the_run(sized, photos):
     (facts,) = Sized.seen
     assert (facts.images, facts.batch_size, facts.forward_size, facts.epochs) == (51, 16, 8, 3)
     assert (facts.image_size, facts.views) == (10, {"global": 2})
+    Sized.seen.clear()
+    plan(sized, photos, epochs=30, batch_size=16, steps=1)
+    assert Sized.seen[0].epochs == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 4, "train": {"accumulate": 4}}])

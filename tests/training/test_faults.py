@@ -203,6 +203,12 @@ def test_a_loss_that_is_no_number_is_named_and_what_was_good_is_kept(
     assert kept(tmp_path / "run") == left
 
 
+def test_a_loss_that_is_no_number_at_once_is_no_matter_of_the_rate(start, spoil):
+    spoil(1, lambda out, method: {**out, "loss": out["loss"] * float("nan")}, 0)
+    with pytest.raises(Diverged, match=r"step 1 is not a finite number\. No weight has moved yet: .* of the loss"):
+        start()
+
+
 def test_weights_that_are_no_numbers_do_not_replace_good_ones(start, spoil, toys, photos, tmp_path, monkeypatch):
     whole = start("whole")
 

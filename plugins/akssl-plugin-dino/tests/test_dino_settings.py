@@ -19,7 +19,7 @@ def config(**settings: Any) -> Any:
     return config_of(DINO, **settings)
 
 
-def facts(images: int = 1_281_167, epochs: int = 100, image_size: int = 224, **views: int) -> Facts:
+def facts(images: int = 1_281_167, epochs: float = 100, image_size: int = 224, **views: int) -> Facts:
     return Facts(images, 256, 256, image_size, epochs, {**MULTICROP, **views})
 
 
@@ -55,6 +55,7 @@ def test_a_long_run_keeps_its_schedules_and_a_short_one_gets_through_them() -> N
     assert [schedule(Now(epoch, 1, 12)) for epoch in (0, 6, 12)] == pytest.approx([0.04, 0.055, 0.07])
     chosen = DINO.choose(config(teacher_temperature=0.04), facts(epochs=1))
     assert {name: choice.value for name, choice in chosen.items()} == {"freeze_last_layer_epochs": 0.1}
+    assert DINO.choose(config(), facts(epochs=0.25))["freeze_last_layer_epochs"].value == 0.025
 
 
 def test_choices_reach_a_run_unless_the_user_has_set_the_value() -> None:

@@ -291,6 +291,8 @@ def test_no_room_for_a_context_is_refused_in_words() -> None:
         IJEPA.check(config_of(IJEPA), facts(7))
     with pytest.raises(akssl_core.ConfigError, match=r"may leave 0 of 1 patches .* at least 1. Use smaller patches"):
         IJEPA.check(config_of(IJEPA, targets=1), facts(1))
+    with pytest.raises(akssl_core.ConfigError, match=r"context_area: a context of 0.05 .* has 4 of 64 .* least 8"):
+        IJEPA.check(config_of(IJEPA, context_area=[0.05, 1.0]), facts(8))
     with pytest.raises(akssl_core.ConfigError, match="at least 8"):
         IJEPA.check(config_of(IJEPA, context_area=[0.6, 1.0]), facts(8))
 

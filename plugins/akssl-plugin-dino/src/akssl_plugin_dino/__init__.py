@@ -183,13 +183,13 @@ class DINO(Method):
             choices["out_dim"] = Choice(most, reason)
         temperature = config.teacher_temperature
         if temperature.end is not None and (temperature.over or 0) > facts.epochs:
-            shorter = temperature.model_copy(update={"over": float(facts.epochs)})
+            shorter = temperature.model_copy(update={"over": facts.epochs})
             choices["teacher_temperature"] = Choice(
-                shorter.model_dump(), f"its end is reached within the {facts.epochs} epochs of the run"
+                shorter.model_dump(), f"its end is reached within the {facts.epochs:.3g} epochs of the run"
             )
         if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
-            reason = f"a tenth of the {facts.epochs} epochs of the run"
-            choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
+            reason = f"a tenth of the {facts.epochs:.3g} epochs of the run"
+            choices["freeze_last_layer_epochs"] = Choice(round(facts.epochs / 10, 4), reason)
         return choices
 
     @classmethod
@@ -200,14 +200,17 @@ class DINO(Method):
         cause = f"the teacher is not sharp enough for its centre (its temperature reaches {hottest:g})."
         if hottest >= student:
             cause = f"the teacher's temperature reaches {hottest:g}, not below the student's {student:g}."
+        drawn = ", or leave the last layer as drawn (method.freeze_last_layer_epochs=null)"
+        if config.freeze_last_layer_epochs is None:
+            drawn = ""
         return [
             Landmark(
                 "collapsed",
                 {"teacher_entropy": (0.998 * even, math.inf)},
                 f"the teacher's outputs are even, log {config.out_dim} = {even:.4g}, whatever the image",
                 cause,
-                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1, or "
-                "leave the last layer as drawn (method.freeze_last_layer_epochs=null).",
+                "lower method.teacher_temperature to 0.04 to 0.07, below method.loss.student_temperature of 0.1"
+                f"{drawn}.",
             ),
             Landmark(
                 "collapsed",
@@ -245,8 +248,8 @@ class DINO(Method):
             )
         if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
             warnings.append(
-                f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs} epochs, so "
-                f"that the last layer is never trained. Use less than {facts.epochs}; 1 is usual, null if meant."
+                f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs:.3g} epochs, "
+                f"so that the last layer is never trained. Use a tenth of them, or null if that is meant."
             )
         if not facts.views.get("local") and facts.image_size > WIDE_SCALE_FROM:
             warnings.append(

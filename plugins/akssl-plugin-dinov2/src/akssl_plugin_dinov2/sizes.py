@@ -33,12 +33,12 @@ def choose(config: Any, facts: Facts) -> Mapping[str, Choice]:
             choices[name] = Choice(most, reason)
     temperature = config.teacher_temperature
     if temperature.end is not None and (temperature.over or 0) > facts.epochs:
-        shorter = temperature.model_copy(update={"over": float(facts.epochs)})
-        reason = f"its end is reached within the {facts.epochs} epochs of the run"
+        shorter = temperature.model_copy(update={"over": facts.epochs})
+        reason = f"its end is reached within the {facts.epochs:.3g} epochs of the run"
         choices["teacher_temperature"] = Choice(shorter.model_dump(), reason)
     if config.freeze_last_layer_epochs >= facts.epochs:
-        reason = f"a tenth of the {facts.epochs} epochs of the run"
-        choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
+        reason = f"a tenth of the {facts.epochs:.3g} epochs of the run"
+        choices["freeze_last_layer_epochs"] = Choice(round(facts.epochs / 10, 4), reason)
     return choices
 
 
@@ -67,8 +67,8 @@ def _of_targets(config: Any, facts: Facts) -> Iterator[str]:
         )
     if config.freeze_last_layer_epochs >= facts.epochs:
         yield (
-            f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs} epochs, so that "
-            f"the last layers are never trained. Use less than {facts.epochs}; 1 is usual."
+            f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs:.3g} epochs, so "
+            "that the last layers are never trained. Use a tenth of them."
         )
     rows = 2 * facts.batch_size
     if config.targets == "sinkhorn" and rows * OUTPUTS_PER_TARGET < config.out_dim:

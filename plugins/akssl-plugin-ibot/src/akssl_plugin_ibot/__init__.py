@@ -253,12 +253,12 @@ class IBOT(Method[TokenBackbone]):
         for name in ("teacher_temperature", "patch_temperature"):
             schedule = getattr(config, name)
             if schedule.end is not None and (schedule.over or 0) > facts.epochs:
-                shorter = schedule.model_copy(update={"over": float(facts.epochs)})
-                reason = f"its end is reached within the {facts.epochs} epochs of the run"
+                shorter = schedule.model_copy(update={"over": facts.epochs})
+                reason = f"its end is reached within the {facts.epochs:.3g} epochs of the run"
                 choices[name] = Choice(shorter.model_dump(), reason)
         if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
-            reason = f"a tenth of the {facts.epochs} epochs of the run"
-            choices["freeze_last_layer_epochs"] = Choice(facts.epochs / 10, reason)
+            reason = f"a tenth of the {facts.epochs:.3g} epochs of the run"
+            choices["freeze_last_layer_epochs"] = Choice(round(facts.epochs / 10, 4), reason)
         return choices
 
     @classmethod
@@ -288,8 +288,8 @@ class IBOT(Method[TokenBackbone]):
                 )
         if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
             warnings.append(
-                f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs} epochs, so "
-                f"that the last layers are never trained. Use less than {facts.epochs}; 1 is usual, null if meant."
+                f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs:.3g} epochs, "
+                f"so that the last layers are never trained. Use a tenth of them, or null if that is meant."
             )
         return warnings
 
@@ -298,6 +298,9 @@ class IBOT(Method[TokenBackbone]):
         """The two collapses of self-distillation, on class tokens and on patches."""
         even = math.log(config.out_dim)
         found: list[Landmark] = []
+        drawn = ", or leave the last layers as drawn (method.freeze_last_layer_epochs=null)"
+        if config.freeze_last_layer_epochs is None:
+            drawn = ""
         for whose, term, loss, name in (
             ("crops", "teacher_entropy", "cls_loss", "teacher_temperature"),
             ("patches", "patch_entropy", "patch_loss", "patch_temperature"),
@@ -309,8 +312,7 @@ class IBOT(Method[TokenBackbone]):
                     {term: (0.998 * even, math.inf)},
                     f"the teacher's outputs for {whose} are even, log {config.out_dim} = {even:.4g}, whatever it sees",
                     f"the teacher is not sharp enough for its centre (its temperature reaches {hottest:g}).",
-                    f"lower method.{name} to 0.04 to 0.07, below the student's temperature of 0.1, or leave "
-                    "the last layers as drawn (method.freeze_last_layer_epochs=null).",
+                    f"lower method.{name} to 0.04 to 0.07, below the student's temperature of 0.1{drawn}.",
                 ),
                 Landmark(
                     "collapsed",
@@ -327,7 +329,9 @@ class IBOT(Method[TokenBackbone]):
         """The two terms and the teacher's entropies beside log K, and how often student and teacher agree."""
         even = math.log(config.out_dim)
         loss = "falls from even outputs; it is at least the teacher's entropy and follows it, so a later rise is normal"
-        patch = "falls from even outputs in the crops that have a mask; may rise when the last layer begins to learn"
+        patch = "falls from even outputs in the crops that have a mask"
+        if config.freeze_last_layer_epochs is not None:
+            patch += "; may rise when the last layer begins to learn"
         teacher = {"even outputs": even}
         return {
             "cls_loss": Curve(loss, {"even outputs": even}),

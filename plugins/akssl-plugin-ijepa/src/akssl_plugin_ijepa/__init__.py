@@ -194,6 +194,12 @@ class IJEPA(Method[TokenBackbone]):
     @classmethod
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
         """No room for a context, and heads that do not fit."""
+        if (alone := _left(config, facts, 0)) < _enough(facts):
+            raise ConfigError(
+                f"method.context_area: a context of {config.context_area[0]:g} of the image has {alone} of "
+                f"{_tokens(facts)} patches; expected at least {_enough(facts)}. Raise its lower bound; "
+                "[0.85, 1] is usual."
+            )
         if config.targets > (fitting := _fitting(config, facts)):
             raise ConfigError(
                 f"method.targets: {config.targets} blocks of up to {config.target_area[1]:g} of the image may leave "

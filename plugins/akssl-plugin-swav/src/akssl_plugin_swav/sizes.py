@@ -30,7 +30,7 @@ def choose(config: Any, facts: Facts) -> Mapping[str, Choice]:
     if queue and config.queue_from_epoch > latest:
         choices["queue_from_epoch"] = Choice(latest, "so that the queue is full halfway through the run")
     if config.freeze_prototypes_epochs > facts.epochs / 10:
-        choices["freeze_prototypes_epochs"] = Choice(facts.epochs / 10, "at most a tenth of the run")
+        choices["freeze_prototypes_epochs"] = Choice(round(facts.epochs / 10, 4), "at most a tenth of the run")
     return choices
 
 
@@ -47,7 +47,7 @@ def _queue_size(size: int, prototypes: int, facts: Facts) -> tuple[int, str]:
     if not size and rows < prototypes:
         wanted = math.ceil((ROWS_PER_PROTOTYPE * prototypes - rows) / batch) * batch
         why = f"a batch of {rows} is small for {prototypes} prototypes"
-    seen = facts.images * facts.epochs
+    seen = int(facts.images * facts.epochs)
     for most, limit in (
         (facts.images - batch, f"batch and queue together at most the {facts.images} training images"),
         (seen // 2, f"full before half of the {seen} images are seen"),
@@ -102,8 +102,8 @@ def _prototype_warnings(config: Any, facts: Facts) -> Sequence[str]:
         )
     if config.freeze_prototypes_epochs >= facts.epochs:
         warnings.append(
-            f"method.freeze_prototypes_epochs: {config.freeze_prototypes_epochs:g} is the whole run of {facts.epochs}, "
-            f"so the prototypes never learn; use less than {facts.epochs}."
+            f"method.freeze_prototypes_epochs: {config.freeze_prototypes_epochs:g} is the whole run of "
+            f"{facts.epochs:.3g}, so the prototypes never learn; use less than {facts.epochs:.3g}."
         )
     return warnings
 
@@ -118,7 +118,7 @@ def _queue_warnings(config: Any, facts: Facts) -> Sequence[str]:
     full = config.queue_from_epoch + _fill_epochs(config.queue_size, facts)
     if full >= facts.epochs:
         warnings.append(
-            f"method.queue_from_epoch: the queue is full after {full:.3g} of {facts.epochs} epochs, so it is never "
+            f"method.queue_from_epoch: the queue is full after {full:.3g} of {facts.epochs:.3g} epochs, so it is never "
             f"used; start it earlier, or set method.queue_size to 0."
         )
     return warnings
