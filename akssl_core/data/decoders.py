@@ -6,7 +6,7 @@ import io
 from abc import ABC, abstractmethod
 from math import prod
 from threading import Lock
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -67,13 +67,15 @@ def read_array(file: IO[bytes]) -> np.ndarray[Any, Any]:
     Raises:
         Unreadable: as `array_header`.
     """
-    shape, columns_first, dtype = array_header(file)
-    values = bytearray(file.read(prod(shape) * dtype.itemsize))
-    return np.ndarray(shape, dtype, values, order="F" if columns_first else "C")
+    shape, fortran_order, dtype = array_header(file)
+    values = bytearray(prod(shape) * dtype.itemsize)
+    if cast("io.BufferedIOBase", file).readinto(values) < len(values):  # nothing is held twice
+        raise Unreadable("a file that was cut short while it was read")
+    return np.ndarray(shape, dtype, values, order="F" if fortran_order else "C")
 
 
 def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """(shape, columns first, type) of an array in numpy's format, if as many bytes follow; the file is then at these.
+    """(shape, Fortran order, type) of an array in numpy's format, if as many bytes follow; the file is then at these.
 
     Nothing is allocated by its word alone.
 
@@ -84,7 +86,7 @@ def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         with PARSING:
-            shape, columns_first, dtype = read(file)
+            shape, fortran_order, dtype = read(file)
     except (ValueError, SyntaxError, EOFError) as error:
         raise Unreadable(f"no array in numpy's format ({' '.join(str(error).split()):.100})") from error
     if dtype.hasobject or dtype.kind not in "buif":
@@ -94,7 +96,7 @@ def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     if min(shape, default=0) < 1 or length < wanted:
         raise Unreadable(f"an array of the shape {shape}, {wanted} bytes, of which {length} are there")
     file.seek(start)
-    return shape, columns_first, dtype
+    return shape, fortran_order, dtype
 
 
 # -- what the core makes of them ------------------------------------------------------------------

@@ -187,10 +187,14 @@ def check(layers: Layers, plugins: Plugins) -> RunSpec:
 def provenance(spec: RunSpec, layers: Layers) -> dict[str, str]:
     """Who decided each value of the resolved run; what nobody touched is its schema's default."""
     table = dict(leaves(spec.table()))
-    named = {path: layers.get(*path.split(".")) for path in layers.origin}  # method.loss=dcl is method.loss.name=dcl
-    alone = {path for path, name in named.items() if isinstance(name, str) and table.get(f"{path}.name") == name}
-    origin = {f"{path}.name" if path in alone else path: who for path, who in layers.origin.items()}
+    origin = {_named(path, layers, table): who for path, who in layers.origin.items()}
     return {path: _origin(path, origin) for path in table}
+
+
+def _named(path: str, layers: Layers, table: Mapping[str, Any]) -> str:
+    """`method.loss.name` for `method.loss`, where the name of a component stands for its table; else the path."""
+    given, name = layers.get(*path.split(".")), f"{path}.name"
+    return name if isinstance(given, str) and table.get(name) == given else path
 
 
 def _origin(path: str, origin: Mapping[str, str]) -> str:
