@@ -2,11 +2,13 @@
 
 Every system trains the same network on the same machine, one after the other, each in a process of its own. The clock
 runs from the start of that process to its end, with the file of the backbone written; k-NN (k = 20, the training images
-as bank) is no part of it. Ours takes the steps of one recipe that fit (`budget`); peers
-train until it is over. Settings are chosen with `--validation`: there every tenth training image is a query, and trains
-nothing. `--reach 90` asks for the time instead: ours trains for the longest of the times with a probe an epoch, whose
-seconds do not count. Writes benchmarks/results/speedrun.json after every run; with `--work` the same command goes on,
-and seeds that are not asked for keep their runs, each of which names its processor.
+as bank) is no part of it. Ours takes the steps of one recipe that fit (`budget`), a run for each time; peers train
+until it is over, whatever the time is, so what their longest run has after less of it is kept too.
+
+Settings are chosen with `--validation`: there every tenth training image is a query, and trains nothing. `--reach 90`
+asks for the time instead: ours trains for the longest of the times with a probe an epoch, whose seconds do not count.
+Writes benchmarks/results/speedrun.json after every system; with `--work` the same command goes on, and seeds that are
+not asked for keep their runs, each of which names its processor.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ LAST = 3.0  # of a peer: its readers' end and the file
 HELD = 10  # in a validation one of so many training images is a query
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10, for peers
 MANY = 10**6  # epochs, where the clock alone ends a run
-Weights = tuple[dict[str, torch.Tensor], list[Sequence[float]]]  # and the mean and deviation that images are scaled by
+Due = tuple[str, float]  # a file of weights, and the time (`time.time()`) at which its run is to end
 
 
 def tables(cifar: Path, folder: Path, validation: bool) -> dict[str, Any]:
@@ -68,25 +70,34 @@ def tables(cifar: Path, folder: Path, validation: bool) -> dict[str, Any]:
 
 
 # -- one run, in a process of its own --------------------------------------------------------------
-def train(system: str, data: dict[str, Any], out: str, until: float, seed: int, settings: dict[str, Any]) -> None:
-    """Train one system until a time (`time.time()`), and leave the weights of its network in `out`."""
+def train(system: str, data: dict[str, Any], due: list[Due], seed: int, settings: dict[str, Any]) -> None:
+    """Train one system, and leave the weights of its network in files when they are due; ours has one."""
     warnings.simplefilter("ignore")
-    given = data, until, seed, settings
-    weights, image = train_ours(Path(out).with_name("run"), *given) if system == OURS else train_peer(system, *given)
-    save_file({name: of.contiguous() for name, of in weights.items()}, out, {"image": json.dumps(image)})
+    if system == OURS:
+        (file, until) = due[0]
+        train_ours(Path(file), data, until, seed, settings)
+    else:
+        train_peer(system, data, due, seed, settings)
 
 
-def train_ours(out: Path, data: dict[str, Any], until: float, seed: int, settings: dict[str, Any]) -> Weights:
+def leave(file: str | Path, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
+    """The weights, with the mean and deviation that images are scaled by."""
+    weights = {name: of.contiguous() for name, of in backbone.state_dict().items()}
+    save_file(weights, file, {"image": json.dumps([mean, std])})
+
+
+def train_ours(file: Path, data: dict[str, Any], until: float, seed: int, settings: dict[str, Any]) -> None:
     """As many steps of a recipe as fit."""
+    out = file.with_name("run")
     few = {"bank": 100, "queries": 100, "online_bank": 100, "online_queries": 100, "every": 1e6}
     asked = {"backbone": NETWORK, "data": pixels_of(data), "seed": seed, **settings}
     left = until - END - time.time()
     result = akssl_core.run(budget=max(left, 1.0), out=out, evaluate=few, report=False, overwrite=True, **asked)
-    return result.backbone.state_dict(), [result.preprocess.mean, result.preprocess.std]
+    leave(file, result.backbone, result.preprocess.mean, result.preprocess.std)
 
 
-def train_peer(system: str, data: dict[str, Any], until: float, seed: int, settings: dict[str, Any]) -> Weights:
-    """A peer's example until the time is over; `epochs` are what its schedule is told."""
+def train_peer(system: str, data: dict[str, Any], due: list[Due], seed: int, settings: dict[str, Any]) -> None:
+    """A peer's example until the last time is over; `epochs` are what its schedule is told."""
     import peers  # benchmark extra
 
     library, name = system.split()
@@ -98,16 +109,17 @@ def train_peer(system: str, data: dict[str, Any], until: float, seed: int, setti
         METHODS = peers.METHODS
     pixels = pixels_of(data)
     torch.manual_seed(seed)
-    backbone = network(MEAN, STD)
+    backbone, left = network(MEAN, STD), list(due)
 
     def tick() -> None:
-        if time.time() >= until - LAST:
+        if time.time() >= left[0][1] - LAST:
+            leave(left.pop(0)[0], backbone, MEAN, STD)
+        if not left:
             raise TimeoutError
 
     asked = {"epochs": MANY, "rate": 1.0, **settings}
     with suppress(TimeoutError):
         peers.train(name, pixels, backbone, image=backbone.image, seed=seed, tick=tick, methods=METHODS, **asked)
-    return backbone.state_dict(), [MEAN, STD]
 
 
 def pixels_of(data: dict[str, Any]) -> torch.Tensor:
@@ -143,20 +155,29 @@ def network(mean: Sequence[float], std: Sequence[float]) -> Backbone:
 
 # -- the contest ------------------------------------------------------------------------------------
 def race(
-    arguments: argparse.Namespace, system: str, minutes: float, seed: int, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The score of one run by the clock, and its seconds."""
+    arguments: argparse.Namespace, system: str, minutes: Sequence[float], seed: int, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The scores of one run after each of the times, of which the last ends it, and the seconds until its file."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.safetensors"
+        files = [Path(folder) / f"{of}.safetensors" for of in minutes]
         data = tables(arguments.cifar, Path(folder), arguments.validation)
         started = time.time()
-        task = {"system": system, "data": data, "out": str(file), "until": started + 60 * minutes, "seed": seed}
-        subprocess.run([sys.executable, __file__, "--child", json.dumps({**task, "settings": settings})], check=True)
-        seconds = time.time() - started
-        with safe_open(file, "pt") as opened:
-            backbone = network(*json.loads(opened.metadata()["image"]))
-        backbone.load_state_dict(load_file(file))
-        return {"k-NN": round(score(backbone.eval(), data), 2), "seconds": round(seconds, 1)}
+        due = [(str(file), started + 60 * of) for file, of in zip(files, minutes, strict=True)]
+        task = {"system": system, "data": data, "due": due, "seed": seed, "settings": settings}
+        subprocess.run([sys.executable, __file__, "--child", json.dumps(task)], check=True)
+        ended = [*(file.stat().st_mtime for file in files[:-1]), time.time()]
+        return [
+            {"k-NN": round(score(read(file), data), 2), "seconds": round(at - started, 1)}
+            for file, at in zip(files, ended, strict=True)
+        ]
+
+
+def read(file: Path) -> Backbone:
+    """The network with the weights of a file."""
+    with safe_open(file, "pt") as opened:
+        backbone = network(*json.loads(opened.metadata()["image"]))
+    backbone.load_state_dict(load_file(file))
+    return backbone.eval()
 
 
 def score(backbone: Backbone, data: dict[str, Any]) -> float:
@@ -182,10 +203,10 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def contest(arguments: argparse.Namespace) -> None:
-    """Every system over all times with one seed, then with the next; the table is written after each run."""
+    """Every system over all times with one seed, then with the next; the table is written after each system."""
     file = results.RESULTS / "speedrun.json"
     kept = results.Kept(arguments.work and arguments.work / f"{'held' if arguments.validation else 'test'}.jsonl")
-    wanted = list(itertools.product(arguments.seeds, arguments.minutes, arguments.systems))
+    wanted = set(itertools.product(arguments.seeds, arguments.minutes, arguments.systems))
     known = json.loads(file.read_text())["facts"]["runs"] if file.exists() else []
 
     def settings_of(system: str) -> dict[str, Any]:
@@ -196,19 +217,24 @@ def contest(arguments: argparse.Namespace) -> None:
         for row in known
         if (row["seed"], row["minutes"], row["system"]) not in wanted and row["settings"] == settings_of(row["system"])
     ]
-    for seed, minutes, system in wanted:
+    for seed, system in itertools.product(arguments.seeds, arguments.systems):
         settings = settings_of(system)
-        job = {"system": system, "minutes": minutes, "seed": seed, "settings": settings}
-        if (row := kept.of(job)) is None:
-            kept.add(row := {**job, **race(arguments, **job), "cpu": results.cpu()})
-            print(row, flush=True)
-        rows.append(row)
+        common = {"system": system, "seed": seed, "settings": settings}
+        jobs = [{**common, "minutes": minutes} for minutes in sorted(arguments.minutes)]
+        missing = [job["minutes"] for job in jobs if kept.of(job) is None]
+        runs = [[minutes] for minutes in missing] if system == OURS else [missing]
+        for together in filter(None, runs):
+            found = race(arguments, system, together, seed, settings)
+            for minutes, of in zip(together, found, strict=True):
+                kept.add(row := {**common, "minutes": minutes, **of, "cpu": results.cpu()})
+                print(row, flush=True)
+        rows += filter(None, map(kept.of, jobs))
         if not arguments.validation:
             results.write("speedrun", summary(rows), results.facts(runs=rows))
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Run what is asked for, and write the table after each run."""
+    """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("systems", nargs="*", default=SYSTEMS, help=f"of {', '.join(SYSTEMS)}, or 'lightly NAME'")
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10: train/ and test/, a folder of files a class")

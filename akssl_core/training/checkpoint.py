@@ -23,7 +23,7 @@ from ..rundir.checkpoints import Checkpoint, CheckpointState
 from ..rundir.folder import RunDir
 from ..settings import RunSpec
 from .engine import Engine
-from .rows import CURE, Diverged
+from .rows import Diverged, cure
 
 APART = 60.0  # seconds at least between checkpoints where nobody has set the steps between them
 
@@ -72,7 +72,7 @@ class Checkpoints:
         if dist.any_rank(not bool(torch.stack(finite).all())):
             raise Diverged(
                 f"the weights after step {engine.now.step} are not finite numbers, though the loss was one: its "
-                f"gradients overflowed. {CURE}"
+                f"gradients overflowed. {cure(self.run_dir)}"
             )
         model, optimizer = gathered(engine.method.state_dict()), gathered(state_by_name(engine.optimizer))
         if dist.is_main():

@@ -22,11 +22,16 @@ from .engine import Engine, Terms
 from .hardware import Cores
 
 AT_ONCE = "No weight has moved yet: look at the settings of the loss and at the images, or use --precision fp32."
-CURE = "Lower optimizer.lr, set train.clip, or use --precision fp32; the last checkpoint is from before."
 
 
 class Diverged(RunStopped):
     """The loss or a weight is NaN or infinite."""
+
+
+def cure(run_dir: RunDir) -> str:
+    """What may help against it, and what is left of the run."""
+    left = "; the last checkpoint is from before" if run_dir.checkpoints() else ""
+    return f"Lower optimizer.lr, set train.clip, or use --precision fp32{left}."
 
 
 class Rows:
@@ -97,7 +102,8 @@ class Rows:
         first = int(self._diverged) if self._diverged is not None else 0
         if dist.any_rank(first > 0):
             began = first or step
-            raise Diverged(f"the loss of step {began} is not a finite number. {AT_ONCE if began == 1 else CURE}")
+            advice = AT_ONCE if began == 1 else cure(self.run_dir)
+            raise Diverged(f"the loss of step {began} is not a finite number. {advice}")
 
     def write(self, engine: Engine) -> None:
         """A row of the steps since the last one, after a `check` of them."""

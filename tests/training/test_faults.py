@@ -209,6 +209,12 @@ def test_a_loss_that_is_no_number_at_once_is_no_matter_of_the_rate(start, spoil)
         start()
 
 
+def test_no_checkpoint_is_promised_where_none_was_written(start, spoil):
+    spoil(2, lambda out, method: {**out, "loss": out["loss"] * float("nan")}, 0)
+    with pytest.raises(Diverged, match=r"step 2 is not a finite number\. Lower .* --precision fp32\.$"):
+        start()
+
+
 def test_weights_that_are_no_numbers_do_not_replace_good_ones(start, spoil, toys, photos, tmp_path, monkeypatch):
     whole = start("whole")
 
