@@ -18,7 +18,7 @@ from .config.schema import Component
 from .data.base import Batch, Views
 from .draws import drawing
 from .errors import PluginError, shown
-from .schedule import Now
+from .schedule import Now, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,30 @@ class Facts:
     """The width of the backbone's features; 0 where it is not known."""
     tokens: tuple[int, int] | None = None
     """Rows and columns of the patches of a global view; None: the backbone has no tokens, as a convolution has none."""
+
+    def outputs(self, wanted: int, *, images_each: int = 8, least: int = 256) -> Choice | None:
+        """Fewer outputs than `wanted` for a head over prototypes; None where these are not too many.
+
+        At most one for every `images_each` training images (published recipes have 12 to 156), but not below `least`.
+        """
+        most = max(least, 1 << (max(self.images // images_each, 1).bit_length() - 1))
+        if wanted <= most:
+            return None
+        each = f"at most one output for every {images_each} of the {self.images} training images"
+        return Choice(most, f"a power of two, {each}, at least {least}")
+
+    def within_run(self, schedule: Schedule) -> Choice | None:
+        """The schedule with its end at that of the run; None where it ends before, or is constant."""
+        if schedule.end is None or (schedule.over or 0) <= self.epochs:
+            return None
+        shorter = schedule.model_copy(update={"over": self.epochs}).model_dump()
+        return Choice(shorter, f"its end is reached within the {self.epochs:.3g} epochs of the run")
+
+    def part_of_run(self, epochs: float | None) -> Choice | None:
+        """A tenth of the run, where so many `epochs` would be all of it; None where they are fewer, or none are set."""
+        if epochs is None or epochs < self.epochs:
+            return None
+        return Choice(round(self.epochs / 10, 4), f"a tenth of the {self.epochs:.3g} epochs of the run")
 
 
 @dataclass(frozen=True, slots=True)

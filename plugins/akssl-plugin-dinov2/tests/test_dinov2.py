@@ -300,11 +300,14 @@ def test_the_earlier_teacher_is_kept_at_its_snapshot_and_counts_from_its_beginni
 
 # -- what is trained when -------------------------------------------------------------------------
 @pytest.mark.parametrize(("shared", "names"), [(False, ["head", "patch_head"]), (True, ["head"])])
-def test_last_layers_stay_in_the_first_epoch(shared: bool, names: list[str]) -> None:
-    method = make(shared_head=shared)
+@pytest.mark.parametrize(("epochs", "step"), [(1.0, 9), (None, 99)])
+def test_last_layers_stay_in_the_first_epoch_or_always(
+    shared: bool, names: list[str], epochs: float | None, step: int
+) -> None:
+    method = make(shared_head=shared, freeze_last_layer_epochs=epochs)
     optimizer = optimizer_of(method)
     method.step(batch(), NOW)["loss"].backward()
-    drop_frozen(optimizer, Now(9, 10, 100))
+    drop_frozen(optimizer, Now(step, 10, 100))
     dropped = sorted(name for name, p in method.named_parameters() if p.requires_grad and p.grad is None)
     assert dropped == [f"{name}.last.{part}" for name in names for part in ("direction", "gain")]
 

@@ -42,6 +42,12 @@ def test_a_short_run_gets_through_its_schedules() -> None:
     assert {name: choice.value for name, choice in chosen.items()} == {"freeze_last_layer_epochs": 0.1}
 
 
+def test_last_layers_may_stay_as_drawn() -> None:
+    drawn = config(freeze_last_layer_epochs=None, teacher_temperature=0.04)
+    assert DINOv2.choose(drawn, facts(epochs=1)) == {}
+    assert DINOv2.check(drawn, facts(epochs=1)) == []
+
+
 # -- what is refused and warned of ----------------------------------------------------------------
 def test_settings_that_go_well_together_are_silent() -> None:
     assert DINOv2.check(config(), facts()) == []

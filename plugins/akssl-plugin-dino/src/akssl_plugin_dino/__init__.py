@@ -37,8 +37,6 @@ from .courses import COURSES
 from .published import PUBLISHED
 from .recipes import RECIPES
 
-IMAGES_PER_OUTPUT = 8  # at least; published recipes have 12 to 24: CIFAR 50 000 / 4096, ImageNet 1.28 million / 65536
-FEWEST_OUTPUTS = 256  # as wide as the paper's bottleneck; the choice of a size never goes below
 WIDE_SCALE_FROM = 64  # px above which the paper's advice on the crops of a run without local ones holds
 
 
@@ -173,24 +171,12 @@ class DINO(Method):
     @classmethod
     def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
         """Outputs that the images can fill, a warm-up that ends within the run, a last layer that is trained."""
-        choices = {}
-        most = max(FEWEST_OUTPUTS, 1 << (max(facts.images // IMAGES_PER_OUTPUT, 1).bit_length() - 1))
-        if config.out_dim > most:
-            reason = (
-                f"a power of two, at most one output for every {IMAGES_PER_OUTPUT} of the {facts.images} training "
-                f"images, at least {FEWEST_OUTPUTS}"
-            )
-            choices["out_dim"] = Choice(most, reason)
-        temperature = config.teacher_temperature
-        if temperature.end is not None and (temperature.over or 0) > facts.epochs:
-            shorter = temperature.model_copy(update={"over": facts.epochs})
-            choices["teacher_temperature"] = Choice(
-                shorter.model_dump(), f"its end is reached within the {facts.epochs:.3g} epochs of the run"
-            )
-        if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
-            reason = f"a tenth of the {facts.epochs:.3g} epochs of the run"
-            choices["freeze_last_layer_epochs"] = Choice(round(facts.epochs / 10, 4), reason)
-        return choices
+        choices = {
+            "out_dim": facts.outputs(config.out_dim),
+            "teacher_temperature": facts.within_run(config.teacher_temperature),
+            "freeze_last_layer_epochs": facts.part_of_run(config.freeze_last_layer_epochs),
+        }
+        return {name: choice for name, choice in choices.items() if choice}
 
     @classmethod
     def landmarks(cls, config: Any, facts: Facts) -> Sequence[Landmark]:

@@ -122,7 +122,9 @@ class DINOv2(Method[TokenBackbone]):
         momentum: FractionSchedule = Field(
             cosine(0.992, 1.0), description="share of the teacher kept each step, 0 to 1"
         )
-        freeze_last_layer_epochs: float = Field(1.0, ge=0, description="epochs in which the last layers stay")
+        freeze_last_layer_epochs: float | None = Field(
+            1.0, ge=0, description="epochs in which the last layers stay; null: the whole run"
+        )
         patch_weight: NonNegativeSchedule = Field(
             Schedule(start=1.0), description="weight of the loss on hidden patches"
         )
@@ -230,9 +232,11 @@ class DINOv2(Method[TokenBackbone]):
         return logits
 
     def param_rules(self) -> Sequence[ParamRule]:
-        """The last layers stay for the first epochs, as in the authors' code."""
+        """The last layers stay for the first epochs, as in the authors' code, or always."""
         heads = ("head",) if self.config.shared_head else ("head", "patch_head")
-        return [ParamRule(f"{name}.last.*", frozen_epochs=self.config.freeze_last_layer_epochs) for name in heads]
+        epochs = self.config.freeze_last_layer_epochs
+        frozen = math.inf if epochs is None else epochs
+        return [ParamRule(f"{name}.last.*", frozen_epochs=frozen) for name in heads]
 
     @property
     def encoder(self) -> TokenBackbone:

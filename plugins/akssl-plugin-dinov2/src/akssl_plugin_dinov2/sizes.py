@@ -8,8 +8,6 @@ from typing import Any
 
 from akssl_core import Choice, ConfigError, Curve, Facts, Landmark
 
-IMAGES_PER_OUTPUT = 8  # at least
-FEWEST_OUTPUTS = 256  # as wide as the bottleneck of the paper's small networks; a choice never goes below
 OUTPUTS_PER_TARGET = 32  # at most, of a step; published runs have 16 to 21
 FEWEST_NEIGHBOURS = 4  # images among which one looks for the nearest
 
@@ -22,24 +20,13 @@ def patch_outputs(config: Any) -> int:
 
 def choose(config: Any, facts: Facts) -> Mapping[str, Choice]:
     """Outputs that the images can fill, a warm-up that ends within the run, last layers that are trained."""
-    choices = {}
-    most = max(FEWEST_OUTPUTS, 1 << (max(facts.images // IMAGES_PER_OUTPUT, 1).bit_length() - 1))
-    reason = (
-        f"a power of two, at most one output for every {IMAGES_PER_OUTPUT} of the {facts.images} training images, at "
-        f"least {FEWEST_OUTPUTS}"
-    )
-    for name in ("out_dim", "patch_out_dim"):
-        if getattr(config, name) > most:
-            choices[name] = Choice(most, reason)
-    temperature = config.teacher_temperature
-    if temperature.end is not None and (temperature.over or 0) > facts.epochs:
-        shorter = temperature.model_copy(update={"over": facts.epochs})
-        reason = f"its end is reached within the {facts.epochs:.3g} epochs of the run"
-        choices["teacher_temperature"] = Choice(shorter.model_dump(), reason)
-    if config.freeze_last_layer_epochs >= facts.epochs:
-        reason = f"a tenth of the {facts.epochs:.3g} epochs of the run"
-        choices["freeze_last_layer_epochs"] = Choice(round(facts.epochs / 10, 4), reason)
-    return choices
+    choices = {
+        "out_dim": facts.outputs(config.out_dim),
+        "patch_out_dim": facts.outputs(config.patch_out_dim),
+        "teacher_temperature": facts.within_run(config.teacher_temperature),
+        "freeze_last_layer_epochs": facts.part_of_run(config.freeze_last_layer_epochs),
+    }
+    return {name: choice for name, choice in choices.items() if choice}
 
 
 def check(config: Any, facts: Facts) -> list[str]:
@@ -65,10 +52,10 @@ def _of_targets(config: Any, facts: Facts) -> Iterator[str]:
             "(method.loss.student_temperature). Targets would be flatter than the predictions, so that all outputs "
             "collapse to uniform. Keep it below the student's; 0.04 to 0.07 is usual."
         )
-    if config.freeze_last_layer_epochs >= facts.epochs:
+    if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
         yield (
             f"method.freeze_last_layer_epochs: {config.freeze_last_layer_epochs:g} of {facts.epochs:.3g} epochs, so "
-            "that the last layers are never trained. Use a tenth of them."
+            "that the last layers are never trained. Use a tenth of them, or null if that is meant."
         )
     rows = 2 * facts.batch_size
     if config.targets == "sinkhorn" and rows * OUTPUTS_PER_TARGET < config.out_dim:

@@ -43,9 +43,6 @@ from .losses import IBOTLoss, PatchLoss, targets
 from .published import PUBLISHED
 from .recipes import RECIPES
 
-IMAGES_PER_OUTPUT = 8  # at least; the authors have 156 on ImageNet
-FEWEST_OUTPUTS = 256  # as wide as the paper's bottleneck; the choice of a size never goes below
-
 
 def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
@@ -242,24 +239,13 @@ class IBOT(Method[TokenBackbone]):
     @classmethod
     def choose(cls, config: Any, facts: Facts) -> Mapping[str, Choice]:
         """Outputs that the images can fill, warm-ups that end within the run, last layers that are trained."""
-        choices = {}
-        most = max(FEWEST_OUTPUTS, 1 << (max(facts.images // IMAGES_PER_OUTPUT, 1).bit_length() - 1))
-        if config.out_dim > most:
-            reason = (
-                f"a power of two, at most one output for every {IMAGES_PER_OUTPUT} of the {facts.images} training "
-                f"images, at least {FEWEST_OUTPUTS}"
-            )
-            choices["out_dim"] = Choice(most, reason)
-        for name in ("teacher_temperature", "patch_temperature"):
-            schedule = getattr(config, name)
-            if schedule.end is not None and (schedule.over or 0) > facts.epochs:
-                shorter = schedule.model_copy(update={"over": facts.epochs})
-                reason = f"its end is reached within the {facts.epochs:.3g} epochs of the run"
-                choices[name] = Choice(shorter.model_dump(), reason)
-        if (config.freeze_last_layer_epochs or 0) >= facts.epochs:
-            reason = f"a tenth of the {facts.epochs:.3g} epochs of the run"
-            choices["freeze_last_layer_epochs"] = Choice(round(facts.epochs / 10, 4), reason)
-        return choices
+        choices = {
+            "out_dim": facts.outputs(config.out_dim),
+            "teacher_temperature": facts.within_run(config.teacher_temperature),
+            "patch_temperature": facts.within_run(config.patch_temperature),
+            "freeze_last_layer_epochs": facts.part_of_run(config.freeze_last_layer_epochs),
+        }
+        return {name: choice for name, choice in choices.items() if choice}
 
     @classmethod
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
