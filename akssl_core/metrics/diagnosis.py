@@ -66,7 +66,10 @@ class Diagnosis:
 
 ALIKE = "different images are all but the same"
 FEW_DIRECTIONS = "the final features differ along less than 1 % of the directions that they could use."
-USUAL = "a missing stop-gradient, centre or batch norm, a teacher that is not sharper than its student, or a huge step"
+USUAL = (
+    "a missing stop-gradient, centre or batch norm, a teacher that is not sharper than its student, a huge step, or "
+    "images that are all alike themselves"
+)
 LOOK = (
     "look at what the method's paper does against collapse, lower optimizer.lr, and compare with the method's default "
     "recipe."

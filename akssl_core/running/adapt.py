@@ -62,7 +62,7 @@ def adapt(
     if not any("data" in layer for _, layer in given.layers):
         raise ConfigError("data: no images to adapt to were named. Give a folder or a source: --data DIR.")
     layers = [("rule: adapt gives back the best", {"start": {"keep": "best"}}), *given.layers]
-    if not any("method" in layer for _, layer in layers):
+    if not any("name" in table_of("method", layer.get("method") or {}) for _, layer in layers):
         name, reason = suited_method(given, plugins)
         layers.insert(0, (f"rule: {reason}", {"method": {"name": name}}))
     given = Given(layers, given.objects)

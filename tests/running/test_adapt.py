@@ -233,6 +233,12 @@ def test_the_method_is_that_of_the_weights_or_one_that_suits_them(adapted, first
     assert told["start.keep"] == "rule: adapt gives back the best"
 
 
+def test_settings_of_a_method_that_is_not_named_are_of_that_of_the_weights(adapted):
+    result = adapted(method={"out_dim": 3})
+    config = RunDir.open(result.run_dir).read_config()
+    assert (config["method"]["name"], config["method"]["out_dim"]) == ("toy", 3)
+
+
 def test_weights_of_an_unknown_method_are_trained_by_one_that_is_installed(small_run, tmp_path):
     tensors = weights(small_run)
     from safetensors.torch import save_file
