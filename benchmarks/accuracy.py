@@ -72,7 +72,13 @@ TUNED_TOO = tuple(name + TUNED for name in (*BOTH, *PEERS))  # by the same grid:
 # Of the example's rate of 0.06, with which it diverges within eight steps: the best of 1/3, 1/10 and 1/30, by images
 # that were held out of the training part of another seed.
 RATES = {f"{LIGHTLY} vicreg": 0.1}
-BASELINES = ("raw pixels", "random init", f"random {OF_TOKENS}", "supervised")
+UNTRAINED = "untrained "  # and a method whose default recipe names a backbone: that, with its settings
+OWN = {
+    UNTRAINED + name: recipe["backbone"]
+    for name in ALONE
+    if "backbone" in (recipe := installed().get("method", name).recipes["default"])
+}
+BASELINES = ("raw pixels", "random init", *OWN, "supervised")
 NO_PROBES = {"every": EPOCHS, "queries": 100, "bank": 100, "online_queries": 100, "online_bank": 100}
 COLUMNS = ("system", "seeds", "k-NN", "linear probe", "fine-tuned", "from scratch", "z std ratio", "RankMe", "minutes")
 ACCURACIES = ("knn", "linear", "finetuned", "scratch")
@@ -146,8 +152,8 @@ def perform(
     job = replace(job, system=job.system.removesuffix(TUNED))
     if job.system == "raw pixels":
         scores = score_pixels(job)
-    elif job.system.startswith("random "):
-        scores = score(job, *untrained(job, BACKBONE if job.system == "random init" else OF_TOKENS))
+    elif job.system == "random init" or job.system in OWN:
+        scores = score(job, *untrained(job, **OWN.get(job.system, {})))
     else:
         made = trained_by_peer(job, factors) if job.system in PEERS else trained(job, precision, sweeps, factors)
         backbone, preprocess, facts = made
@@ -207,7 +213,7 @@ def swept(job: Job, sweep: Path, epochs: int) -> akssl_core.Result:
     return akssl_core.resume(folder, report=False)
 
 
-def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]:
+def untrained(job: Job, name: str = BACKBONE, **settings: Any) -> tuple[Backbone, Preprocess]:
     """A backbone as drawn from the seed."""
     source = job.source
     mean, std = source.mean, source.std
@@ -216,7 +222,7 @@ def untrained(job: Job, backbone: str = BACKBONE) -> tuple[Backbone, Preprocess]
         mean, std = (tuple(of.tolist()) for of in (pixels.mean(1), pixels.std(1)))
     image = ImageSpec(source.natural_size, len(mean), mean, std)
     torch.manual_seed(job.seed)
-    return akssl_core.build("backbone", backbone, image), Preprocess.of(image)
+    return akssl_core.build("backbone", name, image, **settings), Preprocess.of(image)
 
 
 def trained_by_peer(job: Job, factors: Factors) -> tuple[Backbone, Preprocess, dict[str, float]]:

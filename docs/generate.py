@@ -112,8 +112,8 @@ def learning_results(names: list[str]) -> str:
     if not file.exists():
         return "Nothing has been measured yet."
     data = json.loads(file.read_text())
-    recipes = [installed().get("method", name).recipes["default"] for name in names]
-    own = [f"random {recipe['backbone']['name']}" for recipe in recipes if "backbone" in recipe]
+    recipes = {name: installed().get("method", name).recipes["default"] for name in names}
+    own = [f"untrained {name}" for name, recipe in recipes.items() if "backbone" in recipe]
     wanted = ["raw pixels", *(own or ["random init"]), *names, "supervised"]
     columns = ["data", *data["columns"]]
     mine = [entry for entry in data["summary"] if entry["system"] in wanted or entry["system"].split()[0] in names]
@@ -134,7 +134,8 @@ def scores() -> str:
     """What each method's features were worth to a k-NN classifier, and the minutes of its run."""
     summary = json.loads((RESULTS / "accuracy.json").read_text())["summary"]
     of = {(entry["data"], entry["system"]): entry for entry in summary}
-    systems = {"raw pixels": "raw pixels", "random init": "untrained", **{name: f"`{name}`" for name in ALONE}}
+    own = {entry["system"]: entry["system"] for entry in summary if entry["system"].startswith("untrained ")}
+    systems = {"raw pixels": "raw pixels", "random init": "untrained", **own, **{name: f"`{name}`" for name in ALONE}}
     found = [("shapes", "k-NN"), ("shapes", "linear probe"), ("fashion-mnist", "k-NN"), ("shapes", "minutes")]
     lines = [
         [name, *(of.get((data, system), {}).get(key, "-") for data, key in found)]

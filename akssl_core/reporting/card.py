@@ -11,7 +11,7 @@ from ..config import describe
 from ..data import Preprocess
 from ..errors import visible
 from .comparison import Summary, number
-from .records import interval_of, score_tables
+from .records import score_tables
 
 FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"|]+/)+")  # of an absolute path, whose last name stays
 HEAD = """---
@@ -91,8 +91,6 @@ def _scores(run: Summary) -> list[str]:
         rows = [[_plain(cell) for cell in row] for row in found.rows]
         parts += [f"{_plain(found.caption)}:", describe.markdown([_plain(name) for name in found.columns], rows)]
         parts += [_plain(text) for text in (*found.answers, *found.notes)]
-    if parts and (interval := interval_of(run.files)):
-        parts.append(f"Intervals: {_plain(interval)}.")
     own = {name: value for name, value in run.metrics.items() if name.startswith("knn_")}
     if own:
         rows = [[_plain(name), _plain(number(value))] for name, value in own.items()]

@@ -163,13 +163,7 @@ def evaluation(run: RunFiles) -> list[Html]:
         parts.append(table(found.columns, found.rows, caption=found.caption, kind="numbers"))
         parts += [tag("ul", *(tag("li", answer) for answer in found.answers))] if found.answers else []
         parts += [tag("p", note, class_="quiet") for note in found.notes]
-    said = [tag("p", f"Interval: {interval}.", class_="quiet")] if (interval := interval_of(run)) else []
-    return [section("Evaluation", *parts, *said)] if parts else []
-
-
-def interval_of(run: RunFiles) -> str:
-    """How the intervals of the scores were found, in words; nothing where there are none."""
-    return next((share.found.interval for share in judgements(run.path) if share.found.interval), "")
+    return [section("Evaluation", *parts)] if parts else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +187,21 @@ def score_tables(run: RunFiles, said: Callable[[str], str] = str) -> list[Scores
     return [_group(protocol, data, shares) for (protocol, data), shares in ordered]
 
 
+def number_of(protocol: str) -> str:
+    """What a protocol's scores are."""
+    return "mean IoU" if protocol == "segment" else "accuracy"
+
+
 def _group(protocol: str, data: str, shares: list[Share]) -> Scores:
     systems = list(dict.fromkeys(system for share in shares for system in share.scores()))
     systems.sort(key=lambda system: system != TRAINED)  # stable: the others stay in order
     rows = [[_percent(share.labels), *(_cell(share.scores().get(system)) for system in systems)] for share in shares]
     k = next((f", k = {share.found.k}" for share in shares if share.found.k), "")
-    caption = f"{protocol}{k} on {data}: accuracy in percent with its interval"
+    caption = f"{protocol}{k} on {data}: {number_of(protocol)} in percent with its interval"
     answers = [share.found.answer for share in shares if share.found.answer]
-    notes = list(dict.fromkeys(note for share in shares for note in share.found.notes))
+    notes = [note for share in shares for note in share.found.notes]
+    notes += [f"Interval: {share.found.interval}." for share in shares if share.found.interval]
+    notes = list(dict.fromkeys(notes))
     return Scores(caption, ["Labels", *systems], rows, answers, notes)
 
 

@@ -87,6 +87,17 @@ def test_evaluations_are_shown_with_their_intervals(run):
     assert "<script" not in html
 
 
+def test_a_segmentation_is_shown_as_what_it_is_with_its_own_interval(run):
+    judged(run)
+    found = json.loads((run / "evaluation.json").read_text())
+    shares = found["results"]["knn"]["photos"]
+    found["results"]["segment"] = {"photos": {"1": {**shares["1"], "k": None, "interval": "resampled"}}}
+    (run / "evaluation.json").write_text(json.dumps(found))
+    html = render(run)
+    assert "segment on photos: mean IoU in percent with its interval" in html
+    assert html.count("Interval: made up.") == html.count("Interval: resampled.") == 1
+
+
 def test_evaluations_of_earlier_weights_are_left_out(run):
     judged(run, backbone="of others")
     assert 'id="evaluation"' not in render(run)

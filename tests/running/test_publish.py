@@ -165,7 +165,7 @@ def test_the_card_says_what_the_run_and_its_evaluation_say(tmp_path):
         "trained by toy", "without labels", "birds, 1234 images of 7 classes", "2000 in 40 steps",
         "| began from | first |", "create_model('local-dir:out'", "AutoModel.from_pretrained('out')",
         "| 100 % | 61.4 \\[60.2, 62.6\\] | 23.0 \\[22.0, 24.0\\] |", "birds, tested on more birds", "Did it help? Yes.",
-        "Intervals: of 95 %", "| knn\\_top1 | 55.5 |", "timm/some: licence cc-by-nc-4.0", "not for",
+        "Interval: of 95 %", "| knn\\_top1 | 55.5 |", "timm/some: licence cc-by-nc-4.0", "not for",
         "load_backbone('out')",
     ):  # fmt: skip
         assert said in card, said
