@@ -74,7 +74,7 @@ def train(system: str, data: dict[str, Any], due: list[Due], seed: int, settings
     """Train one system, and leave the weights of its network in files when they are due; ours has one."""
     warnings.simplefilter("ignore")
     if system == OURS:
-        (file, until) = due[0]
+        file, until = due[0]
         train_ours(Path(file), data, until, seed, settings)
     else:
         train_peer(system, data, due, seed, settings)

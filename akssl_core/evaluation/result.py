@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import describe
 from ..metrics.diagnosis import KEEP, START
-from ..reporting.records import number_of
+from ..reporting.records import metric_of
 from ..rundir.files import jsonable
 
 TRAINED, RANDOM, PIXELS, GIVEN = "trained", "random init", "raw pixels", "given weights"
@@ -103,7 +103,7 @@ class Evaluation:
     def text(self) -> str:
         """A table of the scores, what they mean, and the answer: what `akssl eval` prints."""
         split = self.split
-        with_k, number = self.protocol == "knn", number_of(self.protocol)
+        with_k, number = self.protocol == "knn", metric_of(self.protocol)
         header = ["labels", "images", *(["k"] if with_k else []), "system", number, "95 % interval", "draws"]
         lines = [
             [

@@ -187,8 +187,8 @@ def score_tables(run: RunFiles, said: Callable[[str], str] = str) -> list[Scores
     return [_group(protocol, data, shares) for (protocol, data), shares in ordered]
 
 
-def number_of(protocol: str) -> str:
-    """What a protocol's scores are."""
+def metric_of(protocol: str) -> str:
+    """What a protocol measures."""
     return "mean IoU" if protocol == "segment" else "accuracy"
 
 
@@ -197,7 +197,7 @@ def _group(protocol: str, data: str, shares: list[Share]) -> Scores:
     systems.sort(key=lambda system: system != TRAINED)  # stable: the others stay in order
     rows = [[_percent(share.labels), *(_cell(share.scores().get(system)) for system in systems)] for share in shares]
     k = next((f", k = {share.found.k}" for share in shares if share.found.k), "")
-    caption = f"{protocol}{k} on {data}: {number_of(protocol)} in percent with its interval"
+    caption = f"{protocol}{k} on {data}: {metric_of(protocol)} in percent with its interval"
     answers = [share.found.answer for share in shares if share.found.answer]
     notes = [note for share in shares for note in share.found.notes]
     notes += [f"Interval: {share.found.interval}." for share in shares if share.found.interval]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import runpy
 import subprocess
@@ -31,7 +30,6 @@ import finetuning  # noqa: E402
 import overhead  # noqa: E402
 import results  # noqa: E402
 import searching  # noqa: E402
-import speedrun  # noqa: E402
 import start_care  # noqa: E402
 import tuned  # noqa: E402
 import tuning  # noqa: E402
@@ -223,78 +221,6 @@ def test_numbers_of_a_sweep_are_compared_with_k_nn(monkeypatch, tmp_path, thread
     assert [row["number"] for row in rows] == list(choosing.NUMBERS)
     assert all(row["runs"] == 4 and -1 <= row["rank correlation"] <= 1 for row in rows)
     assert all(len(row["points lost, by seed"].split(", ")) == 2 for row in rows)
-
-
-def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monkeypatch, tmp_path):
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    for part, photos in (("train", 32), ("test", 8)):
-        for of in ("cat", "dog"):
-            draw_photos(tmp_path / "cifar" / part / of, photos)
-    asked = ["ours", "--cifar", str(tmp_path / "cifar"), "--minutes", "0.01", "--seeds", "0"]
-    speedrun.main([*asked, "--settings", '{"method": "simclr", "batch_size": 8}'])
-    (row,) = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
-    assert (row["system"], row["runs"]) == ("ours", 1)
-    assert 0 <= row["median k-NN"] <= 100
-    assert row["longest s"] > 0
-
-    monkeypatch.setattr(speedrun, "race", lambda _, system, minutes, seed, __: [{"k-NN": 10.0 + seed, "seconds": 1.0}])
-    again = [*asked[:-1], "1", "2", "--work", str(tmp_path / "work")]
-    speedrun.main([*asked[:-1], "1"])  # of other settings: the run of seed 0 goes
-    assert json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"][0]["runs"] == 1
-    speedrun.main(asked)
-    speedrun.main(again)
-    (table,) = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
-    assert table["runs"] == 3  # that of seed 0 is kept
-    monkeypatch.setattr(speedrun, "race", None)  # nothing is run a second time
-    speedrun.main(again)
-    assert json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"] == [table]
-
-    speedrun.main([*asked, "--reach", "1", "--settings", '{"method": "simclr", "batch_size": 8}'])
-    (row,) = json.loads((tmp_path / "results" / "speedrun-reach.json").read_text())["rows"]
-    assert row["k-NN"] >= row["goal"] == 1
-    assert row["seconds"] > 0
-    (tmp_path / "results" / "speedrun.json").unlink()
-    held = speedrun.tables(tmp_path / "cifar", tmp_path, validation=True)
-    assert [len(Path(held[of]).read_text().splitlines()) - 1 for of in ("path", "test")] == [57, 7]
-
-
-def test_one_run_of_a_peer_leaves_what_it_has_at_each_time(monkeypatch, tmp_path):
-    """A peer that adds 1 to its weights each second, of a clock that no test waits for."""
-    clock = itertools.count(100.0)
-    monkeypatch.setattr(speedrun, "time", SimpleNamespace(time=lambda: next(clock)))
-
-    def train(name, pixels, backbone, *, tick, **asked):
-        (weights := next(backbone.parameters()).data).zero_()
-        while True:
-            weights += 1
-            tick()
-
-    monkeypatch.setitem(sys.modules, "peers", SimpleNamespace(train=train, METHODS={}))
-    monkeypatch.setattr(speedrun, "pixels_of", lambda data: None)
-    due = [(str(tmp_path / f"{until}.safetensors"), until) for until in (105.0, 120.0)]
-    speedrun.train("lightly simclr", {}, due, 0, {})
-    left = [next(speedrun.read(Path(file)).parameters()).unique().tolist() for file, _ in due]
-    assert left == [[105 - 100 - speedrun.LAST + 1], [120 - 100 - speedrun.LAST + 1]]
-
-
-def test_the_contest_runs_peers_once_for_all_times_that_are_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    raced = []
-
-    def race(arguments, system, minutes, seed, settings):
-        raced.append((system, tuple(minutes)))
-        return [{"k-NN": of, "seconds": 60 * of} for of in minutes]
-
-    monkeypatch.setattr(speedrun, "race", race)
-    asked = ["ours", "lightly simclr", "--cifar", str(tmp_path), "--seeds", "0", "--work", str(tmp_path / "work")]
-    speedrun.main([*asked, "--minutes", "2"])
-    speedrun.main([*asked, "--minutes", "10", "5", "2"])
-    peer = "lightly simclr"
-    assert raced == [("ours", (2,)), (peer, (2,)), ("ours", (5,)), ("ours", (10,)), (peer, (5, 10))]
-    rows = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
-    assert {(row["system"], row["median k-NN"]) for row in rows} == set(
-        itertools.product(["ours", peer], [2.0, 5.0, 10.0])
-    )
 
 
 def test_searching_finds_what_a_plain_sort_finds(monkeypatch, tmp_path):
