@@ -238,7 +238,7 @@ class Training:
             callbacks=self.chosen,
             probe=_probe(self.plan, evaluate.online_queries, evaluate.online_bank, held=self.plan.held),
             vitals=Vitals(),
-            rows=Rows(self.run_dir, self.observers),
+            rows=Rows(self.checkpoints, self.observers),
             watch=Watch(
                 self.run_dir,
                 self._landmarks(),

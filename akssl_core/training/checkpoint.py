@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import dist
 from ..config.schema import Change, changes, is_default, is_harmless, leaves
 from ..dist.sharding import gathered, share_as, share_of
-from ..errors import ConfigError
+from ..errors import ConfigError, RunStopped
 from ..method import Method
 from ..nn import Frozen
 from ..optim import load_state_by_name, state_by_name
@@ -23,9 +23,12 @@ from ..rundir.checkpoints import Checkpoint, CheckpointState
 from ..rundir.folder import RunDir
 from ..settings import RunSpec
 from .engine import Engine
-from .rows import Diverged, cure
 
 APART = 60.0  # seconds at least between checkpoints where nobody has set the steps between them
+
+
+class Diverged(RunStopped):
+    """The loss or a weight is NaN or infinite."""
 
 
 class Checkpoints:
@@ -60,6 +63,12 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def cure(self) -> str:
+        """What may help a run that has `Diverged`, and what is left of it once all is written."""
+        self.settle()
+        left = "; the last checkpoint is from before" if self.run_dir.checkpoints() else ""
+        return f"Lower optimizer.lr, set train.clip, or use --precision fp32{left}."
+
     def save(self, engine: Engine, callbacks: list[tuple[str, dict[str, Any]]], score: float | None) -> None:
         """One checkpoint of the engine as it stands and of what is around it; every process has a part in it.
 
@@ -72,7 +81,7 @@ class Checkpoints:
         if dist.any_rank(not bool(torch.stack(finite).all())):
             raise Diverged(
                 f"the weights after step {engine.now.step} are not finite numbers, though the loss was one: its "
-                f"gradients overflowed. {cure(self.run_dir)}"
+                f"gradients overflowed. {self.cure()}"
             )
         model, optimizer = gathered(engine.method.state_dict()), gathered(state_by_name(engine.optimizer))
         if dist.is_main():

@@ -15,30 +15,19 @@ from tqdm import tqdm
 
 from .. import dist
 from ..console import attended, say
-from ..errors import RunStopped
-from ..rundir.folder import RunDir
 from .callback import Observers
+from .checkpoint import Checkpoints, Diverged
 from .engine import Engine, Terms
 from .hardware import Cores
 
 AT_ONCE = "No weight has moved yet: look at the settings of the loss and at the images, or use --precision fp32."
 
 
-class Diverged(RunStopped):
-    """The loss or a weight is NaN or infinite."""
-
-
-def cure(run_dir: RunDir) -> str:
-    """What may help against it, and what is left of the run."""
-    left = "; the last checkpoint is from before" if run_dir.checkpoints() else ""
-    return f"Lower optimizer.lr, set train.clip, or use --precision fp32{left}."
-
-
 class Rows:
     """Writes the rows of `metrics.jsonl` and shows them: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, run_dir: RunDir, observers: Observers) -> None:
-        self.run_dir, self.observers = run_dir, observers
+    def __init__(self, checkpoints: Checkpoints, observers: Observers) -> None:
+        self.checkpoints, self.run_dir, self.observers = checkpoints, checkpoints.run_dir, observers
         self._terms: dict[str, Tensor] = {}
         self._count = 0
         self._diverged: Tensor | None = None  # the first step whose loss is not finite; 0: none
@@ -102,7 +91,7 @@ class Rows:
         first = int(self._diverged) if self._diverged is not None else 0
         if dist.any_rank(first > 0):
             began = first or step
-            advice = AT_ONCE if began == 1 else cure(self.run_dir)
+            advice = AT_ONCE if began == 1 else self.checkpoints.cure()
             raise Diverged(f"the loss of step {began} is not a finite number. {advice}")
 
     def write(self, engine: Engine) -> None:

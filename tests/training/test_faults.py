@@ -20,8 +20,8 @@ from akssl_core.rundir.checkpoints import CheckpointState
 from akssl_core.rundir.files import CannotWrite
 from akssl_core.rundir.folder import RunDir
 from akssl_core.running.launch import resume, run
+from akssl_core.training.checkpoint import Diverged
 from akssl_core.training.recorder import Interrupted
-from akssl_core.training.rows import Diverged
 
 
 @pytest.fixture
@@ -201,6 +201,15 @@ def test_a_loss_that_is_no_number_is_named_and_what_was_good_is_kept(
     with pytest.raises(Diverged, match=f"the loss of step {step} is not a finite number.*last checkpoint is from bef"):
         start(**settings)
     assert kept(tmp_path / "run") == left
+
+
+def test_a_checkpoint_that_a_slow_disk_still_takes_is_waited_for(start, spoil, tmp_path, monkeypatch):
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.3), flush(descriptor)))
+    spoil(5, lambda out, method: {**out, "loss": out["loss"] * float("nan")}, 0)
+    with pytest.raises(Diverged, match=r"step 5 is not a finite number.*last checkpoint is from before"):
+        start(train={"checkpoint_every": 4, "log_every": 4})
+    assert kept(tmp_path / "run") == (4, 4)
 
 
 def test_a_loss_that_is_no_number_at_once_is_no_matter_of_the_rate(start, spoil):
