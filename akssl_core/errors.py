@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import traceback
@@ -10,6 +11,12 @@ from difflib import get_close_matches
 
 NOT_OURS = r"[/\\](akssl_core|torch)[/\\]"
 """In the path of a file: it is the core's or torch's."""
+
+SHORT_OF_MEMORY = (
+    r"(?i)out[ _]of[ _]memory\b|\bnot enough memory\b|\bcan(no|')t allocate memory\b"
+    r"|\bunable to allocate shared memory\b|\bstd::bad_alloc\b|\bbad allocation\b|_STATUS_ALLOC_FAILED\b"
+)
+"""Words of torch and the system; of torch about its worker processes; of C++; of cuDNN and cuBLAS."""
 
 LONGEST = 200  # characters of a value that a message shows
 
@@ -71,6 +78,13 @@ def told(error: BaseException) -> str:
     own = [(file, line) for file, line in frames if os.path.isfile(file) and not re.search(NOT_OURS, file)]
     where = f" ({own[-1][0]}:{own[-1][1]})" if own and not isinstance(error, AksslError) else ""
     return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{where}"
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory was short; the libraries below torch each have words of their own for it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or re.search(SHORT_OF_MEMORY, str(error)) is not None
 
 
 def suggest(word: str, names: Iterable[str]) -> str | None:

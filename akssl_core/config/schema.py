@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from ..errors import AksslError, ConfigError, DataError, PluginError, did_you_mean, shown, told
+from ..errors import AksslError, ConfigError, DataError, PluginError, did_you_mean, is_memory, shown, told
 
 MOST_LINES = 10  # mistakes that a message tells
 
@@ -168,7 +168,7 @@ class Ref(Schema):
         """The component itself, made from these settings.
 
         Raises:
-            ConfigError: it could not be made, and a file or folder that a setting names is gone.
+            ConfigError: it could not be made, and a file or folder that a setting names is gone, or memory is short.
             PluginError: its own code failed.
         """
         return self.made_by(self.component, *args, **kwargs)
@@ -185,8 +185,17 @@ class Ref(Schema):
             cure = f"Put it back, or name another: --set {path}=PATH"
             raise ConfigError(f"{path}: '{value}' does not exist. {cure}") from error
         except Exception as error:  # whatever a plugin's code brings about
+            if is_memory(error):
+                raise ConfigError(self._too_large()) from error
             name = f"{self.kind} {self.name} ({self.component.__module__}.{self.component.__qualname__})"
             raise PluginError(f"{name} could not be made with these settings: {told(error)}") from error
+
+    def _too_large(self) -> str:
+        """That memory does not hold it, and the setting that may well be why."""
+        sizes = [(value, path) for path, value in leaves(self.config.model_dump()) if type(value) is int]
+        size, path = max(sizes, default=(0, ""))
+        cure = f"Lower {self.kind}.{path}, now {size}" if size > 1 else "Use a smaller backbone"
+        return f"{self.kind} {self.name}: memory does not hold what these settings ask for. {cure}."
 
 
 def _is_gone(value: Any) -> bool:

@@ -113,7 +113,7 @@ def diagnose(
     fault = _fault(rows, landmarks, features=features, quiet=quiet, ended=scores is not None)
     if headline != "knn" and outcome[0] and fault is None:
         by = JUDGES[headline]
-        said = f"{outcome[1]} This method is judged by {by}, which akssl eval has yet to do."
+        said = f"{outcome[1]} This method is judged by {by}, which akssl eval has yet to do with all labels."
         return Diagnosis("healthy", said, outcome=f"{UNJUDGED} {by} yet")
     return _with_outcome(fault, *outcome)
 

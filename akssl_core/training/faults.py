@@ -8,17 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
 
-import torch
 from torch.utils.checkpoint import CheckpointError
 
 from ..dist import lost_peer
-from ..errors import AksslError, ConfigError, RunStopped, told
+from ..errors import AksslError, ConfigError, RunStopped, is_memory, told
 from .engine import Engine
-
-SHORT = (
-    r"(?i)out[ _]of[ _]memory\b|\bnot enough memory\b|\bcan(no|')t allocate memory\b"
-    r"|\bunable to allocate shared memory\b|\bstd::bad_alloc\b|\bbad allocation\b|_STATUS_ALLOC_FAILED\b"
-)  # torch and the system; torch of its worker processes; C++; cuDNN and cuBLAS
 
 DIFFERS = (
     "a block of the backbone did other things when it was computed again than at first: its forward pass depends on "
@@ -58,7 +52,7 @@ def _is_of_method(error: Exception, engine: Engine) -> bool:
 
 def _reason(error: Exception, engine: Engine) -> str | None:
     text = str(error)
-    if _is_memory(error):
+    if is_memory(error):
         return _of_memory(text, engine)
     if lost_peer(error):
         return f"another process of this run ended after step {engine.now.step}, so that this one cannot go on."
@@ -69,13 +63,6 @@ def _reason(error: Exception, engine: Engine) -> str | None:
     if found := re.search(r"DataLoader worker \(pid[^)]*\)[^.]*", text):
         return f"a process that reads images ended after step {engine.now.step} ({found[0].strip()}). Is memory short?"
     return None
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether memory was short; the libraries below torch each have words of their own for it."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(SHORT, str(error)) is not None
 
 
 def _of_memory(text: str, engine: Engine) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import pytest
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from akssl_core.config.schema import BackboneRef, Component, LossRef, Schema, first_mistake, readable, validate
@@ -152,4 +153,18 @@ def test_a_component_whose_own_code_fails_is_named():
     Broken.name = "broken"
     ref = LossRef.model_construct(name="broken", config=Inner.Config(), component=Broken)
     with pytest.raises(PluginError, match=r"loss broken \(.*Broken\) could not be .*: KeyError: 'half' \(.*:\d+\)"):
+        ref.build()
+
+
+def test_what_memory_does_not_hold_names_the_largest_size():
+    class Wide(Inner):
+        class Config(Inner.Config):
+            dim: int = 8
+            width: int = 10**15
+
+        def __init__(self, config):
+            torch.empty(config.width)
+
+    ref = LossRef.model_construct(name="wide", config=Wide.Config(), component=Wide)
+    with pytest.raises(ConfigError, match=r"^loss wide: memory does not hold .*\. Lower loss\.width, now 10+\.$"):
         ref.build()

@@ -54,7 +54,7 @@ def diagnosis(folder):
 def test_the_verdict_says_what_is_to_come_and_by_which_command(tuned):
     found, folder = tuned.diagnosis, tuned.run_dir
     assert found.words == "healthy, but not judged by fine-tuning yet"
-    assert "This method is judged by fine-tuning, which akssl eval has yet to do." in found.evidence
+    assert "This method is judged by fine-tuning, which akssl eval has yet to do with all labels." in found.evidence
     assert "k-NN accuracy" in found.evidence
     assert not found.cause
     assert "\nVerdict: healthy, but not judged by fine-tuning yet\n" in tuned.text
