@@ -64,6 +64,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr dclw": ("simclr", {"options": {"loss": {"name": "dclw", "temperature": 0.2}}}),
     "simsiam 4 views": ("simsiam", {"augmentation": {"count": 4}}),
 }  # a method under other settings than its recipe's; four views take twice the time of two
+LONG = 20  # epochs of so many images: what `akssl run` trains for where nobody says how long
+LONGER = {f"{name} {LONG} epochs": (name, {"epochs": LONG}) for name in ALONE}
+SLOW = [f"{name} {LONG} epochs" for name in ("ijepa", "mae")]  # to learn drawn shapes in EPOCHS
 RECIPES = {f"{name} recipe cifar": (name, {"recipe": "cifar"}) for name in ALONE}  # on the same backbones, as long
 LIGHTLY, STABLE = "lightly", "stable-pretraining"
 PEERS = (*(f"{LIGHTLY} {name}" for name in ("simclr", "byol", "swav", "dino", "vicreg", "lejepa")), f"{STABLE} lejepa")
@@ -126,7 +129,7 @@ def know(sets: dict[str, dict[str, Any]]) -> None:
 
 def systems_on(data: str) -> list[str]:
     """What is trained on a data set, in the table's order."""
-    others = [*RECIPES, *TUNED_TOO] if data == CIFAR else VARIANTS
+    others = {"shapes": [*VARIANTS, *SLOW], CIFAR: [*RECIPES, *LONGER, *TUNED_TOO]}.get(data, [*VARIANTS])
     return [*BASELINES, *ALONE, *others, *(() if data == "fashion-mnist" else PEERS)]
 
 
@@ -135,10 +138,9 @@ def jobs(systems: list[str]) -> list[Job]:
     found = []
     for data in DATA:
         for system in systems_on(data):
-            drawn = (
-                SEEDS[data][:1] if system == "raw pixels" else SEEDS[data]
-            )  # nothing is drawn where nothing is trained
-            found += [Job(data, system, seed) for seed in drawn if not systems or system in systems]
+            once = system == "raw pixels" or (data == CIFAR and system in LONGER)  # nothing is drawn, or it takes hours
+            seeds = SEEDS[data][:1] if once else SEEDS[data]
+            found += [Job(data, system, seed) for seed in seeds if not systems or system in systems]
     return sorted(found, key=lambda job: job.seed)
 
 
@@ -168,7 +170,7 @@ def trained(
     plugins = Plugins()
     if job.system == "supervised":
         plugins.load_file(HERE / "supervised.py")
-    method, settings = {**VARIANTS, **RECIPES}.get(job.system, (job.system, {}))
+    method, settings = {**VARIANTS, **RECIPES, **LONGER}.get(job.system, (job.system, {}))
     with tempfile.TemporaryDirectory() as folder:
         if sweeps and job.system in ALONE and factors == Factors():
             result = swept(job, sweeps / job.data, EPOCHS)

@@ -17,11 +17,12 @@ CROP: dict[str, Any] = {
 }
 
 # Few images and minutes: a narrow network over few patches, of which half stay visible (a quarter of 16 tells little of
-# the rest), a decoder of two blocks, small batches for more steps.
+# the rest), a decoder of two blocks, small batches for more steps, and crops of half an image and more: a fifth of a
+# small one is blurred when it is as large as the whole, and has next to nothing to fill in.
 DEFAULT: dict[str, Any] = {
     "method": {"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3, "mask_ratio": 0.5},
     "backbone": {"name": "vit_micro", **VIT},
-    "augmentation": CROP,
+    "augmentation": {**CROP, "scale": [0.5, 1.0]},
     "optimizer": {
         "name": "adamw",
         "lr": {"start": 2e-3, "warmup": 0.5},
