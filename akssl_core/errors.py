@@ -84,7 +84,8 @@ def is_memory(error: BaseException) -> bool:
     """Whether memory was short; the libraries below torch each have words of their own for it."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or re.search(SHORT_OF_MEMORY, str(error)) is not None
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
+    return named or re.search(SHORT_OF_MEMORY, str(error)) is not None
 
 
 def suggest(word: str, names: Iterable[str]) -> str | None:
