@@ -10,7 +10,7 @@ from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
 from pydantic.fields import FieldInfo
 
 from .config.registry import STAND_IN
@@ -48,6 +48,9 @@ class Clip(Schema):
     )
 
 
+Threads = Annotated[PositiveInt | Literal["auto"], BeforeValidator(lambda raw: "auto" if raw is None else raw)]
+
+
 class TrainSpec(Schema):
     """How long, in what batches and at what precision a run trains. Null means: decided by a stated rule."""
 
@@ -77,8 +80,8 @@ class TrainSpec(Schema):
         ge=0,
         description="processes that read a torch Dataset (null: none), or threads that decode files (one a core)",
     )
-    threads: Harmless[int | None] = Field(
-        None, ge=1, description="threads a process computes with on a CPU; null: measured at the start of the run"
+    threads: Harmless[Threads] = Field(
+        "auto", description="threads a process computes with on a CPU; auto, or null: measured at the start of the run"
     )
     clip: Clip | None = Field(None, description="gradient clipping")
     compile: bool = Field(
@@ -225,6 +228,7 @@ FLAT = flags(TrainSpec)  # keywords that are settings of `train`
 COMPONENTS = ("method", "backbone", "augmentation", "data", "optimizer")
 TABLES = ("train", "evaluate", "start")
 PLAIN = ("seed", "recipe", "callbacks")
+OF_RUN = ("config", "out", "budget", "overwrite", "resume", "report")  # keywords of `run` that are no settings
 OF_DATA = {"test_data": "test", "labels": "labels"}  # keywords that are settings of the data
 OBJECTS = ("data", "backbone", "augmentation")  # settings that may be Python objects
 

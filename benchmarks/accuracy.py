@@ -66,7 +66,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # a method under other settings than its recipe's; four views take twice the time of two
 LONG = 20  # epochs of so many images: what `akssl run` trains for where nobody says how long
 LONGER = {f"{name} {LONG} epochs": (name, {"epochs": LONG}) for name in ALONE}
-SLOW = [f"{name} {LONG} epochs" for name in ("ijepa", "mae")]  # to learn drawn shapes in EPOCHS
+SLOW = [f"{name} {LONG} epochs" for name in ("ibot", "ijepa", "mae")]  # to learn drawn shapes in EPOCHS
 RECIPES = {f"{name} recipe cifar": (name, {"recipe": "cifar"}) for name in ALONE}  # on the same backbones, as long
 LIGHTLY, STABLE = "lightly", "stable-pretraining"
 PEERS = (*(f"{LIGHTLY} {name}" for name in ("simclr", "byol", "swav", "dino", "vicreg", "lejepa")), f"{STABLE} lejepa")

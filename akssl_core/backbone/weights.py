@@ -84,6 +84,8 @@ def fit(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], keys: Keys, *, prefix: str | None = None
 ) -> tuple[dict[str, Tensor], Account]:
     """The tensors of a file in the names and shapes of a network, and what became of each; see `load_weights`."""
+    if prefix:
+        prefix = _whole_prefix(prefix, tensors, len(wanted))
     found = _named(tensors, wanted, keys, prefix)
     parts: dict[str, list[tuple[str, Tensor]]] = {}
     strays = [name for name in tensors if found.get(name, "").partition("#")[0] not in wanted]
@@ -125,6 +127,21 @@ def _named(names: Collection[str], wanted: Collection[str], keys: Keys, prefix: 
     return next(meant for rank, _, meant in ways if rank == best)
 
 
+def _whole_prefix(prefix: str, names: Collection[str], size: int) -> str:
+    """A prefix that some names begin with, with the dot behind its last word.
+
+    Raises:
+        ConfigError: none begins with it.
+    """
+    whole = f"{prefix}." if any(name.startswith(f"{prefix}.") for name in names) else prefix
+    if not any(name.startswith(whole) for name in names):
+        has = [start for start in _prefixes(names, size) if start]
+        begin = f"; they begin with {visible(', '.join(map(repr, has[:5])))}" if has else ""
+        near = did_you_mean(prefix, has)
+        raise ConfigError(f"no tensor of the file begins with the prefix '{visible(prefix)}'{begin}.{near}")
+    return whole
+
+
 def spelled(name: str, dialect: Sequence[tuple[str, str]]) -> str:
     """A key of another library as this network spells it."""
     for pattern, here in dialect:
@@ -154,13 +171,12 @@ def _refuse(strays: Sequence[str], lost: Sequence[str], size: int) -> None:
     """Refuse what is unaccounted for."""
     if not strays and not lost:
         return
-    said = []
+    said, near = [], did_you_mean(strays[0], lost) if strays else ""
     if lost:
         said.append(f"{len(lost)} of {size} tensors of the network have none, '{lost[0]}' first")
     if strays:
-        near = did_you_mean(strays[0], lost)
-        said.append(f"{len(strays)} tensors of the file have no place, '{visible(strays[0]):.80}' first.{near}")
-    raise ConfigError(f"the weights are not those of this backbone: {'; '.join(said).rstrip('.')}.")
+        said.append(f"{len(strays)} tensors of the file have no place, '{visible(strays[0]):.80}' first")
+    raise ConfigError(f"the weights are not those of this backbone: {'; '.join(said)}.{near}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from ..console import drop_stdout, reader_is_gone
 from ..errors import ConfigError, RunStopped, did_you_mean
 from ..plugins.installed import version
 from ..plugins.manager import Plugins, installed
-from ..settings import RunSpec, TrainSpec, dotted, flags, merged, sections
+from ..settings import OF_RUN, RunSpec, TrainSpec, dotted, flags, merged, sections
 
 Decorator = Callable[[Any], Any]
 IN_TASKS = ("run", "resume")  # commands whose processes work together where srun has started several
@@ -161,9 +161,6 @@ def settings_of(options: Mapping[str, Any], assignments: Sequence[str], method: 
     if (other := settings.get("method", {}).get("name", method)) != method:
         raise ConfigError(f"METHOD: '{method}' was named, and with --set '{other}'. Leave one out.")
     return merged(settings, {"method": {"name": method}})
-
-
-OF_RUN = ("config", "out", "budget", "overwrite", "resume")  # keywords of `akssl_core.run` that are no settings
 
 
 def keywords(options: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def sweep(ctx: click.Context, /, methods: str, seeds: str, no_report: bool, as_j
 @click.option("--epochs", type=int, help="instead of --budget: passes over the images of the last round")
 @click.option("--seed", type=int, default=0, help="of all runs  [default: 0]")
 @set_option("a setting with a value for all runs, or with several to try: optimizer.lr=0.1,0.3")
-@click.option("--out", required=True, type=PATH, help="folder for the runs of all rounds")
+@click.option("--out", type=PATH, help="folder for the runs of all rounds  [default: a new one under runs/]")
 @run_options("out", "seed", "devices", "set", "epochs")
 @json_option
 def choose(methods: str, budget: str | None, epochs: int | None, seed: int, as_json: bool, **options: Any) -> None:
@@ -66,7 +66,8 @@ def choose(methods: str, budget: str | None, epochs: int | None, seed: int, as_j
     try:
         found = choose_runs(named, budget=budget, epochs=epochs, seed=seed, varied=varied, tell=_tell, **common)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same choose command goes on with it") from error
+        by = "" if common.get("out") else " with the --out that it began with"
+        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same choose command{by} goes on with it") from error
     show(found, as_json)
 
 

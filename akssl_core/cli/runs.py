@@ -16,9 +16,8 @@ from ..errors import ConfigError
 from ..plugins.first_party import TO_BEGIN, install
 from ..plugins.installed import entries
 from ..plugins.manager import is_no_method
-from ..settings import TrainSpec
+from ..settings import OF_RUN, TrainSpec
 from .base import (
-    OF_RUN,
     PATH,
     akssl,
     budget_option,
@@ -243,7 +242,8 @@ def _write_script(asked: Mapping[str, Any], plugins: Plugins) -> None:
     words = _without(sys.argv[1:], ("--slurm", "--overwrite", "--force"), ("--devices", "--out", "--resume"))
     command = [sys.executable, "-m", "akssl_core", *words, "--out", str(out), "--resume", "auto"]
     train = spec.train
-    cores = max(train.threads or 0, 0 if train.workers is None else train.workers + 1) or CORES
+    threads = 0 if train.threads == "auto" else train.threads
+    cores = max(threads, 0 if train.workers is None else train.workers + 1) or CORES
     gpus = train.device != "cpu"
     text = script(file, command, name=f"akssl-{name}", tasks=train.devices, gpus=gpus, cores=cores)
     write_atomic(file, text.encode())

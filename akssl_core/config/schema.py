@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,11 +278,16 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def readable(error: ValidationError) -> list[str]:
     """One line a mistake: the setting's path, what is allowed, and the value that was given."""
+    ways: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}  # of one setting, where it may be of several types
+    for number, item in enumerate(error.errors(include_url=False)):
+        *before, last = item["loc"] or ("",)
+        one_of_several = isinstance(last, str) and ONE_OF_SEVERAL.fullmatch(last)
+        ways.setdefault(tuple(before) if one_of_several else (*item["loc"], number), []).append(item)
     lines = []
-    for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
-        got = "" if item["type"] in ("akssl", "missing") else f", got {shown(item['input'])}"
-        message = f"{_plain_words(item)}{got}"
+    for place, items in ways.items():
+        path = ".".join(str(part) for part in (place if len(items) > 1 else items[0]["loc"]))
+        got = "" if items[0]["type"] in ("akssl", "missing") else f", got {shown(items[0]['input'])}"
+        message = f"{', or '.join(map(_plain_words, items))}{got}"
         lines.append(f"{path:.300}: {message}" if path else message)
     more = [f"and {len(lines) - MOST_LINES} more."] if len(lines) > MOST_LINES + 1 else []
     return [*lines[:MOST_LINES], *more] if more else lines
@@ -293,6 +299,7 @@ def first_mistake(error: ValidationError) -> str:
     return f"{'.'.join(map(str, item['loc'])):.60} {_plain_words(item):.100}".strip()
 
 
+ONE_OF_SEVERAL = re.compile(r"constrained-\w+|literal\[.*\]|int|float|str|bool")  # how pydantic names a type of a union
 TABLE, LIST = "should be a table (name: value)", "should be a list"
 WORDS = {
     "missing": "is missing", "dict_type": TABLE, "model_type": TABLE, "mapping_type": TABLE, "dataclass_type": TABLE,

@@ -14,26 +14,32 @@ from ..errors import ConfigError
 MOST_BYTES = 2**17  # of a file; resolved settings are some thousand bytes
 MOST_VALUES = 5000  # with every alias written out: nine lines of aliases to aliases stand for a billion values
 DEEPEST = 40
-_NUMBERS = {  # of YAML 1.2, JSON and Python, which PyYAML takes for texts: 1e-3, 0o17
-    "float": r"[-+]?(\.\d+|\d[\d_]*(\.[\d_]*)?)[eE][-+]?\d+$|[-+]\.\d+$",
-    "int": r"[-+]?0o[0-7]+$",
+_NUMBERS = {  # as Python and JSON have them: 1e-3 and 0o17 are some, 010 and 1:30, which YAML 1.1 has, are texts
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][\d_]*|0b[01_]+|0o[0-7]+|0x[\da-fA-F_]+)$",
+    "tag:yaml.org,2002:float": r"[-+]?(\.\d[\d_]*|\d[\d_]*\.[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?$"
+    r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
 }
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, with all numbers."""
+    """YAML 1.1 as PyYAML reads it, but for its numbers."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 # PyYAML's own, which copies it before it adds
+        first: [(tag, form) for tag, form in pairs if tag not in _NUMBERS]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that `_Loader` would take for a number, and writes out what stands in two places."""
+    """Quotes a text that a loader would take for a number, and writes out what stands in two places."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 for _side in (_Loader, _Dumper):
-    for _kind, _form in _NUMBERS.items():
-        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), [*"-+.0123456789"])
+    for _tag, _form in _NUMBERS.items():
+        _side.add_implicit_resolver(_tag, re.compile(_form), [*"-+.0123456789"])
 
 
 def dump_yaml(data: Any) -> str:
@@ -51,7 +57,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:  # no more than is allowed, from a file without an end too
             raw = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
-        raise ConfigError(f"config: cannot read {path}: {error}") from error
+        raise ConfigError(f"config: cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     if len(raw) > MOST_BYTES:
         raise ConfigError(f"config: {path} is larger than {MOST_BYTES} bytes; expected a file of settings.")
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from .decoders import FileDecoder, decode_file, file_header, look_into
 from .files import SPLITS, Files, FolderFiles, Label, Part, few, top_folders
 from .labels import encode_labels
 from .places import files_at
-from .scan import printable
+from .scan import MOVED, printable
 from .stored import ImageStore, StoredImages
 from .tables import Reading, matched
 
@@ -179,6 +180,16 @@ class ImageFiles(ImageStore):
             return Inside()  # whoever decodes it tells why
 
 
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    """Errors of files that another setting than `path` names begin with that one."""
+    try:
+        yield
+    except DataError as error:
+        text = str(error).removeprefix("data: ").replace(f" {MOVED}", "")
+        raise DataError(f"data.{setting}: {text.removeprefix(f'data.{setting}: ')}") from error
+
+
 class Folder(HoldOutSource):
     """Image files in a folder, in archives, or named by a table.
 
@@ -222,7 +233,9 @@ class Folder(HoldOutSource):
         known = [] if self.labels is None else zip(given or (), self.labels.tolist(), strict=True)
         numbers = {str(label): number for label, number in known if label is not None}
         if config.test is not None:
-            self._tests = self._read_tests(files_at(config.test, config), numbers)
+            with _named("test"):
+                tests = files_at(config.test, config)
+            self._tests = self._read_tests(tests, numbers)
         elif fit := [part for part in others if (own := self._classes_of(part)) and own <= numbers.keys()]:
             self._tests = self._read_tests(fit[0], numbers)
         self._ask_about()
@@ -232,7 +245,8 @@ class Folder(HoldOutSource):
         """Those that stand with the files or in the table that was named, and notes."""
         labels = self.config.labels
         if isinstance(labels, Path):
-            return matched(labels, self.config, files)
+            with _named("labels"):
+                return matched(labels, self.config, files)
         return (None if labels == "none" else files.labels), []
 
     def _classes_of(self, tests: Files) -> set[str]:

@@ -113,25 +113,30 @@ class Prepared(DatasetSource):
         """The side of view that suited the source, or that suits the reduced images."""
         return self._file.record.natural_size
 
+    @property
+    def inexact(self) -> str:
+        """Why features of these images are not those of the originals, and what to do about it; "": they are."""
+        size = self.asked_size or self.natural_size
+        if not self._file.reduced.any() or size in self._file.record.views:
+            return ""
+        return (
+            f"images that were reduced are judged at {size} px by what is left of them, so that their features are "
+            f"not quite those of the originals; add --image-size {size} to 'akssl data prepare'"
+        )
+
     def _note_side(self) -> None:
         """Say where the images are not those that the source would show at this size of view."""
         have, wanted, size = self._file.record.side, self.stored_side, self.asked_size or self.natural_size
         again = f"'akssl data prepare SRC --size {wanted}' makes a file for them"
         if not self._file.reduced.any():
             return
-        if size not in self._file.record.views:
-            self.notes.append(
-                f"images that were reduced are judged at {size} px by what is left of them, so that their features are "
-                f"not quite those of the originals; add --image-size {size} to 'akssl data prepare'"
-            )
-        if have == wanted:
-            return
+        self.notes += [self.inexact] if self.inexact else []
         if have < wanted:
             self.notes.append(
                 f"the images were reduced to a shorter side of {have} px, less than the {wanted} px that views of "
                 f"{size} px would be cut from: details are lost; {again}"
             )
-        else:
+        elif have > wanted:
             self.notes.append(
                 f"the images have a shorter side of up to {have} px, and views of {size} px need {wanted} px: "
                 f"{again}, which is smaller and trains faster"

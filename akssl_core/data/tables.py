@@ -17,6 +17,7 @@ from ..errors import DataError, did_you_mean, plain, visible
 from .decode import SUFFIXES
 from .decoders import FileDecoder
 from .files import Files, FolderFiles, Label, few
+from .scan import nearest_path
 
 LISTS, TABLES = (".txt", ".lst"), (".csv", ".tsv", ".txt", ".lst", ".parquet")
 IMAGES = ("path", "file", "filename", "image", "filepath", "imagepath", "imagefile", "img", "imageid", "id")
@@ -103,7 +104,9 @@ def _columns(path: Path) -> dict[str, list[str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"data: {path} is not UTF-8 from byte {error.start} on. Save it as UTF-8.") from error
     except (OSError, ValueError) as error:  # ValueError: of a path that cannot be
-        raise DataError(f"data: {path} cannot be read: {getattr(error, 'strerror', error)}.") from error
+        near = nearest_path(path) if isinstance(error, FileNotFoundError) else None
+        hint = f" Did you mean '{near}'?" if near else ""
+        raise DataError(f"data: {path} cannot be read: {getattr(error, 'strerror', error)}.{hint}") from error
     first = text.lstrip().partition("\n")[0].strip()
     is_list = path.suffix.lower() in LISTS and bool(LINE.fullmatch(first) or not re.search(r"[,;\t]", first))
     rows = [_of_list(line) for line in text.split("\n") if line.strip()] if is_list else _of_csv(path, text, first)

@@ -110,7 +110,7 @@ def dedup(
     if len(set(files.values())) < len(files):
         raise ConfigError("--list-to: is the same file as --out. Choose another name.")
     for name, path in files.items():
-        refuse_file(path, overwrite=overwrite, name=name)
+        refuse_file(path, overwrite=overwrite, name=name, page=name == "--out")
     trained = open_weights(source, backbone=backbone, plugins=plugins)
     work = work_on(trained, data, batch_size=batch_size, device=device)
     if list_to is not None and work.images.file_of(0) is None:

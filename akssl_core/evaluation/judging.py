@@ -147,7 +147,9 @@ def _only_own(protocol: str, given: set[str]) -> None:
         raise ConfigError(f"protocol: there is no '{protocol}'.{hint} Protocols: {', '.join(OWN)}.")
     for name in sorted(given - {OWN[protocol]}):
         owner = next(other for other, own in OWN.items() if own == name)
-        raise ConfigError(f"{name}: a setting of the protocol '{owner}'; this is '{protocol}'. Leave it out.")
+        raise ConfigError(
+            f"{name}: a setting of the protocol '{owner}'; this is '{protocol}'. Leave it out, or: --protocol {owner}"
+        )
 
 
 def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: torch.device) -> Protocol:

@@ -6,6 +6,7 @@ Nothing here writes, and every network is a copy of its own.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from ..backbone import Backbone, WrappedBackbone
 from ..backbone.weights import load_weights
 from ..config.registry import STAND_IN
 from ..config.schema import Schema, user_path, validate
-from ..data import DatasetSource, ImageSpec, Preprocess
+from ..data import DatasetSource, ImageSpec, Prepared, Preprocess
 from ..data.opening import data_title, open_source, read_alike
 from ..errors import ConfigError
 from ..exporting.backbone_file import BACKBONE_FORMAT, FILE, START, format_of, load_backbone
@@ -91,7 +92,7 @@ class Trained:
         """
         if data is None and not self.is_run:
             raise ConfigError(f"data: is missing, and {self.path} knows none. Name it: --data SOURCE, FOLDER or FILE.")
-        if data is None:
+        if own := data is None:
             data = self.config["data"]
             if data["name"] == STAND_IN:
                 raise ConfigError(
@@ -102,7 +103,10 @@ class Trained:
         if beside:
             data = sections({"data": data, **beside})["data"]
         title = data_title(data)
-        return open_source(self.alike(data), self.plugins, self.preprocess.size), title
+        opened = open_source(self.alike(data), self.plugins, self.preprocess.size)
+        if isinstance(opened, Prepared) and opened.inexact and not own:
+            warnings.warn(f"data: {opened.inexact}", UserWarning, stacklevel=3)
+        return opened, title
 
     def alike(self, data: Any) -> Any:
         """Data as it was given, or where it lies; its files are read by the scale and the decoder of the run's own."""

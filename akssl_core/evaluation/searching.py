@@ -109,7 +109,7 @@ def search(
     at_least_one("k", k)
     file = None if out is None else user_path(out)
     if file is not None:
-        refuse_file(file, overwrite=overwrite)
+        refuse_file(file, overwrite=overwrite, page=True)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
     asked = work_on(trained, _queries(query, trained), batch_size=batch_size, device=device)
     known = None if features is None else read_features(user_path(features), trained)

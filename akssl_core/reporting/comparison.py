@@ -177,7 +177,7 @@ def compare(*run_dirs: str | Path, out: str | Path | None = None, overwrite: boo
         raise ConfigError("compare: expected the folders of two or more runs, got none.")
     file = None if out is None else user_path(out)
     if file is not None:
-        refuse_file(file, overwrite=overwrite, name="out")
+        refuse_file(file, overwrite=overwrite, name="out", page=True)
     found = compared(list(dict.fromkeys(map(user_path, run_dirs))))
     if file is not None:
         write_atomic(file, found.page().encode())

@@ -68,12 +68,15 @@ def clear(folder: Path, keep: Collection[Path]) -> None:
             path.unlink()
 
 
-def refuse_file(path: Path, *, overwrite: bool, name: str = "--out") -> None:
-    """Refuse a file that cannot or must not be written, before anything is computed.
+def refuse_file(path: Path, *, overwrite: bool, name: str = "--out", page: bool = False) -> None:
+    """Refuse a file that cannot or must not be written, before anything is computed; `page`: it is to be HTML.
 
     Raises:
-        ConfigError: there is no such folder, something is there, a run needs it, or nothing can be written there.
+        ConfigError: there is no such folder, something is there, a run needs it, nothing can be written there, or its
+            name says that it is something else than a page.
     """
+    if page and path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{name}: expected a name that ends in .html, as a page's does, got '{path}'.")
     if not os.path.isdir(path.parent):
         raise ConfigError(f"{name}: there is no folder '{path.parent}' to write {path.name} to. Make it first.")
     if os.path.isdir(path):

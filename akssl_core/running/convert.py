@@ -24,19 +24,20 @@ class Converted:
     tensors: int
     """How many it holds."""
     left_out: tuple[str, ...]
-    """The names of what was no tensor."""
+    """What is no part of a network: names of what was no tensor, and of states of optimizers."""
 
     @property
     def text(self) -> str:
         """What `akssl convert` prints."""
-        more = f"; left out, no tensors: {', '.join(self.left_out[:5])}" if self.left_out else ""
+        more = f"; left out: {', '.join(self.left_out[:5])}" if self.left_out else ""
         return f"{self.path}: {self.tensors} tensors{more}\nBegin a run from it: akssl run METHOD --start {self.path}"
 
 
 def convert(file: str | Path, out: str | Path, *, overwrite: bool = False) -> Converted:
     """Write the tensors of a file of torch (`.pth`, `.pt`, `.ckpt`, `.bin`) to a `.safetensors` file.
 
-    Tables within tables become names with dots: `state_dict.conv1.weight`. Only tensors and plain values are read.
+    Tables within tables become names with dots: `state_dict.conv1.weight`. Only tensors and plain values are read. The
+    state of an optimizer, which a training checkpoint has beside its network, is left out.
 
     Raises:
         ConfigError: there is no such file, it holds other things or no tensor, or `out` cannot be written.
@@ -85,8 +86,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in nested tables by its dotted name."""
-    if isinstance(value, Mapping):
+    """Everything in nested tables by its dotted name; the state of an optimizer, as torch makes it, is one thing."""
+    if isinstance(value, Mapping) and not {"state", "param_groups"} <= value.keys():
         for key, one in value.items():
             yield from _flat(one, f"{name}.{key}" if name else str(key))
     else:

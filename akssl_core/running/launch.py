@@ -122,7 +122,8 @@ def run_given(
         plan = make_plan(given if budget is None else within(budget, given, plugins), plugins)
         for text in plan.warnings:
             warnings.warn(text, UserWarning, stacklevel=2)
-        path = user_path(out) if out is not None else Path(dist.from_main(str(_new_path(plan))))
+        fresh = new_path(plan.spec.method.name, plan.spec.data.name)
+        path = user_path(out) if out is not None else Path(dist.from_main(str(fresh)))
         plan.take_threads()
         return _start(path, plan, plugins, overwrite=overwrite, with_report=report)
 
@@ -207,8 +208,8 @@ def _refuse_to_empty(path: Path, plan: Plan) -> None:
             )
 
 
-def _new_path(plan: Plan) -> Path:
-    """A fresh folder name: method, data, time and four random digits."""
+def new_path(*names: str) -> Path:
+    """A fresh folder under `runs/`: these names, the time and four random digits."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    names = (re.sub(r"[^\w.-]+", "-", name) for name in (plan.spec.method.name, plan.spec.data.name))
-    return Path("runs") / f"{'-'.join(names)}-{stamp}-{secrets.token_hex(2)}"
+    plain = (re.sub(r"[^\w.-]+", "-", name) for name in names)
+    return Path("runs") / f"{'-'.join(plain)}-{stamp}-{secrets.token_hex(2)}"

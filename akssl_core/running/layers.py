@@ -22,7 +22,7 @@ from ..errors import ConfigError, PluginError, did_you_mean
 from ..hookspecs import hookimpl
 from ..method import Method
 from ..plugins.manager import Plugins
-from ..settings import CORE, OBJECTS, Given, Layers, RunSpec, sections
+from ..settings import CORE, OBJECTS, OF_RUN, Given, Layers, RunSpec, sections
 
 CORE_DEFAULTS: Mapping[str, Any] = {
     "augmentation": {"name": "pair"},
@@ -49,6 +49,10 @@ def collect(
     if config is not None:
         table = config if isinstance(config, Mapping) else read_yaml(user_path(config))
         origin = "config" if isinstance(config, Mapping) else f"config file {Path(config).name}"
+        if own := [name for name in OF_RUN if name in table]:
+            raise ConfigError(
+                f"config: {own[0]} is no setting of a run but of the call: --{own[0]}, in Python {own[0]}=."
+            )
         layers.append((origin, asked(table, plugins)))
     layers.append((who, asked(given, plugins)))
     return Given(layers, objects)

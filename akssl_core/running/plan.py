@@ -89,12 +89,12 @@ class Plan(Sight):
     def take_threads(self) -> None:
         """Compute with as many threads as the settings say from here on; on a CPU they say it afterwards."""
         train = self.spec.train
-        if train.threads is None and self.hardware.device.type == "cpu":
+        if train.threads == "auto" and self.hardware.device.type == "cpu":
             choice = choose_threads()
             train = train.model_copy(update={"threads": choice.value})
             self.spec = self.spec.model_copy(update={"train": train})
             self.provenance["train.threads"] = f"rule: {choice.reason}"
-        if train.threads is not None:
+        if train.threads != "auto":
             cores = os.cpu_count() or 1
             if train.threads > cores:  # config.yaml may be of a larger machine
                 text = f"train.threads: {train.threads}, and this machine has {cores} cores: it computes with as many"

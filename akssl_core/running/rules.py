@@ -187,7 +187,10 @@ def refuse_backbone(spec: RunSpec, backbone: Backbone) -> None:
     """
     if not isinstance(backbone, spec.method_class.accepts):
         kind = type(backbone).__name__
-        raise ConfigError(f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one.")
+        raise ConfigError(
+            f"backbone: {spec.method.name} needs a backbone over patch tokens; {kind} is not one. Take a vision "
+            "transformer, as the method's recipes do where --backbone is left out, or another method."
+        )
     if spec.train.recompute and spec.train.compile:
         raise ConfigError("train.recompute does not go with train.compile, which makes one of all blocks. Use one.")
     if spec.train.recompute and len(backbone.parts()) < 2:

@@ -19,6 +19,7 @@ from ..reporting.comparison import Summary
 from ..reporting.svg import short
 from ..rundir.files import json_bytes, write_atomic
 from ..running.estimate import seconds_per_step
+from ..running.launch import new_path
 from ..running.plan import make_plan
 from ..settings import Given, merged, seconds_of, sections, table_of
 from .folder import EVERY, asked, begin, listed, none_can, perform, plan_of, refuse_own
@@ -82,7 +83,8 @@ class Chosen:
             for trial in trials
         ]
         left = [f"left out: {name}: {why}" for name, why in self.left_out.items()]
-        use = [f"chosen: {self.run_dir}", f"  backbone = akssl_core.load_backbone({str(self.run_dir)!r})"]
+        use = [f"chosen: {self.run_dir}", "  import akssl_core"]
+        use.append(f"  backbone = akssl_core.load_backbone({str(self.run_dir)!r})")
         return "\n".join([describe.table(COLUMNS, rows), *left, "", *use])
 
     def record(self) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def choose(
     methods: str | Sequence[str] = EVERY,
     *,
     data: Any = None,
-    out: str | Path,
+    out: str | Path | None = None,
     budget: str | float | None = None,
     epochs: int | None = None,
     varied: Mapping[str, Sequence[Any]] | None = None,
@@ -115,7 +117,7 @@ def choose(
     Args:
         methods: names of methods, or "all" for every one that is installed and needs nothing but images.
         data: as for `run`; labels are not used. Default: drawn shapes.
-        out: the folder for all of it.
+        out: the folder for all of it. Default: a new one under `runs/`.
         budget: the time for all rounds together, the same for each: "30m", "2h" or seconds. How many steps of
             each candidate fit in is found by timing a few.
         epochs: instead of a budget, the passes over the images of the last round; then nothing depends on the clock.
@@ -136,8 +138,11 @@ def choose(
     _refuse_decided(common, values)
     named, every = asked(methods, plugins)
     planned = combinations(named, (seed,), values)
-    search = _Search(user_path(out), config, common, plugins, tell)
+    path = new_path("choice") if out is None else user_path(out)
+    search = _Search(path, config, common, plugins, tell)
     search.check(planned, all_of_them=every)
+    if out is None:
+        tell(f"all rounds are in {path}; --out {path} goes on with them")
     candidates = [one.folder for one in search.candidates]  # others would be trained for another time
     begin(search.out, config, common, rounds={"budget": budget, "epochs": epochs, "candidates": candidates})
     return search.narrowed(search.by_epochs(epochs or 1) if allowed is None else search.by_time(allowed))

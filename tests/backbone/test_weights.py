@@ -177,6 +177,15 @@ def test_positions_keep_the_class_token_and_a_constant():
     torch.testing.assert_close(target.pos_embed[:, 1:], torch.full((1, 36, 192), 2.0))
 
 
+@pytest.mark.parametrize("prefix", ["one", "one."])
+def test_a_prefix_may_leave_out_its_last_dot(prefix):
+    state = build("resnet_tiny", 32).state_dict()
+    both = {**under("one.", state), **under("two.", state, 2)}
+    assert load_weights(both, build("resnet_tiny", 32), prefix=prefix).loaded
+    with pytest.raises(ConfigError, match="begins with the prefix 'ona'; they begin with 'one.', 'two.'"):
+        load_weights(both, build("resnet_tiny", 32), prefix="ona")
+
+
 # -- refusals ---------------------------------------------------------------------------------------
 def changed(**tensors):
     state = build("resnet_tiny", 32).state_dict()

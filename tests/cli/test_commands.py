@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from akssl_core.errors import ConfigError
 
@@ -135,7 +136,13 @@ BAD = [
     (("run", "simsiam", "--data", "empty"), "empty"),
     (("run", "simsiam", "--batch-size", "10000", "--set", "data.size=100"), "10000"),
     (("run", "simsiam", "--config", "bad.yaml"), "bad.yaml line 3"),
-    (("run", "simsiam", "--config", "none.yaml"), "cannot read none.yaml"),
+    (("run", "simsiam", "--config", "none.yaml"), "cannot read none.yaml: No such file or directory."),
+    (("run", "simsiam", "--config", "own.yaml"), "config: out is no setting of a run but of the call: --out"),
+    (("explain", "simsiam", "--data", "shown", "--labels", "labes.csv"), "data.labels: "),
+    (("explain", "simsiam", "--data", "shown", "--labels", "labes.csv"), "labels.csv'?"),
+    (("explain", "simsiam", "--data", "shown", "--test-data", "show"), "data.test: the folder "),
+    (("explain", "mae", "--backbone", "resnet_tiny"), "ResNetTiny is not one. Take a vision transformer"),
+    (("compare", "empty", "--out", "page.csv"), "expected a name that ends in .html"),
     (("run", "simsiam", "--precision", "int8"), "'int8' is not one of"),
     (("run",), "missing METHOD. Installed: barlowtwins, byol, dino, dinov2, distill, ibot, ijepa, lejepa"),
     (("embed", "runs/first"), "Missing option '--out'. Its meaning: akssl embed --help"),
@@ -159,6 +166,10 @@ BAD = [
 def test_bad_input_is_exit_code_2_in_two_lines_without_traceback_or_folder(here, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.yaml").write_text("train:\n  epochs: [1, 2\n")
+    (tmp_path / "own.yaml").write_text("method: simsiam\nout: runs/x\n")
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "shown").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "shown" / "a.png")
     before = sorted(tmp_path.iterdir())
     code, out, err = here(*arguments)
     assert code == 2

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 import torch
@@ -111,6 +111,19 @@ def test_several_mistakes_are_one_line_each():
     with pytest.raises(ConfigError) as caught:
         check({"loss": "nothing", "epochs": 0})
     assert len(str(caught.value).splitlines()) == 2
+
+
+class Wide(Schema):
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    other: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+
+
+def test_a_setting_of_several_types_is_one_mistake():
+    with pytest.raises(ConfigError) as caught:
+        validate(Wide, {"threads": 0, "other": 0}, registry=Registry())
+    assert str(caught.value).splitlines() == [
+        f"{name}: should be greater than or equal to 1, or should be 'auto', got 0" for name in ("threads", "other")
+    ]
 
 
 def refuse_seven(number):

@@ -37,7 +37,9 @@ def test_what_python_calls_a_number_is_one(text, tmp_path):
     assert parsed(f"optimizer.lr={text}") == ("optimizer.lr", number)
 
 
-@pytest.mark.parametrize("text", ["1e", "e5", "1e-", "1e5x", "v1e3", "1e3-2", "--1e3", "1 e3", "0o8"])
+@pytest.mark.parametrize(
+    "text", ["1e", "e5", "1e-", "1e5x", "v1e3", "1e3-2", "--1e3", "1 e3", "0o8", "010", "1:30", "1:30.5"]
+)
 def test_what_only_looks_like_a_number_is_a_text(text):
     assert parse_yaml(text) == text
 

@@ -261,6 +261,9 @@ def test_unreadable_images_are_left_out_and_told(here, finished, tmp_path):
     prepared = akssl_core.evaluate(finished, data=tmp_path / "f.safetensors")
     assert prepared.scores == found.scores, "a prepared file holds the same images"
     assert prepared.split["how"] == "the split that the file was prepared with"
+    akssl_core.prepare(tmp_path / "photos", tmp_path / "small.safetensors", size=8)
+    with pytest.warns(UserWarning, match="data: images that were reduced are judged at 12 px .* add --image-size 12"):
+        akssl_core.evaluate(finished, data=tmp_path / "small.safetensors")
 
 
 # -- the file and the command ---------------------------------------------------------------------

@@ -146,7 +146,7 @@ def spoilt(folder, finished):
         (("empty",), "empty holds no image files"),
         (("again.png", "--k", "0"), "k: expected a whole number from 1"),
         (("again.png", "--out", "no/s.html"), "there is no folder 'no'"),
-        (("again.png", "--out", "notes.txt"), "'notes.txt' exists already. Replace it with --overwrite"),
+        (("again.png", "--out", "notes.txt"), "expected a name that ends in .html, as a page's does, got 'notes.txt'"),
         (("again.png", "--data", "photoz"), "Did you mean"),
         (
             ("again.png", "--features", "f.csv"),

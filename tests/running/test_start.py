@@ -13,6 +13,7 @@ from whole_runs import Stop, losses, same
 
 import akssl_core
 from akssl_core import cli
+from akssl_core.backbone.weights import load_weights
 from akssl_core.errors import AksslError, ConfigError
 from akssl_core.exporting.weights import UNKNOWN
 from akssl_core.rundir.folder import read_tensors
@@ -223,11 +224,27 @@ def test_a_file_of_torch_is_converted_once(tmp_path):
         cli.akssl, ["convert", str(tmp_path / "x.pth"), "--out", str(tmp_path / "x.safetensors")]
     )
     assert found.exit_code == 0, found.output
-    assert "2 tensors; left out, no tensors: epoch" in found.output
+    assert "2 tensors; left out: epoch" in found.output
     tensors, _ = read_tensors(tmp_path / "x.safetensors")
     assert torch.equal(tensors["state_dict.b.weight"], shared.T)
     with pytest.raises(ConfigError, match="exists already"):
         akssl_core.convert(tmp_path / "x.pth", tmp_path / "x.safetensors")
+
+
+def test_of_a_training_checkpoint_the_network_is_what_a_run_begins_with(tmp_path):
+    network, other = (
+        akssl_core.build("backbone", "resnet_tiny", akssl_core.ImageSpec(32, 3, (0.5,) * 3, (0.5,) * 3))
+        for _ in range(2)
+    )
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    pair = {f"module.encoder_{one}.{name}": value for one in "qk" for name, value in network.state_dict().items()}
+    torch.save({"state_dict": pair, "optimizer": optimizer.state_dict(), "epoch": 3}, tmp_path / "x.pth")
+    assert akssl_core.convert(tmp_path / "x.pth", tmp_path / "x.safetensors").left_out == ("optimizer", "epoch")
+    tensors, _ = read_tensors(tmp_path / "x.safetensors")
+    assert tensors.keys() == {f"state_dict.{name}" for name in pair}
+    load_weights(tensors, other)
 
 
 @pytest.mark.parametrize(

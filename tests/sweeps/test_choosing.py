@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from many_runs import SMALL, Breaking
@@ -54,6 +55,15 @@ def test_the_same_call_again_trains_nothing(toys, tmp_path, monkeypatch):
         choose("toy", varied=RATES, epochs=8, out=tmp_path / "all", plugins=toys, **COMMON)
     with pytest.raises(ConfigError, match="begun with other settings.*candidates"):  # rounds of another length
         choose("toy", epochs=4, out=tmp_path / "all", plugins=toys, **COMMON)
+
+
+def test_without_a_folder_it_makes_one_and_says_how_to_go_on(toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = []
+    found = choose("toy", epochs=1, plugins=toys, tell=told.append, **COMMON)
+    assert found.out.parent == Path("runs")
+    assert told[0] == f"all rounds are in {found.out}; --out {found.out} goes on with them"
+    assert choose("toy", epochs=1, out=found.out, plugins=toys, **COMMON) == found
 
 
 def test_a_budget_is_shared_by_rounds_and_candidates(toys, tmp_path):

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from akssl_core.config.schema import validate
+from akssl_core.errors import ConfigError
 from akssl_core.method import Choice
+from akssl_core.plugins.manager import installed
 from akssl_core.rundir.folder import RunDir
 from akssl_core.running import plan
 from akssl_core.running.launch import resume
+from akssl_core.settings import TrainSpec
 from akssl_core.training import hardware
 from akssl_core.training.callback import Callback
 from akssl_core.training.hardware import Cores, choose_threads
@@ -108,6 +112,13 @@ def test_threads_that_are_asked_for_are_taken_as_far_as_there_are_cores(
         result = start(callbacks=["threads"], train={"threads": asked})
     assert set(seen) == {taken}
     assert RunDir.open(result.run_dir).read_config()["train"]["threads"] == asked
+
+
+def test_auto_is_a_number_of_threads_and_null_means_it_too():
+    spec = [validate(TrainSpec, given, registry=installed()) for given in ({}, {"threads": None}, {"threads": "auto"})]
+    assert [one.threads for one in spec] == ["auto"] * 3
+    with pytest.raises(ConfigError, match=r"threads: should be greater than 0, or should be 'auto', got 0"):
+        validate(TrainSpec, {"threads": 0}, registry=installed())
 
 
 # -- while it runs ---------------------------------------------------------------------------------

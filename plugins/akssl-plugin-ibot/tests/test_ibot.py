@@ -201,7 +201,7 @@ def _retained(found: Features) -> Features:
     return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"shared_head": False, "head_batch_norm": True, "norm_last_layer": False}])
+@pytest.mark.parametrize("settings", [{}, {"shared_head": False, "norm_last_layer": False}])
 def test_student_and_mask_token_are_trained_and_the_teacher_is_not(settings: dict[str, Any]) -> None:
     method = apart(make(**settings))
     method.step(batch(), NOW)["loss"].backward()
@@ -227,10 +227,9 @@ def test_a_step_without_a_mask_is_one_of_crops_alone() -> None:
 
 
 def test_without_masks_and_a_loss_on_patches_it_is_dino() -> None:
-    """Five steps of both by the settings of the small recipe: losses, gradients and slow state are equal to the bit."""
+    """Five steps of both: losses, gradients and slow state are equal to the bit."""
     pytest.importorskip("akssl_plugin_dino", reason="the plugin beside which iBOT is held is not installed")
-    norms = {"head_batch_norm": True, "projection_batch_norm": True}
-    shared: dict[str, Any] = {**HEADS, **norms, "head_init_std": None, "momentum": 0.9, "teacher_temperature": 0.06}
+    shared: dict[str, Any] = {**HEADS, "head_init_std": None, "momentum": 0.9, "teacher_temperature": 0.06}
     method, b = make(shared_head=False, mask_chance=1e-9, patch_weight=0.0, **shared), batch()
     torch.manual_seed(0)
     dino: Any = akssl_core.build("method", "dino", akssl_core.build("backbone", "vit_tiny", IMAGE, **SMALL), **shared)
@@ -241,18 +240,6 @@ def test_without_masks_and_a_loss_on_patches_it_is_dino() -> None:
         assert terms[0]["teacher_entropy"].item() == terms[1]["teacher_entropy"].item()
         ours, theirs = states(method), states(dino)
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-def test_batch_norms_see_class_tokens_alone() -> None:
-    method = make(shared_head=False, head_batch_norm=True, projection_batch_norm=True)
-    rows: list[int] = []
-    norms = [layer for layer in method.heads.modules() if isinstance(layer, torch.nn.BatchNorm1d)]
-    for norm in norms:
-        norm.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    method.step(batch(local=3), NOW)
-    assert rows == [30] * len(norms)
-    assert len(norms) == 3
-    assert not any(isinstance(layer, torch.nn.BatchNorm1d) for layer in method.heads["patch"].modules())
 
 
 def test_untrained_losses_are_log_k_and_its_share_of_masked_crops() -> None:

@@ -46,7 +46,13 @@ RUN: dict[str, Any] = {
 
 def test_last_layers_are_frozen_in_the_first_epoch_and_nothing_else_is() -> None:
     watch = Watch()
-    options = {**HEADS, "freeze_last_layer_epochs": 1, "norm_last_layer": False, "shared_head": False}
+    options = {
+        **HEADS,
+        "freeze_last_layer_epochs": 1,
+        "norm_last_layer": False,
+        "shared_head": False,
+        "patch_weight": 1,
+    }
     train(
         "ibot",
         [watch],

@@ -98,13 +98,6 @@ def test_a_long_run_keeps_its_schedules_and_a_short_one_gets_through_them() -> N
 
 
 # -- what is refused and warned of ----------------------------------------------------------------
-def test_batch_norms_in_a_head_that_patches_share_are_refused() -> None:
-    for name in ("head_batch_norm", "projection_batch_norm"):
-        with pytest.raises(ConfigError, match="Set method.shared_head=false"):
-            IBOT.check(config(**{name: True}), facts())
-        assert not IBOT.check(config(shared_head=False, **{name: True}), facts())
-
-
 def test_a_grid_on_which_no_block_can_be_hidden_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"crops of 224 px have 1 x 1 patches; expected at least 2 x 2"):
         IBOT.check(config(), facts(side=1))

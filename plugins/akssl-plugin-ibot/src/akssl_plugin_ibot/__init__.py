@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -97,12 +96,6 @@ class IBOT(Method[TokenBackbone]):
         shared_head: bool = Field(
             True, description="one head for class tokens and patches (the paper); false: patches have one of their own"
         )
-        head_batch_norm: bool = Field(
-            False, description="batch norms in the head of class tokens, which patches must then not share"
-        )
-        projection_batch_norm: bool = Field(
-            False, description="batch norm, without scale and shift, behind that head's bottleneck (the paper: none)"
-        )
         head_init_std: float | None = Field(
             0.02, gt=0, description="standard deviation of a head's first weights; null: torch's default"
         )
@@ -141,18 +134,17 @@ class IBOT(Method[TokenBackbone]):
 
     def __init__(self, config: Any, backbone: TokenBackbone) -> None:
         super().__init__(config, backbone)
-        make = partial(
-            CosineHead,
-            backbone.token_dim,
-            config.hidden_dim,
-            config.bottleneck_dim,
-            config.out_dim,
-            layers=config.head_layers,
-            init_std=config.head_init_std,
-            fixed_gain=config.norm_last_layer,
-        )
-        whole = make(batch_norm=config.head_batch_norm, last_batch_norm=config.projection_batch_norm)
-        self.heads: Any = nn.ModuleDict({"whole": whole} if config.shared_head else {"whole": whole, "patch": make()})
+        self.heads: Any = nn.ModuleDict()
+        for tokens in ("whole",) if config.shared_head else ("whole", "patch"):
+            self.heads[tokens] = CosineHead(
+                backbone.token_dim,
+                config.hidden_dim,
+                config.bottleneck_dim,
+                config.out_dim,
+                layers=config.head_layers,
+                init_std=config.head_init_std,
+                fixed_gain=config.norm_last_layer,
+            )
         self.mask_token = nn.Parameter(torch.zeros(1, backbone.token_dim))
         self.teacher = EMA(config.momentum, backbone=self.backbone, heads=self.heads)
         self.center = Center(config.out_dim, momentum=config.center_momentum)
@@ -249,17 +241,12 @@ class IBOT(Method[TokenBackbone]):
 
     @classmethod
     def check(cls, config: Any, facts: Facts) -> Sequence[str]:
-        """Too few patches to hide some, batch norms that would mix them with crops, and targets that are too flat."""
+        """Too few patches to hide some, and targets that are too flat."""
         if min(facts.tokens or (2, 2)) < 2:
             rows, columns = facts.tokens or (2, 2)
             raise ConfigError(
                 f"backbone.patch_size: crops of {facts.image_size} px have {rows} x {columns} patches; expected at "
                 "least 2 x 2, of which some are hidden. Use smaller patches or larger views (train.image_size)."
-            )
-        if config.shared_head and (config.head_batch_norm or config.projection_batch_norm):
-            raise ConfigError(
-                "method.shared_head: batch norms (head_batch_norm, projection_batch_norm) are for class tokens alone, "
-                "and patches share their head. Set method.shared_head=false, or leave the batch norms out."
             )
         warnings = []
         for name, loss in (("teacher_temperature", config.loss), ("patch_temperature", config.patch_loss)):

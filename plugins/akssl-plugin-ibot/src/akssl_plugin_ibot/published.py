@@ -25,7 +25,6 @@ VALUES: dict[str, Any] = {
         "out_dim": 8192,
         "head_layers": 3,
         "shared_head": True,
-        "head_batch_norm": False,
         "norm_last_layer": False,
         "mask_chance": 0.5,
         "mask_ratio": [0.1, 0.5],
