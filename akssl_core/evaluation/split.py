@@ -106,6 +106,8 @@ class Split:
             images = source.all()
             tests = spread(len(images), max(1, len(images) // 5))
             pair = images.subset(without(tests, len(images))), images.subset(tests)
+        if folder is not None:
+            _refuse_one_mask_for_two(*pair)
         masked = [images if folder is None else Masked(images, folder) for images in pair]
         if any(images.masks([0], square) is None for images in masked):
             raise DataError(f"data: {data} has no masks. Give a folder of them: --masks DIR.")
@@ -127,6 +129,20 @@ class Split:
             **self.twice.record(),
             "unreadable": dict(self.unreadable),
         }
+
+
+def _refuse_one_mask_for_two(train: ImageSet, test: ImageSet) -> None:
+    """Refuse parts with an image of the same name in both, for a mask is found by that name.
+
+    Raises:
+        DataError: there is one.
+    """
+    trained, tested = ({images.id_of(i) for i in range(len(images))} for images in (train, test))
+    if both := sorted(trained & tested):
+        raise DataError(
+            f"masks: '{both[0]}' is the name of a training image and of a test image ({len(both)} such), and a mask is "
+            "found by that name. Name the images apart, as in folders of their own under one that --data names."
+        )
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,11 @@ def _read(source: Path) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file brings about in torch's reader
+        other = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ConfigError(
-            f"convert: {source} is damaged, or holds more than tensors and plain values ({type(error).__name__}). "
-            "Of a whole model, save model.state_dict() alone."
+            f"convert: {source} is damaged, or holds more than tensors and plain values "
+            f"({other[1] if other else type(error).__name__}). Whoever made it, or trusts it, can save "
+            "model.state_dict() alone, or torch.load(FILE, weights_only=False)['state_dict']."
         ) from error
 
 

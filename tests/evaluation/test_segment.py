@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,19 @@ def test_masks_that_are_none(finished, annotated, what, message):
     spoil(annotated, what)
     with pytest.raises(DataError, match=message):
         akssl_core.evaluate(finished, "segment", data=annotated / "photos", masks=annotated / "masks")
+
+
+def test_one_mask_is_not_of_a_training_image_and_of_a_test_image(finished, annotated):
+    for part in ("photos", "masks"):
+        for file in sorted((annotated / part).glob("*.png")):
+            kind = "a" if int(file.stem) % 2 else "b"
+            (annotated / part / kind).mkdir(exist_ok=True)
+            file.rename(annotated / part / kind / file.name)
+    shutil.copytree(annotated / "photos", annotated / "others")
+    with pytest.raises(DataError, match=r"'a/01.png' is the name of a training image and of a test image \(20 such"):
+        akssl_core.evaluate(
+            finished, "segment", data=annotated / "photos", test_data=annotated / "others", masks=annotated / "masks"
+        )
 
 
 def test_what_does_not_belong_to_the_protocol(finished, annotated):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 
@@ -269,8 +270,10 @@ def test_what_cannot_be_converted_is_refused_in_a_line(tmp_path, state):
 
 def test_what_is_no_state_dict_is_told_once_with_what_to_do(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    torch.save({"model": {"a": torch.ones(1)}, "args": argparse.Namespace()}, tmp_path / "named.pth")
     save_file({"a": torch.ones(1)}, tmp_path / "done.safetensors")
-    words = {"whole.pth": r"model\.state_dict\(\)", "done.safetensors": "--start takes", ".": "is no file",
+    words = {"whole.pth": r"model\.state_dict\(\)", "named.pth": r"values \(argparse\.Namespace\)",
+             "done.safetensors": "--start takes", ".": "is no file",
              "gone.pth": "does not exist"}  # fmt: skip
     for name, expected in words.items():
         with pytest.raises(ConfigError, match=expected) as found:

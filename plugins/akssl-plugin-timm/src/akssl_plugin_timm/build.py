@@ -99,7 +99,7 @@ def published(model: str, arguments: Mapping[str, Any]) -> Any:
     except Exception as error:  # of the network, of the hub's client, of a damaged file
         raise ConfigError(
             f"backbone.pretrained: the weights of {model} could not be loaded: {short(error)}. "
-            "Check the connection, or set pretrained to false."
+            "Check the connection, or name a file of them; to begin from random ones set pretrained to false."
         ) from error
 
 
