@@ -36,6 +36,10 @@ LARGEST = 4096  # side, channels or width of a first convolution that is adapted
 COUNTER = "num_batches_tracked"
 
 
+class Several(ConfigError):
+    """A file of several networks that fit."""
+
+
 @dataclass(frozen=True)
 class Account:
     """What became of each tensor; names are those of the network but for `left_out`, where they are the file's."""
@@ -85,7 +89,7 @@ def fit(
 ) -> tuple[dict[str, Tensor], Account]:
     """The tensors of a file in the names and shapes of a network, and what became of each; see `load_weights`."""
     if prefix:
-        prefix = _whole_prefix(prefix, tensors, len(wanted))
+        prefix = whole_prefix(prefix, tensors)
     found = _named(tensors, wanted, keys, prefix)
     parts: dict[str, list[tuple[str, Tensor]]] = {}
     strays = [name for name in tensors if found.get(name, "").partition("#")[0] not in wanted]
@@ -120,22 +124,22 @@ def _named(names: Collection[str], wanted: Collection[str], keys: Keys, prefix: 
     best = max(rank for rank, _, _ in ways)
     starts = dict.fromkeys(start for rank, start, _ in ways if rank == best)
     if len(starts) > 1 and best[0] > len(wanted) / 2:
-        raise ConfigError(
+        raise Several(
             f"the file holds {len(starts)} networks that fit, whose keys begin with {', '.join(map(repr, starts))}. "
             f"Take a file of one, or name it where a run begins: start.prefix."
         )
     return next(meant for rank, _, meant in ways if rank == best)
 
 
-def _whole_prefix(prefix: str, names: Collection[str], size: int) -> str:
-    """A prefix that some names begin with, with the dot behind its last word.
+def whole_prefix(prefix: str, names: Collection[str]) -> str:
+    """A prefix that some names begin with, in whole words: with the dot behind the last of them.
 
     Raises:
         ConfigError: none begins with it.
     """
-    whole = f"{prefix}." if any(name.startswith(f"{prefix}.") for name in names) else prefix
+    whole = f"{prefix.removesuffix('.')}."
     if not any(name.startswith(whole) for name in names):
-        has = [start for start in _prefixes(names, size) if start]
+        has = sorted(filter(None, _prefixes(names, len(names) // 4)), key=lambda start: start.count("."))
         begin = f"; they begin with {visible(', '.join(map(repr, has[:5])))}" if has else ""
         near = did_you_mean(prefix, has)
         raise ConfigError(f"no tensor of the file begins with the prefix '{visible(prefix)}'{begin}.{near}")

@@ -35,7 +35,7 @@ def sweep(ctx: click.Context, /, methods: str, seeds: str, no_report: bool, as_j
     try:
         found = sweep_runs(named, seeds=numbers, varied=varied, report=not no_report, tell=_tell, **common)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same sweep command goes on with it") from error
+        raise KeyboardInterrupt("stopped; the same sweep command goes on with it") from error
     show(found, as_json)
     if as_json:
         click.echo(f"\n{found.written}", err=True)
@@ -63,12 +63,7 @@ def choose(methods: str, budget: str | None, epochs: int | None, seed: int, as_j
     named = "all" if methods == "all" else _listed(methods)
     from ..sweeps import choose as choose_runs
 
-    try:
-        found = choose_runs(named, budget=budget, epochs=epochs, seed=seed, varied=varied, tell=_tell, **common)
-    except KeyboardInterrupt as error:
-        by = "" if common.get("out") else " with the --out that it began with"
-        raise KeyboardInterrupt(f"{str(error) or 'stopped'}; the same choose command{by} goes on with it") from error
-    show(found, as_json)
+    show(choose_runs(named, budget=budget, epochs=epochs, seed=seed, varied=varied, tell=_tell, **common), as_json)
 
 
 def _tell(text: str) -> None:

@@ -29,6 +29,9 @@ class Masked(Subset):
 
     def __init__(self, images: ImageSet, folder: Path) -> None:
         self.folder = folder
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise DataError(f"masks: '{folder}' {what}. Expected a folder of PNG files under the names of the images.")
         rows = [i for i in range(len(images)) if self._file(images.id_of(i)).is_file()]
         if not rows:
             first = self._file(images.id_of(0))

@@ -116,6 +116,7 @@ def data_table(data: Any, plugins: Sources) -> Any:
             )
         return data
     if isinstance(text, str) and (plain(text) == STAND_IN or plugins.provides("data", text)):
+        _refuse_files_beside(text, more, plugins)
         is_folder = plain(text) == Folder.name and isinstance(more.get("path"), str | Path)
         return {"name": text, **_decoded(user_path(more["path"]), more)} if is_folder else data
     if any(map(os.path.exists, matches(text))):
@@ -127,6 +128,14 @@ def data_table(data: Any, plugins: Sources) -> Any:
     except UnknownComponent as error:
         raise no_such_data(str(text), plugins.names("data")) from error
     return data
+
+
+def _refuse_files_beside(name: str, more: Mapping[str, Any], plugins: Sources) -> None:
+    """Refuse a table of labels, or test images, beside a source that has its own."""
+    given = [key for key in ("test", "labels") if key in more]
+    known = plugins.get("data", name).Config.model_fields if given and plain(name) != STAND_IN else given
+    if wrong := [key for key in given if key not in known]:
+        raise DataError(f"data.{wrong[0]}: it goes with images in files, and '{name}' has its own. Give --data too.")
 
 
 def _decoded(path: Path, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,9 @@ class Split:
             images = source.all()
             tests = spread(len(images), max(1, len(images) // 5))
             pair = images.subset(without(tests, len(images))), images.subset(tests)
-        if folder is not None:
-            _refuse_one_mask_for_two(*pair)
         masked = [images if folder is None else Masked(images, folder) for images in pair]
+        if folder is not None:
+            _refuse_one_mask_for_two(masked)
         if any(images.masks([0], square) is None for images in masked):
             raise DataError(f"data: {data} has no masks. Give a folder of them: --masks DIR.")
         bank, queries = (
@@ -131,17 +133,17 @@ class Split:
         }
 
 
-def _refuse_one_mask_for_two(train: ImageSet, test: ImageSet) -> None:
-    """Refuse parts with an image of the same name in both, for a mask is found by that name.
+def _refuse_one_mask_for_two(masked: Sequence[ImageSet]) -> None:
+    """Refuse images of the same name, in one part or in both, for a mask is found by that name.
 
     Raises:
-        DataError: there is one.
+        DataError: there are some.
     """
-    trained, tested = ({images.id_of(i) for i in range(len(images))} for images in (train, test))
-    if both := sorted(trained & tested):
+    ids = Counter(os.path.splitext(images.id_of(i))[0] for images in masked for i in range(len(images)))
+    if several := sorted(name for name, count in ids.items() if count > 1):
         raise DataError(
-            f"masks: '{both[0]}' is the name of a training image and of a test image ({len(both)} such), and a mask is "
-            "found by that name. Name the images apart, as in folders of their own under one that --data names."
+            f"masks: several images are named '{several[0]}' ({len(several)} such names), and a mask is found by that "
+            "name. Name the images apart, as in folders of their own under one that --data names."
         )
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, ValidationError, mode
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..backbone.weights import Account, fit, load_weights
+from ..backbone.weights import Account, Several, fit, load_weights, whole_prefix
 from ..config.schema import HARMLESS, BackboneRef, Schema, user_path, validate
 from ..data import ImageSpec, nearest_path
 from ..data.base import LARGEST
@@ -176,9 +176,14 @@ def network_of(weights: Weights, plugins: Plugins) -> str:
     """The one installed backbone that accounts for all tensors.
 
     Raises:
-        ConfigError: none does, or several.
+        ConfigError: none does, or several, no tensor has the prefix, or the file holds several networks.
     """
-    fitting = list(_fitting(weights, plugins))
+    try:
+        if weights.spec.prefix:
+            whole_prefix(weights.spec.prefix, weights.tensors)
+        fitting = list(_fitting(weights, plugins))
+    except ConfigError as error:
+        raise ConfigError(f"{weights.setting}: {error}") from error
     if len(fitting) == 1:
         return fitting[0]
     found = f"those of {' and '.join(fitting)}" if fitting else "of no backbone that is tried"
@@ -199,6 +204,8 @@ def _fitting(weights: Weights, plugins: Plugins) -> Iterator[str]:
             with torch.device("meta"):
                 outline = component(component.Config(), ImageSpec(USUAL, 3, (0.5,) * 3, (0.5,) * 3))
             fit(weights.tensors, outline.export_state(), outline.keys, prefix=weights.spec.prefix)
+        except Several:
+            raise
         except (AksslError, NotImplementedError, RuntimeError, ValidationError):
             continue
         yield component.name

@@ -55,7 +55,7 @@ def convert(file: str | Path, out: str | Path, *, overwrite: bool = False) -> Co
     state = _read(source)
     try:
         pairs = list(_flat(state))
-        tensors = {name: value.clone() for name, value in pairs if isinstance(value, Tensor)}
+        tensors = {name: value.clone() for name, value in pairs if isinstance(value, Tensor) and name}
         content = tensor_bytes(tensors)
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, RecursionError) as error:
         raise ConfigError(

@@ -141,11 +141,13 @@ def choose(
     path = new_path("choice") if out is None else user_path(out)
     search = _Search(path, config, common, plugins, tell)
     search.check(planned, all_of_them=every)
-    if out is None:
-        tell(f"all rounds are in {path}; --out {path} goes on with them")
+    tell(f"all rounds are in {path}")
     candidates = [one.folder for one in search.candidates]  # others would be trained for another time
     begin(search.out, config, common, rounds={"budget": budget, "epochs": epochs, "candidates": candidates})
-    return search.narrowed(search.by_epochs(epochs or 1) if allowed is None else search.by_time(allowed))
+    try:
+        return search.narrowed(search.by_epochs(epochs or 1) if allowed is None else search.by_time(allowed))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"stopped; the same choose, with --out {path}, goes on with it") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)

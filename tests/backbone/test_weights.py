@@ -184,6 +184,8 @@ def test_a_prefix_may_leave_out_its_last_dot(prefix):
     assert load_weights(both, build("resnet_tiny", 32), prefix=prefix).loaded
     with pytest.raises(ConfigError, match="begins with the prefix 'ona'; they begin with 'one.', 'two.'"):
         load_weights(both, build("resnet_tiny", 32), prefix="ona")
+    with pytest.raises(ConfigError, match="no tensor of the file begins with the prefix 'on'"):
+        load_weights(both, build("resnet_tiny", 32), prefix="on")
 
 
 # -- refusals ---------------------------------------------------------------------------------------

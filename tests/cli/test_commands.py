@@ -142,6 +142,10 @@ BAD = [
     (("explain", "simsiam", "--data", "shown", "--labels", "labes.csv"), "labels.csv'?"),
     (("explain", "simsiam", "--data", "shown", "--test-data", "show"), "data.test: the folder "),
     (("explain", "mae", "--backbone", "resnet_tiny"), "ResNetTiny is not one. Take a vision transformer"),
+    (
+        ("explain", "simsiam", "--data", "shapes", "--test-data", "shown"),
+        "data.test: it goes with images in files, and",
+    ),
     (("compare", "empty", "--out", "page.csv"), "expected a name that ends in .html"),
     (("run", "simsiam", "--precision", "int8"), "'int8' is not one of"),
     (("run",), "missing METHOD. Installed: barlowtwins, byol, dino, dinov2, distill, ibot, ijepa, lejepa"),

@@ -44,6 +44,12 @@ def test_what_only_looks_like_a_number_is_a_text(text):
     assert parse_yaml(text) == text
 
 
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "x: {a: 1, a: 2}"])
+def test_a_name_that_stands_twice_is_refused(text):
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        parse_yaml(text)
+
+
 def test_what_is_written_is_read_back():
     values = [1e-06, 1e22, 5e-324, -0.5, 100, *NUMBERS, "no", "1:30"]
     assert parse_yaml(dump_yaml(values)) == values

@@ -131,10 +131,16 @@ def test_one_mask_is_not_of_a_training_image_and_of_a_test_image(finished, annot
             (annotated / part / kind).mkdir(exist_ok=True)
             file.rename(annotated / part / kind / file.name)
     shutil.copytree(annotated / "photos", annotated / "others")
-    with pytest.raises(DataError, match=r"'a/01.png' is the name of a training image and of a test image \(20 such"):
+    with pytest.raises(DataError, match=r"masks: several images are named 'a/01' \(19 such names"):
         akssl_core.evaluate(
             finished, "segment", data=annotated / "photos", test_data=annotated / "others", masks=annotated / "masks"
         )
+
+
+def test_masks_lie_in_a_folder(finished, annotated):
+    for place, words in (("nowhere", "does not exist"), ("photos/00.png", "is a file")):
+        with pytest.raises(DataError, match=f"masks: '.*{place}' {words}"):
+            akssl_core.evaluate(finished, "segment", data=annotated / "photos", masks=annotated / place)
 
 
 def test_what_does_not_belong_to_the_protocol(finished, annotated):

@@ -248,9 +248,26 @@ def test_of_a_training_checkpoint_the_network_is_what_a_run_begins_with(tmp_path
     load_weights(tensors, other)
 
 
+def test_of_several_networks_and_of_a_wrong_prefix_is_told_before_a_backbone_is_asked_for(here, tmp_path):
+    state = akssl_core.build(
+        "backbone", "resnet_tiny", akssl_core.ImageSpec(32, 3, (0.5,) * 3, (0.5,) * 3)
+    ).state_dict()
+    save_file(
+        {f"{one}.{name}": value.clone() for one in ("a", "b") for name, value in state.items()},
+        tmp_path / "ab.safetensors",
+    )
+    for more, words in (
+        ((), "start: the file holds 2 networks that fit, whose keys begin with 'a.', 'b.'"),
+        (("--set", "start.prefix=c"), "start: no tensor of the file begins with the prefix 'c'"),
+    ):
+        code, _, err = here("explain", "simsiam", "--start", "ab.safetensors", *more)
+        assert (code, words in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     "state",
     [
+        torch.ones(3),
         {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}},
         {"__metadata__": torch.ones(1)},
         {"a": torch.eye(3).to_sparse()},
@@ -258,7 +275,7 @@ def test_of_a_training_checkpoint_the_network_is_what_a_run_begins_with(tmp_path
         {"a": torch.ones(2, device="meta")},
         {"a": {}},
     ],
-    ids=["twice", "header", "sparse", "complex", "meta", "none"],
+    ids=["alone", "twice", "header", "sparse", "complex", "meta", "none"],
 )
 def test_what_cannot_be_converted_is_refused_in_a_line(tmp_path, state):
     torch.save(state, tmp_path / "x.pth")

@@ -35,7 +35,7 @@ def test_a_quarter_goes_on_for_four_times_as_long(toys, tmp_path):
     assert found.run_dir == found.rounds[-1][0].run_dir
     rate = read_yaml(found.run_dir / "config.yaml")["optimizer"]["lr"]
     assert found.rounds[-1][0].candidate == f"toy optimizer.lr={rate['start'] if isinstance(rate, dict) else rate}"
-    assert len(told) == 8
+    assert len(told) == 1 + 8
     assert f"chosen: {found.run_dir}" in found.text
     assert json.loads((tmp_path / "all" / "choice.json").read_text()) == found.record()
 
@@ -62,7 +62,7 @@ def test_without_a_folder_it_makes_one_and_says_how_to_go_on(toys, tmp_path, mon
     told = []
     found = choose("toy", epochs=1, plugins=toys, tell=told.append, **COMMON)
     assert found.out.parent == Path("runs")
-    assert told[0] == f"all rounds are in {found.out}; --out {found.out} goes on with them"
+    assert told[0] == f"all rounds are in {found.out}"
     assert choose("toy", epochs=1, out=found.out, plugins=toys, **COMMON) == found
 
 

@@ -255,4 +255,4 @@ def test_an_interrupted_sweep_says_how_to_go_on(here, monkeypatch):
 
     monkeypatch.setattr("akssl_core.sweeps.folder.run", stop)
     code, _, err = here("sweep", "--methods", "simsiam", "--out", "s", *TINY)
-    assert (code, err.splitlines()[-1]) == (1, "akssl: stopped at step 3; the same sweep command goes on with it")
+    assert (code, err.splitlines()[-1]) == (1, "akssl: stopped; the same sweep command goes on with it")
