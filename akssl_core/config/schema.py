@@ -150,7 +150,8 @@ class Ref(Schema):
         if isinstance(raw, str):
             raw = {"name": raw}
         if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
-            message = f"expected a name or a table with a 'name', got {shown(raw)}"
+            which = f" Say of which {cls.kind}: add its name." if isinstance(raw, Mapping) and "name" not in raw else ""
+            message = f"expected a name or a table with a 'name', got {shown(raw)}.{which}"
             raise PydanticCustomError("akssl", "{message}", {"message": message})
         settings = {key: value for key, value in raw.items() if key != "name"}
         registry: Lookup = (info.context or {})["registry"]
