@@ -29,12 +29,14 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A table, in which no name stands twice."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for i, (key, _) in enumerate(node.value) if key.value in names[:i]), None):
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice.value}' is there twice", twice.start_mark)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A table as it is written, before others are merged into it; no name stands twice."""
+        node, names = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in names:
+                raise yaml.composer.ComposerError(None, None, f"'{key.value}' is there twice", key.start_mark)
+            names.add(key.value)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):

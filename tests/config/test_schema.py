@@ -83,6 +83,7 @@ def test_a_dumped_spec_validates_back_to_an_equal_one():
         ({"loss": {"name": "inner", "temperature": True}}, "loss.temperature: should be a number, got True"),
         ({"loss": "nothing"}, "loss: no loss named 'nothing'."),
         ({"loss": 5}, "loss: expected a name or a table with a 'name', got 5"),
+        ({"loss": {"weights": 5}}, "loss: expected a name or a table with a 'name', got {'weights': 5}. Say of which"),
         ({}, "loss: is missing"),
         ({"loss": "inner", "backbone": {"name": "none"}}, "backbone: no backbone named 'none'."),
         ({"loss": {"name": "inner", "temperature": -1}}, "loss.temperature: should be greater than 0, got -1"),

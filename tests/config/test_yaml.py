@@ -50,6 +50,11 @@ def test_a_name_that_stands_twice_is_refused(text):
         parse_yaml(text)
 
 
+def test_a_table_that_is_merged_into_another_may_be_changed_there():
+    text = "a: &a {x: 1, y: 2}\ntop: {deep: &b {<<: *a, x: 3}}\nc: {<<: *b, y: 4}"
+    assert parse_yaml(text)["top"] == {"deep": {"x": 3, "y": 2}}
+
+
 def test_what_is_written_is_read_back():
     values = [1e-06, 1e22, 5e-324, -0.5, 100, *NUMBERS, "no", "1:30"]
     assert parse_yaml(dump_yaml(values)) == values
