@@ -68,6 +68,8 @@ bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds, both 
 bench-choose: install  ## akssl choose beside all methods in full, whose runs it shares with leaderboard and bench-natural; DATA=DIR adds CIFAR-10; hours
 	$(BIN)/python benchmarks/choosing.py --out runs/choosing --sweeps runs/leaderboard \
 	  $(if $(DATA),--cifar $(DATA) --data shapes fashion-mnist cifar-10)
+	$(BIN)/python benchmarks/choosing.py --sweep runs/leaderboard/shapes
+	$(if $(DATA),$(BIN)/python benchmarks/choosing.py --sweep runs/leaderboard/cifar-10)
 
 speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; four hours; repeat it to go on
 	$(BIN)/python benchmarks/speedrun.py --cifar $(DATA) --work runs/speedrun

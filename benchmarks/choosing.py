@@ -6,8 +6,9 @@ with that, of the same runs and of those of the first rounds; how many points th
 its seconds of training beside those of all methods. Writes benchmarks/results/choosing.json; the choices stay in --out,
 runs in full in --sweeps (`make leaderboard` makes those of shapes), and the same command goes on with both.
 
-With --sweep nothing is trained: the runs of a sweep over drawn shapes (`make leaderboard`) are judged by several
-label-free numbers, all by the same views, into benchmarks/results/choosing-numbers.json.
+With --sweep nothing is trained: the runs of a sweep (`make leaderboard` makes one over drawn shapes, `bench-natural`
+one over CIFAR-10) are judged by several label-free numbers, all by the same views of the images that they trained on,
+into benchmarks/results/choosing-numbers.json, where the rows of other data stay.
 """
 
 from __future__ import annotations
@@ -72,10 +73,11 @@ def correlation(scores: Mapping[str, float | None], right: Mapping[str, float]) 
 
 def judged(sweep: Path) -> list[dict[str, Any]]:
     """Rank correlations with k-NN of label-free numbers over the runs of a sweep, and what choosing by each loses."""
-    images = akssl_core.build("data", **DATA["shapes"]).train()
+    runs = [RunDir.open(path.parent) for path in sorted(sweep.glob("*/manifest.json"))]
+    images = akssl_core.build("data", **runs[0].read_config()["data"]).train()
     found: dict[str, dict[str, float]] = {name: {} for name in NUMBERS}
     right, seeds = {}, {}
-    for run in map(RunDir.open, sorted(path.parent for path in sweep.glob("*/manifest.json"))):
+    for run in runs:
         name, views = run.path.name, common_views(akssl_core.load_backbone(run.path), images)
         right[name], seeds[name] = run.manifest.final["knn_top1"], run.read_config()["seed"]
         for number, measure_it in NUMBERS.items():
@@ -87,7 +89,7 @@ def judged(sweep: Path) -> list[dict[str, Any]]:
             mine = [name for name in right if seeds[name] == seed]
             lost.append(max(right[name] for name in mine) - right[max(mine, key=scores.__getitem__)])
         rows.append({
-            "number": number, "runs": len(right), "rank correlation": correlation(scores, right),
+            "data": sweep.name, "number": number, "runs": len(right), "rank correlation": correlation(scores, right),
             "points lost, by seed": ", ".join(f"{points:.1f}" for points in lost),
         })  # fmt: skip
     return rows
@@ -105,10 +107,13 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the choices; a temporary one by default")
     parser.add_argument("--sweeps", type=Path, help="folder of a sweep for each data set: the runs in full")
     parser.add_argument("--name", default="choosing", help="name of the results")
-    parser.add_argument("--sweep", type=Path, help="the folder of a sweep over drawn shapes, to be judged instead")
+    parser.add_argument("--sweep", type=Path, help="the folder of a sweep, to be judged instead")
     arguments = parser.parse_args(given)
     if arguments.sweep is not None:
-        return results.write(f"{arguments.name}-numbers", judged(arguments.sweep), results.facts())
+        file = results.RESULTS / f"{arguments.name}-numbers.json"
+        known = json.loads(file.read_text())["rows"] if file.exists() else []
+        others = [row for row in known if row["data"] != arguments.sweep.name]
+        return results.write(file.stem, [*others, *judged(arguments.sweep)], results.facts())
     folder = arguments.out or Path(tempfile.mkdtemp())
     sweeps = arguments.sweeps or folder / "all"
     if arguments.cifar is not None:

@@ -212,15 +212,19 @@ def test_choosing_compares_its_choice_with_all_in_full(monkeypatch, tmp_path, th
 
 def test_numbers_of_a_sweep_are_compared_with_k_nn(monkeypatch, tmp_path, threads):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(choosing, "DATA", {"shapes": {"name": "shapes", "size": 64, "test_size": 32}})
     network = {"name": "resnet_tiny", "widths": [4, 4, 8, 8]}
     small = {"backbone": network, "image_size": 16, "epochs": 1, "batch_size": 16, "report": False}
-    akssl_core.sweep(["simsiam", "simclr"], seeds=(0, 1), data=choosing.DATA["shapes"], out=tmp_path / "all", **small)
+    drawn = {"name": "shapes", "size": 64, "test_size": 32}
+    akssl_core.sweep(["simsiam", "simclr"], seeds=(0, 1), data=drawn, out=tmp_path / "all", **small)
     choosing.main(["--sweep", str(tmp_path / "all")])
-    rows = json.loads((tmp_path / "results" / "choosing-numbers.json").read_text())["rows"]
-    assert [row["number"] for row in rows] == list(choosing.NUMBERS)
+    file = tmp_path / "results" / "choosing-numbers.json"
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["data"], row["number"]) for row in rows] == [("all", number) for number in choosing.NUMBERS]
     assert all(row["runs"] == 4 and -1 <= row["rank correlation"] <= 1 for row in rows)
     assert all(len(row["points lost, by seed"].split(", ")) == 2 for row in rows)
+    (tmp_path / "all").rename(tmp_path / "photos")
+    choosing.main(["--sweep", str(tmp_path / "photos")])
+    assert json.loads(file.read_text())["rows"] == [*rows, *({**row, "data": "photos"} for row in rows)]
 
 
 def test_searching_finds_what_a_plain_sort_finds(monkeypatch, tmp_path):
