@@ -29,7 +29,8 @@ from ..training.engine import Engine, Terms
 from .plan import Plan, make_plan
 from .rules import length
 
-WARM_STEPS, MEASURED_STEPS = 2, 5
+WARM_STEPS, MEASURED_STEPS = 2, 5  # at the least
+SHARE = 0.01  # of a budget, to be measured: the first steps may be much faster than those to come
 MIB = 2**20
 
 
@@ -156,7 +157,8 @@ class _Measured(RunStopped):
 class _Stopwatch(Callback):
     """The seconds of each step, until there are enough."""
 
-    def __init__(self) -> None:
+    def __init__(self, enough: float) -> None:
+        self.enough = enough
         self.seconds: list[float] = []
         self._since = time.perf_counter()
 
@@ -164,19 +166,24 @@ class _Stopwatch(Callback):
         """Take the time, waiting for the device."""
         float(dict(terms.items())["loss"])
         self.seconds.append(time.perf_counter() - self._since)
-        if len(self.seconds) >= WARM_STEPS + MEASURED_STEPS:
+        if len(self.seconds) >= WARM_STEPS + MEASURED_STEPS and sum(self.seconds[WARM_STEPS:]) >= self.enough:
             raise _Measured
         self._since = time.perf_counter()
 
 
-def seconds_per_step(plan: Plan) -> tuple[float, int]:
-    """The median time of a run's steps, from a few that a copy of the method takes, and how many were timed."""
+def seconds_per_step(plan: Plan, enough: float = 1.0) -> tuple[float, int]:
+    """The mean time of a run's steps, from a few that a copy of the method takes, and how many were timed.
+
+    Args:
+        plan: what is to be trained.
+        enough: seconds that the timed steps take together, at the least.
+    """
     whole = plan.spec.model_copy(update={"start": None})  # steps of heads alone are faster
-    watch, copied = _Stopwatch(), replace(plan, method=copy.deepcopy(plan.method), spec=whole)
+    watch, copied = _Stopwatch(enough), replace(plan, method=copy.deepcopy(plan.method), spec=whole)
     with suppress(_Measured), torch.random.fork_rng(devices=[]):
         copied.engine([watch]).fit()
     taken = watch.seconds[WARM_STEPS:] or watch.seconds
-    return statistics.median(taken), len(taken)
+    return statistics.mean(taken), len(taken)
 
 
 def leave_length_open(budget: object, given: Given) -> Given:
@@ -200,7 +207,7 @@ def within(budget: str | float, given: Given, plugins: Plugins) -> Given:
     """The settings with as many steps as fit into a time, of which a few are measured; the same in every process."""
     plan, allowed = make_plan(given, plugins), seconds_of(budget)
     plan.take_threads()
-    each = float(dist.from_main(str(seconds_per_step(plan)[0])))
+    each = float(dist.from_main(str(seconds_per_step(plan, SHARE * allowed)[0])))
     if allowed < each:
         text = f"budget: a step takes {each:.3g} s here, longer than {budget}: one is trained"
         warnings.warn(text, UserWarning, stacklevel=4)
@@ -213,7 +220,7 @@ def time_steps(plan: Plan) -> tuple[str, str]:
     """The time of the run's steps, from a few that are timed."""
     each, count = seconds_per_step(plan)
     total = steps(plan).total_steps
-    how = f"the median of {count} measured steps is {each:.3g} s; probes and checkpoints come on top"
+    how = f"the mean of {count} measured steps is {each:.3g} s; probes and checkpoints come on top"
     return "time of all steps", f"about {_duration(each * total)} ({how})"
 
 

@@ -8,11 +8,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import clock
 import results
 import speedrun
 from pages import draw_photos
+
+import akssl_core
+from akssl_core.plugins.manager import Plugins
+from akssl_core.reporting.files import RunFiles
 
 
 def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monkeypatch, tmp_path):
@@ -46,6 +53,24 @@ def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monke
     (tmp_path / "results" / "speedrun.json").unlink()
     held = speedrun.tables(tmp_path / "cifar", tmp_path, validation=True)
     assert [len(Path(held[of]).read_text().splitlines()) - 1 for of in ("path", "test")] == [57, 7]
+
+
+def test_ours_leaves_its_backbone_after_its_last_step_or_when_the_time_is_over(monkeypatch, tmp_path):
+    ended = []
+    monkeypatch.setattr(clock, "leave", lambda file, backbone, mean, std: ended.append(Path(file).touch()))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(time=lambda: 100.0))
+    plugins = Plugins()
+    plugins.register(clock, "clock")
+    small = {"data": {"name": "shapes", "size": 16, "test_size": 16}, "image_size": 8, "batch_size": 8, "epochs": 2}
+    for until, rows in ((101.0, 3), (99.0, 0)):  # before the row of the step that is the last
+        out = tmp_path / f"{until}"
+        with pytest.raises(clock.Over):
+            akssl_core.run(
+                "simclr", **small, backbone={"name": "resnet_tiny", "widths": [4, 4, 8, 8]}, out=out, plugins=plugins,
+                callbacks=[{"name": "clock", "file": str(tmp_path / "file"), "until": until}], train={"log_every": 1},
+            )  # fmt: skip
+        assert len(RunFiles.read(out).rows) == rows
+    assert len(ended) == 2
 
 
 def test_one_run_of_a_peer_leaves_what_it_has_at_each_time(monkeypatch, tmp_path):

@@ -60,7 +60,7 @@ BUDGET = {**SETTINGS, "epochs": None}
 @pytest.fixture
 def timed(monkeypatch):
     """Every step takes 0.3 s, as far as a budget is concerned."""
-    monkeypatch.setattr("akssl_core.running.estimate.seconds_per_step", lambda plan: (0.3, 5))
+    monkeypatch.setattr("akssl_core.running.estimate.seconds_per_step", lambda plan, enough: (0.3, 5))
 
 
 def test_a_budget_is_as_many_steps_as_fit(start, killed, timed, monkeypatch):

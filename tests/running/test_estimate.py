@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,18 @@ from torch import nn
 
 from akssl_core.plugins.first_party import METHODS
 from akssl_core.plugins.manager import Plugins, installed
-from akssl_core.running.estimate import MEASURED_STEPS, averages, forecast, half_life, memory, steps, time_steps
+from akssl_core.running import estimate
+from akssl_core.running.estimate import (
+    MEASURED_STEPS,
+    WARM_STEPS,
+    averages,
+    forecast,
+    half_life,
+    memory,
+    seconds_per_step,
+    steps,
+    time_steps,
+)
 from akssl_core.running.layers import collect
 from akssl_core.running.plan import make_plan
 
@@ -91,9 +104,16 @@ def test_an_estimate_leaves_the_plan_as_it_was(toys, photos):
 
 
 def test_time_is_that_of_measured_steps(toys, photos):
-    name, text = time_steps(plan_of(toys, photos))
+    name, text = time_steps(plan_of(toys, photos, steps=WARM_STEPS + MEASURED_STEPS))
     assert name == "time of all steps"
-    assert f"the median of {MEASURED_STEPS} measured steps" in text
+    assert f"the mean of {MEASURED_STEPS} measured steps" in text
+
+
+def test_steps_are_measured_until_they_took_long_enough(toys, photos, monkeypatch):
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=itertools.count(0.0, 0.25).__next__))
+    plan = plan_of(toys, photos, epochs=100)
+    assert seconds_per_step(plan, 0.0) == (0.25, MEASURED_STEPS)
+    assert seconds_per_step(plan, 10.0) == (0.25, 40)
 
 
 def test_layers_that_never_train_are_not_counted_as_trained(photos):
