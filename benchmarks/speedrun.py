@@ -3,8 +3,8 @@
 Every system trains the same network on the same machine, one after the other, each in a process of its own. The clock
 runs from the start of that process to its end, with the file of the backbone written; k-NN (k = 20, the training images
 as bank) is no part of it. Ours takes the steps of one recipe that fit (`budget`), a run for each time, and fewer where
-the machine turns slower; peers train until it is over, whatever the time is, so what their longest run has after less
-of it is kept too.
+the machine turns slower; peers train until it is over, and what changes in the course of their runs follows the clock.
+Where nothing does, what the longest run has after less time is kept too.
 
 Settings are chosen with `--validation`: there every tenth training image is a query, and trains nothing. `--reach 90`
 asks for the time instead: ours trains for the longest of the times with a probe an epoch, whose seconds do not count.
@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ from akssl_core.settings import TrainSpec
 from akssl_core.training.hardware import choose_hardware
 
 OURS = "ours"
-SYSTEMS = (OURS, "lightly simclr", "stable-pretraining lejepa", "emp-ssl emp")
+STEADY = ("lightly simclr", "emp-ssl emp")  # whatever the length of their runs, they begin alike
+SYSTEMS = (OURS, "stable-pretraining lejepa", *STEADY)
 FAST = {"method": "simclr", "recipe": "fast"}
 NETWORK = "resnet_tiny"
 MINUTES = (2.0, 5.0, 10.0)
@@ -53,7 +55,7 @@ LAST = 3.0  # seconds of a process after its steps: its readers' end and the fil
 TIMING = 1.0  # of ours, and a hundredth of its time: steps are timed
 HELD = 10  # in a validation one of so many training images is a query
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10, for peers
-MANY = 10**6  # epochs, where the clock alone ends a run
+MANY, WHOLE = 10**6, 1000  # epochs, where the clock alone ends a run; what a peer's course takes for its length
 Due = tuple[str, float]  # a file of weights, and the time (`time.time()`) at which its run is to end
 
 
@@ -95,7 +97,7 @@ def train_ours(file: Path, data: dict[str, Any], until: float, seed: int, settin
 
 
 def train_peer(system: str, data: dict[str, Any], due: list[Due], seed: int, settings: dict[str, Any]) -> None:
-    """A peer's example until the last time is over; `epochs` are what its schedule is told."""
+    """A peer's example until the last time is over."""
     import peers  # benchmark extra
 
     library, name = system.split()
@@ -107,7 +109,13 @@ def train_peer(system: str, data: dict[str, Any], due: list[Due], seed: int, set
         METHODS = peers.METHODS
     pixels = pixels_of(data)
     torch.manual_seed(seed)
-    backbone, left = network(MEAN, STD), list(due)
+    backbone, left, started = network(MEAN, STD), list(due), time.time()
+    whole = due[-1][1] - LAST - started
+
+    def timed(*given: Any) -> peers.Example:
+        example = METHODS[name](*given[:-1], WHOLE)
+        course = example.after_backward
+        return replace(example, after_backward=lambda _: course(WHOLE * min(1.0, (time.time() - started) / whole)))
 
     def tick() -> None:
         if time.time() >= left[0][1] - LAST:
@@ -115,9 +123,9 @@ def train_peer(system: str, data: dict[str, Any], due: list[Due], seed: int, set
         if not left:
             raise TimeoutError
 
-    asked = {"epochs": MANY, "rate": 1.0, **settings}
+    asked = {"epochs": MANY, "image": backbone.image, "methods": {name: timed}, "rate": 1.0, **settings}
     with suppress(TimeoutError):
-        peers.train(name, pixels, backbone, image=backbone.image, seed=seed, tick=tick, methods=METHODS, **asked)
+        peers.train(name, pixels, backbone, seed=seed, tick=tick, **asked)
 
 
 def pixels_of(data: dict[str, Any]) -> torch.Tensor:
@@ -220,7 +228,7 @@ def contest(arguments: argparse.Namespace) -> None:
         common = {"system": system, "seed": seed, "settings": settings}
         jobs = [{**common, "minutes": minutes} for minutes in sorted(arguments.minutes)]
         missing = [job["minutes"] for job in jobs if kept.of(job) is None]
-        runs = [[minutes] for minutes in missing] if system == OURS else [missing]
+        runs = [missing] if system in STEADY else [[minutes] for minutes in missing]
         for together in filter(None, runs):
             found = race(arguments, system, together, seed, settings)
             for minutes, of in zip(together, found, strict=True):
@@ -244,7 +252,7 @@ def main(given: Sequence[str] | None = None) -> None:
         default=FAST,
         help="of ours: keywords of run in JSON  [default: simclr, recipe fast]",
     )
-    parser.add_argument("--peer-settings", type=json.loads, default={}, help='{"rate": 0.3, "epochs": 2}')
+    parser.add_argument("--peer-settings", type=json.loads, default={}, help='{"rate": 0.3}')
     parser.add_argument("--reach", type=float, metavar="PERCENT", help="the time that ours takes to this k-NN")
     parser.add_argument("--validation", action="store_true", help="score training images that train nothing")
     parser.add_argument("--work", type=Path, help="folder to keep runs in, and go on after them; another begins anew")

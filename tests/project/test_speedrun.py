@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,13 @@ from pages import draw_photos
 import akssl_core
 from akssl_core.plugins.manager import Plugins
 from akssl_core.reporting.files import RunFiles
+
+
+@dataclass(frozen=True)
+class Example:
+    """Of a peer: what changes with the epochs."""
+
+    after_backward: Callable[[float], None]
 
 
 def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monkeypatch, tmp_path):
@@ -78,18 +87,28 @@ def test_one_run_of_a_peer_leaves_what_it_has_at_each_time(monkeypatch, tmp_path
     clock = itertools.count(100.0)
     monkeypatch.setattr(speedrun, "time", SimpleNamespace(time=lambda: next(clock)))
 
-    def train(name, pixels, backbone, *, tick, **asked):
+    def train(name, pixels, backbone, *, tick, epochs, methods, image, **asked):
         (weights := next(backbone.parameters()).data).zero_()
+        example = methods[name](backbone, image, epochs)
         while True:
             weights += 1
+            example.after_backward(0.0)
             tick()
 
-    monkeypatch.setitem(sys.modules, "peers", SimpleNamespace(train=train, METHODS={}))
+    course = []
+
+    def make(backbone, image, epochs):
+        return Example(lambda epoch: course.append(epoch / epochs))
+
+    monkeypatch.setitem(sys.modules, "peers", SimpleNamespace(train=train, METHODS={"simclr": make}, Example=Example))
     monkeypatch.setattr(speedrun, "pixels_of", lambda data: None)
     due = [(str(tmp_path / f"{until}.safetensors"), until) for until in (105.0, 120.0)]
     speedrun.train("lightly simclr", {}, due, 0, {})
     left = [next(speedrun.read(Path(file)).parameters()).unique().tolist() for file, _ in due]
-    assert left == [[105 - 100 - speedrun.LAST + 1], [120 - 100 - speedrun.LAST + 1]]
+    assert left == [[1], [9]], "the clock is read twice a step"
+    assert course == sorted(course)
+    assert 0 < course[0] < 0.2
+    assert 0.9 < course[-1] <= 1
 
 
 def test_the_contest_runs_peers_once_for_all_times_that_are_missing(monkeypatch, tmp_path):
@@ -101,12 +120,13 @@ def test_the_contest_runs_peers_once_for_all_times_that_are_missing(monkeypatch,
         return [{"k-NN": of, "seconds": 60 * of} for of in minutes]
 
     monkeypatch.setattr(speedrun, "race", race)
-    asked = ["ours", "lightly simclr", "--cifar", str(tmp_path), "--seeds", "0", "--work", str(tmp_path / "work")]
+    peer, other = "lightly simclr", "stable-pretraining lejepa"
+    asked = ["ours", peer, other, "--cifar", str(tmp_path), "--seeds", "0", "--work", str(tmp_path / "work")]
     speedrun.main([*asked, "--minutes", "2"])
     speedrun.main([*asked, "--minutes", "10", "5", "2"])
-    peer = "lightly simclr"
-    assert raced == [("ours", (2,)), (peer, (2,)), ("ours", (5,)), ("ours", (10,)), (peer, (5, 10))]
+    assert raced[:3] == [("ours", (2,)), (peer, (2,)), (other, (2,))]
+    assert raced[3:] == [("ours", (5,)), ("ours", (10,)), (peer, (5, 10)), (other, (5,)), (other, (10,))]
     rows = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
     assert {(row["system"], row["median k-NN"]) for row in rows} == set(
-        itertools.product(["ours", peer], [2.0, 5.0, 10.0])
+        itertools.product(["ours", peer, other], [2.0, 5.0, 10.0])
     )
