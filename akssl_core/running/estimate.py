@@ -166,7 +166,8 @@ class _Stopwatch(Callback):
         """Take the time, waiting for the device."""
         float(dict(terms.items())["loss"])
         self.seconds.append(time.perf_counter() - self._since)
-        if len(self.seconds) >= WARM_STEPS + MEASURED_STEPS and sum(self.seconds[WARM_STEPS:]) >= self.enough:
+        timed = self.seconds[WARM_STEPS:]
+        if len(timed) >= MEASURED_STEPS and dist.any_rank(sum(timed) >= self.enough):  # all processes stop at one step
             raise _Measured
         self._since = time.perf_counter()
 
