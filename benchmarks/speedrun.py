@@ -42,6 +42,7 @@ from akssl_core.data import open_source
 from akssl_core.metrics.features import embed
 from akssl_core.metrics.nearest import knn
 from akssl_core.plugins.manager import Plugins, installed
+from akssl_core.running.estimate import SHARE
 from akssl_core.settings import TrainSpec
 from akssl_core.training.hardware import choose_hardware
 
@@ -52,7 +53,7 @@ FAST = {"method": "simclr", "recipe": "fast"}
 NETWORK = "resnet_tiny"
 MINUTES = (2.0, 5.0, 10.0)
 LAST = 3.0  # seconds of a process after its steps: its readers' end and the file
-TIMING = 1.0  # of ours, and a hundredth of its time: steps are timed
+TIMING = 1.0  # of ours, and a share of its time: steps are timed
 HELD = 10  # in a validation one of so many training images is a query
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10, for peers
 MANY, WHOLE = 10**6, 1000  # epochs, where the clock alone ends a run; what a peer's course takes for its length
@@ -91,7 +92,7 @@ def train_ours(file: Path, data: dict[str, Any], until: float, seed: int, settin
     few = {"bank": 100, "queries": 100, "online_bank": 100, "online_queries": 100, "every": 1e6}
     asked = {"backbone": NETWORK, "data": pixels_of(data), "seed": seed, "evaluate": few, **settings}
     asked["callbacks"] = [{"name": "clock", "file": str(file), "until": until - LAST}]
-    left = max(0.99 * (until - LAST - TIMING - time.time()), 1.0)
+    left = max((1 - SHARE) * (until - LAST - TIMING - time.time()), 1.0)
     with suppress(clock.Over):
         akssl_core.run(budget=left, out=file.with_name("run"), report=False, overwrite=True, plugins=plugins, **asked)
 
