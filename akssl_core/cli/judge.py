@@ -42,7 +42,7 @@ device_option = field_option(TrainSpec, "device", default="auto", show_default=T
 @click.option("--k", help="neighbours of the k-NN  [default: 10,20,100,200]")
 @click.option("--weights", type=PATH, help="compare with these weights, .safetensors: ImageNet's")
 @click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")
-@click.option("--epochs", type=int, help="of the fine-tuning  [default: 10]")
+@click.option("--epochs", type=int, help="of the fine-tuning  [default: 10, at least 500 steps]")
 @click.option("--masks", type=PATH, help="of the segmentation: PNGs named as the images  [default: the source's]")
 @test_data_option
 @click.option("--train-images", type=int, help="learn from at most so many images  [default: all]")

@@ -91,7 +91,7 @@ def finetune(
     test_data: str | Path | None = None,
     share: float = 1.0,
     parts: str = "all",
-    epochs: int = 10,
+    epochs: int | None = None,
     scratch: bool = True,
     backbone: nn.Module | None = None,
     seed: int = 0,
@@ -116,7 +116,7 @@ def finetune(
         test_data: labelled test images of your own, as a folder, a table or an archive.
         share: of the training labels that are used, the same of each class.
         parts: "all", or "head": the backbone stays as it is.
-        epochs: of training all parts, at least 100 steps.
+        epochs: of training all parts. Default: 10, and at least 500 steps where labels are few.
         scratch: train the same network from random weights too, as long, to compare; a run alone knows them.
         backbone: your own network, to be filled, if the run trained one.
         seed: of what is held out, drawn and ordered.
@@ -131,7 +131,7 @@ def finetune(
     """
     path = user_path(out)
     _refuse(path, parts, share, overwrite=overwrite)
-    for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
+    for name, value in {"epochs": 1 if epochs is None else epochs, "batch_size": batch_size}.items():
         at_least_one(name, value)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
     if path.exists() and trained.path.exists() and path.samefile(file_of(trained.path)):
@@ -212,13 +212,15 @@ class _Work:
     held_targets: Tensor
     test_targets: Tensor
     """(Q,); -1 for a class that was not trained on."""
-    epochs: int
+    epochs: int | None
     seed: int
     batch_size: int
     device: torch.device
 
     @classmethod
-    def of(cls, split: Split, share: float, epochs: int, seed: int, batch_size: int, device: torch.device) -> _Work:
+    def of(
+        cls, split: Split, share: float, epochs: int | None, seed: int, batch_size: int, device: torch.device
+    ) -> _Work:
         """A fifth of each class of the labels that are used is held out.
 
         Raises:

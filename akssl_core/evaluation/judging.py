@@ -36,7 +36,7 @@ OWN = {
     "finetune": "epochs",
     "segment": "masks",
 }  # the protocols, and the setting that each alone has
-USUAL_KS, USUAL_EPOCHS = (10, 20, 100, 200), 10
+USUAL_KS = (10, 20, 100, 200)
 USUAL_K = 20  # of the comparisons, where it is among those that were asked for
 
 
@@ -77,7 +77,7 @@ def evaluate(
         weights: a .safetensors file to compare with, of ImageNet say: a state dict under the backbone library's names.
         backbone: your own network as it began, if the run trained one.
         solver: of the linear probe: "lbfgs", "sgd" or "auto", the default, which takes SGD where features are many.
-        epochs: of the fine-tuning. Default: 10.
+        epochs: of the fine-tuning. Default: 10, and at least 500 steps where labels are few.
         masks: of the segmentation: a folder of PNG files under the names of the images, whose values are numbers of
             classes and 255 for "none". Default: the masks of the source.
         test_data: labelled test images of your own, as a folder, a table or an archive; all of `data` is learned from.
@@ -165,9 +165,9 @@ def _protocol(name: str, settings: Mapping[str, Any], batch_size: int, device: t
         if own not in (None, "auto", "lbfgs", "sgd"):
             raise ConfigError(f"solver: '{own}' is none of auto, lbfgs, sgd.")
         return Linear(batch_size, device, own or "auto")
-    epochs = USUAL_EPOCHS if own is None else own
-    at_least_one("epochs", epochs)
-    return FineTune(int(epochs), batch_size, device)
+    if own is not None:
+        at_least_one("epochs", own)
+    return FineTune(own, batch_size, device)
 
 
 def _systems(trained: Trained, weights: str | Path | None) -> tuple[list[System], list[str]]:

@@ -30,7 +30,7 @@ RATE, DECAY, WARMUP = 1e-3, 0.05, 0.1  # AdamW's peak rate and weight decay, sha
 LAYERS, WIDE, LAYERS_OF_WIDE = 0.75, 768, 0.65  # factor of the rate from a transformer's layer to the one below
 SMOOTHING = 0.1  # of the labels
 VIEW = ViewPolicy(scale=(0.5, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
-LEAST = 100  # steps, where few labels would give fewer
+EPOCHS, LEAST = 10, 500  # where nobody says how long: so many, and at least so many steps
 Solver = Literal["auto", "lbfgs", "sgd"]
 Guesses = dict[int | None, Tensor]  # (Q,) labels, by the number of neighbours where there are any
 Learner = Callable[[Tensor, int], Guesses]  # what it gives the test images after learning from these rows (n,), by seed
@@ -153,19 +153,20 @@ class FineTune(Protocol):
 
     name = "finetune"
     repeats = True
-    epochs: int
+    epochs: int | None
+    """Of training; None: 10, and at least 500 steps, so that few labels have time to be learned."""
     batch_size: int  # images of a forward pass that trains nothing
     device: torch.device
 
     @property
     def meaning(self) -> str:
         """The protocol in words."""
+        length = f"{EPOCHS} epochs, at least {LEAST} steps" if self.epochs is None else f"{self.epochs} epochs, steps"
         return (
-            f"fine-tuning of a copy of the whole backbone with a linear head: {self.epochs} epochs, at least {LEAST} "
-            f"steps, of {IMAGES_A_STEP} images, AdamW at {RATE:g} with warm-up and cosine (in a transformer "
-            f"{LAYERS:g} of it for each layer further down, {LAYERS_OF_WIDE:g} from {WIDE} channels on), crops of half "
-            f"of the image or more, mirrored or not, and labels smoothed by {SMOOTHING:g}; raw pixels, which have "
-            f"nothing to tune: a linear probe"
+            f"fine-tuning of a copy of the whole backbone with a linear head: {length}, of {IMAGES_A_STEP} images, "
+            f"AdamW at {RATE:g} with warm-up and cosine (in a transformer {LAYERS:g} of it for each layer further "
+            f"down, {LAYERS_OF_WIDE:g} from {WIDE} channels on), crops of half of the image or more, mirrored or not, "
+            f"and labels smoothed by {SMOOTHING:g}; raw pixels, which have nothing to tune: a linear probe"
         )
 
     def learner(self, system: System, split: Split) -> Learner:
@@ -194,7 +195,7 @@ def train_whole(
     train: ImageSet,
     targets: Tensor,
     *,
-    epochs: int,
+    epochs: int | None,
     seed: int,
     device: torch.device,
 ) -> None:
@@ -203,7 +204,7 @@ def train_whole(
     view = PolicyTransform(VIEW, feed.size, feed)
     batch = min(IMAGES_A_STEP, len(train))
     per_epoch = len(train) // batch
-    total = max(LEAST, epochs * per_epoch)
+    total = max(LEAST, EPOCHS * per_epoch) if epochs is None else epochs * per_epoch
     generator = torch.Generator().manual_seed(seed)
     model.train()
     with Progress(total, "step", leave=False) as progress:

@@ -19,7 +19,7 @@ from akssl_core import ConfigError, DataError, RunDirError
 from akssl_core.evaluation import classifying
 from akssl_core.exporting.backbone_file import learned_from_of, licences_of
 
-QUICK = {"epochs": 1, "batch_size": 16}
+QUICK = {"epochs": 100, "batch_size": 16}
 
 
 @pytest.fixture

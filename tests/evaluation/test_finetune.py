@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 import akssl_core
-from akssl_core.evaluation.protocols import FineTune, System, _groups
+from akssl_core.evaluation.protocols import FineTune, System, _groups, train_whole
 from akssl_core.evaluation.split import Split, Twice
 
 
@@ -19,7 +20,7 @@ def test_fine_tuning_trains_a_copy():
     labels = torch.arange(12) % 2 + 5
     images[labels == 5] //= 8  # dark and bright
     data, feed = akssl_core.TensorImages(images, labels), akssl_core.Preprocess(8, 3, (0.5,) * 3, (0.2,) * 3, 8)
-    learner = FineTune(1, 5, torch.device("cpu")).learner(
+    learner = FineTune(100, 5, torch.device("cpu")).learner(
         System("trained", backbone, feed), Split(data, data, labels, labels, "", Twice((), (), 0), {})
     )
     guesses = learner(torch.arange(len(labels)), 0)[None]
@@ -44,8 +45,30 @@ def test_lower_layers_of_a_transformer_are_tuned_less():
     assert {group["factor"] for group in _groups(nn.Sequential(convnet, nn.Linear(8, 2)))} == {1}
 
 
-def test_fine_tuning_sees_crops_and_mirror_images(monkeypatch):
-    monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 8)
+@pytest.mark.parametrize(
+    ("images", "epochs", "steps"),
+    [(10, None, 500), (10, 3, 3), (200, 3, 9), (3840, None, 600)],
+    ids=["few labels have 500 steps", "as asked", "as asked, of 64 images", "ten epochs where these are more"],
+)
+def test_how_long_it_is_fine_tuned(images, epochs, steps):
+    class Counts(nn.Flatten):
+        steps = 0
+
+        def forward(self, images):
+            self.steps += 1
+            return super().forward(images)
+
+    model = nn.Sequential(Counts(), nn.Linear(3 * 4 * 4, 2))
+    data = akssl_core.TensorImages(torch.zeros(images, 3, 4, 4, dtype=torch.uint8))
+    feed = akssl_core.Preprocess(4, 3, (0.5,) * 3, (0.2,) * 3, 4)
+    targets = torch.arange(images) % 2
+    train_whole(model, feed, data, targets, epochs=epochs, seed=0, device=torch.device("cpu"))
+    assert model[0].steps == steps
+    told = FineTune(epochs, 5, torch.device("cpu")).meaning
+    assert ("at least 500 steps" in told) == (epochs is None)
+
+
+def test_fine_tuning_sees_crops_and_mirror_images():
     seen = []
 
     class Looks(nn.Flatten):
@@ -59,7 +82,7 @@ def test_fine_tuning_sees_crops_and_mirror_images(monkeypatch):
     pixels = torch.randint(0, 256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     data, labels = akssl_core.TensorImages(pixels), torch.tensor([0])
     feed = akssl_core.Preprocess(8, 3, (0.5,) * 3, (0.2,) * 3, 8)
-    learner = FineTune(1, 5, torch.device("cpu")).learner(
+    learner = FineTune(8, 5, torch.device("cpu")).learner(
         System("trained", Looks(), feed), Split(data, data, labels, labels, "", Twice((), (), 0), {})
     )
     learner(torch.tensor([0]), 0)

@@ -36,7 +36,7 @@ def more(toys, monkeypatch):
         def akssl_register(self, registry):
             registry.add(Tuned)
 
-    monkeypatch.setattr("akssl_core.evaluation.judging.USUAL_EPOCHS", 1)
+    monkeypatch.setattr("akssl_core.evaluation.protocols.EPOCHS", 1)
     monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 3)
     toys.register(Plugin(), "tuned")
     return toys

@@ -33,7 +33,7 @@ PROTOCOLS = ("knn", "linear", "finetune")
 @pytest.fixture
 def few_steps(monkeypatch):
     """Fine-tuning that lasts an instant."""
-    monkeypatch.setattr("akssl_core.evaluation.judging.USUAL_EPOCHS", 1)
+    monkeypatch.setattr("akssl_core.evaluation.protocols.EPOCHS", 1)
     monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 3)
 
 

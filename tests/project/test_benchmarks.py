@@ -292,7 +292,6 @@ def test_finetuning_chooses_on_validation_images_and_fits_nothing_twice(monkeypa
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(finetuning, "SMALL", {"backbone": "resnet_tiny", "image_size": 16, "batch_size": 16})
     monkeypatch.setattr(finetuning, "LENGTHS", {0.5: (1, 2), 1.0: (1,)})
-    monkeypatch.setattr("akssl_core.evaluation.protocols.LEAST", 1)
     small = ["simsiam", "--data", "shapes", "--images", "80", "--epochs", "1", "--draws", "2", "2"]
     finetuning.main([*small, "--work", str(tmp_path / "work")])
     rows = json.loads((tmp_path / "results" / "finetuning.json").read_text())["rows"]
