@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import Kept
+from results import Kept, known
 from tuned import TUNED, Factors, changed, chosen, painted
 
 import akssl_core
@@ -365,10 +365,9 @@ def main(given: list[str] | None = None) -> None:
     RESULTS.mkdir(exist_ok=True)
     wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data and job.seed in arguments.seeds]
     wanted = [job for job in wanted if not without_library(job.system)]
-    known = json.loads(file.read_text())["rows"] if file.exists() else []
     kept = Kept(arguments.work and arguments.work / f"rows{suffix}.jsonl")
     mine = [row for row in kept.rows if job_of(row) in wanted and as_chosen(row)]
-    rows, done = [row for row in known if job_of(row) not in wanted] + mine, set(map(job_of, mine))
+    rows, done = [row for row in known(file) if job_of(row) not in wanted] + mine, set(map(job_of, mine))
     sweeps = arguments.sweeps if arguments.precision == "auto" else None
     for data in {job.data for job in wanted if sweeps and job.system in ALONE}:
         begin_sweep(data, sweeps / data, EPOCHS)  # before several processes do

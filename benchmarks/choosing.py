@@ -8,7 +8,7 @@ runs in full in --sweeps (`make leaderboard` makes those of shapes), and the sam
 
 With --sweep nothing is trained: the runs of a sweep (`make leaderboard` makes one over drawn shapes, `bench-natural`
 one over CIFAR-10) are judged by several label-free numbers, all by the same views of the images that they trained on,
-into benchmarks/results/choosing-numbers.json, where the rows of other data stay.
+into benchmarks/results/choosing-numbers.json. Rows over other data stay in both.
 """
 
 from __future__ import annotations
@@ -95,6 +95,13 @@ def judged(sweep: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def keep(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows; those of earlier calls over other data stay."""
+    data = {row["data"] for row in rows}
+    others = [row for row in results.known(results.RESULTS / f"{name}.json") if row["data"] not in data]
+    results.write(name, [*others, *rows], results.facts())
+
+
 def main(given: list[str] | None = None) -> None:
     """Train, print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -110,10 +117,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--sweep", type=Path, help="the folder of a sweep, to be judged instead")
     arguments = parser.parse_args(given)
     if arguments.sweep is not None:
-        file = results.RESULTS / f"{arguments.name}-numbers.json"
-        known = json.loads(file.read_text())["rows"] if file.exists() else []
-        others = [row for row in known if row["data"] != arguments.sweep.name]
-        return results.write(file.stem, [*others, *judged(arguments.sweep)], results.facts())
+        return keep(f"{arguments.name}-numbers", judged(arguments.sweep))
     folder = arguments.out or Path(tempfile.mkdtemp())
     sweeps = arguments.sweeps or folder / "all"
     if arguments.cifar is not None:
@@ -125,7 +129,7 @@ def main(given: list[str] | None = None) -> None:
         for seed in arguments.seeds:
             rows.append(measure(data, *asked, seed, folder / f"{data}-{seed}", sweeps / data))
             print(json.dumps(rows[-1]), flush=True)
-    return results.write(arguments.name, rows, results.facts())
+    return keep(arguments.name, rows)
 
 
 if __name__ == "__main__":

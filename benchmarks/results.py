@@ -37,6 +37,11 @@ def write(name: str, rows: list[dict[str, Any]], machine: dict[str, Any]) -> Non
     (RESULTS / f"{name}.md").write_text(describe.markdown(columns, lines) + "\n")
 
 
+def known(file: Path) -> list[dict[str, Any]]:
+    """The rows that an earlier call has written; none where there is no such file."""
+    return json.loads(file.read_text())["rows"] if file.exists() else []
+
+
 class Kept:
     """Rows of earlier calls and of this one, a line of JSON each in a file; in memory alone where there is none."""
 

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import results
 
 import akssl_core
 from akssl_core.settings import dotted
@@ -50,7 +51,7 @@ def chosen(system: str) -> Factors:
 
 def known() -> list[dict[str, Any]]:
     """The rows that `tuning.py` has written."""
-    return json.loads(FILE.read_text())["rows"] if FILE.exists() else []
+    return results.known(FILE)
 
 
 def changed(method: str, factors: Factors, **keywords: Any) -> dict[str, Any]:

@@ -206,6 +206,8 @@ def test_choosing_compares_its_choice_with_all_in_full(monkeypatch, tmp_path, th
     right = {name: RunDir.open(sweep / f"{name}-seed=0").manifest.final["knn_top1"] for name in asked[3:5]}
     assert row["points lost"] == pytest.approx(max(right.values()) - right["simclr"], abs=0.01)
     assert right[row["best"]] == max(right.values())
+    choosing.keep("choosing", [{"data": "photos"}])
+    assert results.known(tmp_path / "results" / "choosing.json") == [row, {"data": "photos"}]
     assert choosing.correlation({"a": 0.1, "b": None, "c": 0.3}, {"a": 2, "b": 1, "c": 3}) == 1
     assert choosing.correlation({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 2, "b": 1, "c": 3}) == 0.5
 
