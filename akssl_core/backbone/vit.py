@@ -288,7 +288,10 @@ class ViT(TokenBackbone):
         notes, size = [], self.image.size
         if self.config.patch_size == "auto":
             relation = "at most" if size <= SMALL else "over"
-            notes.append(f"{self.name}: patches of {self.patch_size} px, because {size} px is {relation} {SMALL} px")
+            why = f"{size} px is {relation} {SMALL} px"
+            if size <= SMALL and self.patch_size != self.small_patch:
+                why += f" and no multiple of {self.small_patch}: {self.grid[0] * self.grid[1]} patches an image"
+            notes.append(f"{self.name}: patches of {self.patch_size} px, because {why}")
         if size % self.patch_size:
             padded = self.grid[0] * self.patch_size
             notes.append(f"{self.name}: images are padded from {size} to {padded} px, whole patches")

@@ -85,7 +85,7 @@ def search(**asked: Any) -> None:
 @click.option("--out", type=PATH, required=True, help="file to write, .safetensors")
 @click.option("--share", type=float, default=1.0, show_default=True, help="of the training labels that are used")
 @click.option("--parts", default="all", show_default=True, help="all, or head: the backbone stays as it is")
-@click.option("--epochs", type=int, help="of training all parts  [default: 10, at least 500 steps]")
+@click.option("--epochs", type=int, help="of training all parts, exactly  [default: 10, at least 500 steps]")
 @click.option("--scratch/--no-scratch", default=True, help="compare with the same network from random weights")
 @click.option("--seed", type=int, default=0, show_default=True, help="of what is held out, drawn and ordered")
 @overwrite_option("replace the file that --out names")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +29,11 @@ from ..rundir.files import read_texts, refuse_file
 from ..settings import TrainSpec
 from ..training.hardware import choose_hardware, kept_random_state, seed_generators
 from .opened import Trained, at_least_one, open_weights
-from .protocols import scores_of, train_whole
+from .protocols import scores_of, steps_of, train_whole
 from .split import Split, stratified
 
 PARTS = ("all", "head")
+SHARE_AS_TEXT = re.compile(r"0?\.\d+|1(\.0*)?")
 BINS = 15  # of confidence, in the calibration error
 TEMPERATURES = torch.logspace(-1, 2, 601, dtype=torch.float64)  # those that are tried
 
@@ -58,6 +60,8 @@ class Finetuned:
     """What scores are divided by, chosen on images held out of training."""
     trained_on: int
     """Images that were trained on; a fifth of each class was held out beside them."""
+    steps: int
+    """Of training all parts, after the linear layer; 0 where the backbone stayed as it was."""
     tested_on: int
     """Test images."""
 
@@ -65,7 +69,8 @@ class Finetuned:
     def text(self) -> str:
         """What was written and what it is worth, as `akssl finetune` prints it."""
         rows = [[name, _points(value)] for name, value in self._systems() if value is not None]
-        lines = [f"{self.path}: {len(self.classes)} classes, trained on {self.trained_on} images"]
+        tuned = f", {self.steps} steps of all parts" if self.steps else ""
+        lines = [f"{self.path}: {len(self.classes)} classes, trained on {self.trained_on} images{tuned}"]
         lines.append(describe.table([f"accuracy on {self.tested_on} test images", "% (95 % interval)"], rows))
         if self.gain is not None:
             lines.append(f"{_points(self.gain, sign='+')} points against the same network from scratch")
@@ -131,6 +136,8 @@ def finetune(
     """
     path = user_path(out)
     _refuse(path, parts, share, overwrite=overwrite)
+    if SHARE_AS_TEXT.fullmatch(str(labels)) and not os.path.exists(str(labels)):
+        raise ConfigError(f"labels: {labels} is no table of labels. To train on a share of them: --share {labels}.")
     for name, value in {"epochs": 1 if epochs is None else epochs, "batch_size": batch_size}.items():
         at_least_one(name, value)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
@@ -147,13 +154,13 @@ def finetune(
         if parts == "all":
             work.train(model)
         alone = work.scratch(trained.untrained()) if scratch and begun else None
-    found = _judged(path, work, model, probe, alone)
+    found = _judged(path, work, model, probe, alone, steps_of(epochs, len(work.train_images)) if parts == "all" else 0)
     measured = {name: value for name, value in found.record().items() if name not in ("path", "classes")}
     save_classifier(path, model.cpu(), *network, measured)
     return found
 
 
-def _judged(path: Path, work: _Work, model: Classifier, probe: Tensor, alone: Tensor | None) -> Finetuned:
+def _judged(path: Path, work: _Work, model: Classifier, probe: Tensor, alone: Tensor | None, steps: int) -> Finetuned:
     """Calibrate the classifier, and say what it is worth beside what is right by its first layer and from scratch."""
     model.temperature = work.temperature(work.scores(model, work.held))
     scores = work.scores(model, work.split.test)
@@ -168,6 +175,7 @@ def _judged(path: Path, work: _Work, model: Classifier, probe: Tensor, alone: Te
         calibration=(work.calibration_error(scores), work.calibration_error(scores / model.temperature)),
         temperature=model.temperature,
         trained_on=len(work.train_images),
+        steps=steps,
         tested_on=len(work.split.test),
     )
 

@@ -112,11 +112,14 @@ def evaluate(
         split = Split.of(source, name, train_images, test_images)
         draws = {share: _draws(split.labels, share, seeds, way) for share in shares}
         found = _evaluation(way, split, draws, _all_right(way, systems, split, draws))
-    notes += _seen(trained, split) if data is not None or test_data is not None else []
+    own = data is None and test_data is None
+    notes += [] if own else _seen(trained, split)
+    settles = way is None or way.settles(len(split.train))
+    notes += [] if settles else ["shorter than by default: the verdict of the run stays as it is"]
     found = replace(found, data=name, notes=(*notes, *found.notes, *_warnings(split)))
     try:
         found = replace(found, file=_collect(folder, trained, found))
-        if data is None and test_data is None and 1.0 in shares:
+        if own and settles and 1.0 in shares:
             _judge(folder, found.only(1.0))
         return found
     except CannotWrite as error:
@@ -206,8 +209,9 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
     """Let each system guess the test images after each draw of labels; one system is in memory at a time."""
     jobs = [(share, seed, rows) for share, of in draws.items() for seed, rows in enumerate(of)]
     result: dict[tuple[str, float, int | None], list[Tensor]] = {}
+    quick = sorted(systems, key=lambda system: system.backbone is not None)  # pixels tell what is wrong with labels
     with Progress(len(systems) * len(jobs), "fit", leave=False) as progress:
-        for system in systems:
+        for system in quick:
             guesses_after, found = way.learner(system, split), Guesses()
             repeats = way.repeats and system.backbone is not None
             for share, seed, rows in jobs:
@@ -220,7 +224,8 @@ def _all_right(way: Protocol, systems: list[System], split: Split, draws: dict[f
                 if repeats:
                     progress.tell(f"{way.name}: {system.name}, {100 * share:g} % of the labels, draw {seed + 1}")
             progress.tell(f"{way.name}: {system.name} is judged")
-    return {key: torch.stack(of) for key, of in result.items()}
+    order = [system.name for system in systems]
+    return {key: torch.stack(result[key]) for key in sorted(result, key=lambda key: order.index(key[0]))}
 
 
 def _evaluation(way: Protocol, split: Split, draws: dict[float, list[Tensor]], right: Right) -> Evaluation:

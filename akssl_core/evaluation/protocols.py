@@ -56,6 +56,10 @@ class Protocol(ABC):
     def meaning(self) -> str:
         """The protocol in words."""
 
+    def settles(self, images: int) -> bool:
+        """Whether the verdict of a run may rest on it, after learning from so many images."""
+        return True
+
     @abstractmethod
     def learner(self, system: System, split: Split) -> Learner:
         """The system with this split, ready to learn from any rows of the training images."""
@@ -161,13 +165,19 @@ class FineTune(Protocol):
     @property
     def meaning(self) -> str:
         """The protocol in words."""
-        length = f"{EPOCHS} epochs, at least {LEAST} steps" if self.epochs is None else f"{self.epochs} epochs, steps"
+        length = f"{self.epochs} epoch{'s' if self.epochs != 1 else ''} in steps"
+        if self.epochs is None:
+            length = f"{EPOCHS} epochs, at least {LEAST} steps,"
         return (
-            f"fine-tuning of a copy of the whole backbone with a linear head: {length}, of {IMAGES_A_STEP} images, "
+            f"fine-tuning of a copy of the whole backbone with a linear head: {length} of {IMAGES_A_STEP} images, "
             f"AdamW at {RATE:g} with warm-up and cosine (in a transformer {LAYERS:g} of it for each layer further "
             f"down, {LAYERS_OF_WIDE:g} from {WIDE} channels on), crops of half of the image or more, mirrored or not, "
             f"and labels smoothed by {SMOOTHING:g}; raw pixels, which have nothing to tune: a linear probe"
         )
+
+    def settles(self, images: int) -> bool:
+        """Not if it is shorter than where nobody says how long."""
+        return steps_of(self.epochs, images) >= steps_of(None, images)
 
     def learner(self, system: System, split: Split) -> Learner:
         """The system's network, of which a copy is trained for each draw of labels; a linear probe without one."""
@@ -189,6 +199,12 @@ class FineTune(Protocol):
         return learn
 
 
+def steps_of(epochs: int | None, images: int) -> int:
+    """How many steps `epochs` of so many images are; None as `FineTune` has it."""
+    an_epoch = images // min(IMAGES_A_STEP, images)
+    return max(LEAST, EPOCHS * an_epoch) if epochs is None else epochs * an_epoch
+
+
 def train_whole(
     model: nn.Module,
     feed: Preprocess,
@@ -203,8 +219,7 @@ def train_whole(
     optimizer = torch.optim.AdamW(_groups(model), lr=RATE)
     view = PolicyTransform(VIEW, feed.size, feed)
     batch = min(IMAGES_A_STEP, len(train))
-    per_epoch = len(train) // batch
-    total = max(LEAST, EPOCHS * per_epoch) if epochs is None else epochs * per_epoch
+    per_epoch, total = len(train) // batch, steps_of(epochs, len(train))
     generator = torch.Generator().manual_seed(seed)
     model.train()
     with Progress(total, "step", leave=False) as progress:

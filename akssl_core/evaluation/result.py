@@ -182,8 +182,9 @@ def _word(comparisons: Sequence[Comparison]) -> str:
 
 
 def _points(one: Comparison) -> str:
-    """The difference and its interval, with the digits that tell bounds from zero, since the answer hangs on them."""
+    """The difference and its interval, with the digits that tell bounds from zero, where the answer hangs on them."""
     n = next((n for n in (1, 2, 3) if all(round(bound, n) for bound in (one.low, one.high) if bound)), 4)
+    n = min(n, 2) if one.low <= 0 <= one.high else n
     side = "above" if one.difference >= 0 else "below"
     return f"{abs(one.difference):.{n}f} points {side} {one.against} [{one.low:+.{n}f}, {one.high:+.{n}f}]"
 

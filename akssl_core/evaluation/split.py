@@ -80,9 +80,9 @@ class Split:
         if pair is None or any(images.labels is None for images in pair):
             why = source.notes[-1] if source.notes else "no labels"
             raise DataError(
-                f"data: {data} has no labelled images to judge a backbone by ({why}). Labels are required here: one "
-                f"sub-folder a class, a table (setting data.labels), a pair (images, labels), or a labelled source, "
-                "--data SOURCE."
+                f"data: {data} has no labelled images to judge a backbone by ({why}). Labels are required here: a "
+                f"sub-folder for each of two classes or more, a table (setting data.labels), a pair (images, labels), "
+                f"or a labelled source, --data SOURCE."
             )
         bank, queries = pair[0] if train is None else sample(pair[0], train), pair[1]
         queries = queries if test is None else sample(queries, test)

@@ -67,12 +67,12 @@ def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     classes, targets = torch.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise DataError("linear probe: the bank holds images of one class alone. A classifier needs two or more.")
+        raise DataError("labels: they are of one class alone. A classifier needs images of two or more to learn from.")
     held_out = _held_out(targets, seed)
     if not held_out.any():
         raise DataError(
-            "linear probe: each class of the bank has a single labelled image, so that none can be held out "
-            "for validation. Give at least one class two images."
+            "labels: each class has a single image to learn from, so that none can be held out to choose settings by. "
+            "Give at least one class two, or use a larger share of the labels."
         )
     return classes, targets, held_out
 

@@ -289,6 +289,8 @@ def test_the_small_one_for_a_cpu(images):
     assert (vit.grid, vit.patch_size, vit.blocks[0].attn.heads) == ((4, 4), 8, 4)
     assert build(size=96, component=ViTMicro).patch_size == 16
     assert vit.notes == ["vit_micro: patches of 8 px, because 32 px is at most 64 px"]
+    (note,) = build(size=33, component=ViTMicro).notes
+    assert note.endswith("patches of 3 px, because 33 px is at most 64 px and no multiple of 8: 121 patches an image")
     sides = {size: build(size=size, component=ViTMicro).patch_size for size in (8, 12, 20, 28, 31, 40, 64)}
     assert sides == {8: 4, 12: 6, 20: 5, 28: 7, 31: 8, 40: 8, 64: 8}, "whole patches, more than one"
 

@@ -66,6 +66,8 @@ def test_the_head_alone_leaves_the_backbone_as_it_is(finished, photos, tmp_path)
         same = all(torch.equal(after[f"backbone.{name}"], tensor) for name, tensor in before.items())
         assert same is (parts == "head")
         assert found.scratch is None
+        assert found.steps == (100 if parts == "all" else 0)
+        assert ("100 steps of all parts" in found.text) is (parts == "all")
         if parts == "head":
             assert found.accuracy == found.probe
 
@@ -196,6 +198,7 @@ def test_labels_of_a_table(finished, photos, tmp_path, here):
         ({"data": "photos/cat"}, DataError, "has no labelled images"),
         ({"data": ([np.zeros((12, 12, 3), np.uint8)] * 9, [0] * 9)}, DataError, "too few labels"),
         ({"labels": "none.csv"}, akssl_core.AksslError, "none.csv"),
+        ({"labels": "0.1"}, ConfigError, "0.1 is no table of labels. To train on a share of them: --share 0.1"),
     ],
 )
 def test_bad_input_is_told_before_training(finished, photos, tmp_path, monkeypatch, settings, error, message):

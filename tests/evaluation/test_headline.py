@@ -86,7 +86,23 @@ def test_results_of_another_kind_leave_the_verdict(tuned, more, photos):
     akssl_core.evaluate(folder, "knn", plugins=more)
     akssl_core.evaluate(folder, labels=0.5, seeds=1, plugins=more)
     akssl_core.evaluate(folder, data=photos, seeds=1, plugins=more)
+    short = akssl_core.evaluate(folder, epochs=2, seeds=1, plugins=more)
+    assert "shorter than by default: the verdict of the run stays as it is" in short.notes
+    assert "a linear head: 2 epochs in steps of 64 images" in short.meaning
     assert diagnosis(folder) == tuned.diagnosis
+
+
+def test_as_long_as_by_default_is_long_enough_for_a_verdict(tuned, more):
+    assert "1 epoch in steps" in akssl_core.evaluate(tuned.run_dir, epochs=1, seeds=1, plugins=more).meaning
+    assert "yet" in diagnosis(tuned.run_dir).words
+    assert not akssl_core.evaluate(tuned.run_dir, epochs=3, seeds=1, plugins=more).notes
+    assert "yet" not in diagnosis(tuned.run_dir).words
+
+
+def test_labels_that_raw_pixels_cannot_learn_from_are_told_before_any_network_is_tuned(tuned, more, monkeypatch):
+    monkeypatch.setattr("akssl_core.evaluation.protocols.train_whole", lambda *_, **__: pytest.fail("tuned"))
+    with pytest.raises(akssl_core.DataError, match="a single image to learn from.* a larger share of the labels"):
+        akssl_core.evaluate(tuned.run_dir, labels=0.01, plugins=more)
 
 
 def test_a_fault_stays_a_fault(tuned, more):

@@ -87,6 +87,7 @@ def test_the_answer_follows_from_the_intervals(random, pixels, word):
     [
         (0.00007, 0.0149, "Yes with 100 % of the labels: 6.8 % is 0.0075 points above random init [+0.0001, +0.0149]"),
         (-0.02, 0.04, "Cannot be told with 100 % of the labels: 6.8 % is 0.01 points above random init [-0.02, +0.04]"),
+        (-2e-4, 1e-5, "Cannot be told with 100 % of the labels: 6.8 % is 0.00 points below random init [-0.00, +0.00]"),
         (0.0, 0.2, "Cannot be told with 100 % of the labels: 6.8 % is 0.1 points above random init [+0.0, +0.2]"),
     ],
 )
