@@ -35,10 +35,10 @@ device_option = field_option(TrainSpec, "device", default="auto", show_default=T
 
 @akssl.command("eval")
 @click.argument("run_dir", type=PATH)
-@click.option("--protocol", type=click.Choice(PROTOCOLS), help="how to judge  [default: that of the run's method, mostly knn]")
+@click.option("--protocol", type=click.Choice(PROTOCOLS), help="how to judge  [default: as its method: mostly knn]")
 @data_option
 @click.option("--labels", default="1.0", show_default=True, help="shares of the training labels: 0.01,0.1,1.0")
-@click.option("--seeds", type=int, default=5, show_default=True, help="draws of the labels, and fine-tunings of each system")
+@click.option("--seeds", type=int, default=5, show_default=True, help="draws of the labels, or fine-tunings")
 @click.option("--k", help="neighbours of the k-NN  [default: 10,20,100,200]")
 @click.option("--weights", type=PATH, help="compare with these weights, .safetensors: ImageNet's")
 @click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")

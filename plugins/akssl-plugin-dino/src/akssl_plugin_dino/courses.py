@@ -5,6 +5,11 @@ from akssl_core import Course
 COURSES = {
     "dino": (
         Course(
+            data="10,000 images of cifar-10",
+            sample="8d1a9a850ab78298dc0c2b5d38ebb9b2",
+            knn_top1=((25.3, 29.9, 28.7), (28.0, 27.9, 26.3), (26.5, 28.3, 27.7), (26.7, 27.7, 28.9)),
+        ),
+        Course(
             data="10,000 images of shapes",
             sample="7a5e3693539ee84bcd73d251d7f1a4a6",
             knn_top1=((42.4, 39.8, 30.4), (55.8, 53.0, 39.8), (60.3, 56.7, 43.3), (59.6, 55.9, 43.0)),

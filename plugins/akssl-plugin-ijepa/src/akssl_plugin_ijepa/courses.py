@@ -5,6 +5,11 @@ from akssl_core import Course
 COURSES = {
     "ijepa": (
         Course(
+            data="10,000 images of cifar-10",
+            sample="8d1a9a850ab78298dc0c2b5d38ebb9b2",
+            knn_top1=((23.1, 25.0, 24.4), (24.5, 25.6, 22.5), (24.5, 24.5, 23.7), (24.2, 24.7, 25.7)),
+        ),
+        Course(
             data="10,000 images of shapes",
             sample="7a5e3693539ee84bcd73d251d7f1a4a6",
             knn_top1=((11.9, 10.6, 11.1), (11.3, 10.3, 10.9), (11.4, 11.3, 10.4), (10.6, 11.5, 10.8)),

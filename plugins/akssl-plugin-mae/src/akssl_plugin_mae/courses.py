@@ -5,6 +5,11 @@ from akssl_core import Course
 COURSES = {
     "mae": (
         Course(
+            data="10,000 images of cifar-10",
+            sample="8d1a9a850ab78298dc0c2b5d38ebb9b2",
+            knn_top1=((24.8, 23.7, 21.8), (29.5, 27.8, 26.6), (31.7, 28.0, 26.5), (30.9, 28.3, 26.9)),
+        ),
+        Course(
             data="10,000 images of shapes",
             sample="7a5e3693539ee84bcd73d251d7f1a4a6",
             knn_top1=((11.9, 12.3, 11.1), (13.4, 16.1, 12.9), (19.3, 16.5, 16.9), (19.4, 18.0, 17.4)),
