@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheels docs site browser picture bench bench-accuracy bench-natural bench-choose speedrun bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
+.PHONY: demo test lint types wheels docs site browser picture bench bench-accuracy bench-long bench-natural bench-choose speedrun bench-help bench-finetune gpu gpu-wheels gpu-peaks leaderboard parity slow soak install clean
 
 install: $(VENV)/.installed
 
@@ -57,6 +57,10 @@ bench: $(VENV)/.peers  ## speed, as ratios measured side by side, forty minutes
 
 bench-accuracy: $(VENV)/.peers  ## the table of all methods beside baselines and peers, hours; repeat it to go on
 	$(BIN)/python benchmarks/accuracy.py --work runs/accuracy --sweeps runs/leaderboard
+	$(BIN)/python docs/generate.py
+
+bench-long: install  ## its rows over 20 epochs, of the methods that drawn shapes take so long, hours; repeat it to go on
+	$(BIN)/python benchmarks/accuracy.py "ibot 20 epochs" "ijepa 20 epochs" "mae 20 epochs" --data shapes --work runs/accuracy
 	$(BIN)/python docs/generate.py
 
 bench-natural: $(VENV)/.peers  ## the same table on CIFAR-10, three seeds, both sides also tuned alike; DATA=DIR with train/ and test/, hours; repeat it to go on

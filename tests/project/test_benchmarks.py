@@ -114,6 +114,8 @@ def test_accuracy_has_a_line_for_each_system_and_reads_files(monkeypatch, tmp_pa
     monkeypatch.setattr(accuracy, "DATA", {"shapes": {"name": "shapes", "size": 64, "test_size": 64}})
     accuracy.read_cifar(tmp_path, None)
     assert {job.data for job in accuracy.jobs([])} == {"shapes", "cifar-10"}
+    assert not {job.system for job in accuracy.jobs([]) if job.data == "shapes"} & {*accuracy.SLOW}
+    assert {job.seed for job in accuracy.jobs(accuracy.SLOW) if job.data == "shapes"} == {0, 1, 2}
     assert len(accuracy.Job("cifar-10", "simsiam", 0).source.train()) == 40
     systems = (("cifar-10", "raw pixels"), ("cifar-10", "random init"), ("shapes", "simsiam"))
     rows = [accuracy.perform(accuracy.Job(data, system, 0), 1, "fp32") for data, system in systems]
