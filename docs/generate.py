@@ -171,7 +171,7 @@ def measured(name: str) -> str:
     if not file.exists():
         return "Nothing has been measured yet."
     data = json.loads(file.read_text())
-    facts = ", ".join(f"{name} {value}" for name, value in data["facts"].items() if not isinstance(value, list))
+    facts = ", ".join(f"{name} {value}" for name, value in data["facts"].items() if name != "runs")
     columns = list(dict.fromkeys(key for row in data["rows"] for key in row))
     lines = [[str(row.get(column, "-")) for column in columns] for row in data["rows"]]
     return f"{describe.markdown(columns, lines)}\n\n({facts})"

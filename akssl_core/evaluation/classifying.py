@@ -135,9 +135,7 @@ def finetune(
             or must not be written. All but a full disk is told before training.
     """
     path = user_path(out)
-    _refuse(path, parts, share, overwrite=overwrite)
-    if SHARE_AS_TEXT.fullmatch(str(labels)) and not os.path.exists(str(labels)):
-        raise ConfigError(f"labels: {labels} is no table of labels. To train on a share of them: --share {labels}.")
+    _refuse(path, parts, share, labels, overwrite=overwrite)
     for name, value in {"epochs": 1 if epochs is None else epochs, "batch_size": batch_size}.items():
         at_least_one(name, value)
     trained = open_weights(source, backbone=backbone, plugins=plugins)
@@ -180,7 +178,7 @@ def _judged(path: Path, work: _Work, model: Classifier, probe: Tensor, alone: Te
     )
 
 
-def _refuse(path: Path, parts: str, share: Any, *, overwrite: bool) -> None:
+def _refuse(path: Path, parts: str, share: Any, labels: Any, *, overwrite: bool) -> None:
     """Refuse what can be seen to be wrong before anything is opened."""
     if path.suffix.lower() != ".safetensors":
         raise ConfigError(f"--out: '{path}' must end in .safetensors, as the file of a classifier does.")
@@ -189,6 +187,8 @@ def _refuse(path: Path, parts: str, share: Any, *, overwrite: bool) -> None:
         raise ConfigError(f"parts: '{parts}' is none of {', '.join(PARTS)}.{did_you_mean(str(parts), PARTS)}")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise ConfigError(f"share: {share!r} is no share of the labels; expected above 0 and at most 1, as 0.1.")
+    if SHARE_AS_TEXT.fullmatch(str(labels)) and not os.path.exists(str(labels)):
+        raise ConfigError(f"labels: {labels} is no table of labels. To train on a share of them: --share {labels}.")
 
 
 def _network(trained: Trained) -> tuple[str, dict[str, Any], list[Mapping[str, str]]]:

@@ -63,7 +63,8 @@ def evaluate(
     """Judge what a run has learned, with 95 % intervals, beside raw pixels, itself untrained and what it began from.
 
     The run is left as it is, except for `evaluation.json` in its folder, which collects what was found, and for its
-    verdict, where this is the protocol that the method is judged by, with all labels of the run's own data.
+    verdict, where this is the protocol that the method is judged by, with all labels of the run's own data and, of
+    fine-tuning, no fewer steps than by default.
 
     Args:
         run_dir: the folder of a run that has ended.
