@@ -32,6 +32,17 @@ class UserPath(click.Path):
         return super().convert(user_path(value), param, ctx)  # type: ignore[return-value] # path_type says what it is
 
 
+class Choice(click.Choice):  # type: ignore[type-arg] # click 8.1 has none
+    """One of a few words; of a misspelt one it says which was probably meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word, if it is one of them."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message}{did_you_mean(str(value), self.choices)}", param, ctx)
+
+
 PATH = UserPath(path_type=Path)
 plugin_file_option = click.option("--plugin-file", type=PATH, help="a plugin that is one Python file")
 labels_option = click.option("--labels", help="table that gives each image of --data its label: CSV, ...")
@@ -59,7 +70,7 @@ def field_option(schema: type[Schema], name: str, **other: Any) -> Decorator:
     kinds = (field.annotation, *get_args(field.annotation))
     facts: dict[str, Any] = {"help": field.description, "default": None}
     if get_origin(field.annotation) is Literal:
-        facts["type"] = click.Choice(kinds[1:])
+        facts["type"] = Choice(kinds[1:])
     elif bool in kinds:
         facts["is_flag"] = True
     elif int in kinds:

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..settings import EvaluateSpec, TrainSpec
 from .base import (
     PATH,
+    Choice,
     Commands,
     akssl,
     data_of,
@@ -35,13 +36,13 @@ device_option = field_option(TrainSpec, "device", default="auto", show_default=T
 
 @akssl.command("eval")
 @click.argument("run_dir", type=PATH)
-@click.option("--protocol", type=click.Choice(PROTOCOLS), help="how to judge  [default: as its method: mostly knn]")
+@click.option("--protocol", type=Choice(PROTOCOLS), help="how to judge  [default: as its method: mostly knn]")
 @data_option
 @click.option("--labels", default="1.0", show_default=True, help="shares of the training labels: 0.01,0.1,1.0")
 @click.option("--seeds", type=int, default=5, show_default=True, help="draws of the labels, or fine-tunings")
 @click.option("--k", help="neighbours of the k-NN  [default: 10,20,100,200]")
 @click.option("--weights", type=PATH, help="compare with these weights, .safetensors: ImageNet's")
-@click.option("--solver", type=click.Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")
+@click.option("--solver", type=Choice(("auto", "lbfgs", "sgd")), help="of the linear probe  [default: auto]")
 @click.option("--epochs", type=int, help="of the fine-tuning, exactly  [default: 10, at least 500 steps]")
 @click.option("--masks", type=PATH, help="of the segmentation: PNGs named as the images  [default: the source's]")
 @test_data_option

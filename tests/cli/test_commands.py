@@ -148,6 +148,8 @@ BAD = [
     ),
     (("compare", "empty", "--out", "page.csv"), "expected a name that ends in .html"),
     (("run", "simsiam", "--precision", "int8"), "'int8' is not one of"),
+    (("run", "simsiam", "--precision", "fb32"), "Did you mean 'fp32'"),
+    (("eval", "runs/none", "--protocol", "segmnt"), "Did you mean 'segment'"),
     (("run",), "missing METHOD. Installed: barlowtwins, byol, dino, dinov2, distill, ibot, ijepa, lejepa"),
     (("embed", "runs/first"), "Missing option '--out'. Its meaning: akssl embed --help"),
     (("eval", "empty"), "Give the folder that 'akssl run' has named"),
