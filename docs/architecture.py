@@ -75,7 +75,7 @@ PLACES: dict[str, Sequence[str]] = {
         "cli/runs.py",
         "cli/plugins.py",
     ),
-    "a command": ("cli/runs.py", "__init__.py"),
+    "a command": ("cli/runs.py", "cli/many.py", "__init__.py"),
     "a setting of a run": ("settings.py",),
     "a setting of the optimizer": ("optim.py",),
     "a rule that fills a setting": ("running/rules.py",),

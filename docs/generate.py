@@ -19,7 +19,7 @@ from akssl_core.config import describe
 from akssl_core.config.registry import KINDS, STAND_IN
 from akssl_core.examining import RULES
 from akssl_core.plugins import first_party
-from akssl_core.plugins.first_party import ALONE, METHODS
+from akssl_core.plugins.first_party import ALONE, METHODS, TAUGHT
 from akssl_core.plugins.manager import installed
 from akssl_core.settings import EvaluateSpec, StartSpec, TrainSpec
 from akssl_core.testing.published import compared
@@ -344,10 +344,11 @@ def pages() -> dict[Path, str]:
             part = "settings" if len(names) == 1 else f"settings {name}"
             text = filled(text, part, plugin_settings(name))
         if names:  # what is no method has no recipes, and nothing to measure
-            text = filled(filled(text, "published", published(names)), "results", learning_results(names))
+            text = filled(text, "published", published(names))
+            taught = names == list(TAUGHT)  # learns from a teacher, for which no other method has a row
+            found = measured("distillation-shapes") if taught else learning_results(names)
+            text = filled(text, "distillation" if taught else "results", found)
         result[page] = text
-    taught = ROOT / "plugins" / "akssl-plugin-distill" / "README.md"
-    result[taught] = filled(result[taught], "distillation", measured("distillation-shapes"))
     return result
 
 

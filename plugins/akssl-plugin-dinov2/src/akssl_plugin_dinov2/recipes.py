@@ -1,4 +1,4 @@
-"""Settings for DINOv2: a small budget, CIFAR, ImageNet, and a second run on larger views."""
+"""Settings for DINOv2: a small budget, CIFAR and ImageNet."""
 
 from __future__ import annotations
 
