@@ -30,6 +30,11 @@ class Features:
     cls: Tensor | None = None
     """(B, D): the class token beside the patches, whatever is pooled; None: there is none."""
 
+    @property
+    def whole(self) -> Tensor:
+        """(B, D), a token for each image: the class token, or what is pooled where there is none."""
+        return self.pooled if self.cls is None else self.cls
+
 
 @dataclass(frozen=True, slots=True)
 class Counterpart:

@@ -67,11 +67,6 @@ class Until(Schedule):
         return float(now.step > self.start * now.total_steps)
 
 
-def of_image(features: Features) -> Tensor:
-    """The token (B, D) that stands for a whole crop: the class token, or what is pooled where there is none."""
-    return features.pooled if features.cls is None else features.cls
-
-
 class DINOv2(Method[TokenBackbone]):
     """Self-distillation of images and patches: a student meets its slow copy on crops and on hidden patches.
 
@@ -185,8 +180,8 @@ class DINOv2(Method[TokenBackbone]):
         masks, places, weights = self.hide(batch, self.backbone.patch_grid(x))
         targets, patch_targets, h = self.teach(x, places, now)
         seen = self.backbone.features(x, mask=masks, token=self.mask_token[0])
-        tokens = of_image(seen)
-        local = [of_image(self.backbone.features(torch.cat(small)))] if small else []
+        tokens = seen.whole
+        local = [self.backbone.features(torch.cat(small)).whole] if small else []
         z = self.head.project(torch.cat([tokens, *local]))
         patches = self.on_patches(self, seen, places)
         cls_loss = self.loss(self.head.last(z).chunk(len(large) + len(small)), targets.chunk(len(large)))
@@ -213,7 +208,7 @@ class DINOv2(Method[TokenBackbone]):
     def teach(self, x: Tensor, places: Tensor, now: Now) -> tuple[Tensor, Tensor, Features]:
         """Targets (2 B, K) of whole crops x, those (n, K) of patches at these places, and the teacher's features."""
         h = self.teacher.backbone.features(x)
-        logits, of_patches = self.teacher.head(of_image(h)), self.on_patches(self.teacher, h, places)
+        logits, of_patches = self.teacher.head(h.whole), self.on_patches(self.teacher, h, places)
         temperature = self.config.teacher_temperature(now)
         if self.config.targets == "sinkhorn":
             targets, patch_targets = (sinkhorn(rows, temperature, all_ranks=True) for rows in (logits, of_patches))

@@ -18,7 +18,6 @@ from akssl_core import (
     Curve,
     Draws,
     Facts,
-    Features,
     FractionSchedule,
     Landmark,
     LossRef,
@@ -50,11 +49,6 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
-
-
-def whole(features: Features) -> Tensor:
-    """The token (B, D) that stands for a whole crop: the class token, or what is pooled where there is none."""
-    return features.pooled if features.cls is None else features.cls
 
 
 def of_patches(heads: Any) -> CosineHead:
@@ -157,8 +151,8 @@ class IBOT(Method[TokenBackbone]):
         mask, rows, weights = self.masked(batch, self.backbone.patch_grid(large))
         teacher, patch_teacher, patch_means, patches = self.taught(large, rows)
         seen = self.backbone.features(large, mask=mask, token=self.mask_token[0])
-        local = [whole(self.backbone.features(torch.cat(small)))] if small else []
-        z = self.heads["whole"].project(torch.cat([whole(seen), *local]))
+        local = [self.backbone.features(torch.cat(small)).whole] if small else []
+        z = self.heads["whole"].project(torch.cat([seen.whole, *local]))
         student = self.heads["whole"].last(z).chunk(2 + len(small))
         assert seen.patches is not None
         patch_student = of_patches(self.heads)(seen.patches.flatten(0, 1)[rows])
@@ -192,7 +186,7 @@ class IBOT(Method[TokenBackbone]):
         last = of_patches(heads).last
         z = of_patches(heads).project(h.patches.flatten(0, 1))
         means = last(z.view(*h.patches.shape[:2], -1).mean(1))  # of the logits, for it is linear
-        return heads["whole"](whole(h)), last(z[rows]), means, h.patches
+        return heads["whole"](h.whole), last(z[rows]), means, h.patches
 
     def masked(self, batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Which patches of the global crops are hidden from the student, made in the host's memory.
