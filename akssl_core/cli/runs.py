@@ -19,6 +19,7 @@ from ..plugins.manager import is_no_method
 from ..settings import OF_RUN, TrainSpec
 from .base import (
     PATH,
+    Choice,
     akssl,
     budget_option,
     field_option,
@@ -45,7 +46,7 @@ MOST_A_CORE = 4  # processes that are started on a core at most
 @run_options()
 @budget_option
 @overwrite_option("replace the run that --out already holds")
-@click.option("--resume", type=click.Choice(["auto"]), help="go on where --out holds this run already, else begin it")
+@click.option("--resume", type=Choice(["auto"]), help="go on where --out holds this run already, else begin it")
 @click.option("--slurm", is_flag=True, help="write a script for sbatch that runs this to its end, and train nothing")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="show this page; with METHOD, its own settings too")
@@ -86,7 +87,7 @@ def run(
 @run_options("start")
 @budget_option
 @overwrite_option("replace the run that --out already holds")
-@click.option("--resume", type=click.Choice(["auto"]), help="go on where --out holds this run already, else begin it")
+@click.option("--resume", type=Choice(["auto"]), help="go on where --out holds this run already, else begin it")
 @click.option("--no-report", is_flag=True, help="do not write report.html")
 @json_option
 def adapt(source: str, method: str | None, no_report: bool, as_json: bool, **options: Any) -> None:
