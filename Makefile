@@ -110,8 +110,8 @@ leaderboard: install  ## every method on drawn shapes over three seeds, four hou
 	$(BIN)/python benchmarks/courses.py runs/leaderboard/shapes runs/short
 	$(BIN)/python docs/generate.py
 
-parity: $(VENV)/.peers  ## our losses against lightly's and the papers' formulas
-	$(BIN)/python -m pytest benchmarks/test_parity.py
+parity: $(VENV)/.peers  ## our losses against lightly's, stable-pretraining's and the papers' formulas
+	$(BIN)/python -m pytest benchmarks/test_parity.py benchmarks/test_parity_stable.py
 
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[bench]'

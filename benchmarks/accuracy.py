@@ -26,7 +26,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -327,14 +326,6 @@ def write(rows: list[dict[str, Any]], file: Path) -> None:
     file.with_suffix(".md").write_text("\n".join(parts))
 
 
-def without_library(system: str) -> bool:
-    """Whether a system is of the peer that is no extra, and not installed."""
-    if STABLE not in system or find_spec("stable_pretraining"):
-        return False
-    print(f"left out: {system}: {STABLE} is not installed", flush=True)
-    return True
-
-
 def job_of(row: dict[str, Any]) -> Job:
     """What a row was measured by."""
     return Job(row["data"], row["system"], row["seed"])
@@ -365,7 +356,6 @@ def main(given: list[str] | None = None) -> None:
     file = RESULTS / f"accuracy{suffix}.json"
     RESULTS.mkdir(exist_ok=True)
     wanted = [job for job in jobs(arguments.systems) if job.data in arguments.data and job.seed in arguments.seeds]
-    wanted = [job for job in wanted if not without_library(job.system)]
     kept = Kept(arguments.work and arguments.work / f"rows{suffix}.jsonl")
     mine = [row for row in kept.rows if job_of(row) in wanted and as_chosen(row)]
     rows, done = [row for row in known(file) if job_of(row) not in wanted] + mine, set(map(job_of, mine))

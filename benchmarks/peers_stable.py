@@ -3,8 +3,7 @@
 Loss, projector, transforms, optimizer, schedule and batch size are those of `benchmarks/imagenet10/lejepa-vit-small.py`
 in rbalestr-lab/stable-pretraining (version 0.1.8). Only what a common budget fixes is different, as in `peers.py`: the
 backbone, the images, the epochs, the size of the views, their mean and standard deviation, no blur below 64 px; and the
-warm-up, ten of its six hundred epochs, is in proportion. Needs `pip install stable-pretraining`, which brings some
-eighty packages with it and so is no extra of ours.
+warm-up, ten of its six hundred epochs, is in proportion. Needs `pip install -e .[bench]`.
 """
 
 from __future__ import annotations
