@@ -294,9 +294,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def line(system: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Means over the seeds, accuracies with their standard deviation."""
+    """Means over the seeds, accuracies with their standard deviation; of minutes, some on a busy machine, medians."""
     values = [system, str(len(rows)), *(over(rows, key) for key in ACCURACIES), over(rows, "z_std_ratio", 2)]
-    values += [over(rows, "rankme"), over(rows, "minutes")]
+    minutes = [row["minutes"] for row in rows if "minutes" in row]
+    values += [over(rows, "rankme"), f"{statistics.median(minutes):.1f}" if minutes else "-"]
     return dict(zip(COLUMNS, values, strict=True))
 
 
