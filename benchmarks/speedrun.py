@@ -105,7 +105,7 @@ def train_peer(system: str, data: dict[str, Any], due: list[Due], seed: int, set
     if library == "emp-ssl":
         from peers_emp import METHODS
     elif library == "stable-pretraining":
-        from peers_stable import METHODS  # not among the extras: it says why
+        from peers_stable import METHODS
     else:
         METHODS = peers.METHODS
     pixels = pixels_of(data)
