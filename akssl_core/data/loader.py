@@ -121,8 +121,9 @@ def _check_sizes(count: int, batch_size: int, world: int) -> None:
         )
     if count < batch_size:
         largest = count - count % world
-        cure = f"The largest batch size that works is {largest}." if largest else "Add images."
-        raise DataError(f"batch_size: {batch_size} is more than the {count} images to train on. {cure}")
+        cure = f"The largest batch size that works is {largest}." if largest > 1 else "Add images."
+        images = "one image" if count == 1 else f"{count} images"
+        raise DataError(f"batch_size: {batch_size} is more than the {images} to train on. {cure}")
 
 
 def _ahead(batches: Generator[T, None, None], count: int) -> Generator[T, None, None]:

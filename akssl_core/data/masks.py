@@ -61,7 +61,10 @@ class Masked(Subset):
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             raise DataError(f"masks: {file} cannot be read: {Unreadable.because(error)}.") from error
         if mode not in MODES or values.max() > IGNORED:
-            raise DataError(f"masks: {file} holds colours. Expected a number of 0 to {IGNORED} a pixel (mode L or P).")
+            raise DataError(
+                f"masks: {file} has pixels of mode {mode}, up to {values.max()}. Expected a class of 0 to {IGNORED} "
+                "for each (mode L or P): write it anew so."
+            )
         if image is not None and (shape := read_image(image, 1, None).shape[1:]) != values.shape:
             here, there = (f"{width} x {height} px" for height, width in (values.shape, shape))
             raise DataError(f"masks: {file} has {here}, its image {there}. Expected the same.")

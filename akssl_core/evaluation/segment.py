@@ -118,7 +118,11 @@ class _Place:
         self.masks = [self._masks(images, feed.square) for images in (self.train, self.test)]
         seen = torch.unique(torch.cat([torch.unique(mask) for mask in self.masks])).long()
         self.classes = seen[seen != IGNORED]
-        self.targets = self.majority(self.masks[0]).flatten()
+        self.targets = self.majority(self.masks[0]).flatten() if len(self.classes) else self.classes
+        if len(self.test) < 2:
+            raise DataError(
+                "masks: one test image has one. An interval takes at least two: give more, or others by --test-data."
+            )
         if len(self.train) < 2 or len(torch.unique(self.targets[self.targets >= 0])) < 2:
             raise DataError(
                 f"masks: those of the {len(self.train)} training images hold less than two classes. Give more."

@@ -74,6 +74,9 @@ def of_views(views: Tensor) -> Health:
 
 
 def _health(samples: Tensor, *measures: Callable[[Tensor], float]) -> Health:
+    """Not a number where the samples are not finite, as in `Spectrum`."""
+    if not samples.isfinite().all():
+        return Health({measure.__name__: math.nan for measure in measures}, {})
     health = Health({}, {})
     for measure in measures:
         try:

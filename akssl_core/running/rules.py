@@ -263,20 +263,23 @@ def offered(method: type[Method], augmentation: Augmentation) -> dict[str, int]:
         if have.get(name, 0) not in allowed:
             raise ConfigError(
                 f"augmentation: {method.name} takes {describe.count(need)} '{name}' views; "
-                f"{augmentation.name} offers {_counts(have)}. {_other_views(method)}"
+                f"{augmentation.name} offers {_counts(have)}. {_other_views(method, have)}"
             )
     if extra := sorted(have.keys() - method.views.keys()):
         raise ConfigError(
             f"augmentation: {method.name} does not use '{extra[0]}' views; {augmentation.name} offers "
-            f"{_counts(have)}. {_other_views(method)}"
+            f"{_counts(have)}. {_other_views(method, have)}"
         )
     return have
 
 
-def _other_views(method: type[Method]) -> str:
-    """How to get the views that a method takes."""
-    least = {name: need.start if isinstance(need, range) else need for name, need in method.views.items()}
-    groups = " ".join(f"--set augmentation.groups.{name}.count={count}" for name, count in least.items() if count)
+def _other_views(method: type[Method], have: Mapping[str, int]) -> str:
+    """How to get views that a method takes, as many as there are where it may."""
+    nearest = {
+        name: min(max(have.get(name, 0), need.start), need.stop - 1) if isinstance(need, range) else need
+        for name, need in method.views.items()
+    }
+    groups = " ".join(f"--set augmentation.groups.{name}.count={count}" for name, count in nearest.items() if count)
     return f"Choose another augmentation or its counts, or name the groups: --set augmentation.name=views {groups}"
 
 

@@ -103,6 +103,12 @@ def spoil(annotated, what):
     elif what == "one class":
         for one in (annotated / "masks").iterdir():
             Image.new("L", (16, 24)).save(one)
+    elif what == "left out":
+        for one in (annotated / "masks").iterdir():
+            Image.new("L", (16, 24), 255).save(one)
+    elif what == "one test image":
+        for number in range(3, 20):
+            (annotated / "photos" / f"{number:02}.png").unlink()
     elif what == "none":
         for one in (annotated / "masks").iterdir():
             one.unlink()
@@ -111,10 +117,12 @@ def spoil(annotated, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("colours", r"04.png holds colours. Expected a number of 0 to 255 a pixel"),
+        ("colours", r"04.png has pixels of mode RGB, up to [0-9]+. Expected a class of 0 to 255"),
         ("size", r"04.png has 24 x 16 px, its image 16 x 24 px. Expected the same"),
         ("broken", r"04.png cannot be read: not an image in a known format"),
         ("one class", "hold less than two classes"),
+        ("left out", "hold less than two classes"),
+        ("one test image", r"one test image has one\. .* at least two"),
         ("none", r"none of the 16 images has one in .*masks; expected .*01.png for the first"),
     ],
 )

@@ -61,6 +61,15 @@ def test_alpha_req_says_when_features_are_flat():
         alpha_req(torch.randn(200, 4) @ torch.randn(4, 64))
 
 
+def test_features_that_are_not_finite_have_numbers_that_are_none():
+    features = white(200, 64)
+    features[3, 5] = math.inf
+    numbers, missing = of_features(features)
+    assert set(numbers) == {"alpha_req", "uniformity"}
+    assert all(math.isnan(number) for number in numbers.values())
+    assert not missing
+
+
 # -- LiDAR ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rank", [1, 5, 16])
 def test_lidar_counts_the_directions_that_tell_images_apart(rank):

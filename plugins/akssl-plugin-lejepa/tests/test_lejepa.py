@@ -284,7 +284,7 @@ def facts(**views: int) -> Facts:
 
 
 def test_one_view_is_refused_in_words() -> None:
-    with pytest.raises(ConfigError, match=r"compares views, and there is 1\. Set augmentation\.count"):
+    with pytest.raises(ConfigError, match=r"compares views, and there is 1\. Use 2 or more"):
         LeJEPA.check(config_of(LeJEPA), Facts(100, 10, 10, 32, 1, {"global": 1}))
     assert not LeJEPA.check(config_of(LeJEPA), Facts(100, 10, 10, 32, 1, {"global": 1, "local": 1}))
 

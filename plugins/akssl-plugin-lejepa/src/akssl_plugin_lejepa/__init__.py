@@ -155,7 +155,8 @@ class LeJEPA(Method):
         views = sum(facts.views.values())
         if views < 2:
             raise ConfigError(
-                "augmentation: lejepa compares views, and there is 1. Set augmentation.count to 2 or more; 4 is usual."
+                "augmentation: lejepa compares views, and there is 1. Use 2 or more, 4 is usual: augmentation.count of "
+                "'pair', augmentation.groups.global.count of 'views'."
             )
         usual = USUAL_WEIGHT[max(n for n in USUAL_WEIGHT if n <= views)]
         weight = getattr(config.loss.config, "lambda_", usual)
