@@ -203,6 +203,8 @@ def test_dropping_the_batches_leaves_nothing_behind():
 def test_a_batch_larger_than_the_data_names_the_largest_that_works():
     with pytest.raises(DataError, match="batch_size: 10000 is more than the 50 images.*that works is 50"):
         Loader(memory(), 10_000)
+    with pytest.raises(DataError, match=r"2 is more than the one image to train on\. Add images\."):
+        Loader(memory(1), 2)
     with pytest.raises(DataError, match="that works is 48"):
         Loader(memory(), 10_000, world=4)
     with pytest.raises(DataError, match="Add images"):

@@ -117,7 +117,7 @@ def spoil(annotated, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("colours", r"04.png has pixels of mode RGB, up to [0-9]+. Expected a class of 0 to 255"),
+        ("colours", r"04.png has pixels of mode RGB, up to 0. Expected a class of 0 to 255"),
         ("size", r"04.png has 24 x 16 px, its image 16 x 24 px. Expected the same"),
         ("broken", r"04.png cannot be read: not an image in a known format"),
         ("one class", "hold less than two classes"),

@@ -283,8 +283,13 @@ def facts(**views: int) -> Facts:
     return Facts(10_000, 64, 64, 32, 10, views or {"global": 4})
 
 
+def test_more_views_than_it_takes_are_refused_with_the_most_that_it_does() -> None:
+    with pytest.raises(ConfigError, match=r"takes 1 to 16 'global' views; pair offers 17 .*groups\.global\.count=16$"):
+        akssl_core.explain("lejepa", data="shapes", augmentation={"name": "pair", "count": 17})
+
+
 def test_one_view_is_refused_in_words() -> None:
-    with pytest.raises(ConfigError, match=r"compares views, and there is 1\. Use 2 or more"):
+    with pytest.raises(ConfigError, match=r"compares views, and there is 1\. Use 2 or more, 4 .* augmentation\.count of"):
         LeJEPA.check(config_of(LeJEPA), Facts(100, 10, 10, 32, 1, {"global": 1}))
     assert not LeJEPA.check(config_of(LeJEPA), Facts(100, 10, 10, 32, 1, {"global": 1, "local": 1}))
 
