@@ -289,7 +289,7 @@ def test_more_views_than_it_takes_are_refused_with_the_most_that_it_does() -> No
 
 
 def test_one_view_is_refused_in_words() -> None:
-    with pytest.raises(ConfigError, match=r"compares views, and there is 1\. Use 2 or more, 4 .* augmentation\.count of"):
+    with pytest.raises(ConfigError, match=r"compares views, and there is 1\. Use 2 or more.* augmentation\.count of"):
         LeJEPA.check(config_of(LeJEPA), Facts(100, 10, 10, 32, 1, {"global": 1}))
     assert not LeJEPA.check(config_of(LeJEPA), Facts(100, 10, 10, 32, 1, {"global": 1, "local": 1}))
 
