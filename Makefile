@@ -77,6 +77,7 @@ bench-choose: install  ## akssl choose beside all methods in full, whose runs it
 
 speedrun: $(VENV)/.peers  ## the best backbone in 2, 5 and 10 minutes by the clock, beside peers; DATA=DIR of CIFAR-10; four and a half hours; repeat it to go on
 	$(BIN)/python benchmarks/speedrun.py --cifar $(DATA) --work runs/speedrun
+	$(BIN)/python docs/generate.py
 
 bench-help: install  ## did it help? one short run judged at 1, 10 and 100 % of the labels, six minutes
 	$(BIN)/python benchmarks/did_it_help.py

@@ -209,6 +209,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def processors(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which seeds ran on which processor: times on one are not those on another, but a seed's systems share one."""
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["cpu"], set()).add(row["seed"])
+    return "; ".join(f"{cpu} (seeds {', '.join(map(str, sorted(of)))})" for cpu, of in seeds.items())
+
+
 def contest(arguments: argparse.Namespace) -> None:
     """Every system over all times with one seed, then with the next; the table is written after each system."""
     file = results.RESULTS / "speedrun.json"
@@ -237,7 +245,7 @@ def contest(arguments: argparse.Namespace) -> None:
                 print(row, flush=True)
         rows += filter(None, map(kept.of, jobs))
         if not arguments.validation:
-            results.write("speedrun", summary(rows), results.facts(runs=rows))
+            results.write("speedrun", summary(rows), {**results.facts(runs=rows), "cpu": processors(rows)})
 
 
 def main(given: Sequence[str] | None = None) -> None:

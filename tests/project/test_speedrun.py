@@ -31,6 +31,7 @@ class Example:
     after_backward: Callable[[float], None]
 
 
+@pytest.mark.filterwarnings("ignore:budget. a step takes")  # on a busy machine, longer than these 0.6 s
 def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     for part, photos in (("train", 32), ("test", 8)):
@@ -48,9 +49,13 @@ def test_a_speedrun_ends_with_a_scored_backbone_and_goes_on_after_its_runs(monke
     speedrun.main([*asked[:-1], "1"])  # of other settings: the run of seed 0 goes
     assert json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"][0]["runs"] == 1
     speedrun.main(asked)
+    here = results.cpu()
+    monkeypatch.setattr(results, "cpu", lambda: "another")
     speedrun.main(again)
-    (table,) = json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"]
+    found = json.loads((tmp_path / "results" / "speedrun.json").read_text())
+    (table,) = found["rows"]
     assert table["runs"] == 3  # that of seed 0 is kept
+    assert found["facts"]["cpu"] == f"{here} (seeds 0); another (seeds 1, 2)"
     monkeypatch.setattr(speedrun, "race", None)  # nothing is run a second time
     speedrun.main(again)
     assert json.loads((tmp_path / "results" / "speedrun.json").read_text())["rows"] == [table]
