@@ -83,8 +83,12 @@ class Chosen:
             for trial in trials
         ]
         left = [f"left out: {name}: {why}" for name, why in self.left_out.items()]
-        use = [f"chosen: {self.run_dir}", "  import akssl_core"]
-        use.append(f"  backbone = akssl_core.load_backbone({str(self.run_dir)!r})")
+        use = [
+            f"chosen: {self.run_dir}",
+            f"Look at it: {self.run_dir / 'report.html'}",
+            "  import akssl_core",
+            f"  backbone = akssl_core.load_backbone({str(self.run_dir)!r})",
+        ]
         return "\n".join([describe.table(COLUMNS, rows), *left, "", *use])
 
     def record(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def test_a_quarter_goes_on_for_four_times_as_long(toys, tmp_path):
     assert found.rounds[-1][0].candidate == f"toy optimizer.lr={rate['start'] if isinstance(rate, dict) else rate}"
     assert len(told) == 1 + 8
     assert f"chosen: {found.run_dir}" in found.text
+    assert f"Look at it: {found.run_dir / 'report.html'}" in found.text
+    assert (found.run_dir / "report.html").exists()
     assert json.loads((tmp_path / "all" / "choice.json").read_text()) == found.record()
 
 
